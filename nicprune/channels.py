@@ -1,0 +1,175 @@
+"""Find a codec's channel groups: the widths that can shrink, and everything that shrinks with each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from nicprune.codecs import check_codec, is_bottleneck
+from nicprune.errors import CodecError, RecipeError, closest
+from nicprune.tracing import CONVOLUTIONS, Tracer
+
+MIN_LATENTS = 2
+"""Autoregressive codecs cannot code a single latent channel."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One layer's share in a group.
+
+    Attributes:
+        module: dotted name of the layer.
+        axis: "out", "in", or "both" (GDN, entropy bottleneck, depthwise convolution).
+        index: shape (width, k): the layer's k channels that belong to each of the group's channels.
+    """
+
+    module: str
+    axis: str
+    index: np.ndarray
+
+    def __str__(self) -> str:
+        times = f" x{self.index.shape[1]}" if self.index.shape[1] > 1 else ""
+        return f"{self.module}{'' if self.axis == 'both' else '.' + self.axis}{times}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels of several layers that can only live or die together: one width.
+
+    Attributes:
+        name: the first layer that produces them, with its range of channels where it feeds several groups.
+        width: how many channels.
+        members: every layer that has them.
+        latent: "y" or "z" if the bitstream carries them.
+        pinned: why they can never be removed, None if they can.
+    """
+
+    name: str
+    width: int
+    members: tuple[Member, ...]
+    latent: str | None = None
+    pinned: str | None = None
+
+    @property
+    def producers(self) -> tuple[Member, ...]:
+        """The members whose output these channels are."""
+        return tuple(m for m in self.members if m.axis == "out")
+
+
+class Groups(Sequence[Group]):
+    """The channel groups of one codec, in the order of its forward pass."""
+
+    def __init__(self, groups: Sequence[Group]):
+        self._groups = tuple(groups)
+        self._by_name = {group.name: group for group in self._groups}
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self._groups)
+
+    def __getitem__(self, key):  # type: ignore[no-untyped-def, override]
+        if isinstance(key, str):
+            if key not in self._by_name:
+                raise RecipeError(f"no channel group {key!r}; {closest(key, self._by_name)}")
+            return self._by_name[key]
+        return self._groups[key]
+
+    def prunable(self, *, latents: bool = False) -> list[Group]:
+        """The groups that may shrink, the latents y and z among them only if asked."""
+        return [g for g in self._groups if g.pinned is None and (latents or g.latent is None)]
+
+    def full(self) -> dict[str, list[int]]:
+        """The keep-list of every group that keeps everything."""
+        return {g.name: list(range(g.width)) for g in self._groups}
+
+    def check(self, keep: Mapping[str, Sequence[int]], *, latents: bool = True) -> dict[str, np.ndarray]:
+        """Validate keep-lists; groups not named keep everything.
+
+        Raises:
+            RecipeError: a group is unknown, pinned, or an index is out of range, repeated or unsorted.
+        """
+        checked = {}
+        for name, indices in keep.items():
+            group: Group = self[name]
+            kept = np.asarray(list(indices), dtype=np.int64)
+            if len(kept) == group.width:
+                continue
+            if group.pinned is not None:
+                raise RecipeError(f"channel group {name!r} cannot shrink: {group.pinned}")
+            if group.latent is not None and not latents:
+                raise RecipeError(f"channel group {name!r} is the latent {group.latent}; open it with latents: true")
+            least = MIN_LATENTS if group.latent else 1
+            if len(kept) < least:
+                raise RecipeError(f"channel group {name!r} must keep at least {least} of {group.width} channels (got {len(kept)})")
+            if kept.min() < 0 or kept.max() >= group.width or (np.diff(kept) <= 0).any():
+                raise RecipeError(f"the keep-list of {name!r} must be increasing indices below {group.width}")
+            checked[name] = kept
+        return checked
+
+
+def find_groups(codec: nn.Module) -> Groups:
+    """Find the channel groups of any `CompressionModel` built of convolutions, GDN and CompressAI's entropy models.
+
+    The codec is traced once on a 64x64 image and left as it was.
+
+    Raises:
+        CodecError: nothing in the codec can be pruned safely; names the layers that stand in the way.
+    """
+    check_codec(codec)
+    tracer = Tracer(codec)
+    tracer.run()
+    pins: dict[int, str] = {}
+    for number, reason in tracer.pins.items():
+        pins.setdefault(tracer.root(number), reason)
+    latents = {tracer.root(number): name for number, name in tracer.latents.items()}
+    modules = dict(codec.named_modules())
+
+    # Channels with the same members, the same reason to stay and the same role are one group.
+    sets: dict[tuple[object, ...], list[list[tuple[str, str, int]]]] = {}
+    for root, members in tracer.classes().items():
+        shape = tuple(sorted((m, a, sum(1 for x in members if x[:2] == (m, a))) for m, a in {x[:2] for x in members}))
+        sets.setdefault((shape, pins.get(root), latents.get(root)), []).append(members)
+
+    groups = []
+    for (_, pinned, latent), channels in sets.items():
+        channels.sort(key=lambda members: members[0][2])
+        order = list(dict.fromkeys((module, axis) for module, axis, _ in channels[0]))
+        members = tuple(
+            Member(module, axis, np.array([[i for m, a, i in channel if (m, a) == (module, axis)] for channel in channels]))
+            for module, axis in order
+        )
+        if pinned is None and not any(m.axis == "out" and type(modules[m.module]) in CONVOLUTIONS for m in members):
+            pinned = "no convolution produces these channels"
+        first = next((m for m in members if m.axis == "out"), members[0])
+        groups.append((first, Group(first.module, len(channels), members, latent, pinned)))  # type: ignore[arg-type]
+
+    named = _unique_names(groups, modules)
+    found = Groups([g for g in named if g.pinned != "image"])
+    if not found.prunable():
+        reasons = sorted({g.pinned for g in named if g.pinned and g.pinned != "image"})
+        raise CodecError(f"nothing in {type(codec).__name__} can be pruned safely: {'; '.join(reasons[:4]) or 'no convolution was run'}")
+    return found
+
+
+def _unique_names(groups: Sequence[tuple[Member, Group]], modules: Mapping[str, nn.Module]) -> list[Group]:
+    count: dict[str, int] = {}
+    for _, group in groups:
+        count[group.name] = count.get(group.name, 0) + 1
+    named = []
+    for first, group in groups:
+        name = group.name
+        if count[name] > 1:
+            name = f"{name}[{int(first.index.min())}:{int(first.index.max()) + 1}]"
+        named.append(Group(name, group.width, group.members, group.latent, group.pinned))
+    return named
+
+
+def bottlenecks(group: Group, codec: nn.Module) -> list[Member]:
+    """The group's entropy bottlenecks."""
+    modules = dict(codec.named_modules())
+    return [m for m in group.members if is_bottleneck(modules[m.module])]

@@ -1,0 +1,163 @@
+"""How each kind of layer gives up channels: torch-pruning's functions, and ours where it has none.
+
+torch-pruning cuts GDN's gamma on one axis only, leaves a masked convolution's mask as it was and does not know entropy
+bottlenecks; the three pruners here put that right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch_pruning as tp
+from compressai.layers import GDN, GDN1, CheckerboardMaskedConv2d, MaskedConv2d
+from torch import Tensor, nn
+
+from nicprune.codecs import is_bottleneck
+from nicprune.errors import SurgeryError
+
+
+def _kept(width: int, removed: Sequence[int]) -> list[int]:
+    gone = set(removed)
+    return [i for i in range(width) if i not in gone]
+
+
+class GDNPruner(tp.BasePruningFunc):
+    """GDN and GDN1: beta, and both axes of gamma (what is normalised, and what is pooled)."""
+
+    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        kept = _kept(layer.beta.numel(), idxs)
+        layer.beta = self._prune_parameter_and_grad(layer.beta, kept, 0)
+        layer.gamma = self._prune_parameter_and_grad(layer.gamma, kept, 0)
+        layer.gamma = self._prune_parameter_and_grad(layer.gamma, kept, 1)
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+    def get_out_channels(self, layer: nn.Module) -> int:
+        return layer.beta.numel()
+
+    get_in_channels = get_out_channels
+
+
+class MaskedConvPruner(tp.pruner.function.ConvPruner):
+    """Masked convolutions: weight, bias, and the mask buffer."""
+
+    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        kept = _kept(layer.out_channels, idxs)
+        super().prune_out_channels(layer, idxs)
+        layer.mask = layer.mask[kept].clone()
+        return layer
+
+    def prune_in_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        kept = _kept(layer.in_channels, idxs)
+        super().prune_in_channels(layer, idxs)
+        layer.mask = layer.mask[:, kept].clone()
+        return layer
+
+
+class EntropyBottleneckPruner(tp.BasePruningFunc):
+    """Entropy bottlenecks: the network of each channel, its quantiles, and its rows of the CDF tables."""
+
+    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        kept = _kept(layer.channels, idxs)
+        if hasattr(layer, "matrices"):
+            for parameters in (layer.matrices, layer.biases, layer.factors):
+                for i in range(len(parameters)):
+                    parameters[i] = self._prune_parameter_and_grad(parameters[i], kept, 0)
+        else:  # EntropyBottleneckVbr registers them one by one
+            for name, parameter in list(layer.named_parameters(recurse=False)):
+                if name.startswith(("_matrix", "_factor", "_bias")):
+                    setattr(layer, name, self._prune_parameter_and_grad(parameter, kept, 0))
+        layer.quantiles = self._prune_parameter_and_grad(layer.quantiles, kept, 0)
+        if layer._quantized_cdf.numel():
+            for name in ("_quantized_cdf", "_cdf_length", "_offset"):
+                setattr(layer, name, getattr(layer, name)[kept].clone())
+        layer.channels = len(kept)
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+    def get_out_channels(self, layer: nn.Module) -> int:
+        return layer.channels
+
+    get_in_channels = get_out_channels
+
+
+
+
+PRUNERS: dict[type, tp.BasePruningFunc] = {
+    nn.Conv2d: tp.pruner.function.ConvPruner(),
+    nn.ConvTranspose2d: tp.pruner.function.ConvPruner(),
+    nn.Linear: tp.pruner.function.LinearPruner(),
+    MaskedConv2d: MaskedConvPruner(),
+    CheckerboardMaskedConv2d: MaskedConvPruner(),
+    GDN: GDNPruner(),
+    GDN1: GDNPruner(),
+}
+_DEPTHWISE, _BOTTLENECK = tp.pruner.function.DepthwiseConvPruner(), EntropyBottleneckPruner()
+
+
+def pruner_for(layer: nn.Module) -> tp.BasePruningFunc:
+    """Return what removes channels from `layer`.
+
+    Raises:
+        SurgeryError: nothing does.
+    """
+    if is_bottleneck(layer):
+        return _BOTTLENECK
+    if type(layer) not in PRUNERS:
+        raise SurgeryError(f"no channels can be removed from a {type(layer).__name__}")
+    return _DEPTHWISE if getattr(layer, "groups", 1) > 1 else PRUNERS[type(layer)]
+
+
+def remove(layer: nn.Module, axis: str, removed: Sequence[int]) -> None:
+    """Remove channels of one axis ("out", "in" or "both") from a layer, in place; requires_grad stays as it was."""
+    needs_grad = {name: p.requires_grad for name, p in layer.named_parameters()}
+    pruner_for(layer)(layer, list(removed), to_output=axis != "in")
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(needs_grad[name])
+
+
+def zero(layer: nn.Module, axis: str, channels: Sequence[int]) -> None:
+    """Make channels of a producer zero, in place: its rows and bias, or a bottleneck's medians."""
+    index = torch.as_tensor(list(channels), dtype=torch.long)
+    with torch.no_grad():
+        if is_bottleneck(layer):
+            layer.quantiles[index, :, 1] = 0.0
+        elif axis == "out":
+            transposed = isinstance(layer, nn.ConvTranspose2d)
+            layer.weight.index_fill_(1 if transposed else 0, index.to(layer.weight.device), 0.0)
+            if layer.bias is not None:
+                layer.bias.index_fill_(0, index.to(layer.bias.device), 0.0)
+
+
+def resize(codec: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give every layer of `codec` the shapes that `state` has for it, in place; values are left to load_state_dict."""
+    for prefix, module in codec.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            value = state.get(dot + name)
+            if value is not None and value.shape != parameter.shape:
+                fresh = nn.Parameter(torch.empty(value.shape, dtype=parameter.dtype), requires_grad=parameter.requires_grad)
+                if isinstance(module, nn.ParameterList):
+                    module[int(name)] = fresh
+                else:
+                    setattr(module, name, fresh)
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            value = state.get(dot + name)
+            if value is not None and value.shape != buffer.shape:
+                setattr(module, name, torch.empty(value.shape, dtype=buffer.dtype))
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            # Weight is (out, in / groups, ...), transposed (in, out / groups, ...); depthwise layers have groups = channels.
+            first, second = module.weight.shape[:2]
+            if module.groups > 1:
+                module.groups = module.in_channels = module.out_channels = first
+            elif isinstance(module, nn.ConvTranspose2d):
+                module.in_channels, module.out_channels = first, second
+            else:
+                module.out_channels, module.in_channels = first, second
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif is_bottleneck(module):
+            module.channels = module.quantiles.shape[0]

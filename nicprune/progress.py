@@ -1,0 +1,49 @@
+"""Progress: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+LINE_EVERY_S = 15.0
+SHOWN = ("loss", "bpp", "psnr", "macs")
+
+
+class Progress:
+    """Progress over `total` steps. Everything goes to stderr; nothing is printed when not enabled."""
+
+    def __init__(self, total: int, label: str = "", *, enabled: bool = True):
+        self.total, self.label, self.enabled = total, label, enabled
+        self._bar: tqdm | None = None
+        self._text = ""
+        self._printed = self._started = 0.0
+        self._first = 0
+
+    def start(self, step: int) -> None:
+        """Begin at `step` (not 0 after a resumption)."""
+        self._started = self._printed = time.monotonic()
+        self._first = step
+        if self.enabled and sys.stderr.isatty():
+            self._bar = tqdm(total=self.total, initial=step, desc=self.label or None, leave=True, dynamic_ncols=True)
+
+    def show(self, step: int, values: dict[str, float] | None = None) -> None:
+        """Show that `step` steps are done, with the given figures (or the last ones)."""
+        if values:
+            self._text = "  ".join(f"{k} {values[k]:.4g}" for k in SHOWN if k in values)
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            if values:
+                self._bar.set_postfix_str(self._text)
+            return
+        now = time.monotonic()
+        if self.enabled and (now - self._printed >= LINE_EVERY_S or step == self.total):
+            rate = (step - self._first) / max(now - self._started, 1e-9)
+            print(f"{self.label + '  ' if self.label else ''}{step}/{self.total}  {self._text}  {rate:.2g} steps/s", file=sys.stderr, flush=True)
+            self._printed = now
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
