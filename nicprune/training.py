@@ -85,7 +85,8 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 def split_parameters(codec: nn.Module, model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Split trainable parameters into the network's and the entropy bottlenecks' quantiles, as CompressAI does."""
     quantiles = {id(p) for name, p in codec.named_parameters() if name.endswith("quantiles")}
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    own = {id(p) for p in model.self_updated()} if hasattr(model, "self_updated") else set()
+    trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
     return [p for p in trainable if id(p) not in quantiles], [p for p in trainable if id(p) in quantiles]
 
 

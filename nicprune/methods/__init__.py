@@ -1,0 +1,13 @@
+"""Sparsity methods, one file each. Importing a file registers its method; nothing else names it."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from nicprune.methods.base import METHODS, Attached, Method, attach
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["METHODS", "Attached", "Method", "attach"]

@@ -1,0 +1,218 @@
+"""Mask decay with the |m - 1| criterion (Wang et al., "EVC: Towards Real-Time Neural Image Compression with Mask Decay", ICLR 2023).
+
+Every channel of every free group gets a mask m, 1 at the start, behind its producers' bias. After each optimiser step
+
+    m <- max(0, m - eta * g / rms(g) - rho * c * |m - 1|)
+
+with g the gradient of the rate-distortion loss, and c what a channel of the group costs in MACs, relative to the average.
+|m - 1| is EVC's criterion: it grows as a mask falls, and is zero at 1, so that masks part into those that stay and
+those that go. m = 1 is a fixed point of the decay: only the rate-distortion gradient can push a mask off it. With the loss's
+curvature h along m, a deficit u = 1 - m follows du/dt = rho * c * u - eta * h * u: a channel goes if and only if its curvature per
+MAC is below rho / eta. rho is what decides how many, so rho is steered: it rises while the codec costs more than planned for the
+step and falls when it costs less. Decay is decoupled from the optimiser, as weight decay is in AdamW: Adam's normaliser would make
+|m - 1|, L1 and L2 alike. The rate-distortion gradient is divided by one root mean square over all masks, which makes the
+settings independent of lambda and keeps the ratio between masks.
+
+For the last part of `decay_steps` the choice is final: keep-lists that meet the target exactly are taken from the masks,
+the masks of the others go to zero, and the decay of those that stay ends. Learning rates, decay weight and schedule of the
+paper are not public; these are our own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from nicprune.errors import TrainingError
+from nicprune.methods.base import METHODS, Masks, Method
+from nicprune.targets import Target
+
+RMS_MEMORY = 0.98
+"""Share of the past in the running mean square of the masks' gradients."""
+
+STEER = 0.03
+"""How much rho changes in a step, relative, when the codec is off its planned cost by 10 % of the way."""
+
+
+class MaskDecayConfig(Target):
+    """Settings of mask decay beside its target.
+
+    Attributes:
+        decay_steps: steps until every mask that goes is zero.
+        criterion: the decay's gradient: "decay" is |m - 1|, "l1" is 1, "l2" is m.
+        mask_lr: eta, how fast masks follow the rate-distortion gradient; None takes 3 / decay_steps.
+        commit: share of `decay_steps` after which the choice is final.
+    """
+
+    decay_steps: int = Field(default=10_000, ge=1)
+    criterion: Literal["decay", "l1", "l2"] = "decay"
+    mask_lr: float | None = Field(default=None, gt=0)
+    commit: float = Field(default=0.7, gt=0, lt=1)
+
+
+@METHODS.register("mask_decay")
+class MaskDecay(Method):
+    """Learns which channels go, while the codec trains."""
+
+    name = "mask_decay"
+    summary = "learnt masks decay by |m - 1| (EVC), weighted by MACs, to an exact budget"
+    Config = MaskDecayConfig
+    config: MaskDecayConfig
+
+    step: Tensor
+    rho: Tensor
+    mean_square: Tensor
+    committed: Tensor
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        free = self.config.free(self.groups)
+        self.free_names = [g.name for g in free]
+        self._columns = np.array([self.cost.names.index(g.name) for g in free], dtype=np.int64)
+        self._sizes = [g.width for g in free]
+        fixed = self.config.fixed_widths(self.groups)
+        self._goal = np.array([fixed.get(g.name, 0) for g in free], dtype=float)
+        self.masks = Masks(free)
+        steered = len(free) if self.config.widths is not None else 1
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.register_buffer("rho", torch.full((steered,), 1.0 / self.config.decay_steps))
+        self.register_buffer("mean_square", torch.zeros(()))
+        # What the optimiser may have done to the masks is undone from here: they move by the rule above alone.
+        self.register_buffer("current", torch.ones(sum(self._sizes)))
+        self.register_buffer("at_commit", torch.ones(sum(self._sizes)))
+        self.register_buffer("going", torch.zeros(sum(self._sizes), dtype=torch.bool))
+        self.register_buffer("committed", torch.zeros((), dtype=torch.bool))
+
+    def validate(self) -> None:
+        self.config.check(self.groups, self.cost)
+
+    def attach(self, codec: nn.Module) -> None:
+        self.masks.attach(codec, self.groups)
+
+    def detach(self, codec: nn.Module) -> None:
+        self.masks.detach(codec)
+
+    def self_updated(self) -> list[nn.Parameter]:
+        return list(self.masks.values)
+
+    @property
+    def eta(self) -> float:
+        """How fast masks follow the rate-distortion gradient."""
+        return self.config.mask_lr if self.config.mask_lr is not None else 3.0 / self.config.decay_steps
+
+    @property
+    def commit_step(self) -> int:
+        """The step at which the choice is final."""
+        return max(1, round(self.config.commit * self.config.decay_steps))
+
+    @property
+    def done(self) -> bool:
+        return int(self.step) >= self.config.decay_steps
+
+    def _soft_widths(self, values: Tensor) -> np.ndarray:
+        widths = self.cost.widths().astype(float)
+        sums = [float(part.clamp(max=1).sum()) for part in values.split(self._sizes)]
+        widths[self._columns] = sums
+        return widths
+
+    def _cost_weights(self, soft: np.ndarray) -> np.ndarray:
+        """What a channel of each free group costs now, 1 on average over channels."""
+        if self.config.widths is not None:
+            return np.ones(len(self._sizes))
+        assert self.config.budget is not None
+        widths = np.rint(soft).astype(np.int64)
+        price = np.zeros(len(self._sizes))
+        for name, limit in self.config.budget.limits(self.cost.original).items():
+            over = max(getattr(self.cost.totals(widths), name) - limit, 0.0) + 1e-3 * limit
+            price += self.cost.decreases(widths, np.ones_like(widths), name)[self._columns] / over
+        sizes = np.array(self._sizes)
+        return price * sizes.sum() / max(float(price @ sizes), 1e-30)
+
+    def _ahead(self, soft: np.ndarray) -> np.ndarray:
+        """How far the codec is from its planned cost, as a share of the whole way; positive: it costs too much still."""
+        planned = min(1.0, int(self.step) / self.commit_step)
+        if self.config.widths is not None:
+            full, now = np.array(self._sizes, float), soft[self._columns]
+            return (now - (full + planned * (self._goal - full))) / np.maximum(full - self._goal, 1.0)
+        assert self.config.budget is not None
+        gaps = []
+        whole = self.cost.totals()
+        for name, limit in self.config.budget.limits(self.cost.original).items():
+            way = getattr(whole, name) - limit
+            gaps.append((self.cost.soft(soft, name) - (getattr(whole, name) - planned * way)) / way)
+        return np.array([max(gaps)])
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        if self.done:
+            self._write(self.current)
+            return
+        self.step += 1
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.masks.values]
+        gradient = torch.cat(gradients) if gradients else self.current.new_zeros(0)
+        if not bool(torch.isfinite(gradient).all()):
+            gradient = torch.zeros_like(gradient)
+        self.mean_square.mul_(RMS_MEMORY).add_(gradient.square().mean(), alpha=1 - RMS_MEMORY)
+        mean_square = self.mean_square / (1 - RMS_MEMORY ** int(self.step))
+        pull = self.eta * gradient / mean_square.sqrt().clamp_min(1e-20)
+        values = self.current
+        if int(self.step) <= self.commit_step:
+            soft = self._soft_widths(values)
+            self.rho.mul_(torch.from_numpy(np.exp(np.clip(self._ahead(soft) * 10, -1, 1) * STEER)).to(self.rho))
+            weight = torch.from_numpy(np.repeat(self._cost_weights(soft), self._sizes)).to(values)
+            rho = self.rho if len(self.rho) == 1 else self.rho.repeat_interleave(torch.tensor(self._sizes, device=values.device))
+            values = (values - pull - rho * weight * self._criterion(values)).clamp_(min=0)
+        else:
+            left = 1 - (int(self.step) - self.commit_step) / (self.config.decay_steps - self.commit_step)
+            values = torch.where(self.going, self.at_commit.clamp(max=1) * left, (values - pull).clamp_(min=0))
+        if int(self.step) == self.commit_step:
+            keep = self._choose(values)
+            going = [np.isin(np.arange(n), keep[name], invert=True) for name, n in zip(self.free_names, self._sizes, strict=True)]
+            self.going.copy_(torch.from_numpy(np.concatenate(going)))
+            self.at_commit.copy_(values)
+            self.committed.fill_(True)
+        self.current.copy_(values)
+        self._write(values)
+
+    def _criterion(self, m: Tensor) -> Tensor:
+        if self.config.criterion == "decay":
+            return (m - 1).abs()
+        return (m > 0).to(m) if self.config.criterion == "l1" else m
+
+    def _write(self, values: Tensor) -> None:
+        for parameter, part in zip(self.masks.values, values.split(self._sizes), strict=True):
+            parameter.data.copy_(part)
+            parameter.grad = None
+
+    def _choose(self, values: Tensor) -> dict[str, list[int]]:
+        parts = [part.cpu().numpy() for part in values.split(self._sizes)]
+        scores = dict(zip(self.free_names, parts, strict=True))
+        # The decay was weighted by cost already, so masks are compared as they are.
+        return self.config.choose(self.groups, self.cost, scores, per_cost=False)
+
+    def keep(self) -> dict[str, list[int]]:
+        if not bool(self.committed):
+            return self._choose(self.current)
+        stays = (~self.going).split(self._sizes)
+        return {name: torch.nonzero(part).flatten().tolist() for name, part in zip(self.free_names, stays, strict=True)}
+
+    def check_hardenable(self) -> None:
+        if not self.done:
+            raise TrainingError(
+                f"mask decay is at step {int(self.step)} of {self.config.decay_steps}: masks are not at zero yet; "
+                "train on until masked.done, or attach with fewer decay_steps"
+            )
+
+    def fold(self, codec: nn.Module) -> None:
+        self.masks.fold(codec, self.groups)
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "macs": self.cost.soft(self._soft_widths(self.current)) / self.cost.original.macs,
+            "rho": float(self.rho.mean()),
+            "masks_below_half": float((self.current < 0.5).float().mean()),
+        }

@@ -1,0 +1,86 @@
+"""How a method is told what to reach: a budget, or a width for each group. The same words for every pruning method."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from nicprune.budget import ROUND_TO, Budget, check_feasible, solve
+from nicprune.channels import MIN_LATENTS, Group, Groups
+from nicprune.cost import CostModel
+from nicprune.errors import BudgetError, RecipeError, closest
+from nicprune.settings import Settings
+
+
+class Target(Settings):
+    """What a pruning method aims at; exactly one of `budget` and `widths`.
+
+    Attributes:
+        budget: shares of the original codec, see `Budget`.
+        widths: the width each channel group ends with, by name or pattern ("g_a.*": 48); others stay whole.
+        round_to: widths are multiples of this.
+        latents: whether y and z may shrink too.
+    """
+
+    budget: Budget | None = None
+    widths: dict[str, int] | None = None
+    round_to: int = Field(default=ROUND_TO, ge=1, le=64)
+    latents: bool = False
+
+    @model_validator(mode="after")
+    def _one(self) -> Target:
+        if (self.budget is None) == (self.widths is None):
+            raise ValueError("give either budget: {macs: 0.5} or widths: {'g_a.0': 48, ...}")
+        return self
+
+    def fixed_widths(self, groups: Groups) -> dict[str, int]:
+        """Resolve `widths` to a width for each group named; later patterns win.
+
+        Raises:
+            RecipeError: a pattern matches no group, or a width is out of range.
+        """
+        resolved: dict[str, int] = {}
+        free = {g.name: g for g in groups.prunable(latents=self.latents)}
+        for pattern, width in (self.widths or {}).items():
+            matched = [pattern] if pattern in free else fnmatch.filter(free, pattern)
+            if not matched:
+                raise RecipeError(f"widths: no channel group matches {pattern!r}; {closest(pattern, free)}")
+            for name in matched:
+                least = MIN_LATENTS if free[name].latent else 1
+                if not least <= width <= free[name].width:
+                    raise RecipeError(f"widths: {name} can have {least} to {free[name].width} channels (got {width})")
+                resolved[name] = width
+        return resolved
+
+    def free(self, groups: Groups) -> list[Group]:
+        """The groups that may shrink under this target."""
+        if self.widths is not None:
+            chosen = self.fixed_widths(groups)
+            return [groups[name] for name in chosen if chosen[name] < groups[name].width]
+        return groups.prunable(latents=self.latents)
+
+    def check(self, groups: Groups, cost: CostModel) -> None:
+        """Raise unless the target can be met."""
+        if self.widths is not None:
+            self.fixed_widths(groups)
+            return
+        assert self.budget is not None
+        now = cost.totals()
+        for name, limit in self.budget.limits(cost.original).items():
+            if getattr(now, name) <= limit:
+                share = getattr(now, name) / getattr(cost.original, name)
+                raise BudgetError(f"budget {name}: {self.budget.parts()[name]:g} is met already: the codec is at {share:.3g} of the original")
+        check_feasible(cost, self.free(groups), self.budget, self.round_to)
+
+    def choose(self, groups: Groups, cost: CostModel, scores: Mapping[str, np.ndarray], *, per_cost: bool) -> dict[str, list[int]]:
+        """Choose keep-lists by score (higher stays)."""
+        if self.widths is not None:
+            return {
+                name: sorted(np.argsort(-np.asarray(scores[name]), kind="stable")[:width].tolist())
+                for name, width in self.fixed_widths(groups).items()
+            }
+        assert self.budget is not None
+        return solve(cost, self.free(groups), scores, self.budget, self.round_to, per_cost=per_cost)
