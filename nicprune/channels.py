@@ -122,7 +122,10 @@ def find_groups(codec: nn.Module) -> Groups:
     """
     check_codec(codec)
     tracer = Tracer(codec)
-    tracer.run()
+    try:
+        tracer.run()
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        raise CodecError(f"the forward pass of {type(codec).__name__} cannot be followed, at {tracer.where}: {error}") from error
     pins: dict[int, str] = {}
     for number, reason in tracer.pins.items():
         pins.setdefault(tracer.root(number), reason)
@@ -148,15 +151,15 @@ def find_groups(codec: nn.Module) -> Groups:
         first = next((m for m in members if m.axis == "out"), members[0])
         groups.append((first, Group(first.module, len(channels), members, latent, pinned)))  # type: ignore[arg-type]
 
-    named = _unique_names(groups, modules)
-    found = Groups([g for g in named if g.pinned != "image"])
+    named = _unique_names([(first, g) for first, g in groups if g.pinned != "image"])
+    found = Groups(named)
     if not found.prunable():
-        reasons = sorted({g.pinned for g in named if g.pinned and g.pinned != "image"})
+        reasons = sorted({g.pinned for g in named if g.pinned})
         raise CodecError(f"nothing in {type(codec).__name__} can be pruned safely: {'; '.join(reasons[:4]) or 'no convolution was run'}")
     return found
 
 
-def _unique_names(groups: Sequence[tuple[Member, Group]], modules: Mapping[str, nn.Module]) -> list[Group]:
+def _unique_names(groups: Sequence[tuple[Member, Group]]) -> list[Group]:
     count: dict[str, int] = {}
     for _, group in groups:
         count[group.name] = count.get(group.name, 0) + 1

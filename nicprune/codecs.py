@@ -69,7 +69,7 @@ class Provenance:
     quality: int | None = None
     metric: str = "mse"
     build: dict[str, Any] = field(default_factory=dict)
-    original: dict[str, float] = field(default_factory=dict)
+    original: dict[str, int] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def copy(self) -> Provenance:
@@ -96,12 +96,14 @@ def set_provenance(codec: nn.Module, record: Provenance) -> None:
 
 def _constructor_arguments(codec: nn.Module) -> dict[str, Any]:
     """Recover the constructor's arguments from attributes of the same name, as CompressAI's own classes keep them."""
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for name, parameter in inspect.signature(type(codec).__init__).parameters.items():
         value = getattr(codec, name, None)
         plain = isinstance(value, (int, float, str, bool)) or (isinstance(value, list) and all(isinstance(v, int) for v in value))
         if name != "self" and parameter.kind is not parameter.VAR_KEYWORD and plain:
             arguments[name] = value
+    if "groups" in arguments and "M" in inspect.signature(type(codec).__init__).parameters:
+        arguments["M"] = sum(arguments["groups"])  # ELIC keeps no M, and refuses groups that do not add up to it
     return arguments
 
 
@@ -164,7 +166,7 @@ def build_named(name: str, quality: int | None, metric: str = "mse", *, official
     return codec.eval()
 
 
-def build_from_path(path: str, quality: int | None = None) -> nn.Module:
+def build_from_path(path: str, quality: int | None = None) -> Any:
     """Call `package.module:factory` (a function or a class) for a codec.
 
     Raises:
@@ -193,7 +195,7 @@ def check_codec(codec: object) -> None:
         raise CodecError(f"expected a compressai CompressionModel, got {type(codec).__name__}")
 
 
-def rebuild(build: Mapping[str, Any], factory: Callable[[], nn.Module] | None = None) -> nn.Module:
+def rebuild(build: Mapping[str, Any], factory: Callable[[], nn.Module] | None = None) -> Any:
     """Construct the architecture that a file names. Only CompressionModel classes are called, nothing is unpickled.
 
     Raises:
@@ -226,7 +228,9 @@ def read_compressai_file(path: str | Path) -> dict[str, Tensor]:
         FileError: not such a file, damaged, or a pickle that holds more than tensors.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read is an error below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileError(f"no such file: {path}") from None
     except pickle.UnpicklingError as error:

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from nicprune.errors import DataError
+from nicprune.files import write_atomically
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
 SAMPLES = "samples"
@@ -37,6 +38,12 @@ def read_image(path: str | Path) -> Tensor:
         raise DataError(f"no such image: {path}") from None
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read {path} as an image: {error or type(error).__name__}") from None
+
+
+def write_png(image: Tensor, path: str | Path) -> Path:
+    """Write an image (3, H, W) with values in [0, 1] as an 8-bit PNG."""
+    picture = to_pil_image(image.clamp(0, 1).mul(255).round().byte())
+    return write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 
 def sample_photographs(split: str) -> list[Path]:
@@ -146,7 +153,7 @@ class Patches:
     def _draw(self, size: int, seed: int, step: int, rank: int) -> Tensor:
         generator = torch.Generator().manual_seed(mix(seed, step, rank))
         side = self.patch_size
-        patches = []
+        patches: list[Tensor] = []
         while len(patches) < size:
             index, row, column, flip = torch.randint(0, 1 << 31, (4,), generator=generator).tolist()
             image = self.image(index % len(self.paths))

@@ -46,3 +46,9 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
 def write_text(path: str | Path, text: str) -> Path:
     """Write `text` as UTF-8, atomically."""
     return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def check_writable(*folders: str | Path) -> None:
+    """Raise FileError unless files can be written into these folders, which are made if they are not there."""
+    for folder in folders:
+        write_text(Path(folder) / ".writable", "").unlink(missing_ok=True)

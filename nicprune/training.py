@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nicprune.codecs import rate_distortion_loss, unwrap
 from nicprune.data import Patches, mix
 from nicprune.errors import FileError, RecipeError, TrainingError
-from nicprune.files import write_atomically
+from nicprune.files import check_writable, write_atomically
 from nicprune.precision import autocast_dtype, entropy_models_in_float32
 from nicprune.progress import Progress
 from nicprune.settings import Settings, parse
@@ -82,7 +82,7 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return settings.lr * (0.5 * (1 + math.cos(math.pi * done)) if settings.schedule == "cosine" else 1 - done)
 
 
-def split_parameters(codec: nn.Module, model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Split trainable parameters into the network's and the entropy bottlenecks' quantiles, as CompressAI does."""
     quantiles = {id(p) for name, p in codec.named_parameters() if name.endswith("quantiles")}
     own = {id(p) for p in model.self_updated()} if hasattr(model, "self_updated") else set()
@@ -124,6 +124,8 @@ def fit(
     )
     if options.devices > 1:
         fabric.launch()
+    if folder is not None:
+        check_writable(folder)
     run = _Run(model, options, fabric, Path(folder) if folder is not None else None)
     patches = Patches(train, options.patch_size)
     label = progress if isinstance(progress, str) else ""
@@ -184,7 +186,7 @@ class _Run:
             nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
         self.net_parameters = net
         self.wrapped = fabric.setup_module(model)
-        self.optimizer = fabric.setup_optimizers(torch.optim.Adam(net, lr=options.lr))
+        self.optimizer: Any = fabric.setup_optimizers(torch.optim.Adam(net, lr=options.lr))
         self.aux_optimizer = torch.optim.Adam(aux, lr=options.aux_lr) if aux else None
         self._metrics_file = folder / "metrics.jsonl" if folder is not None and fabric.is_global_zero else None
         self._writer = self._tensorboard() if options.tensorboard else None

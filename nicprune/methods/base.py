@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -112,6 +112,10 @@ class Attached(nn.Module):
         self._shared = (groups, cost)
 
     @property
+    def _each(self) -> list[Method]:
+        return cast("list[Method]", list(self.methods))
+
+    @property
     def groups(self) -> Groups:
         """The codec's channel groups."""
         return self._shared[0]
@@ -127,39 +131,41 @@ class Attached(nn.Module):
 
     def aux_loss(self) -> Tensor:
         """The codec's auxiliary loss (its quantiles')."""
-        return self.codec.aux_loss()
+        codec: Any = self.codec
+        return codec.aux_loss()
 
     def update(self, *args: Any, **kwargs: Any) -> bool:
         """Update the codec's CDF tables."""
-        return self.codec.update(*args, **kwargs)
+        codec: Any = self.codec
+        return codec.update(*args, **kwargs)
 
     def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
         """The methods' extra loss terms: add them to the rate-distortion loss."""
-        return torch.stack([method.loss(out, x) for method in self.methods]).sum()  # type: ignore[operator]
+        return torch.stack([method.loss(out, x) for method in self._each]).sum()
 
     def after_step(self) -> None:
         """Call behind `optimizer.step()`."""
-        for method in self.methods:
-            method.after_step()  # type: ignore[operator]
+        for method in self._each:
+            method.after_step()
 
     @property
     def done(self) -> bool:
         """Whether every method is done."""
-        return all(method.done for method in self.methods)
+        return all(method.done for method in self._each)
 
     def figures(self) -> dict[str, float]:
         """The methods' numbers for logs."""
-        return {name: value for method in self.methods for name, value in method.figures().items()}  # type: ignore[operator]
+        return {name: value for method in self._each for name, value in method.figures().items()}
 
     def self_updated(self) -> list[nn.Parameter]:
         """Parameters that an optimiser need not (but may) be given."""
-        return [p for method in self.methods for p in method.self_updated()]  # type: ignore[operator]
+        return [p for method in self._each for p in method.self_updated()]
 
     def keep(self) -> dict[str, list[int]]:
         """The keep-lists that `harden` would use now."""
         merged: dict[str, set[int]] = {}
-        for method in self.methods:
-            for name, kept in method.keep().items():  # type: ignore[operator]
+        for method in self._each:
+            for name, kept in method.keep().items():
                 merged[name] = merged[name] & set(kept) if name in merged else set(kept)
         return {name: sorted(kept) for name, kept in merged.items()}
 
@@ -167,8 +173,8 @@ class Attached(nn.Module):
         """Return a plain copy of the codec at full width, what was learnt folded into its weights."""
         plain = copy.deepcopy(self)
         codec = plain.detach()
-        for method in plain.methods:
-            method.fold(codec)  # type: ignore[operator]
+        for method in plain._each:
+            method.fold(codec)
         set_provenance(codec, provenance(self.codec).copy())
         return codec
 
@@ -181,7 +187,7 @@ class Attached(nn.Module):
         return self._updated().decompress(*args, **kwargs)
 
     def _updated(self) -> Any:
-        codec = self.plain().eval()
+        codec: Any = self.plain().eval()
         codec.update(force=True)
         return codec
 
@@ -194,8 +200,8 @@ class Attached(nn.Module):
             TrainingError: a method has not decided yet.
             SurgeryError: the result is not the same function as the masked codec.
         """
-        for method in self.methods:
-            method.check_hardenable()  # type: ignore[operator]
+        for method in self._each:
+            method.check_hardenable()
         keep = self.keep()
         wide = self.plain()
         record = provenance(wide)
@@ -204,7 +210,7 @@ class Attached(nn.Module):
         small = prune(wide, keep, self.groups, verify=verify)
         totals = self.cost.totals(keep)
         entry = {
-            "methods": [{"name": m.name, **m.config.model_dump(mode="json")} for m in self.methods],  # type: ignore[union-attr, operator]
+            "methods": [{"name": m.name, **m.config.model_dump(mode="json")} for m in self._each],
             "widths": {name: [self.groups[name].width, len(kept)] for name, kept in keep.items()},
             "macs_before": self.cost.totals().macs,
             "macs_after": totals.macs,
@@ -216,8 +222,8 @@ class Attached(nn.Module):
 
     def detach(self) -> nn.Module:
         """Take everything off again and return the original object, as it is now."""
-        for method in self.methods:
-            method.detach(self.codec)  # type: ignore[operator]
+        for method in self._each:
+            method.detach(self.codec)
         return self.codec
 
 

@@ -7,6 +7,8 @@ mean, so that groups compare; with a budget, channels go by importance per MAC s
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from nicprune.methods.base import METHODS, Method
 from nicprune.targets import Target
 
 
-def member_norms(layer: nn.Module, axis: str) -> Tensor:
+def member_norms(layer: Any, axis: str) -> Tensor:
     """Squared L2 norm of each of a layer's channels along one axis, shape (channels,)."""
     if hasattr(layer, "gamma_reparam"):
         gamma, beta = layer.gamma_reparam(layer.gamma), layer.beta_reparam(layer.beta)

@@ -2,20 +2,26 @@
 
 Every channel of every free group gets a mask m, 1 at the start, behind its producers' bias. After each optimiser step
 
-    m <- max(0, m - eta * g / rms(g) - rho * c * |m - 1|)
+    m <- max(0, m - eta * clip(g / rms(g)) - rho * r * (|m - 1| + floor))
 
-with g the gradient of the rate-distortion loss, and c what a channel of the group costs in MACs, relative to the average.
-|m - 1| is EVC's criterion: it grows as a mask falls, and is zero at 1, so that masks part into those that stay and
-those that go. m = 1 is a fixed point of the decay: only the rate-distortion gradient can push a mask off it. With the loss's
-curvature h along m, a deficit u = 1 - m follows du/dt = rho * c * u - eta * h * u: a channel goes if and only if its curvature per
-MAC is below rho / eta. rho is what decides how many, so rho is steered: it rises while the codec costs more than planned for the
-step and falls when it costs less. Decay is decoupled from the optimiser, as weight decay is in AdamW: Adam's normaliser would make
-|m - 1|, L1 and L2 alike. The rate-distortion gradient is divided by one root mean square over all masks, which makes the
-settings independent of lambda and keeps the ratio between masks.
+with g the gradient of the rate-distortion loss. |m - 1| is EVC's criterion: it grows as a mask falls and is zero at 1, so that
+masks part into those that stay and those that go; L1 pushes all alike, L2 pushes the large ones most. Three things are our own, the
+paper's settings not being public:
 
-For the last part of `decay_steps` the choice is final: keep-lists that meet the target exactly are taken from the masks,
-the masks of the others go to zero, and the decay of those that stay ends. Learning rates, decay weight and schedule of the
-paper are not public; these are our own.
+*The start.* m = 1 is a fixed point of |m - 1|, and at a trained codec's optimum the mean of g is zero there too: nothing would
+move but by noise. The floor is a nudge.
+
+*What a channel is worth.* The mean of g is zero at the optimum, its square is not: the running mean of g^2 (Fisher information, the
+curvature along m, the first-order Taylor importance of Molchanov et al., CVPR 2019) says how much the loss would rise. The rate
+r = c / E[g^2], relative to its median, sends first what costs many MACs (c, per channel, as the widths are by then) and matters little:
+widths follow rate-distortion loss per MAC. A deficit grows exponentially, so a channel twice as dispensable is gone when the other has
+hardly begun.
+
+*The pace.* rho is steered: it rises while the codec costs more than planned for the step and falls when it costs less. For the last
+part of `decay_steps` the choice is final: keep-lists that meet the target exactly are read off the masks, the masks of the others go
+to zero, and the decay of those that stay ends.
+
+Decay is decoupled from the optimiser, as weight decay is in AdamW: Adam's normaliser would make |m - 1|, L1 and L2 alike.
 """
 
 from __future__ import annotations
@@ -31,11 +37,17 @@ from nicprune.errors import TrainingError
 from nicprune.methods.base import METHODS, Masks, Method
 from nicprune.targets import Target
 
-RMS_MEMORY = 0.98
-"""Share of the past in the running mean square of the masks' gradients."""
+MEMORY = 0.99
+"""Share of the past in the running mean of squared gradients."""
 
-STEER = 0.03
-"""How much rho changes in a step, relative, when the codec is off its planned cost by 10 % of the way."""
+FLOOR = 0.01
+"""Decay at m = 1, as a share of the decay at m = 0."""
+
+SPREAD = 30.0
+"""Rates are kept within this factor of their median."""
+
+STEER = 0.05
+"""How much rho may change in a step, relative."""
 
 
 class MaskDecayConfig(Target):
@@ -44,7 +56,8 @@ class MaskDecayConfig(Target):
     Attributes:
         decay_steps: steps until every mask that goes is zero.
         criterion: the decay's gradient: "decay" is |m - 1|, "l1" is 1, "l2" is m.
-        mask_lr: eta, how fast masks follow the rate-distortion gradient; None takes 3 / decay_steps.
+        mask_lr: eta, how fast masks follow the rate-distortion gradient; None takes 1 / decay_steps, with which a mask pushed one
+            way all along moves by at most 1.
         commit: share of `decay_steps` after which the choice is final.
     """
 
@@ -65,7 +78,10 @@ class MaskDecay(Method):
 
     step: Tensor
     rho: Tensor
-    mean_square: Tensor
+    fisher: Tensor
+    current: Tensor
+    at_commit: Tensor
+    going: Tensor
     committed: Tensor
 
     def __init__(self, *args: Any):
@@ -80,7 +96,7 @@ class MaskDecay(Method):
         steered = len(free) if self.config.widths is not None else 1
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("rho", torch.full((steered,), 1.0 / self.config.decay_steps))
-        self.register_buffer("mean_square", torch.zeros(()))
+        self.register_buffer("fisher", torch.zeros(sum(self._sizes)))
         # What the optimiser may have done to the masks is undone from here: they move by the rule above alone.
         self.register_buffer("current", torch.ones(sum(self._sizes)))
         self.register_buffer("at_commit", torch.ones(sum(self._sizes)))
@@ -102,7 +118,7 @@ class MaskDecay(Method):
     @property
     def eta(self) -> float:
         """How fast masks follow the rate-distortion gradient."""
-        return self.config.mask_lr if self.config.mask_lr is not None else 3.0 / self.config.decay_steps
+        return self.config.mask_lr if self.config.mask_lr is not None else 1.0 / self.config.decay_steps
 
     @property
     def commit_step(self) -> int:
@@ -114,23 +130,25 @@ class MaskDecay(Method):
         return int(self.step) >= self.config.decay_steps
 
     def _soft_widths(self, values: Tensor) -> np.ndarray:
+        """Widths by how many masks still stand: those above 3/4 count whole, those below 1/4 not at all."""
         widths = self.cost.widths().astype(float)
-        sums = [float(part.clamp(max=1).sum()) for part in values.split(self._sizes)]
-        widths[self._columns] = sums
+        standing = ((values - 0.25) * 2).clamp(0, 1)
+        widths[self._columns] = [float(part.sum()) for part in standing.split(self._sizes)]
         return widths
 
-    def _cost_weights(self, soft: np.ndarray) -> np.ndarray:
-        """What a channel of each free group costs now, 1 on average over channels."""
-        if self.config.widths is not None:
-            return np.ones(len(self._sizes))
-        assert self.config.budget is not None
-        widths = np.rint(soft).astype(np.int64)
-        price = np.zeros(len(self._sizes))
-        for name, limit in self.config.budget.limits(self.cost.original).items():
-            over = max(getattr(self.cost.totals(widths), name) - limit, 0.0) + 1e-3 * limit
-            price += self.cost.decreases(widths, np.ones_like(widths), name)[self._columns] / over
-        sizes = np.array(self._sizes)
-        return price * sizes.sum() / max(float(price @ sizes), 1e-30)
+    def _rates(self, soft: np.ndarray, importance: Tensor) -> Tensor:
+        """r of the module's docstring, for every mask: cost over importance, relative to the median."""
+        price = np.ones(len(self._sizes))
+        if self.config.budget is not None:
+            widths = np.maximum(np.rint(soft), 1).astype(np.int64)
+            totals, price = self.cost.totals(widths), np.zeros(len(self._sizes))
+            for name, limit in self.config.budget.limits(self.cost.original).items():
+                over = max(getattr(totals, name) - limit, 0.0) + 1e-3 * limit
+                price += self.cost.decreases(widths, np.ones_like(widths), name)[self._columns] / over
+        rates = torch.from_numpy(np.repeat(price, self._sizes)).to(importance) / importance.clamp_min(1e-20)
+        parts = rates.split(self._sizes) if self.config.widths is not None else (rates,)
+        parts = [part / part.median().clamp_min(1e-20) for part in parts]
+        return torch.cat(parts).clamp(1 / SPREAD, SPREAD)
 
     def _ahead(self, soft: np.ndarray) -> np.ndarray:
         """How far the codec is from its planned cost, as a share of the whole way; positive: it costs too much still."""
@@ -156,19 +174,14 @@ class MaskDecay(Method):
         gradient = torch.cat(gradients) if gradients else self.current.new_zeros(0)
         if not bool(torch.isfinite(gradient).all()):
             gradient = torch.zeros_like(gradient)
-        self.mean_square.mul_(RMS_MEMORY).add_(gradient.square().mean(), alpha=1 - RMS_MEMORY)
-        mean_square = self.mean_square / (1 - RMS_MEMORY ** int(self.step))
-        pull = self.eta * gradient / mean_square.sqrt().clamp_min(1e-20)
+        self.fisher.mul_(MEMORY).add_(gradient.square(), alpha=1 - MEMORY)
+        pull = self.eta * (gradient / self._rms()).clamp(-1, 1)
         values = self.current
         if int(self.step) <= self.commit_step:
-            soft = self._soft_widths(values)
-            self.rho.mul_(torch.from_numpy(np.exp(np.clip(self._ahead(soft) * 10, -1, 1) * STEER)).to(self.rho))
-            weight = torch.from_numpy(np.repeat(self._cost_weights(soft), self._sizes)).to(values)
-            rho = self.rho if len(self.rho) == 1 else self.rho.repeat_interleave(torch.tensor(self._sizes, device=values.device))
-            values = (values - pull - rho * weight * self._criterion(values)).clamp_(min=0)
+            values = (values - pull - self._decay(values)).clamp(min=0)
         else:
             left = 1 - (int(self.step) - self.commit_step) / (self.config.decay_steps - self.commit_step)
-            values = torch.where(self.going, self.at_commit.clamp(max=1) * left, (values - pull).clamp_(min=0))
+            values = torch.where(self.going, self.at_commit.clamp(max=1) * left, (values - pull).clamp(min=0))
         if int(self.step) == self.commit_step:
             keep = self._choose(values)
             going = [np.isin(np.arange(n), keep[name], invert=True) for name, n in zip(self.free_names, self._sizes, strict=True)]
@@ -177,6 +190,19 @@ class MaskDecay(Method):
             self.committed.fill_(True)
         self.current.copy_(values)
         self._write(values)
+
+    def _rms(self) -> Tensor:
+        unbiased = self.fisher / (1 - MEMORY ** int(self.step))
+        return unbiased.mean().sqrt().clamp_min(1e-20)
+
+    def _decay(self, values: Tensor) -> Tensor:
+        """How much each mask decays in this step; rho is steered on the way."""
+        soft = self._soft_widths(values)
+        ahead = torch.from_numpy(np.clip(self._ahead(soft) * 10, -1, 1)).to(self.rho)
+        self.rho.mul_(torch.exp(STEER * ahead)).clamp_(1e-4 / self.config.decay_steps, 0.5)
+        rates = self._rates(soft, self.fisher)
+        rho = self.rho if len(self.rho) == 1 else self.rho.repeat_interleave(torch.tensor(self._sizes, device=values.device))
+        return rho * rates * (self._criterion(values) + FLOOR)
 
     def _criterion(self, m: Tensor) -> Tensor:
         if self.config.criterion == "decay":

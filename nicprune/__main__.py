@@ -1,0 +1,5 @@
+"""`python -m nicprune`."""
+
+from nicprune.cli import main
+
+main()

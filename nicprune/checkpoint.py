@@ -1,0 +1,226 @@
+"""One safe file a codec: weights, structure, history and CDF tables; it loads with one argument.
+
+The format is safetensors: tensors and a JSON header, nothing that could run. The architecture is rebuilt from its
+class, then every layer is given the shapes found in the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nicprune.codecs import (
+    DEMO,
+    Provenance,
+    build_from_path,
+    build_named,
+    check_codec,
+    check_name,
+    codec_names,
+    provenance,
+    read_compressai_file,
+    rebuild,
+    set_provenance,
+    unwrap,
+)
+from nicprune.errors import CodecError, FileError
+from nicprune.files import write_atomically
+from nicprune.layers import resize
+from nicprune.surgery import follow_widths
+
+FORMAT, VERSION = "nicprune", 1
+
+
+def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
+    """Write a codec to a `.safetensors` file, whole or not at all.
+
+    CDF tables are brought up to date first, so that the file decodes bitstreams as it stands.
+
+    Args:
+        codec: a plain `CompressionModel`, pruned or not.
+        half: store weights as float16 (the loaded codec is then not bit-identical).
+
+    Raises:
+        CodecError: not a plain codec (harden it first).
+        FileError: the file cannot be written.
+    """
+    if unwrap(codec) is not codec:
+        raise CodecError("this codec still has methods attached; save masked.harden(), or masked.detach()")
+    check_codec(codec)
+    codec.update(force=True)
+    record = provenance(codec)
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": record.name,
+        "quality": record.quality,
+        "metric": record.metric,
+        "build": record.build,
+        "original": record.original,
+        "history": record.history,
+    }
+    tensors = {}
+    for key, value in codec.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        shrink = half and value.is_floating_point() and not key.endswith("quantiles")
+        tensors[key] = value.half() if shrink else value.clone()
+    return write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={FORMAT: json.dumps(header)}))
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """Read what a file says of its codec, without its weights.
+
+    Raises:
+        FileError: missing, damaged, or not made by `save`.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError:
+        raise FileError(f"no such file: {path}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileError(f"{path} is not a safetensors file, or is cut short ({error})") from None
+    try:
+        header = json.loads(metadata[FORMAT])
+        version = int(header["version"])
+    except (KeyError, ValueError, TypeError):
+        raise FileError(f"{path} is a safetensors file, but not one that nicprune saved") from None
+    if header.get("format") != FORMAT or version > VERSION:
+        raise FileError(f"{path} has format version {version}; this nicprune reads up to {VERSION}: pip install --upgrade nicprune")
+    return header
+
+
+def load(path: str | Path, *, factory: Callable[[], nn.Module] | None = None) -> nn.Module:
+    """Load a codec that `save` wrote: a plain `CompressionModel` in evaluation mode, identical to the one saved.
+
+    Args:
+        factory: makes the architecture, for codecs of classes that are not CompressAI's (any widths: they are resized).
+
+    Raises:
+        FileError: missing, damaged, or not made by `save`.
+        CodecError: the codec's class is not known here.
+    """
+    header = read_header(path)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            state: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"{path} is cut short ({error})") from None
+    state = {key: value.float() if value.dtype == torch.float16 else value for key, value in state.items()}
+    codec = rebuild(header["build"], factory)
+    fill(codec, state, str(path))
+    set_provenance(
+        codec,
+        Provenance(
+            header["name"], header.get("quality"), header.get("metric", "mse"), header["build"], header.get("original") or {}, header.get("history") or []
+        ),
+    )
+    return codec.eval()
+
+
+def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Give `codec` the shapes and values of `state`.
+
+    Raises:
+        FileError: keys are missing or left over; names the first ones.
+    """
+    own = codec.state_dict()
+    missing = [k for k in own if k not in state]
+    extra = [k for k in state if k not in own]
+    if missing or extra:
+        told = "; ".join(f"{what} {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}" for what, keys in (("missing", missing), ("unknown", extra)) if keys)
+        raise FileError(f"{where} does not fit {type(codec).__name__}: {told}")
+    resize(codec, state)
+    # Not CompressionModel.load_state_dict, which wants CDF tables empty: they have their shapes already.
+    nn.Module.load_state_dict(codec, dict(state), strict=True)
+    follow_widths(codec)
+
+
+def load_codec(name: str, quality: int | None = None, *, metric: str = "mse", weights: str | Path = "official") -> nn.Module:
+    """Load or build a codec.
+
+    Args:
+        name: a name from `nicprune list`; a file (`.safetensors` of `save`); or `package.module:factory`.
+        quality: quality level, for named codecs.
+        metric: "mse" or "ms-ssim": what the official weights were trained for.
+        weights: "official" (downloaded by CompressAI; the embedded codec's own), "none" (random), or a file: CompressAI's
+            `.pth`/`.pth.tar` or a `.safetensors` of `save`.
+
+    Raises:
+        CodecError: unknown name or quality, or the weights cannot be had.
+        FileError: the file cannot be read or does not fit.
+    """
+    if str(name).endswith(".safetensors"):
+        return load(name)
+    if ":" in str(name):
+        codec = build_from_path(str(name), quality)
+        if str(weights) not in ("official", "none"):
+            _load_weights(codec, weights)
+        return codec.eval()
+    if name not in codec_names() and Path(name).suffix in (".pth", ".tar", ".pt"):
+        raise CodecError(f"{name} holds weights only; name its architecture and pass weights={str(name)!r}")
+    check_name(name, quality, metric)
+    if str(weights) == "official" and name == DEMO:
+        return _embedded(quality)
+    if str(weights) in ("official", "none"):
+        return build_named(name, quality, metric, official=str(weights) == "official")
+    if not Path(weights).exists():
+        raise FileError(f"no such weights file: {weights} (or use weights='official' or 'none')")
+    codec = build_named(name, quality, metric, official=False)
+    _load_weights(codec, weights)
+    return codec.eval()
+
+
+def _embedded(quality: int | None) -> nn.Module:
+    if quality is None:
+        raise CodecError(f"{DEMO} needs a quality (1 to 3)")
+    with resources.as_file(resources.files("nicprune") / "weights" / f"{DEMO}-q{quality}.safetensors") as path:
+        if not path.exists():
+            raise CodecError(f"the weights of {DEMO} quality {quality} are missing from this installation; reinstall nicprune")
+        codec = load(path)
+    record = provenance(codec)
+    record.name, record.quality = DEMO, quality
+    return codec
+
+
+def _load_weights(codec: Any, weights: str | Path) -> None:
+    """Fill a codec of the right architecture from a file, at whatever widths the file has."""
+    record = provenance(codec).copy()
+    if str(weights).endswith(".safetensors"):
+        loaded = load(weights, factory=lambda: codec)
+        stored = provenance(loaded)
+        record.build, record.original, record.history = stored.build, stored.original, stored.history
+    else:
+        state = read_compressai_file(weights)
+        own = codec.state_dict()
+        state = _modern_keys(codec, state)
+        # Files saved before update() hold no CDF tables, others' tables have their own length: both are fine.
+        fill(codec, {**{k: v for k, v in own.items() if k.rsplit(".", 1)[-1] in _TABLES and k not in state}, **state}, str(weights))
+        codec.update(force=True)
+    set_provenance(codec, record)
+
+
+_TABLES = {"_offset", "_quantized_cdf", "_cdf_length", "scale_table"}
+
+
+def _modern_keys(codec: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename entropy bottleneck keys of older CompressAI files (`_matrix0`) to today's (`matrices.0`)."""
+    lists = {"_matrix": "matrices", "_bias": "biases", "_factor": "factors"}
+    own = codec.state_dict()
+    renamed = {}
+    for key, value in state.items():
+        prefix, _, last = key.rpartition(".")
+        for old, new in lists.items():
+            candidate = f"{prefix}.{new}.{last[len(old):]}"
+            if key not in own and last.startswith(old) and candidate in own:
+                key = candidate
+        renamed[key] = value
+    return renamed

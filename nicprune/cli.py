@@ -1,0 +1,213 @@
+"""The command line: each command a thin call. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nicprune.errors import NicpruneError
+
+app = typer.Typer(
+    help="Make learned image codecs smaller and faster: prune any CompressAI model, and see what was won and lost.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+Weights = Annotated[str, typer.Option(help="official, none (random), or a file.")]
+Quality = Annotated[int | None, typer.Option("--quality", "-q", help="Quality level, for named codecs.")]
+Metric = Annotated[str, typer.Option(help="mse or ms-ssim: what official weights were trained for.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+) -> None:
+    """Options of every command, before its name."""
+    os.environ["NICPRUNE_DEBUG"] = "1" if debug else os.environ.get("NICPRUNE_DEBUG", "")
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+@app.command("list")
+def list_(what: Annotated[str, typer.Argument(help="codecs, methods, recipes, or nothing for all.")] = "all") -> None:
+    """List codecs, methods and recipes."""
+    from nicprune.codecs import codec_names, qualities
+    from nicprune.errors import RecipeError, closest
+    from nicprune.methods import METHODS
+    from nicprune.recipe import recipe_names
+
+    sections: dict[str, list[tuple[str, str]]] = {
+        "codecs": [(name, f"quality {qualities(name).start} to {qualities(name).stop - 1}") for name in codec_names()],
+        "methods": [(name, METHODS[name].summary) for name in METHODS],
+        "recipes": [(name, _first_comment(path)) for name, path in recipe_names().items()],
+    }
+    if what not in (*sections, "all"):
+        raise RecipeError(f"cannot list {what!r}; {closest(what, [*sections, 'all'])}")
+    for title, rows in sections.items():
+        if what in (title, "all"):
+            typer.echo(title)
+            for name, note in rows:
+                typer.echo(f"  {name:34} {note}")
+
+
+def _first_comment(path: Path) -> str:
+    line = path.read_text(encoding="utf-8").split("\n", 1)[0]
+    return line.removeprefix("#").strip() if line.startswith("#") else ""
+
+
+@app.command()
+def profile(
+    codec: Annotated[str, typer.Argument(help="Name, file, or package.module:factory.")],
+    quality: Quality = None,
+    weights: Weights = "official",
+    metric: Metric = "mse",
+) -> None:
+    """Show a codec's channel groups and what ties them, MACs and params per transform, encoder and decoder."""
+    from nicprune.channels import find_groups
+    from nicprune.checkpoint import load_codec
+    from nicprune.cost import CostModel
+    from nicprune.profile import profile_text
+
+    model = load_codec(codec, quality, metric=metric, weights=weights)
+    groups = find_groups(model)
+    typer.echo(profile_text(model, groups, CostModel(model, groups)))
+
+
+@app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(help="Recipe file or name.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, over the recipe's own.")] = None,
+) -> None:
+    """Check a recipe and the paths it names, without running it."""
+    from nicprune.recipe import check_paths, read_recipe
+
+    parsed, _ = read_recipe(recipe, set_ or [])
+    check_paths(parsed)
+    typer.echo(f"{recipe}: fine ({parsed.task} {parsed.codec}, qualities {', '.join(map(str, parsed.qualities))})")
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="Recipe file or name (see nicprune list recipes).")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, over the recipe's own, e.g. finetune.steps=100.")] = None,
+    reports: Annotated[str, typer.Option(help="Folder for reports.")] = "reports",
+    runs: Annotated[str, typer.Option(help="Folder for checkpoints and finished parts.")] = "runs",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Run a recipe: attach, train, harden, fine-tune, evaluate, report. Parts that are finished are skipped."""
+    from nicprune.recipe import read_recipe
+    from nicprune.run import plan, run_recipe
+
+    parsed, text = read_recipe(recipe, set_ or [])
+    if dry_run:
+        for line in plan(parsed):
+            typer.echo(line)
+        return
+    run_recipe(parsed, text, reports=reports, runs=runs, say=lambda line: print(line, flush=True), progress=not quiet)
+
+
+@app.command("eval")
+def eval_(
+    codec: Annotated[str, typer.Argument(help="Name, file, or package.module:factory.")],
+    images: Annotated[str, typer.Argument(help='Folder of photographs, a file, or "samples".')],
+    quality: Quality = None,
+    weights: Weights = "official",
+    metric: Metric = "mse",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write CompressAI results JSON here.")] = None,
+    per_image: Annotated[bool, typer.Option("--per-image", help="A line for each image.")] = False,
+) -> None:
+    """Write and read real bitstreams of a folder: bpp, PSNR, MS-SSIM, times."""
+    from nicprune.checkpoint import load_codec
+    from nicprune.evaluate import evaluate, write_results
+
+    result = evaluate(load_codec(codec, quality, metric=metric, weights=weights), images, progress=True)
+    if per_image:
+        for image in result.images:
+            ms = f"{image.ms_ssim:.4f}" if image.ms_ssim is not None else "-"
+            typer.echo(f"{image.name:32} {image.width}x{image.height}  {image.bpp:.4f} bpp  {image.psnr_db:.3f} dB  MS-SSIM {ms}")
+    typer.echo(str(result))
+    if output is not None:
+        write_results(result, output)
+
+
+@app.command()
+def report(
+    paths: Annotated[list[str], typer.Argument(help="Folders of runs or reports, or record files.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the report.")] = "reports/report",
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
+) -> None:
+    """Join finished runs by quality into one report: tables, plots, page."""
+    from nicprune.report import collect, text_table, write_report
+
+    records = collect(paths)
+    page = write_report(records, output, title=title)
+    typer.echo(text_table(records))
+    typer.echo(f"\nreport: {page}")
+
+
+@app.command()
+def export(
+    file: Annotated[str, typer.Argument(help="A .safetensors file of nicprune's.")],
+    output: Annotated[str, typer.Argument(help="File (compressai) or folder (onnx) to write.")],
+    format_: Annotated[str, typer.Option("--format", help="compressai (.pth.tar for stock tools) or onnx (one file a transform).")] = "compressai",
+) -> None:
+    """Write a codec for other tools."""
+    from nicprune.checkpoint import load
+    from nicprune.errors import RecipeError, closest
+    from nicprune.export import export_compressai, export_onnx
+
+    if format_ not in ("compressai", "onnx"):
+        raise RecipeError(f"unknown format {format_!r}; {closest(format_, ['compressai', 'onnx'])}")
+    codec = load(file)
+    written: Any = export_compressai(codec, output) if format_ == "compressai" else export_onnx(codec, output)
+    for path in written if isinstance(written, list) else [written]:
+        typer.echo(f"wrote {path}")
+
+
+@app.command()
+def bench(what: Annotated[list[str] | None, typer.Argument(help="Parts to measure; all if none is named.")] = None) -> None:
+    """Measure this machine's ratios: overhead of attaching, time of surgery, speed-up against FLOP reduction."""
+    from nicprune.bench import format_bench, run_bench
+
+    typer.echo(format_bench(run_bench(what or None)))
+
+
+def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def main() -> None:
+    """Entry point: errors end in one line, other programs' warnings are kept from the screen."""
+    # Both before torch is imported: spinning threads starve whatever else runs, and glibc maps large activations anew each time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    from nicprune.runtime import tune_allocator
+
+    tune_allocator()
+    for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
+        warnings.simplefilter("ignore", category)
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except NicpruneError as error:
+        if os.environ.get("NICPRUNE_DEBUG"):
+            traceback.print_exc()
+        print(f"nicprune: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("nicprune: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("NICPRUNE_DEBUG"):
+            raise
+        print(f"nicprune: unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (run with --debug for more)", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,232 @@
+"""Real bitstreams over a folder of photographs: bpp, PSNR, MS-SSIM and times, per image and in the mean."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_msssim import ms_ssim
+from torch import Tensor, nn
+
+from nicprune.codecs import FACTOR, check_codec, provenance, unwrap
+from nicprune.cost import COUNTER, Totals, measure
+from nicprune.data import list_images, read_image, usable_images
+from nicprune.errors import CodecError
+from nicprune.files import write_text
+
+MS_SSIM_SIDE = 176
+"""Smallest side for five-scale MS-SSIM with an 11-pixel window; smaller images have none."""
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One image through the codec. bpp counts the bytes of the strings; bpp_estimated is the likelihoods' entropy."""
+
+    name: str
+    width: int
+    height: int
+    bpp: float
+    bpp_estimated: float
+    psnr_db: float
+    ms_ssim: float | None
+    encode_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A codec over a folder: its cost, each image, and the means over images."""
+
+    codec: str
+    quality: int | None
+    cost: Totals
+    original_cost: Totals
+    images: tuple[ImageScore, ...]
+    device: str
+    threads: int
+
+    def mean(self, what: str) -> float | None:
+        """Mean of one figure over the images that have it."""
+        values = [v for v in (getattr(image, what) for image in self.images) if v is not None]
+        return sum(values) / len(values) if values else None
+
+    def means(self) -> dict[str, Any]:
+        """All means by name."""
+        return {what: self.mean(what) for what in ("bpp", "bpp_estimated", "psnr_db", "ms_ssim", "encode_s", "decode_s")}
+
+    def __str__(self) -> str:
+        m = self.means()
+        ms = f"  MS-SSIM {m['ms_ssim']:.4f}" if m["ms_ssim"] is not None else ""
+        return (
+            f"{self.codec}{f' q{self.quality}' if self.quality else ''}: {m['psnr_db']:.3f} dB at {m['bpp']:.4f} bpp (estimated {m['bpp_estimated']:.4f}){ms}  "
+            f"encode {m['encode_s']:.3f} s  decode {m['decode_s']:.3f} s  {self.cost.kmac_per_pixel():.2f} kMAC/pixel ({COUNTER})  "
+            f"{self.cost.params:,} params  [{len(self.images)} images, {self.device}, {self.threads} threads]"
+        )
+
+    def compressai_json(self) -> dict[str, Any]:
+        """The same in the layout of CompressAI's results files, which `compressai.utils.plot` draws."""
+        m = self.means()
+        results = {"psnr-rgb": m["psnr_db"], "bpp": m["bpp"], "encoding_time": m["encode_s"], "decoding_time": m["decode_s"]}
+        if m["ms_ssim"] is not None:
+            results["ms-ssim-rgb"] = m["ms_ssim"]
+        return {
+            "name": self.codec,
+            "description": f"{self.codec}, {self.cost.kmac_per_pixel():.2f} kMAC/pixel",
+            "results": {name: [value] for name, value in results.items()},
+        }
+
+
+def pad(x: Tensor, factor: int = FACTOR) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """Pad an image (..., H, W) with zeros to multiples of `factor`, centred as CompressAI does.
+
+    Returns the padded image, and the padding (left, right, top, bottom).
+    """
+    height, width = x.shape[-2:]
+    extra_h, extra_w = -height % factor, -width % factor
+    padding = (extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2)
+    return F.pad(x, padding), padding
+
+
+def crop(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """Undo `pad`."""
+    left, right, top, bottom = padding
+    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
+
+
+def psnr(reference: Tensor, decoded: Tensor) -> float:
+    """PSNR in dB over RGB of two images in [0, 1], both rounded to 8 bits: CompressAI's definition."""
+    a, b = (t.clamp(0, 1).mul(255).round().double() for t in (reference, decoded))
+    mse = float((a - b).square().mean())
+    return math.inf if mse == 0 else 20 * math.log10(255) - 10 * math.log10(mse)
+
+
+def string_bytes(strings: Any) -> int:
+    """Bytes of the nested lists of strings that `compress` returns."""
+    return len(strings) if isinstance(strings, bytes) else sum(string_bytes(s) for s in strings)
+
+
+@torch.no_grad()
+def evaluate_image(codec: Any, image: Tensor, name: str) -> tuple[ImageScore, Tensor]:
+    """Encode and decode one uint8 image (3, H, W); return its scores and the decoded image, float in [0, 1] on the CPU."""
+    device = next(codec.parameters()).device
+    x = image.unsqueeze(0).float().div(255).to(device)
+    padded, padding = pad(x)
+    padded = padded.contiguous(memory_format=torch.channels_last)
+    pixels = x.shape[-2] * x.shape[-1]
+    started = _now(device)
+    sent = codec.compress(padded)
+    encoded = _now(device)
+    received = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
+    decoded = _now(device)
+    likelihoods = codec(padded)["likelihoods"].values()
+    estimate = sum(float(-torch.log2(likelihood.double()).sum()) for likelihood in likelihoods) / pixels
+    x_hat = crop(received, padding).clamp(0, 1)
+    structural = None
+    if min(x.shape[-2:]) >= MS_SSIM_SIDE:
+        structural = float(ms_ssim(x_hat.mul(255).round(), x.mul(255).round(), data_range=255.0))
+    score = ImageScore(
+        name, x.shape[-1], x.shape[-2], 8 * string_bytes(sent["strings"]) / pixels, estimate, psnr(x, x_hat), structural,
+        encoded - started, decoded - encoded,
+    )  # fmt: skip
+    return score, x_hat[0].cpu()
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def evaluate(
+    codec: nn.Module,
+    images: str | Path | Sequence[str | Path],
+    *,
+    progress: bool = False,
+    keep_decoded: Callable[[str, Tensor, Tensor, ImageScore], None] | None = None,
+    cost: Totals | None = None,
+) -> Evaluation:
+    """Write and read real bitstreams of every photograph.
+
+    Args:
+        codec: a `CompressionModel` of any width. It is used in float32 on its device and left as it was.
+        images: a folder (its `test/` sub-folder if there is one), files, or "samples". Any size: images are padded to a
+            multiple of 64 and cropped back; bpp counts the pixels of the image, not of the padding.
+        keep_decoded: called with (name, original, decoded, score) of each image; both images in [0, 1], (3, H, W).
+        cost: the codec's cost where it is known already.
+
+    Raises:
+        CodecError: the codec still has methods attached.
+        DataError: no usable image.
+    """
+    if unwrap(codec) is not codec:
+        raise CodecError("evaluate a plain codec: masked.harden(), or masked.plain() for the masks as they are now")
+    check_codec(codec)
+    paths = usable_images(list_images(images, "test"))
+    record = provenance(codec)
+    now = cost if cost is not None else measure(codec)
+    ready = copy.deepcopy(codec).float().eval().to(memory_format=torch.channels_last)
+    ready.update(force=True)
+    scores = []
+    for number, path in enumerate(paths, 1):
+        image = read_image(path)
+        if number == 1:  # the first call pays for set-up that no later one does
+            evaluate_image(ready, image[:, :FACTOR, :FACTOR], "warm-up")
+        score, decoded = evaluate_image(ready, image, path.name)
+        scores.append(score)
+        if keep_decoded is not None:
+            keep_decoded(path.name, image.float() / 255, decoded, score)
+        if progress and sys.stderr.isatty():
+            print(f"\r{number}/{len(paths)} {path.name}  {score.bpp:.3f} bpp  {score.psnr_db:.2f} dB\033[K", end="", file=sys.stderr)
+    if progress and sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    original = Totals(**record.original) if record.original else now
+    return Evaluation(record.name, record.quality, now, original, tuple(scores), str(next(codec.parameters()).device), torch.get_num_threads())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two codecs over the same photographs."""
+
+    before: Evaluation
+    after: Evaluation
+
+    def __str__(self) -> str:
+        b, a = self.before.means(), self.after.means()
+        drop = b["psnr_db"] - a["psnr_db"]
+        rows = [
+            ("kMAC/pixel", self.before.cost.kmac_per_pixel(), self.after.cost.kmac_per_pixel(), f"{self.before.cost.macs / self.after.cost.macs:.2f}x fewer"),
+            ("params", self.before.cost.params, self.after.cost.params, f"{self.before.cost.params / self.after.cost.params:.2f}x fewer"),
+            ("bpp", b["bpp"], a["bpp"], f"{100 * (a['bpp'] / b['bpp'] - 1):+.2f} %"),
+            ("PSNR dB", b["psnr_db"], a["psnr_db"], f"drop {drop:.3f} dB, {100 * drop / b['psnr_db']:.2f} %"),
+            ("encode s", b["encode_s"], a["encode_s"], f"{b['encode_s'] / a['encode_s']:.2f}x faster"),
+            ("decode s", b["decode_s"], a["decode_s"], f"{b['decode_s'] / a['decode_s']:.2f}x faster"),
+        ]
+        lines = [f"{'':12}{'before':>14}{'after':>14}"]
+        lines += [f"{name:12}{before:>14,.4g}{after:>14,.4g}   {note}" for name, before, after, note in rows]
+        lines.append(f"{len(self.after.images)} images, {self.after.device}, {self.after.threads} threads; MACs counted by {COUNTER}")
+        return "\n".join(lines)
+
+
+def compare(before: nn.Module, after: nn.Module, images: str | Path | Sequence[str | Path]) -> Comparison:
+    """Evaluate two codecs over the same photographs; print the result for a table."""
+    return Comparison(evaluate(before, images), evaluate(after, images))
+
+
+def write_results(evaluation: Evaluation, path: str | Path) -> Path:
+    """Write an evaluation as CompressAI results JSON, with the images and our own figures below extra keys."""
+    content = evaluation.compressai_json() | {
+        "nicprune": {
+            "means": evaluation.means(), "cost_64x64": evaluation.cost.as_dict(), "original_cost_64x64": evaluation.original_cost.as_dict(),
+            "counter": COUNTER, "device": evaluation.device, "threads": evaluation.threads, "images": [asdict(i) for i in evaluation.images],
+        }
+    }  # fmt: skip
+    return write_text(path, json.dumps(content, indent=1) + "\n")

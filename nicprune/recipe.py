@@ -1,0 +1,267 @@
+"""Recipes: one YAML file says which codec, which photographs, which methods, how long. Strict: what is not known is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from nicprune.codecs import LAMBDAS, check_name, codec_names, lmbda_for
+from nicprune.data import list_images
+from nicprune.errors import FileError, RecipeError, closest
+from nicprune.methods import METHODS
+from nicprune.settings import Settings, parse
+from nicprune.training import TrainSettings
+
+FIXED = ("lmbda", "metric", "seed", "steps")
+"""Training settings that a recipe states elsewhere than below `training:`."""
+
+
+class Phase(Settings):
+    """One stretch of training: its steps, and what differs from `training:`."""
+
+    steps: int = Field(ge=0)
+    lr: float | None = Field(default=None, gt=0)
+    schedule: Literal["constant", "cosine", "linear"] | None = None
+    warmup: int | None = Field(default=None, ge=0)
+
+
+class Arm(Settings):
+    """One method to run: its name, a label for tables, its own settings."""
+
+    name: str
+    label: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Recipe(Settings):
+    """What a recipe may say.
+
+    Attributes:
+        version: of this schema.
+        name: of the report; the file's name if not given.
+        task: "prune" runs methods on a codec; "train" trains the codec itself, from `weights`.
+        codec, qualities, metric, weights: what `load_codec` takes; `{quality}` in weights is filled in. A codec given as
+            `package.module:factory` may have a single quality, of any number.
+        lambdas: per quality; CompressAI's if not given.
+        photographs: train and test folders, or "samples".
+        seeds: every method is run once with each.
+        control: also train the original on for the same steps.
+        training: settings of every phase (see TrainSettings).
+        sparsify, finetune: the two phases of "prune": with the method attached, and after the channels are gone. Methods that
+            decide at once are hardened first, and spend both phases on fine-tuning.
+        methods: what to run.
+        per_quality: for "train": phases by quality, where they differ from `finetune`.
+        chain: for "train": each quality starts from the one before in the list.
+        half: for "train": save float16.
+    """
+
+    version: Literal[1]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    task: Literal["prune", "train"] = "prune"
+    codec: str
+    qualities: list[int] = Field(min_length=1)
+    metric: Literal["mse", "ms-ssim"] = "mse"
+    weights: str = "official"
+    lambdas: dict[int, float] = Field(default_factory=dict)
+    photographs: Photographs
+    seeds: list[int] = Field(default=[0], min_length=1)
+    control: bool = True
+    training: dict[str, Any] = Field(default_factory=dict)
+    sparsify: Phase = Phase(steps=0)
+    finetune: Phase = Phase(steps=0)
+    methods: list[Arm] = Field(default_factory=list)
+    per_quality: dict[int, Phase] = Field(default_factory=dict)
+    chain: bool = False
+    half: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.task == "prune" and not self.methods:
+            raise ValueError("methods: name at least one, for example - name: mask_decay")
+        if self.task == "train" and (self.methods or self.sparsify.steps):
+            raise ValueError("a recipe with task: train has no methods and no sparsify phase")
+        for what, values in (("qualities", self.qualities), ("seeds", self.seeds), ("labels of methods", [a.label for a in self.methods])):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{what} must differ (got {values})")
+        return self
+
+    def lmbda(self, quality: int) -> float:
+        """The lambda that a quality is trained with."""
+        return self.lambdas.get(quality) or lmbda_for(quality, self.metric)
+
+    def train_settings(self, phase: Phase, quality: int, seed: int) -> dict[str, Any]:
+        """Everything `fit` is told for one phase."""
+        own = {k: v for k, v in phase.model_dump().items() if v is not None}
+        return {**self.training, **own, "lmbda": self.lmbda(quality), "metric": self.metric, "seed": seed}
+
+    def weights_for(self, quality: int) -> str:
+        """The weights that a quality starts from."""
+        return self.weights.replace("{quality}", str(quality))
+
+
+class Photographs(Settings):
+    """Where photographs are: one folder, several, or "samples"."""
+
+    train: str | list[str]
+    test: str | list[str]
+
+
+Recipe.model_rebuild()
+
+
+def recipe_folders() -> list[Path]:
+    """Where recipes are looked for by name: beside the package in a clone, inside it when installed."""
+    package = Path(str(resources.files("nicprune")))
+    return [folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir()]
+
+
+def recipe_names() -> dict[str, Path]:
+    """The recipes that come with nicprune."""
+    return {path.stem: path for folder in reversed(recipe_folders()) for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe given by path or by name.
+
+    Raises:
+        RecipeError: there is none; names the closest.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    known = recipe_names()
+    stem = path.stem if path.suffix in (".yaml", ".yml") else name
+    if stem in known and (path.parent == Path(".") or path.parent.name == "recipes"):
+        return known[stem]
+    raise RecipeError(f"no recipe {name!r}; {closest(stem, known)}")
+
+
+def read_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
+    """Read a recipe and apply `key=value` overrides; return it with the text it amounts to.
+
+    Raises:
+        RecipeError: not YAML, an unknown key, a value out of range, a codec, quality or method that does not exist.
+        FileError: the file cannot be read.
+    """
+    path = find_recipe(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"cannot read {path}: {error}") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise RecipeError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping that starts with version: 1 (found {type(content).__name__})")
+    for override in overrides:
+        apply_override(content, override)
+    content.setdefault("name", path.stem)
+    return parse_recipe(content, str(path)), yaml.safe_dump(content, sort_keys=False) if overrides else text
+
+
+def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
+    """Validate a recipe's content, methods and training settings included; see `read_recipe`."""
+    content = dict(content)
+    arms = content.get("methods")
+    if isinstance(arms, list):
+        content["methods"] = [_parse_arm(arm, i, content, where) for i, arm in enumerate(arms)]
+    recipe = parse(Recipe, content, where)
+    if ":" not in recipe.codec and not recipe.codec.endswith(".safetensors"):
+        for quality in recipe.qualities:
+            try:
+                check_name(recipe.codec, quality, recipe.metric)
+            except Exception as error:
+                raise RecipeError(f"{where}: {error}") from None
+    for quality in recipe.qualities:
+        if quality not in recipe.lambdas and not 1 <= quality <= len(LAMBDAS[recipe.metric]):
+            raise RecipeError(f"{where}: quality {quality} has no lambda of CompressAI's; state it below lambdas:")
+    for key in recipe.training:
+        if key in FIXED:
+            places = {"lmbda": "lambdas:", "metric": "metric:", "seed": "seeds:", "steps": "sparsify: and finetune:"}
+            raise RecipeError(f"{where}: training.{key} is stated at {places[key]}")
+    for phase in (recipe.sparsify, recipe.finetune, *recipe.per_quality.values()):
+        parse(TrainSettings, recipe.train_settings(phase, recipe.qualities[0], recipe.seeds[0]), f"{where}: training")
+    if recipe.training.get("devices", 1) > 1:
+        raise RecipeError(f"{where}: a recipe trains on one device; call nicprune.fit(devices=...) in a script of your own for more")
+    return recipe
+
+
+def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) -> Arm:
+    """A method as a recipe writes it: its settings stand beside its name."""
+    if not isinstance(arm, dict) or "name" not in arm:
+        raise RecipeError(f"{where}: methods.{number} needs a name; {closest(str(arm), METHODS)}")
+    if arm["name"] not in METHODS:
+        raise RecipeError(f"{where}: methods.{number}: unknown method {arm['name']!r}; {closest(str(arm['name']), METHODS)}")
+    settings = {k: v for k, v in arm.items() if k not in ("name", "label")}
+    config = METHODS[arm["name"]].Config
+    sparsify = content.get("sparsify")
+    steps = sparsify.get("steps") if isinstance(sparsify, dict) else None
+    if "decay_steps" in config.model_fields and isinstance(steps, int):
+        settings.setdefault("decay_steps", steps)
+        if settings["decay_steps"] > steps:
+            raise RecipeError(f"{where}: methods.{number}: decay_steps {settings['decay_steps']} does not fit into sparsify.steps {steps}")
+    parse(config, settings, f"{where}: methods.{number}")
+    return Arm(name=arm["name"], label=arm.get("label", arm["name"]), settings=settings)
+
+
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Apply one `a.b.0.c=value` (value as YAML) to a recipe's content, in place."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set wants key=value, for example finetune.steps=100 (got {override!r})")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {key}: {value!r} is not a YAML value") from None
+    target: Any = content
+    *path, last = key.split(".")
+    for part in path:
+        if isinstance(target, list):
+            target = _item(target, part, override)
+        else:
+            if target.get(part) is None:
+                target[part] = {}
+            target = target[part]
+        if not isinstance(target, (dict, list)):
+            raise RecipeError(f"--set {override}: {part!r} is a value, not a section")
+    if isinstance(target, list):
+        _item(target, last, override)
+        target[int(last)] = parsed
+    else:
+        target[last] = parsed
+
+
+def _item(items: list[Any], part: str, override: str) -> Any:
+    if not part.isdigit() or int(part) >= len(items):
+        raise RecipeError(f"--set {override}: {part!r} is not an index below {len(items)}")
+    return items[int(part)]
+
+
+def check_paths(recipe: Recipe) -> None:
+    """Raise unless everything that the recipe reads is there, before any work is done.
+
+    Raises:
+        DataError, FileError: photographs or weights are missing.
+    """
+    list_images(recipe.photographs.train, "train")
+    list_images(recipe.photographs.test, "test")
+    if recipe.weights not in ("official", "none"):
+        for quality in recipe.qualities[:1] if recipe.chain else recipe.qualities:
+            if not Path(recipe.weights_for(quality)).exists():
+                raise FileError(f"weights: no such file: {recipe.weights_for(quality)}")
+    if recipe.codec.endswith(".safetensors") and not Path(recipe.codec).exists():
+        raise FileError(f"codec: no such file: {recipe.codec} (known names: {', '.join(codec_names())})")
+
+
+def digest(*parts: Any) -> str:
+    """Hash of anything that JSON can write, for telling runs apart."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,294 @@
+"""The report's folder: table.csv, table.md, table.tex, bd.csv, records.json, plots, crops and one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from nicprune.errors import FileError
+from nicprune.files import write_atomically, write_text
+from nicprune.report import plots
+from nicprune.report.rd import bd_table
+from nicprune.report.records import COSTS, Record, arms, as_records, counterpart
+from nicprune.report.table import AREA, Line, footnote, latex, lines, markdown, settings, table
+
+MAX_CROP_IMAGES = 4
+"""Photographs whose crops go into the page of each codec; all of them are in the folder crops/."""
+PICTURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+PLOTS = {"rd.png": plots.rd_curves, "drop_vs_reduction.png": plots.drop_against_reduction, "widths.png": plots.widths}
+
+
+def write_report(records: Sequence[Mapping[str, Any]], folder: str | Path, title: str | None = None) -> Path:
+    """Write tables, plots, crops and the page into `folder`, the page last; return the path of its index.html.
+
+    Args:
+        records: what `collect` found. Plain mappings do too, without crops.
+        folder: made if it does not exist; files of an earlier report are replaced one by one, each whole.
+        title: the page's heading; by default the recipe's and codecs' names.
+
+    Raises:
+        FileError: no records, or the folder cannot be written to.
+    """
+    folder, ready = Path(folder), as_records(records)
+    if not ready:
+        raise FileError("no records to report on; `nicprune run RECIPE` writes them")
+    joined = lines(ready)
+    crops, copies, lost = _crops(ready)
+    bd = bd_table(ready)
+    drawn = {name: (draw(joined), draw(joined, plots.DARK)) for name, draw in PLOTS.items()}
+    heading = title or _title(ready)
+    page = _page(heading, ready, joined, bd, drawn, crops, copies, notes(ready, joined) + lost)
+    write_text(folder / "table.csv", table(ready).to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "table.md", markdown(ready))
+    write_text(folder / "table.tex", latex(ready))
+    write_text(folder / "bd.csv", bd.to_csv(index=False, lineterminator="\n"))
+    for name, content in copies.items():
+        _write_bytes(folder / name, content)
+    kept = [_portable(record, folder, crop) for record, crop in zip(ready, crops, strict=True)]
+    write_text(folder / "records.json", json.dumps(kept, indent=1) + "\n")
+    for name, (light, _) in drawn.items():
+        if light is not None:
+            _write_bytes(folder / name, light)
+        else:  # a plot of an earlier report would be mistaken for this one's
+            with contextlib.suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
+    return write_text(folder / "index.html", page)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _title(records: Sequence[Record]) -> str:
+    recipes = sorted({str(r["recipe"]) for r in records if r["recipe"]})
+    codecs = sorted({r["codec"] for r in records})
+    return f"{', '.join(recipes) or 'Report'}: {', '.join(codecs)}, pruned"
+
+
+def _portable(record: Record, folder: Path, crops: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record as it goes into records.json: valid JSON, crops relative to the report, and no absolute paths."""
+    def finite(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+    content: dict[str, Any] = finite(dict(record)) | {"test": record.setting().test, "crops": crops}
+    content["images"] = [image | {"name": Path(image["name"]).name} for image in content["images"]]
+    if record["file"]:
+        file = Path(record["file"])
+        with contextlib.suppress(ValueError, OSError):  # a codec inside the report's folder keeps its place there
+            file = ((record.folder or folder) / file).resolve().relative_to(folder.resolve())
+        content["file"] = file.name if file.is_absolute() or ".." in file.parts else file.as_posix()
+    return content
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "x"
+
+
+def _crops(records: Sequence[Record]) -> tuple[list[list[dict[str, Any]]], dict[str, bytes], list[str]]:
+    """Read the crops of all records.
+
+    Returns: per record its crops with names inside the report's folder; the files to write there by name (equal pictures once); and a note
+    for each record some of whose crops are missing. A crop is taken only from below its record's folder, and only if it is a PNG or JPEG.
+    """
+    copies: dict[str, bytes] = {}
+    by_content: dict[str, str] = {}
+
+    def take(record: Record, path: str, name: str) -> str | None:
+        root = record.folder.resolve() if record.folder is not None else None
+        try:
+            file = root / path if root is not None else None
+            if file is None or root is None or not file.resolve().is_relative_to(root):
+                return None
+            content = file.read_bytes()
+        except (OSError, ValueError):
+            return None
+        kind = next((mime for magic, mime in PICTURES.items() if content.startswith(magic)), None)
+        if kind is None:
+            return None
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in by_content:
+            suffix = ".png" if kind == "image/png" else ".jpg"
+            chosen, n = f"crops/{name}{suffix}", 1
+            while chosen in copies:
+                n += 1
+                chosen = f"crops/{name}-{n}{suffix}"
+            copies[chosen], by_content[digest] = content, chosen
+        return by_content[digest]
+
+    kept, lost = [], []
+    for record, arm in zip(records, arms(records), strict=True):
+        mine, missing = [], 0
+        for crop in record["crops"]:
+            stem = _slug(Path(crop["image"]).stem)
+            who = _slug("-".join(str(p) for p in (record["codec"], f"q{record['quality']}", arm, f"s{record['seed']}") if p is not None))
+            original, decoded = take(record, crop["original"], f"{stem}-original"), take(record, crop["decoded"], f"{stem}-{who}")
+            if original is None or decoded is None:
+                missing += 1
+                continue
+            mine.append(crop | {"image": Path(crop["image"]).name, "original": original, "decoded": decoded})
+        kept.append(mine)
+        if missing:
+            lost.append(f"{_name(record, arm)}: {missing} of {len(record['crops'])} crops were not found beside the record and are left out.")
+    return kept, copies, lost
+
+
+def _name(record: Record, arm: str) -> str:
+    return f"{record['codec']}{'' if record['quality'] is None else ' q' + str(record['quality'])} {arm}"
+
+
+def notes(records: Sequence[Record], joined: Sequence[Line]) -> list[str]:
+    """What a reader must know before trusting the table: missing originals and controls, unequal training, mixed machines or counters."""
+    said = []
+    for line in joined:
+        name = _name(line.members[0], line.arm)
+        if line.role != "original" and any(counterpart(r, records, "original") is None for r in line.members):
+            said.append(f"{name}: the original was not evaluated on the same images, so drop, change of bpp and speed-up are blank.")
+        if line.role != "pruned":
+            continue
+        control = counterpart(line.members[0], records, "control")
+        if control is None:
+            said.append(f"{name}: there is no control (the original trained on for the same steps), so what extra training alone gives is not known.")
+        elif control["steps"] != line.members[0]["steps"]:
+            said.append(f"{name}: trained for {line.members[0]['steps']} steps, its control for {control['steps']}.")
+    for key, what in (("counter", "MAC counters"), ("machine", "machines"), ("device", "devices"), ("threads", "thread counts")):
+        found = sorted({str(r[key]) for r in records if r[key] is not None})
+        if len(found) > 1:
+            said.append(f"The records come from several {what}: {', '.join(found)}. Compare {'MACs' if key == 'counter' else 'times'} within one only.")
+    return said
+
+
+def _range(values: Sequence[float], form: str, unit: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    unit = unit.replace(" ", "\u00a0")  # a unit stays on the line of its number
+    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
+
+
+def _levels(levels: Sequence[int]) -> str:
+    run = len(levels) > 2 and list(levels) == list(range(levels[0], levels[-1] + 1))
+    return f"{levels[0]} to {levels[-1]}" if run else ", ".join(map(str, levels))
+
+
+def headline(group: Sequence[Line]) -> list[str]:
+    """One sentence per pruned arm of a setting, made from its numbers, and one on the control."""
+    said = []
+    curves = dict.fromkeys((line.role, line.arm) for line in group if line.role != "original")
+    for role, arm in sorted(curves, key=lambda curve: curve[0] == "control"):
+        members = [line for line in group if (line.role, line.arm) == (role, arm)]
+        levels = [line.quality for line in members if line.quality is not None]
+        where = f" at {'quality' if len(levels) == 1 else 'qualities'} {_levels(levels)}" if levels else ""
+        drops = [line.mean["psnr_drop_db"] for line in members]
+        if all(map(math.isfinite, drops)):
+            percent, rate = ([line.mean[key] for line in members] for key in ("psnr_drop_pct", "bpp_change_pct"))
+            verb, form = "drops", "z.2f"
+            if max(drops) <= 0 or min(drops) < 0:  # a negative drop is a gain, and better said so
+                drops, percent = [-d for d in drops], [-p for p in percent]
+                verb, form = ("rises", "z.2f") if min(drops) >= 0 else ("changes", "+z.2f")
+            lost = f"PSNR {verb} by {_range(drops, form, ' dB')} ({_range(percent, form, ' %')}) while bpp changes by {_range(rate, '+z.1f', ' %')}"
+        else:
+            lost = "the PSNR drop is not known, because the original was not evaluated on the same images"
+        if role == "control":
+            said.append(f"{arm} (the original trained on){where}: {lost}.")
+            continue
+        speed = [line.mean["decode_speedup"] for line in members]
+        fast = f"; decoding is {_range(speed, '.2f', '×')} as fast" if all(map(math.isfinite, speed)) else ""
+        said.append(f"{arm} needs {_range([line.mean['flop_reduction'] for line in members], '.2f', '×')} fewer MACs{where}: {lost}{fast}.")
+    return said or ["No pruned codec is among the records."]
+
+
+def transforms(group: Sequence[Line]) -> dict[str, Any]:
+    """kMAC/pixel and params of each transform, for the original and every arm of a setting, by quality."""
+    having = [line for line in group if line.members[0]["by_transform"] and line.role != "control"]
+    columns = list(dict.fromkeys(line.arm for line in having))
+    rows = []
+    for quality in dict.fromkeys(line.quality for line in having):
+        here = {line.arm: line for line in having if line.quality == quality}
+        base: Mapping[str, Any] = next((line.members[0]["by_transform"] for line in here.values() if line.role == "original"), {})
+        for index, name in enumerate(dict.fromkeys(n for line in here.values() for n in line.members[0]["by_transform"])):
+            cells = []
+            for arm in columns:
+                macs, params = here[arm].members[0]["by_transform"].get(name, (None, None)) if arm in here else (None, None)
+                before = base.get(name, (None, None))[0]
+                ratio = f"{before / macs:.2f}×" if macs and before and here[arm].role != "original" else ""
+                cells.append(("–", "", "–") if macs is None else (f"{macs / AREA / 1000:.2f}", ratio, f"{params:,}"))
+            rows.append({"quality": quality, "first": index == 0, "name": name, "cells": cells})
+    return {"columns": [(arm, next(line.role for line in having if line.arm == arm)) for arm in columns], "rows": rows}
+
+
+def _shown_width(png: bytes) -> int:
+    """Width of a plot on the page in CSS pixels: the same scale for every plot, so that their letters are of one size."""
+    return round(int.from_bytes(png[16:20], "big") * 105 / plots.DPI)
+
+
+def _uri(content: bytes) -> str:
+    kind = next((mime for magic, mime in PICTURES.items() if content.startswith(magic)), "image/png")
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _pictures(setting_records: Sequence[tuple[Record, str, list[dict[str, Any]]]], copies: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """Crops by photograph and quality: the photograph, then each codec's decoding; the first seed of each arm."""
+    names = list(dict.fromkeys(crop["image"] for _, _, crops in setting_records for crop in crops))
+    shown = []
+    for name in names[:MAX_CROP_IMAGES]:
+        for quality in dict.fromkeys(record["quality"] for record, _, _ in setting_records):
+            figures: dict[str, dict[str, Any]] = {}
+            for record, arm, crops in setting_records:
+                for crop in crops:
+                    if crop["image"] != name or record["quality"] != quality:
+                        continue
+                    figures.setdefault("photograph", {"uri": _uri(copies[crop["original"]]), "title": "photograph", "figures": "uncompressed"})
+                    units = (("bpp", ".3f", "bpp"), ("psnr_db", ".2f", "dB"))
+                    told = ", ".join(f"{crop[key]:{form}} {unit}" for key, form, unit in units if isinstance(crop.get(key), int | float))
+                    when = {"original": "before", "control": "control", "pruned": "after"}[record["role"]]
+                    title = when if when == arm else f"{when}: {arm}"
+                    figures.setdefault(f"{record['role']} {arm}", {"uri": _uri(copies[crop["decoded"]]), "title": title, "figures": told})
+            if figures:
+                shown.append({"image": name, "quality": quality, "figures": list(figures.values())})
+    return shown
+
+
+def _page(
+    title: str, records: Sequence[Record], joined: Sequence[Line], bd: pd.DataFrame, drawn: Mapping[str, tuple[bytes | None, bytes | None]],
+    crops: Sequence[list[dict[str, Any]]], copies: Mapping[str, bytes], said: Sequence[str],
+) -> str:  # fmt: skip
+    """Fill the template."""
+    with_crops = list(zip(records, arms(records), crops, strict=True))
+    sections = [
+        {
+            "name": str(setting), "headline": headline(group), "lines": group, "note": footnote(group).replace("+-", "±"), "transforms": transforms(group),
+            "crops": _pictures([item for item in with_crops if item[0].setting() == setting], copies),
+        }
+        for setting, group in settings(joined).items()
+    ]  # fmt: skip
+    recipes = {(r["recipe"], r["recipe_sha256"]): r["recipe_text"] for r in records if r["recipe"] or r["recipe_text"]}
+
+    def facts(key: str) -> list[str]:
+        return sorted({str(r[key]) for r in records if r[key] is not None})
+
+    packages: dict[str, set[str]] = {}
+    for record in records:
+        for name, version in record["versions"].items():
+            packages.setdefault(str(name), set()).add(str(version))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("template.html.j2").render(
+        title=title, sections=sections, notes=said, max_crops=MAX_CROP_IMAGES, recipes=recipes, packages=packages, finite=math.isfinite,
+        bd=bd.astype(object).where(bd.notna(), None).to_dict("records"), costs=COSTS,
+        plots={name: (_uri(light), _uri(dark), _shown_width(light)) for name, (light, dark) in drawn.items() if light is not None and dark is not None},
+        drawn_widths=len(plots.width_lines(joined)), all_widths=len([line for line in joined if line.role == "pruned"]),
+        facts={key: facts(key) for key in ("machine", "device", "threads", "counter", "seed", "steps", "lmbda", "date")},
+    )  # fmt: skip

@@ -1,0 +1,242 @@
+"""A recipe from start to finish: attach, train, harden, fine-tune, evaluate, report, for each quality. Skips what is done."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nicprune.channels import find_groups
+from nicprune.checkpoint import load, load_codec, save
+from nicprune.codecs import provenance, set_provenance
+from nicprune.cost import COUNTER, CostModel
+from nicprune.data import write_png
+from nicprune.evaluate import ImageScore, evaluate
+from nicprune.files import check_writable, write_atomically, write_text
+from nicprune.methods import attach
+from nicprune.recipe import Arm, Phase, Recipe, check_paths, digest
+from nicprune.report import collect, text_table, write_report
+from nicprune.runtime import describe_machine, versions
+from nicprune.training import fit
+
+CROP = (192, 192)
+CROPPED_IMAGES = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One codec to be made and measured."""
+
+    quality: int
+    seed: int
+    role: str
+    arm: Arm
+    folder: Path
+    key: str
+
+
+def jobs(recipe: Recipe, runs: Path) -> list[Job]:
+    """List what a recipe does, in order; the folder of each is its own, named by what it depends on."""
+    listed = []
+    for quality in recipe.qualities:
+        arms = [("original", recipe.seeds[0], Arm(name="none", label="original"))]
+        if recipe.task == "prune":
+            for seed in recipe.seeds:
+                if recipe.control:
+                    arms.append(("control", seed, Arm(name="none", label="control")))
+                arms += [("pruned", seed, arm) for arm in recipe.methods]
+        for role, seed, arm in arms:
+            key = digest(
+                recipe.task, recipe.codec, recipe.metric, recipe.weights_for(quality), quality, recipe.lmbda(quality), role, arm.model_dump(), seed,
+                recipe.photographs.model_dump(), recipe.training, recipe.half, recipe.chain and recipe.qualities,
+                [] if role == "original" and recipe.task == "prune" else [recipe.sparsify.model_dump(), recipe.finetune.model_dump(), recipe.per_quality.get(quality)],
+            )  # fmt: skip
+            slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in arm.label or arm.name)
+            folder = runs / recipe.name / f"q{quality}" / f"{slug}{f'-s{seed}' if len(recipe.seeds) > 1 else ''}-{key[:8]}"
+            listed.append(Job(quality, seed, role, arm, folder, key))
+    return listed
+
+
+def run_recipe(
+    recipe: Recipe, text: str = "", *, reports: str | Path = "reports", runs: str | Path = "runs", say: Callable[[str], None] = print, progress: bool = True
+) -> Path:
+    """Run a recipe and write its report.
+
+    Args:
+        text: the recipe as written, for the report.
+        reports: the report goes to a folder below, named after the recipe.
+        runs: checkpoints and results of each part go below; parts that are finished there are not done again.
+        say: where lines of progress go.
+
+    Returns: the report's index.html.
+    """
+    check_paths(recipe)
+    runs, reports = Path(runs), Path(reports)
+    check_writable(runs / recipe.name, reports / recipe.name)
+    listed = jobs(recipe, runs)
+    for number, job in enumerate(listed, 1):
+        title = f"[{number}/{len(listed)}] {recipe.codec} q{job.quality} {job.arm.label}{f' seed {job.seed}' if len(recipe.seeds) > 1 else ''}"
+        if finished(job):
+            say(f"{title}: done before")
+            continue
+        say(f"{title} ...")
+        codec, steps = make(recipe, job, listed, progress)
+        say(f"{title}: {measure_and_record(recipe, text, job, codec, steps, progress)}")
+    return report(recipe, listed, reports / recipe.name, say)
+
+
+def report(recipe: Recipe, listed: list[Job], folder: Path, say: Callable[[str], None] = print) -> Path:
+    """Write the report of finished jobs, codecs beside it."""
+    records = collect([job.folder / "record.json" for job in listed])
+    page = write_report(records, folder, title=recipe.name)
+    for job in listed:
+        made = job.folder / "codec.safetensors"
+        if made.exists() and (job.role == "pruned" or recipe.task == "train"):
+            name = f"{Path(recipe.codec).stem.replace(':', '-')}-q{job.quality}-{job.folder.name.rsplit('-', 1)[0]}.safetensors"
+            write_atomically(folder / "codecs" / name, partial(shutil.copyfile, made))
+    say("")
+    say(text_table(records))
+    say(f"\nreport: {page}")
+    return page
+
+
+def finished(job: Job) -> bool:
+    """Whether a job's result is there, whole, and of the same settings."""
+    try:
+        return json.loads((job.folder / "record.json").read_text(encoding="utf-8")).get("key") == job.key
+    except (OSError, ValueError):
+        return False
+
+
+def make(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[nn.Module, int]:
+    """Train and prune the codec of one job; return it and the steps it was trained for."""
+    if recipe.task == "train":
+        return train(recipe, job, listed, progress)
+    if job.role == "original":
+        return start(recipe, job), 0
+    hardened = job.folder / "hardened.safetensors"
+    steps = recipe.sparsify.steps
+    if hardened.exists():
+        codec = load(hardened, factory=lambda: start(recipe, job))
+    else:
+        codec = start(recipe, job)
+        attached = attach(codec, job.arm.name, **job.arm.settings)
+        if attached.done:  # decides at once: what is left spends this phase on fine-tuning
+            codec = attached.harden()
+            _fit(codec, recipe, recipe.sparsify, job, "sparsify", progress)
+        else:
+            _fit(attached, recipe, recipe.sparsify, job, "sparsify", progress)
+            codec = attached.harden()
+        save(codec, hardened)
+        # What comes next starts from the file, whether the run was interrupted here or not.
+        codec = load(hardened, factory=lambda: codec)
+    _fit(codec, recipe, recipe.finetune, job, "finetune", progress)
+    return codec, steps + recipe.finetune.steps
+
+
+def start(recipe: Recipe, job: Job) -> nn.Module:
+    """The codec that a job starts from, with weights drawn from the job's seed if they are random."""
+    torch.manual_seed(job.seed)
+    return load_codec(recipe.codec, job.quality, metric=recipe.metric, weights=recipe.weights_for(job.quality))
+
+
+def train(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[nn.Module, int]:
+    """Train a codec itself, from its weights or from the quality before."""
+    before = listed.index(job) - 1
+    codec = start(recipe, job)
+    if recipe.chain and before >= 0:
+        record = provenance(codec).copy()
+        codec = load(listed[before].folder / "full.safetensors", factory=lambda: codec)
+        set_provenance(codec, record)
+    phase = recipe.per_quality.get(job.quality, recipe.finetune)
+    _fit(codec, recipe, phase, job, "train", progress)
+    save(codec, job.folder / "full.safetensors")
+    return codec, phase.steps
+
+
+def _fit(model: nn.Module, recipe: Recipe, phase: Phase, job: Job, name: str, progress: bool) -> None:
+    if phase.steps:
+        label = f"q{job.quality} {job.arm.label} {name}"
+        settings = recipe.train_settings(phase, job.quality, job.seed)
+        fit(model, recipe.photographs.train, folder=job.folder / name, progress=label if progress else False, until_done=False, **settings)
+
+
+def measure_and_record(recipe: Recipe, text: str, job: Job, codec: nn.Module, steps: int, progress: bool) -> str:
+    """Evaluate a codec on the test photographs, write its file and its record; return a line about it."""
+    codec = codec.cpu().eval()
+    written = save(codec, job.folder / "codec.safetensors", half=recipe.half) if job.role != "original" or recipe.task == "train" else None
+    if recipe.half and written is not None:
+        codec = load(written, factory=lambda: codec)  # measure what the file holds
+    crops: list[dict[str, Any]] = []
+
+    def keep(name: str, original: Tensor, decoded: Tensor, score: ImageScore) -> None:
+        if len(crops) < CROPPED_IMAGES:
+            crops.append(save_crops(job.folder, name, original, decoded, score))
+
+    cost = CostModel(codec, find_groups(codec))
+    evaluation = evaluate(codec, recipe.photographs.test, progress=progress, keep_decoded=keep, cost=cost.totals())
+    last = provenance(codec).history[-1] if provenance(codec).history and job.role == "pruned" else {}
+    record = {
+        "format": "nicprune-record", "version": 1, "key": job.key,
+        "codec": recipe.codec, "quality": job.quality, "metric": recipe.metric, "lmbda": recipe.lmbda(job.quality),
+        "method": job.arm.name, "label": job.arm.label, "role": job.role, "seed": job.seed, "steps": steps, "settings": job.arm.settings,
+        "cost": cost.totals().as_dict(), "original_cost": evaluation.original_cost.as_dict(), "by_transform": cost.by_transform(),
+        "widths": last.get("widths", {}), **evaluation.means(), "images": [asdict(image) for image in evaluation.images],
+        "test": str(recipe.photographs.test), "crops": crops, "file": written.name if written else None,
+        "recipe": recipe.name, "recipe_sha256": digest(recipe.model_dump(mode="json")), "recipe_text": text,
+        "counter": COUNTER, "threads": evaluation.threads, "device": evaluation.device, "versions": versions(),
+        "machine": describe_machine(), "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    write_text(job.folder / "record.json", json.dumps(record, indent=1) + "\n")
+    for name in ("sparsify", "finetune", "train"):  # optimiser state is of no use any more, and large
+        (job.folder / name / "checkpoint.pt").unlink(missing_ok=True)
+    (job.folder / "hardened.safetensors").unlink(missing_ok=True)
+    return str(evaluation)
+
+
+def save_crops(folder: Path, name: str, original: Tensor, decoded: Tensor, score: ImageScore) -> dict[str, Any]:
+    """Write the most detailed window of an image, original and decoded, as PNG; return what a record says of them."""
+    top, left, height, width = detailed_window(original)
+    paths = {}
+    for what, image in (("original", original), ("decoded", decoded)):
+        path = folder / "crops" / f"{Path(name).stem}-{what}.png"
+        write_png(image[:, top : top + height, left : left + width], path)
+        paths[what] = str(path.relative_to(folder))
+    return {"image": name, **paths, "bpp": score.bpp, "psnr_db": score.psnr_db}
+
+
+def detailed_window(image: Tensor) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the window with the most gradient energy, on a grid of half windows."""
+    height, width = min(CROP[0], image.shape[1]), min(CROP[1], image.shape[2])
+    grey = image.mean(0)
+    energy = torch.zeros_like(grey)
+    energy[:-1, :-1] = (grey[1:, :-1] - grey[:-1, :-1]).abs() + (grey[:-1, 1:] - grey[:-1, :-1]).abs()
+    best = (-1.0, 0, 0)
+    for top in range(0, image.shape[1] - height + 1, max(height // 2, 1)):
+        for left in range(0, image.shape[2] - width + 1, max(width // 2, 1)):
+            best = max(best, (float(energy[top : top + height, left : left + width].sum()), -top, -left))
+    return -best[1], -best[2], height, width
+
+
+def plan(recipe: Recipe) -> list[str]:
+    """Say what a recipe would do, after checking each method against each codec; nothing is trained or written."""
+    check_paths(recipe)
+    lines = []
+    for job in jobs(recipe, Path("runs")):
+        phase = recipe.per_quality.get(job.quality, recipe.finetune)
+        steps = 0 if job.role == "original" and recipe.task == "prune" else recipe.sparsify.steps + phase.steps
+        line = f"{recipe.codec} q{job.quality} {job.arm.label} seed {job.seed}: {steps} steps, lambda {recipe.lmbda(job.quality):g}"
+        if job.role == "pruned":
+            attached = attach(start(recipe, job), job.arm.name, **job.arm.settings)
+            line += f", {attached.cost.totals().kmac_per_pixel():.2f} kMAC/pixel now, {sum(1 for _ in attached.groups.prunable())} channel groups"
+        lines.append(line)
+    return lines
+

@@ -1,0 +1,110 @@
+"""Budgets are met from below, as closely as the rounding allows, or refused before anything changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import built, same_state, state_of
+
+from nicprune.budget import Budget, next_width, solve
+from nicprune.channels import Groups
+from nicprune.codecs import provenance
+from nicprune.cost import CostModel
+from nicprune.errors import BudgetError, RecipeError
+from nicprune.methods import attach
+from nicprune.settings import parse
+from nicprune.targets import Target
+
+BUDGETS = [{"macs": 0.5}, {"macs": 0.2}, {"encoder": 0.6, "decoder": 0.4}, {"decoder": 0.35}, {"params": 0.4}, {"macs": 0.5, "params": 0.3}]
+
+
+def scores(groups: Groups, seed: int, latents: bool) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {g.name: rng.uniform(0, 1, g.width) for g in groups.prunable(latents=latents)}
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+@pytest.mark.parametrize("latents", [False, True])
+@pytest.mark.parametrize("name", ["bmshj2018-hyperprior", "mbt2018", "cheng2020-attn"])
+def test_met_from_below_and_nothing_more_fits(name: str, budget: dict[str, float], latents: bool) -> None:
+    codec, groups = built(name)
+    cost, wanted, step = CostModel(codec, groups), Budget(**budget), 2
+    if not latents and "params" in budget and name != "mbt2018" and budget["params"] < 0.4:
+        pytest.skip("the entropy bottleneck and pinned latents alone take more")
+    importance = scores(groups, 1, latents)
+    for per_cost in (True, False):
+        keep = solve(cost, groups.prunable(latents=latents), importance, wanted, step, per_cost=per_cost)
+        totals = cost.totals(keep)
+        assert all(getattr(totals, k) <= limit for k, limit in wanted.limits(cost.original).items())
+        for group in groups.prunable(latents=latents):
+            kept = keep[group.name]
+            assert len(kept) == group.width or len(kept) % step == 0
+            assert len(kept) >= 2
+            # Those of the highest scores, in order.
+            assert kept == sorted(np.argsort(-importance[group.name])[: len(kept)].tolist())
+            if len(kept) < group.width:
+                more = cost.totals({**{n: len(k) for n, k in keep.items()}, group.name: min(len(kept) + step, group.width)})
+                assert any(getattr(more, k) > limit for k, limit in wanted.limits(cost.original).items()), f"{group.name} could have stayed wider"
+
+
+@pytest.mark.parametrize("round_to", [1, 8, 16])
+def test_widths_are_multiples(round_to: int) -> None:
+    codec, groups = built("cheng2020-anchor")
+    cost = CostModel(codec, groups)
+    free = groups.prunable(latents=True)
+    budget = Budget(macs=0.7 if round_to > 1 else 0.3)
+    if round_to == 16:
+        with pytest.raises(BudgetError, match="round_to"):
+            solve(cost, free, scores(groups, 0, True), Budget(macs=0.1), round_to)
+        return
+    keep = solve(cost, free, scores(groups, 0, True), budget, round_to)
+    assert all(len(k) == groups[n].width or len(k) % round_to == 0 for n, k in keep.items())
+
+
+def test_next_width() -> None:
+    assert [next_width(w, 16) for w in (192, 191, 40, 17, 16, 3)] == [176, 176, 32, 16, 16, 3]
+    assert next_width(3, 1, latent=True) == 2 and next_width(2, 1, latent=True) == 2 and next_width(2, 1) == 1 and next_width(1, 1) == 1
+
+
+@pytest.mark.parametrize("budget", [{"macs": 0.0001}, {"decoder": 0.001}, {"params": 0.0001}])
+def test_an_impossible_budget_is_refused_before_anything_changes(budget: dict[str, float]) -> None:
+    codec, _ = built("bmshj2018-hyperprior")
+    before = state_of(codec)
+    for method in ("mask_decay", "magnitude", "random"):
+        with pytest.raises(BudgetError, match=r"cannot be met.*round_to 1"):
+            attach(codec, method, budget=budget, round_to=1)
+    assert same_state(before, codec.state_dict()) and not any(m._forward_hooks or m._forward_pre_hooks for m in codec.modules())
+
+
+@pytest.mark.parametrize("budget", [{"macs": 0}, {"macs": 1}, {"macs": -0.5}, {"macs": float("nan")}, {}, {"mac": 0.5}, {"macs": "half"}])
+def test_a_senseless_budget_is_refused(budget: dict[str, object]) -> None:
+    with pytest.raises(RecipeError) as error:
+        parse(Target, {"budget": budget}, "attach(...)")
+    assert "\n" not in str(error.value) and "budget" in str(error.value)
+
+
+def test_a_budget_is_relative_to_the_original_at_a_second_pruning() -> None:
+    codec, groups = built("bmshj2018-hyperprior")
+    original = CostModel(codec, groups).totals()
+    first = attach(codec, "magnitude", budget={"macs": 0.6}, round_to=1).harden()
+    assert provenance(first).original == original.as_dict()
+    second = attach(first, "magnitude", budget={"macs": 0.3}, round_to=1)
+    assert second.cost.original == original
+    small = second.harden()
+    share = CostModel(small, Groups([])).totals().macs / original.macs
+    assert 0.28 < share <= 0.3
+    assert len(provenance(small).history) == 2 and len(provenance(first).history) == 1 and not provenance(codec).history
+    with pytest.raises(BudgetError, match="met already"):
+        attach(small, "magnitude", budget={"macs": 0.5}, round_to=1)
+
+
+def test_fixed_widths_by_pattern() -> None:
+    _, groups = built("bmshj2018-hyperprior")
+    target = Target(widths={"g_a.*": 12, "g_a.2": 5})
+    assert target.fixed_widths(groups) == {"g_a.0": 12, "g_a.2": 5, "g_a.4": 12}
+    with pytest.raises(RecipeError, match="did you mean"):
+        Target(widths={"g_b.0": 12}).fixed_widths(groups)
+    with pytest.raises(RecipeError, match="1 to 16"):
+        Target(widths={"g_a.0": 17}).fixed_widths(groups)
+    with pytest.raises(RecipeError, match="either budget"):
+        parse(Target, {"budget": {"macs": 0.5}, "widths": {"g_a.0": 8}}, "x")

@@ -1,0 +1,95 @@
+"""The command line as a user meets it: exit codes, one-line errors, no tracebacks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import built
+from typer.testing import CliRunner
+
+from nicprune.checkpoint import save
+from nicprune.cli import app, main
+
+
+def call(*arguments: str) -> str:
+    """Run a command in this process; return what it printed."""
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run `main` with arguments that must fail; return its one line."""
+    monkeypatch.setattr(sys, "argv", ["nicprune", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code not in (0, None)
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.fixture(autouse=True)
+def _keep_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`main` sets warning filters for its process; tests keep their own."""
+    monkeypatch.setattr("nicprune.cli.warnings.simplefilter", lambda *a, **k: None)
+    monkeypatch.setattr("nicprune.cli.warnings.showwarning", None, raising=False)
+
+
+def test_list() -> None:
+    out = call("list")
+    assert "bmshj2018-hyperprior" in out and "mask_decay" in out and "quickstart" in out
+    assert "quickstart" not in call("list", "methods")
+
+
+def test_profile() -> None:
+    out = call("profile", "bmshj2018-hyperprior", "--quality", "1", "--weights", "none")
+    assert "12 channel groups" in out and "34.242" in out and "g_a.1" in out and "decoder" in out and "fvcore" in out
+
+
+def test_eval_and_export(tmp_path: Path) -> None:
+    path = save(built("bmshj2018-hyperprior")[0], tmp_path / "c.safetensors")
+    from nicprune.data import write_png
+    import torch
+
+    write_png(torch.rand(3, 64, 64), tmp_path / "a.png")
+    out = call("eval", str(path), str(tmp_path / "a.png"), "--per-image", "--output", str(tmp_path / "r.json"))
+    assert "dB" in out and "a.png" in out and (tmp_path / "r.json").exists()
+    assert "wrote" in call("export", str(path), str(tmp_path / "c.pth.tar"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["profile", "bmshj2018-hyperpior"], "did you mean 'bmshj2018-hyperprior'"),
+        (["profile", "mbt2018", "--quality", "12"], "has no quality 12; it has 1 to 8"),
+        (["run", "quickstrat"], "did you mean 'quickstart'"),
+        (["run", "quickstart", "--set", "finetune.stepps=3"], "did you mean 'steps'"),
+        (["check", "quickstart", "--set", "photographs.train=/nowhere"], "no such folder: /nowhere"),
+        (["eval", "nowhere.safetensors", "samples"], "no such file"),
+        (["list", "codec"], "did you mean 'codecs'"),
+        (["report", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str) -> None:
+    err = fails(monkeypatch, capsys, *arguments)
+    assert expected in err and err.startswith("nicprune: ") and err.count("\n") == 1
+
+
+def test_unknown_commands_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "prnue" in fails(monkeypatch, capsys, "prnue")
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; sys.argv = ['nicprune', '--help']\nfrom nicprune.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_module_runs() -> None:
+    done = subprocess.run([sys.executable, "-m", "nicprune", "profile", "nowhere"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("nicprune: unknown codec 'nowhere'")

@@ -1,0 +1,89 @@
+"""Predicted cost equals what counters find on the pruned codec, to the MAC."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from compressai.zoo import image_models
+from conftest import GROUP_COUNTS, built, image, random_keep
+from torch.utils.flop_counter import FlopCounterMode
+
+from nicprune.codecs import forward_for_analysis
+from nicprune.cost import CostModel, count_modules, measure
+from nicprune.surgery import prune
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_cost_of_keep_lists_is_what_is_counted(architecture: str, seed: int) -> None:
+    codec, groups = built(architecture)
+    cost, keep = CostModel(codec, groups), random_keep(groups, seed, minimal=seed == 1)
+    small = prune(codec, keep, groups, verify=False)
+    predicted, measured = cost.totals(keep), measure(small)
+    assert predicted == measured
+    assert predicted.params == sum(p.numel() for p in small.parameters())
+    assert predicted.macs == count_modules(small)[""]
+    by_transform = cost.by_transform(keep)
+    assert sum(m for m, _ in by_transform.values()) == predicted.macs
+    assert sum(p for _, p in by_transform.values()) == predicted.params
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward_for_analysis(small, image(small))
+    assert counter.get_total_flops() == 2 * predicted.macs
+    assert cost.soft(cost.widths(keep).astype(float)) == predicted.macs
+
+
+def test_decreases_are_differences_of_totals(architecture: str) -> None:
+    codec, groups = built(architecture)
+    cost = CostModel(codec, groups)
+    widths = cost.widths(random_keep(groups, 3))
+    deltas = (widths > 2).astype(int) * 2
+    for what in ("macs", "encoder", "decoder", "params"):
+        found = cost.decreases(widths, deltas, what)
+        for i in range(0, len(widths), max(len(widths) // 12, 1)):
+            narrower = widths.copy()
+            narrower[i] -= deltas[i]
+            assert found[i] == getattr(cost.totals(widths), what) - getattr(cost.totals(narrower), what)
+
+
+def test_sides_add_up() -> None:
+    codec, groups = built("mbt2018")
+    cost = CostModel(codec, groups)
+    total, parts = cost.totals(), {name: macs for name, (macs, _) in cost.by_transform().items()}
+    assert total.encoder == total.macs - parts["g_s"]
+    assert total.decoder == total.macs - parts["g_a"] - parts["h_a"]
+
+
+KNOWN = [
+    ("bmshj2018-hyperprior", 1, 34.242),
+    ("bmshj2018-hyperprior", 8, 76.270),
+    ("mbt2018-mean", 1, 35.824),
+    ("mbt2018", 1, 79.291),
+    ("cheng2020-anchor", 1, 167.76),
+    ("cheng2020-attn", 1, 185.30),
+]
+
+
+@pytest.mark.parametrize(("name", "quality", "gmac"), KNOWN)
+def test_known_totals_at_768x512(name: str, quality: int, gmac: float) -> None:
+    found = measure(image_models[name](quality=quality, pretrained=False)).gmac(512, 768)
+    assert abs(found - gmac) <= (0.0005 if gmac < 100 else 0.005)
+
+
+def test_transforms_of_the_hyperprior() -> None:
+    codec, groups = built("bmshj2018-hyperprior")
+    del codec
+    full = image_models["bmshj2018-hyperprior"](quality=1, pretrained=False)
+    parts = CostModel(full, groups.__class__([])).by_transform()
+    assert {k: round(v[0] * 96 / 1e9, 3) for k, v in parts.items() if k != "entropy_bottleneck"} == {"g_a": 16.584, "g_s": 16.584, "h_a": 0.536, "h_s": 0.536}
+
+
+def test_counting_changes_nothing() -> None:
+    codec, groups = built("bmshj2018-hyperprior")
+    codec.train()
+    codec.g_a[0].eval()
+    modes = [m.training for m in codec.modules()]
+    CostModel(codec, groups)
+    assert [m.training for m in codec.modules()] == modes
+
+
+def test_group_counts(architecture: str) -> None:
+    assert len(built(architecture)[1].prunable(latents=True)) == GROUP_COUNTS[architecture]

@@ -1,0 +1,102 @@
+"""Evaluation: real strings, any size, the field's definitions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from compressai.utils.eval_model.__main__ import compute_metrics
+from conftest import built, image, same_state, state_of
+from torch import nn
+
+from nicprune.data import read_image, write_png
+from nicprune.errors import CodecError, DataError
+from nicprune.evaluate import compare, crop, evaluate, evaluate_image, pad, psnr, string_bytes, write_results
+from nicprune.methods import attach
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Sizes that are no multiple of anything."""
+    for i, (h, w) in enumerate([(70, 65), (200, 193)]):
+        small = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(i))
+        write_png(nn.functional.interpolate(small, size=(h, w), mode="bicubic")[0], tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def test_padding_is_undone() -> None:
+    x = torch.rand(1, 3, 70, 129)
+    padded, padding = pad(x)
+    assert padded.shape[-2:] == (128, 192) and torch.equal(crop(padded, padding), x)
+    assert pad(torch.rand(1, 3, 64, 128))[1] == (0, 0, 0, 0)
+
+
+def test_psnr_is_compressais() -> None:
+    a, b = torch.rand(1, 3, 200, 200), torch.rand(1, 3, 200, 200)
+    assert psnr(a, b) == pytest.approx(compute_metrics(a, b)["psnr-rgb"], abs=1e-4)
+    eighths = (a * 255).round() / 255
+    assert psnr(eighths, eighths + 0.4 / 255) == float("inf"), "what rounds to the same 8 bits is the same image"
+
+
+def test_bpp_is_of_the_strings_and_near_the_estimate(photos: Path) -> None:
+    codec, _ = built("mbt2018-mean")
+    codec.update(force=True)
+    picture = read_image(photos / "1.png")
+    score, decoded = evaluate_image(codec, picture, "1.png")
+    padded, padding = pad(picture.unsqueeze(0).float() / 255)
+    sent = codec.compress(padded)
+    assert score.bpp == 8 * sum(len(s) for part in sent["strings"] for s in part) / (200 * 193)
+    assert score.bpp == pytest.approx(score.bpp_estimated, rel=0.25)
+    assert torch.equal(decoded, crop(codec.decompress(sent["strings"], sent["shape"])["x_hat"], padding)[0].clamp(0, 1))
+    assert decoded.shape == picture.shape and score.ms_ssim is not None
+
+
+def test_every_architecture_is_evaluated(architecture: str, photos: Path) -> None:
+    codec, _ = built(architecture)
+    before = state_of(codec)
+    result = evaluate(codec, photos / "0.png")
+    assert np.isfinite(result.mean("psnr_db")) and result.mean("bpp") > 0 and result.mean("ms_ssim") is None
+    assert same_state(before, state_of(codec)), "the codec is left as it was"
+
+
+def test_means_and_compressai_json(photos: Path, tmp_path: Path, hyperprior: nn.Module) -> None:
+    result = evaluate(hyperprior, photos)
+    assert result.mean("bpp") == pytest.approx(sum(i.bpp for i in result.images) / 2)
+    content = json.loads(write_results(result, tmp_path / "r.json").read_text())
+    assert content["results"]["psnr-rgb"] == [pytest.approx(result.mean("psnr_db"))] and content["name"] == "bmshj2018-hyperprior"
+    from compressai.utils.plot.__main__ import parse_json_file
+
+    drawn = parse_json_file(str(tmp_path / "r.json"), "psnr")
+    assert drawn["ys"] == content["results"]["psnr-rgb"] and drawn["xs"] == content["results"]["bpp"]
+
+
+def test_compare_says_both_sides(photos: Path, hyperprior: nn.Module) -> None:
+    small = attach(hyperprior, "magnitude", budget={"macs": 0.5}, round_to=1).harden()
+    text = str(compare(hyperprior, small, photos / "0.png"))
+    assert "x fewer" in text and "PSNR dB" in text and "counted by fvcore" in text
+
+
+def test_refusals(tmp_path: Path, hyperprior: nn.Module) -> None:
+    with pytest.raises(DataError, match="no images in"):
+        evaluate(hyperprior, tmp_path)
+    with pytest.raises(CodecError, match="plain codec"):
+        evaluate(attach(hyperprior, "none"), tmp_path)
+
+
+def test_bytes_of_nested_strings() -> None:
+    assert string_bytes([[b"abc"], [[b"d", b""], [b"ef"]]]) == 6
+
+
+def test_image_of_the_attached_codec_is_that_of_its_plain_copy(hyperprior: nn.Module) -> None:
+    masked = attach(hyperprior, "mask_decay", budget={"macs": 0.5}, round_to=1, decay_steps=4).eval()
+    with torch.no_grad():
+        for values in masked.methods[0].masks.values:
+            values.uniform_(0.5, 1)
+    x = image(hyperprior)
+    sent, plain = masked.compress(x), masked.plain().eval()
+    plain.update(force=True)
+    assert sent["strings"] == plain.compress(x)["strings"]
+    assert torch.equal(masked.decompress(sent["strings"], sent["shape"])["x_hat"], plain.decompress(sent["strings"], sent["shape"])["x_hat"])

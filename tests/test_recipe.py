@@ -1,0 +1,199 @@
+"""Recipes: strict, checked before any work, resumable part by part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import built
+from torch import nn
+
+from nicprune.checkpoint import load, save
+from nicprune.cost import measure
+from nicprune.data import write_png
+from nicprune.errors import DataError, FileError, RecipeError
+from nicprune.recipe import check_paths, find_recipe, parse_recipe, read_recipe, recipe_names
+from nicprune.run import jobs, plan, run_recipe
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> dict[str, Any]:
+    """A tiny recipe that runs in seconds, on a narrow codec."""
+    for i in range(2):
+        small = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(i))
+        write_png(nn.functional.interpolate(small, size=(80, 96), mode="bicubic")[0], tmp_path / "photos" / f"{i}.png")
+    save(built("bmshj2018-hyperprior")[0], tmp_path / "codec.safetensors")
+    return {
+        "version": 1,
+        "name": "tiny",
+        "codec": str(tmp_path / "codec.safetensors"),
+        "qualities": [1, 2],
+        "photographs": {"train": str(tmp_path / "photos"), "test": str(tmp_path / "photos")},
+        "training": {"batch_size": 2, "patch_size": 64, "precision": "32", "log_every": 1},
+        "sparsify": {"steps": 3, "lr": 1e-4},
+        "finetune": {"steps": 2},
+        "methods": [{"name": "mask_decay", "budget": {"macs": 0.5}, "round_to": 1}, {"name": "magnitude", "label": "one-shot", "budget": {"macs": 0.5}, "round_to": 1}],
+    }  # fmt: skip
+
+
+def run(content: dict[str, Any], folder: Path, said: list[str] | None = None) -> Path:
+    recipe = parse_recipe(content, "test")
+    return run_recipe(recipe, yaml.safe_dump(content), reports=folder / "reports", runs=folder / "runs", say=(said if said is not None else []).append, progress=False)
+
+
+def test_run_writes_the_whole_report_and_skips_what_is_done(content: dict[str, Any], tmp_path: Path) -> None:
+    said: list[str] = []
+    page = run(content, tmp_path, said)
+    folder = page.parent
+    for name in ("index.html", "table.csv", "table.md", "table.tex", "records.json"):
+        assert (folder / name).stat().st_size > 0
+    rows = (folder / "table.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 4  # original, control, two methods at two qualities
+    header = rows[0].split(",")
+    for column in ("codec", "quality", "method", "role", "macs", "kmac_per_pixel", "flop_reduction", "params", "bpp", "psnr_db", "psnr_drop_db",
+                   "psnr_drop_pct", "ms_ssim", "encode_s", "decode_s", "steps", "seed"):  # fmt: skip
+        assert column in header
+    import csv
+
+    table = list(csv.DictReader((folder / "table.csv").open()))
+    assert all(float(r["flop_reduction"]) >= 2 for r in table if r["role"] == "pruned")
+    assert all(float(r["flop_reduction"]) == 1 for r in table if r["role"] != "pruned")
+    assert {r["steps"] for r in table if r["role"] != "original"} == {"5"}, "control and methods are trained for the same steps"
+    codecs = sorted((folder / "codecs").glob("*.safetensors"))
+    assert len(codecs) == 4
+    record = json.loads(next((tmp_path / "runs").rglob("mask_decay*/record.json")).read_text())
+    assert measure(load(codecs[0])).macs == record["cost"]["macs"]
+    assert not list((tmp_path / "runs").rglob("checkpoint.pt")), "optimiser state is not left behind"
+    assert "PSNR" in "\n".join(said)
+
+    again: list[str] = []
+    run(content, tmp_path, again)
+    assert sum("done before" in line for line in again) == 8
+
+    record_file = next((tmp_path / "runs").rglob("mask_decay*/record.json"))
+    before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("codec.safetensors")}
+    record_file.write_text(record_file.read_text()[:50])  # cut short by kill -9
+    third: list[str] = []
+    run(content, tmp_path, third)
+    assert sum("done before" in line for line in third) == 7
+    assert before == {p: p.read_bytes() for p in (tmp_path / "runs").rglob("codec.safetensors")}, "the same run gives the same codec, bit for bit"
+
+
+def test_interrupted_between_phases_gives_the_same_codec(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content |= {"qualities": [1], "control": False, "methods": content["methods"][:1]}
+    run(content, tmp_path / "whole")
+    import nicprune.run as module
+
+    real, calls = module._fit, []
+
+    def stops_at_the_second(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(*args)
+
+    monkeypatch.setattr(module, "_fit", stops_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(content, tmp_path / "parts")
+    assert list((tmp_path / "parts").rglob("hardened.safetensors"))
+    run(content, tmp_path / "parts")
+    whole, parts = (next((tmp_path / p).rglob("*/codec.safetensors")).read_bytes() for p in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_train_recipe_chains_qualities(content: dict[str, Any], tmp_path: Path) -> None:
+    content = {k: v for k, v in content.items() if k not in ("methods", "sparsify")}
+    content |= {"task": "train", "codec": "demo-hyperprior", "weights": "none", "qualities": [3, 2], "chain": True, "half": True}
+    content |= {"finetune": {"steps": 2}, "per_quality": {2: {"steps": 1}}}
+    folder = run(content, tmp_path).parent
+    files = sorted((folder / "codecs").glob("*.safetensors"))
+    assert len(files) == 2 and all(load(f).g_a[0].out_channels == 64 for f in files)
+    with open(folder / "table.csv") as file:
+        import csv
+
+        assert [(r["quality"], r["steps"], r["role"]) for r in csv.DictReader(file)] == [("2", "1", "original"), ("3", "2", "original")]
+
+
+def test_changed_settings_do_not_overwrite(content: dict[str, Any], tmp_path: Path) -> None:
+    first = {j.folder for j in jobs(parse_recipe(content, "a"), tmp_path) if j.role != "original"}
+    second = {j.folder for j in jobs(parse_recipe({**content, "finetune": {"steps": 3}}, "a"), tmp_path) if j.role != "original"}
+    assert not first & second
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"qualitys": [1]}, "unknown key 'qualitys'; did you mean 'qualities'"),
+        ({"version": 2}, "version"),
+        ({"finetune": {"stepps": 1}}, "unknown key 'finetune.stepps'; did you mean 'steps'"),
+        ({"finetune": {"steps": -1}}, "finetune.steps: input should be greater than or equal to 0"),
+        ({"training": {"lmbda": 0.1}}, "training.lmbda is stated at lambdas:"),
+        ({"training": {"batchsize": 1}}, "unknown key 'batchsize'; did you mean 'batch_size'"),
+        ({"methods": [{"name": "mask_decey"}]}, "unknown method 'mask_decey'; did you mean 'mask_decay'"),
+        ({"methods": [{"name": "mask_decay", "budget": {"mac": 0.5}}]}, "unknown key 'budget.mac'; did you mean 'macs'"),
+        ({"methods": [{"name": "mask_decay", "budget": {"macs": 1.5}}]}, "budget.macs: input should be less than 1"),
+        ({"methods": [{"name": "mask_decay", "budget": {"macs": 0}}]}, "budget.macs: input should be greater than 0"),
+        ({"methods": [{"name": "mask_decay"}]}, "give either budget"),
+        ({"methods": [{"name": "mask_decay", "budget": {"macs": 0.5}, "decay_steps": 50}]}, "decay_steps 50 does not fit into sparsify.steps 3"),
+        ({"methods": []}, "name at least one"),
+        ({"codec": "bmshj2018-hyperpior"}, "did you mean 'bmshj2018-hyperprior'"),
+        ({"codec": "cheng2020-attn", "qualities": [7]}, "has no quality 7; it has 1 to 6"),
+        ({"qualities": [1, 1]}, "qualities must differ"),
+        ({"training": {"devices": 2}}, "a recipe trains on one device"),
+    ],
+)
+def test_mistakes_end_in_one_clear_line(content: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe({**content, **change}, "recipe.yaml")
+    text = str(caught.value)
+    assert text.startswith("recipe.yaml") and "\n" not in text
+    assert message.lower() in text.lower()
+
+
+def test_overrides(content: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(content))
+    recipe, text = read_recipe(str(file), ["finetune.steps=7", "methods.0.budget.macs=0.4", "qualities=[2]"])
+    assert recipe.finetune.steps == 7 and recipe.methods[0].settings["budget"] == {"macs": 0.4} and recipe.qualities == [2]
+    assert "steps: 7" in text
+    for bad, message in (("finetune", "wants key=value"), ("finetune.stepps=1", "did you mean 'steps'"), ("methods.9.name=x", "not an index below 2"), ("qualities.0.x=1", "is a value, not a section")):  # fmt: skip
+        with pytest.raises(RecipeError, match=message):
+            read_recipe(str(file), [bad])
+
+
+def test_not_yaml_and_not_a_mapping(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("version: 1\n  bad: [")
+    with pytest.raises(RecipeError, match="line 2: not YAML"):
+        read_recipe(str(file))
+    file.write_text("- a\n- b\n")
+    with pytest.raises(RecipeError, match="a recipe is a mapping"):
+        read_recipe(str(file))
+    with pytest.raises(RecipeError, match="no recipe 'quickstrat'; did you mean 'quickstart'"):
+        find_recipe("quickstrat")
+
+
+def test_paths_are_checked_before_any_work(content: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        run({**content, "photographs": {"train": "/nowhere", "test": "samples"}}, tmp_path)
+    with pytest.raises(FileError, match="no such file"):
+        check_paths(parse_recipe({**content, "weights": "w{quality}.pth"}, "x"))
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs").write_text("in the way")
+    with pytest.raises(FileError, match="cannot write"):
+        run(content, tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(recipe_names()))
+def test_every_recipe_that_comes_along_is_valid(name: str) -> None:
+    recipe, text = read_recipe(name)
+    assert recipe.name == name and text.startswith("# "), "the first line says what the recipe does, for nicprune list"
+
+
+def test_dry_run_says_what_would_be_done(content: dict[str, Any]) -> None:
+    lines = plan(parse_recipe(content, "x"))
+    assert len(lines) == 8 and "kMAC/pixel now, 10 channel groups" in lines[2] and "0 steps" in lines[0]

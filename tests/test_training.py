@@ -1,0 +1,235 @@
+"""Training: exact resumption even after kill -9, non-finite steps, processes, and loops of the user's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from compressai.models import ScaleHyperprior
+from conftest import built, same_state, state_of
+from torch import nn
+
+from nicprune.data import write_png
+from nicprune.errors import FileError, RecipeError, TrainingError
+from nicprune.methods import attach
+from nicprune.training import TrainSettings, fit, learning_rate
+
+QUICK = {"batch_size": 2, "patch_size": 64, "lr": 1e-3, "lmbda": 0.01, "precision": "32", "progress": False, "log_every": 1}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three smooth pictures."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(3):
+        small = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(i))
+        write_png(nn.functional.interpolate(small, size=(96, 112), mode="bicubic")[0], folder / f"{i}.png")
+    return folder
+
+
+def codec() -> nn.Module:
+    return built("bmshj2018-hyperprior")[0]
+
+
+def test_resume_is_bit_equal(photos: Path, tmp_path: Path) -> None:
+    whole, parts = codec(), codec()
+    fit(whole, photos, steps=8, folder=tmp_path / "whole", **QUICK)
+    with pytest.raises(TrainingError, match="interrupted at step 5 of 8; run again to go on from step 4"):
+        interrupted = _Interrupting(parts, at=5)
+        fit(interrupted, photos, steps=8, folder=tmp_path / "parts", checkpoint_every=2, **QUICK)
+    resumed = codec()
+    fit(resumed, photos, steps=8, folder=tmp_path / "parts", checkpoint_every=2, **QUICK)
+    assert same_state(state_of(whole), state_of(resumed))
+    logged = [[json.loads(line) for line in (tmp_path / p / "metrics.jsonl").read_text().splitlines()] for p in ("whole", "parts")]
+    assert [r["step"] for r in logged[1]] == list(range(1, 9))
+    assert [r["loss"] for r in logged[0]] == [r["loss"] for r in logged[1]]
+
+
+class _Interrupting(ScaleHyperprior):
+    """Ctrl-C in the middle of a step."""
+
+    def __new__(cls, inner: nn.Module, at: int) -> nn.Module:
+        calls = iter(range(at))
+
+        def hook(module: nn.Module, args: object) -> None:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+
+        inner.g_a.register_forward_pre_hook(hook)
+        return inner
+
+
+def test_resume_of_mask_decay_is_bit_equal(photos: Path, tmp_path: Path) -> None:
+    settings = {"budget": {"macs": 0.5}, "round_to": 1, "decay_steps": 8}
+    whole = attach(codec(), "mask_decay", **settings)
+    fit(whole, photos, steps=8, **QUICK)
+    first = attach(codec(), "mask_decay", **settings)
+    first.codec.g_a.register_forward_pre_hook(_stop_after(6))
+    with pytest.raises(TrainingError, match="interrupted"):
+        fit(first, photos, steps=8, folder=tmp_path, checkpoint_every=3, **QUICK)
+    resumed = attach(codec(), "mask_decay", **settings)
+    fit(resumed, photos, steps=8, folder=tmp_path, checkpoint_every=3, **QUICK)
+    assert same_state(state_of(whole), state_of(resumed)) and whole.keep() == resumed.keep()
+
+
+def _stop_after(calls: int):  # type: ignore[no-untyped-def]
+    count = iter(range(calls))
+
+    def hook(module: nn.Module, args: object) -> None:
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+
+    return hook
+
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from conftest import built
+from nicprune.methods import attach
+from nicprune.training import fit
+model = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={{"macs": 0.5}}, round_to=1, decay_steps=400)
+fit(model, {photos!r}, steps={steps}, folder={folder!r}, checkpoint_every=5, batch_size=2, patch_size=64, lr=1e-3, precision="32", progress=False)
+torch.save(model.state_dict(), {out!r})
+"""
+
+
+def _script(path: Path, photos: Path, folder: Path, steps: int) -> list[str]:
+    path.write_text(SCRIPT.format(tests=str(Path(__file__).parent), photos=str(photos), folder=str(folder), steps=steps, out=str(path.with_suffix(".pt"))))
+    return [sys.executable, "-W", "ignore", str(path)]
+
+
+def test_kill_9_and_resume_equals_the_uninterrupted_run(photos: Path, tmp_path: Path) -> None:
+    steps = 40
+    killed = subprocess.Popen(_script(tmp_path / "killed.py", photos, tmp_path / "run", steps), stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    step = torch.load(checkpoint, weights_only=True)["step"]
+    assert 0 < step < steps, "the run was meant to be killed between its first checkpoint and its end"
+    subprocess.run(_script(tmp_path / "killed.py", photos, tmp_path / "run", steps), check=True)
+    subprocess.run(_script(tmp_path / "whole.py", photos, tmp_path / "other", steps), check=True)
+    ends = [torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("killed", "whole")]
+    assert same_state(*ends)
+    assert not list((tmp_path / "run").glob(".checkpoint*")), "no half-written file is left"
+
+
+TWO = """
+import sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from conftest import built
+from nicprune.methods import attach
+from nicprune.training import fit
+model = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={{"macs": 0.5}}, round_to=1, decay_steps=6)
+fit(model, {photos!r}, steps=6, devices=2, accelerator="cpu", batch_size=2, patch_size=64, lr=1e-3, precision="32", progress=False)
+import os
+torch.save({{**model.state_dict(), "x": torch.zeros(())}}, {out!r} + os.environ["LOCAL_RANK"])
+assert model.harden() is not None
+"""
+
+
+def test_two_processes_stay_in_step(photos: Path, tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(TWO.format(tests=str(Path(__file__).parent), photos=str(photos), out=str(tmp_path / "rank")))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert same_state(*(torch.load(tmp_path / f"rank{r}", weights_only=True) for r in (0, 1)))
+
+
+def test_training_lowers_the_loss(photos: Path) -> None:
+    torch.manual_seed(0)
+    fresh = ScaleHyperprior(16, 24)
+    losses = []
+    for _ in range(2):
+        losses.append(fit(fresh, photos, steps=25, **QUICK).metrics["loss"])
+    assert losses[1] < losses[0]
+
+
+def test_bf16_runs_entropy_models_in_float32(photos: Path) -> None:
+    model, seen = codec(), []
+    for entropy_model in (model.entropy_bottleneck, model.gaussian_conditional):
+        entropy_model.register_forward_hook(lambda m, args, out: seen.append((args[0].dtype, out[1].dtype)))
+    inside = []
+    model.g_a[0].register_forward_hook(lambda m, args, out: inside.append(out.dtype))
+    fit(model, photos, steps=2, **{**QUICK, "precision": "bf16"})
+    assert set(seen) == {(torch.float32, torch.float32)} and set(inside) == {torch.bfloat16}
+    hooks = sum(len(m._forward_pre_hooks) for m in model.modules())
+    assert hooks == 0, "no hook of the training stays"
+
+
+def test_ms_ssim_loss(photos: Path, tmp_path: Path) -> None:
+    write_png(torch.rand(3, 200, 200), tmp_path / "a.png")
+    result = fit(codec(), tmp_path, steps=1, **{**QUICK, "metric": "ms-ssim", "patch_size": 192, "lmbda": 8.73})
+    assert 0 <= result.metrics["ms_ssim"] <= 1
+
+
+def test_non_finite_gradient_is_skipped_then_ends_the_run(photos: Path) -> None:
+    model = codec()
+    poison = [False]
+
+    def hook(module: nn.Module, args: object, out: torch.Tensor) -> torch.Tensor:
+        return out * float("nan") if poison[0] else out
+
+    model.g_s[-1].register_forward_hook(hook)
+    calls = iter([False, True, False])
+    model.g_a.register_forward_pre_hook(lambda m, a: poison.__setitem__(0, next(calls, True)))
+    result = fit(model, photos, steps=3, **QUICK)
+    assert result.skipped == 1 and all(torch.isfinite(p).all() for p in model.parameters())
+    before = state_of(model)
+    with pytest.raises(TrainingError, match="not finite: 21 steps in a row.*try a lower lr"):
+        fit(model, photos, steps=30, **QUICK)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items() if "quantiles" not in k and "_" != k[0] and "cdf" not in k)
+
+
+def test_checkpoint_of_another_run_is_refused(photos: Path, tmp_path: Path) -> None:
+    fit(codec(), photos, steps=1, folder=tmp_path, **QUICK)
+    with pytest.raises(RecipeError, match=r"other settings \(lmbda 0.01 there, 0.02 now\)"):
+        fit(codec(), photos, steps=1, folder=tmp_path, **{**QUICK, "lmbda": 0.02})
+    with pytest.raises(FileError, match="does not fit this model"):
+        fit(ScaleHyperprior(8, 8), photos, steps=1, folder=tmp_path, **QUICK)
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(FileError, match="cannot read the checkpoint"):
+        fit(codec(), photos, steps=1, folder=tmp_path, **QUICK)
+
+
+def test_unwritable_folder_is_one_line(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FileError, match="cannot write"):
+        fit(codec(), photos, steps=1, folder=tmp_path / "file" / "run", **QUICK)
+
+
+def test_settings_are_checked(photos: Path) -> None:
+    with pytest.raises(RecipeError, match="unknown key 'lamda'; did you mean 'lmbda'"):
+        fit(codec(), photos, steps=1, lamda=0.01)
+    with pytest.raises(RecipeError, match="patch_size must be a multiple of 64"):
+        fit(codec(), photos, steps=1, patch_size=100)
+    frozen = codec().requires_grad_(False)
+    with pytest.raises(TrainingError, match="nothing to train"):
+        fit(frozen, photos, steps=1, **QUICK)
+
+
+def test_schedules() -> None:
+    cosine = TrainSettings(steps=110, lr=1.0, warmup=10)
+    rates = [learning_rate(cosine, s) for s in range(110)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == 1.0 and rates[-1] < 1e-3 and rates[60] == pytest.approx(0.5)
+    assert learning_rate(TrainSettings(steps=10, lr=1.0, schedule="linear"), 5) == pytest.approx(0.5)
+    assert learning_rate(TrainSettings(steps=10, lr=1.0, schedule="constant"), 9) == 1.0
+
+
+def test_the_method_ends_training_early(photos: Path) -> None:
+    model = attach(codec(), "mask_decay", budget={"macs": 0.6}, round_to=1, decay_steps=3)
+    assert fit(model, photos, steps=50, **QUICK).step == 3
