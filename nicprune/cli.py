@@ -123,7 +123,13 @@ def eval_(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write CompressAI results JSON here.")] = None,
     per_image: Annotated[bool, typer.Option("--per-image", help="A line for each image.")] = False,
 ) -> None:
-    """Write and read real bitstreams of a folder: bpp, PSNR, MS-SSIM, times."""
+    """Write and read real bitstreams of a folder: bpp, PSNR, MS-SSIM, times. "jpeg" and "webp" are swept over their settings."""
+    from nicprune.classical import FORMATS, evaluate_classical
+
+    if codec in FORMATS:
+        for point in evaluate_classical(codec, images):
+            typer.echo(f"{codec} quality {point.quality:3}  {point.bpp:.4f} bpp  {point.psnr_db:.3f} dB")
+        return
     from nicprune.checkpoint import load_codec
     from nicprune.evaluate import evaluate, write_results
 

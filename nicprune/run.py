@@ -95,13 +95,17 @@ def run_recipe(
 
 def report(recipe: Recipe, listed: list[Job], folder: Path, say: Callable[[str], None] = print) -> Path:
     """Write the report of finished jobs, codecs beside it."""
-    records = collect([job.folder / "record.json" for job in listed])
-    page = write_report(records, folder, title=recipe.name)
+    records = []
     for job in listed:
+        (record,) = collect([job.folder / "record.json"])
+        record["file"] = None
         made = job.folder / "codec.safetensors"
         if made.exists() and (job.role == "pruned" or recipe.task == "train"):
             name = f"{Path(recipe.codec).stem.replace(':', '-')}-q{job.quality}-{job.folder.name.rsplit('-', 1)[0]}.safetensors"
             write_atomically(folder / "codecs" / name, partial(shutil.copyfile, made))
+            record["file"] = f"codecs/{name}"
+        records.append(record)
+    page = write_report(records, folder)
     say("")
     say(text_table(records))
     say(f"\nreport: {page}")

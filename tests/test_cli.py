@@ -54,8 +54,9 @@ def test_profile() -> None:
 
 def test_eval_and_export(tmp_path: Path) -> None:
     path = save(built("bmshj2018-hyperprior")[0], tmp_path / "c.safetensors")
-    from nicprune.data import write_png
     import torch
+
+    from nicprune.data import write_png
 
     write_png(torch.rand(3, 64, 64), tmp_path / "a.png")
     out = call("eval", str(path), str(tmp_path / "a.png"), "--per-image", "--output", str(tmp_path / "r.json"))

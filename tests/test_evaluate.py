@@ -100,3 +100,16 @@ def test_image_of_the_attached_codec_is_that_of_its_plain_copy(hyperprior: nn.Mo
     plain.update(force=True)
     assert sent["strings"] == plain.compress(x)["strings"]
     assert torch.equal(masked.decompress(sent["strings"], sent["shape"])["x_hat"], plain.decompress(sent["strings"], sent["shape"])["x_hat"])
+
+
+def test_classical_codecs_follow_their_settings(photos: Path) -> None:
+    from nicprune.classical import evaluate_classical, psnr_at
+
+    for name in ("jpeg", "webp"):
+        points = evaluate_classical(name, photos, [10, 50, 90])
+        assert [p.bpp for p in points] == sorted(p.bpp for p in points) and [p.psnr_db for p in points] == sorted(p.psnr_db for p in points)
+        assert psnr_at(points, points[1].bpp) == pytest.approx(points[1].psnr_db)
+        assert points[0].psnr_db < psnr_at(points, (points[0].bpp * points[1].bpp) ** 0.5) < points[1].psnr_db
+        assert psnr_at(points, 100) is None
+    with pytest.raises(CodecError, match="did you mean 'jpeg'"):
+        evaluate_classical("jpg", photos)

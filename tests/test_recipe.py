@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,7 @@ def test_run_writes_the_whole_report_and_skips_what_is_done(content: dict[str, A
     for column in ("codec", "quality", "method", "role", "macs", "kmac_per_pixel", "flop_reduction", "params", "bpp", "psnr_db", "psnr_drop_db",
                    "psnr_drop_pct", "ms_ssim", "encode_s", "decode_s", "steps", "seed"):  # fmt: skip
         assert column in header
-    import csv
-
-    table = list(csv.DictReader((folder / "table.csv").open()))
+    table = list(csv.DictReader(rows))
     assert all(float(r["flop_reduction"]) >= 2 for r in table if r["role"] == "pruned")
     assert all(float(r["flop_reduction"]) == 1 for r in table if r["role"] != "pruned")
     assert {r["steps"] for r in table if r["role"] != "original"} == {"5"}, "control and methods are trained for the same steps"
@@ -112,10 +111,8 @@ def test_train_recipe_chains_qualities(content: dict[str, Any], tmp_path: Path) 
     folder = run(content, tmp_path).parent
     files = sorted((folder / "codecs").glob("*.safetensors"))
     assert len(files) == 2 and all(load(f).g_a[0].out_channels == 64 for f in files)
-    with open(folder / "table.csv") as file:
-        import csv
-
-        assert [(r["quality"], r["steps"], r["role"]) for r in csv.DictReader(file)] == [("2", "1", "original"), ("3", "2", "original")]
+    table = csv.DictReader((folder / "table.csv").read_text().splitlines())
+    assert [(r["quality"], r["steps"], r["role"]) for r in table] == [("2", "1", "original"), ("3", "2", "original")]
 
 
 def test_changed_settings_do_not_overwrite(content: dict[str, Any], tmp_path: Path) -> None:

@@ -270,7 +270,8 @@ def test_report_folder(tmp_path: Path) -> None:
 
 
 def test_report_is_the_same_from_its_own_records_and_names_no_place_on_disk(tmp_path: Path) -> None:
-    store(tmp_path / "runs", [r | {"file": str(tmp_path / "secret/codec.safetensors"), "test": str(tmp_path / "photos")} for r in sweep()])
+    places = {"file": str(tmp_path / "secret/codec.safetensors"), "test": str(tmp_path / "photos"), "codec": str(tmp_path / "c.pth")}
+    store(tmp_path / "runs", [r | places for r in sweep()])
     write_report(collect([tmp_path / "runs"]), tmp_path / "one")
     again = collect([tmp_path / "one"])
     assert all(r["crops"] for r in again)

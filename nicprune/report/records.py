@@ -39,6 +39,8 @@ class Record(dict[str, Any]):
         _check(self, source)
         for key in ("codec", "label"):  # a line break would tear a table apart
             self[key] = " ".join(self[key].split())
+        if Path(self["codec"]).is_absolute():  # a report goes to others, for whom the place of a file here means nothing
+            self["codec"] = Path(self["codec"]).name
 
     def setting(self) -> Setting:
         """What must be equal before two codecs may be compared."""

@@ -1,0 +1,340 @@
+"""The contract of every method, and what mask decay does."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from conftest import built, hook_count, image, random_keep, same_state, state_of
+from torch import Tensor, nn
+
+from nicprune.codecs import forward_for_analysis
+from nicprune.cost import CostModel
+from nicprune.errors import NicpruneError, RecipeError, TrainingError
+from nicprune.methods import METHODS, Attached, Method, attach
+from nicprune.methods.mask_decay import MaskDecay
+from nicprune.precision import entropy_models_in_float32
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "mask_decay": {"budget": {"macs": 0.5}, "round_to": 1, "decay_steps": 6},
+    "magnitude": {"budget": {"macs": 0.5}, "round_to": 1},
+    "random": {"budget": {"macs": 0.5}, "round_to": 1},
+    "none": {},
+}
+"""Settings that attach each method to a narrow codec; a new method adds its own if it needs any."""
+
+CODECS = ["bmshj2018-hyperprior", "mbt2018", "cheng2020-attn", "elic2022-chandelier"]
+
+
+@pytest.fixture(params=sorted(METHODS))
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def settings(method: str, **more: Any) -> dict[str, Any]:
+    return {**SETTINGS.get(method, {}), **more}
+
+
+def step(attached: Attached, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    """One training step, noise and all, the same for the same seed."""
+    torch.manual_seed(seed)
+    x = image(attached.codec, seed)
+    optimizer.zero_grad()
+    out = attached(x)
+    rate = sum(-torch.log2(value).mean() for value in out["likelihoods"].values())
+    ((out["x_hat"] - x).square().mean() + 0.01 * rate + attached.loss(out, x)).backward()
+    optimizer.step()
+    attached.after_step()
+
+
+def optimizer_for(attached: Attached, lr: float = 1e-4) -> torch.optim.Optimizer:
+    own = {id(p) for p in attached.self_updated()}
+    return torch.optim.Adam([p for n, p in attached.named_parameters() if id(p) not in own and not n.endswith("quantiles")], lr=lr)
+
+
+def train(attached: Attached, steps: int, first: int = 0) -> None:
+    attached.train()
+    optimizer = optimizer_for(attached)
+    for number in range(first, first + steps):
+        step(attached, optimizer, number)
+
+
+def forward(model: nn.Module, mode: str) -> Tensor:
+    torch.manual_seed(0)
+    codec = getattr(model, "codec", model)
+    x = image(codec, 2)
+    model.train(mode == "training")
+    with torch.no_grad():
+        if mode == "bf16":
+            with torch.autocast("cpu", torch.bfloat16), entropy_models_in_float32(codec):
+                return model(x)["x_hat"]
+        return model(x)["x_hat"]
+
+
+@pytest.mark.parametrize("mode", ["eval", "training", "bf16"])
+@pytest.mark.parametrize("name", CODECS)
+def test_attaching_changes_nothing(method: str, name: str, mode: str) -> None:
+    codec, _ = built(name)
+    before, state = forward(codec, mode), state_of(codec)
+    attached = attach(codec, method, **settings(method))
+    assert attached.codec is codec
+    assert same_state(state, codec.state_dict())
+    assert torch.equal(forward(attached, mode), before)
+
+
+@pytest.mark.parametrize("mode", ["eval", "training"])
+def test_attaching_with_latents_open_changes_nothing(mode: str) -> None:
+    for name in CODECS:
+        codec, _ = built(name)
+        before = forward(codec, mode)
+        assert torch.equal(forward(attach(codec, "mask_decay", **settings("mask_decay", latents=True)), mode), before)
+
+
+def test_detaching_gives_the_object_back(method: str) -> None:
+    codec, _ = built("mbt2018")
+    state, hooks, parameters = state_of(codec), hook_count(codec), [id(p) for p in codec.parameters()]
+    attached = attach(codec, method, **settings(method))
+    back = attached.detach()
+    assert back is codec and hook_count(codec) == hooks
+    assert same_state(state, codec.state_dict()) and [id(p) for p in codec.parameters()] == parameters
+    assert not any("weight" in m.__dict__ or "bias" in m.__dict__ for m in codec.modules())
+    attach(codec, method, **settings(method)).detach()
+
+
+def test_a_second_attachment_is_refused() -> None:
+    codec, _ = built("bmshj2018-hyperprior")
+    attach(codec, "mask_decay", **settings("mask_decay"))
+    with pytest.raises(RecipeError, match="attached already"):
+        attach(codec, "mask_decay", **settings("mask_decay"))
+
+
+def test_a_copy_is_independent(method: str) -> None:
+    codec, _ = built("bmshj2018-hyperprior")
+    attached = attach(codec, method, **settings(method))
+    twin = copy.deepcopy(attached)
+    state, before = {k: v.clone() for k, v in attached.state_dict().items()}, forward(attached, "eval")
+    train(twin, 3)
+    for part in (twin.methods, twin.codec):
+        for parameter in part.parameters():
+            parameter.data.mul_(0.5)
+    assert same_state(state, attached.state_dict())
+    assert torch.equal(forward(attached, "eval"), before)
+    assert not torch.equal(forward(twin, "eval"), before)
+    twin.detach()
+    assert hook_count(twin.codec) == 0
+
+
+def test_a_state_dict_resumes_identically(method: str) -> None:
+    first = attach(built("bmshj2018-hyperprior")[0], method, **settings(method))
+    optimizer = optimizer_for(first)
+    first.train()
+    for number in range(3):
+        step(first, optimizer, number)
+    second = attach(built("bmshj2018-hyperprior")[0], method, **settings(method))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    resumed = optimizer_for(second)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    second.train()
+    for number in range(3, 7):
+        step(first, optimizer, number)
+        step(second, resumed, number)
+    assert same_state(first.state_dict(), second.state_dict())
+    assert first.keep() == second.keep() and first.done == second.done
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_hardening_gives_a_plain_codec(method: str, name: str) -> None:
+    codec, groups = built(name)
+    attached = attach(codec, method, **settings(method))
+    if not attached.done:
+        train(attached, SETTINGS[method]["decay_steps"])
+    assert attached.done
+    state, hooks = state_of(attached), hook_count(codec)
+    small = attached.harden()
+    assert same_state(state, attached.state_dict()) and hook_count(codec) == hooks
+    assert type(small) is type(codec) and hook_count(small) == 0
+    assert not any(type(m).__module__.startswith("nicprune") for m in small.modules())
+    assert not any("nicprune" in type(v).__module__ for m in small.modules() for v in m.__dict__.values())
+    assert list(small.state_dict()) == list(codec.state_dict())
+    assert small.training == codec.training
+    cost = CostModel(small, attached.groups.__class__([]))
+    assert cost.totals() == attached.cost.totals(attached.keep())
+    if "budget" in SETTINGS.get(method, {}):
+        share = cost.totals().macs / attached.cost.original.macs
+        assert 0.45 < share <= 0.5
+    # The attached codec and the folded one of full width are one function (weights times masks is rounded to float32), and so is
+    # the small one where the masks of what goes are zero.
+    plain = attached.plain()
+    assert hook_count(plain) == 0
+    results = []
+    for model in (attached, plain, small):
+        double = copy.deepcopy(model).double().eval()
+        with torch.no_grad():
+            inner = getattr(double, "codec", double)
+            results.append(forward_for_analysis(inner, image(inner, 2))["x_hat"])
+    assert float((results[0] - results[1]).abs().max() / results[0].abs().max()) <= 1e-5
+    if method == "mask_decay":
+        assert float((results[1] - results[2]).abs().max() / results[0].abs().max()) <= 1e-10
+
+
+def test_an_unknown_setting_names_the_closest(method: str) -> None:
+    codec, _ = built("bmshj2018-hyperprior")
+    known = list(METHODS[method].Config.model_fields)
+    wrong = (known[0] if known else "x") + "s"
+    with pytest.raises(RecipeError) as error:
+        attach(codec, method, **settings(method, **{wrong: 1}))
+    assert wrong in str(error.value) and (not known or repr(known[0]) in str(error.value))
+    assert hook_count(codec) == 0
+
+
+def test_an_unknown_method_names_the_closest() -> None:
+    with pytest.raises(NicpruneError, match="mask_decay"):
+        attach(built("bmshj2018-hyperprior")[0], "mask_decai")
+
+
+def test_a_failure_at_the_last_of_several_methods_leaves_no_hook() -> None:
+    codec, _ = built("bmshj2018-hyperprior")
+    with pytest.raises(NicpruneError):
+        attach(codec, [("mask_decay", settings("mask_decay")), ("magnitude", {"budget": {"macs": 0.00001}})])
+    assert hook_count(codec) == 0
+
+
+# -- mask decay ---------------------------------------------------------------------------------------------------------
+
+
+def decaying(name: str = "bmshj2018-hyperprior", **more: Any) -> tuple[Attached, MaskDecay]:
+    attached = attach(built(name)[0], "mask_decay", **settings("mask_decay", **more))
+    only = attached.methods[0]
+    assert isinstance(only, MaskDecay)
+    return attached, only
+
+
+def all_masks(method: Method) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in method.self_updated()])
+
+
+@pytest.mark.parametrize(
+    ("criterion", "values"), [("decay", [1.0, 0.5, 0.0, 0.25]), ("l1", [0.0, 1.0, 1.0, 1.0]), ("l2", [0.0, 0.5, 1.0, 1.25])]
+)
+def test_the_gradient_of_each_criterion(criterion: str, values: list[float]) -> None:
+    _, method = decaying(criterion=criterion)
+    assert method._criterion(torch.tensor([0.0, 0.5, 1.0, 1.25])).tolist() == values
+
+
+@pytest.mark.parametrize("criterion", ["decay", "l1", "l2"])
+@pytest.mark.parametrize("target", [{"budget": {"macs": 0.5}}, {"budget": {"encoder": 0.6, "decoder": 0.5}}, {"budget": None, "widths": {"g_a.*": 8, "h_s.0": 3}}])
+def test_masks_decay_to_an_exact_target(criterion: str, target: dict[str, Any]) -> None:
+    attached, method = decaying(criterion=criterion, decay_steps=12, **target)
+    attached.train()
+    optimizer = optimizer_for(attached)
+    for number in range(12):
+        assert not attached.done
+        with pytest.raises(TrainingError, match="step"):
+            attached.harden()
+        step(attached, optimizer, number)
+        assert float(all_masks(method).min()) >= 0
+    assert attached.done
+    keep = attached.keep()
+    gone = torch.cat([~torch.isin(torch.arange(attached.groups[n].width), torch.tensor(keep[n])) for n in method.free_names])
+    assert bool((all_masks(method)[gone] == 0).all())
+    if target["budget"]:
+        totals, original = attached.cost.totals(keep), attached.cost.original
+        for what, share in target["budget"].items():
+            assert getattr(totals, what) <= share * getattr(original, what)
+        wider = {n: len(k) for n, k in keep.items()}
+        for name in wider:
+            if wider[name] < attached.groups[name].width:
+                more = attached.cost.totals({**wider, name: wider[name] + 1})
+                assert any(getattr(more, what) > share * getattr(original, what) for what, share in target["budget"].items())
+    else:
+        assert {n: len(k) for n, k in keep.items()} == {"g_a.0": 8, "g_a.2": 8, "g_a.4": 8, "h_s.0": 3}
+    small = attached.harden()
+    assert {n: len(k) for n, k in keep.items()} == {n: small.get_submodule(n).out_channels for n in keep}
+
+
+def test_the_target_is_met_even_without_any_gradient() -> None:
+    attached, _ = decaying(decay_steps=8)
+    for _ in range(8):
+        attached.after_step()
+    assert attached.done
+    assert attached.cost.totals(attached.keep()).macs <= 0.5 * attached.cost.original.macs
+    attached.harden()
+
+
+def test_an_optimiser_that_also_steps_the_masks_changes_nothing() -> None:
+    found = []
+    for outside in (False, True):
+        attached, method = decaying(decay_steps=10)
+        attached.train()
+        own = {id(p) for p in method.self_updated()}
+        parameters = [p for n, p in attached.named_parameters() if (outside or id(p) not in own) and not n.endswith("quantiles")]
+        optimizer = torch.optim.Adam(parameters, lr=1e-3, weight_decay=0)
+        for number in range(12):
+            step(attached, optimizer, number)
+        found.append({k: v.clone() for k, v in attached.state_dict().items()})
+    assert same_state(*found)
+
+
+@pytest.mark.parametrize("latents", [False, True])
+def test_masks_of_kept_channels_fold_into_the_weights(latents: bool) -> None:
+    attached, method = decaying("mbt2018", decay_steps=4, latents=latents)
+    train(attached, 4)
+    with torch.no_grad():
+        for parameter in method.self_updated():
+            parameter.mul_(0.9)
+    attached.eval()
+    plain, x = attached.plain().double(), image(attached.codec, 2).double()
+    with torch.no_grad():
+        mine, folded = copy.deepcopy(attached).double()(x)["x_hat"], plain(x)["x_hat"]
+    assert float((mine - folded).abs().max() / mine.abs().max()) <= 1e-5
+    if latents:
+        assert attached.harden().M == len(attached.keep()["g_a.6"])
+
+
+def test_attached_bitstreams_are_those_of_the_masks() -> None:
+    attached, _ = decaying(decay_steps=4)
+    train(attached, 4)
+    attached.eval()
+    x = image(attached.codec, 2)
+    small = attached.harden()
+    small.update(force=True)
+    with torch.no_grad():
+        sent = attached.compress(x)
+        mine = attached.decompress(sent["strings"], sent["shape"])["x_hat"]
+        theirs = small.compress(x)
+        other = small.decompress(theirs["strings"], theirs["shape"])["x_hat"]
+    assert float((mine - other).abs().mean()) < 1e-3
+    assert not attached.codec.entropy_bottleneck._quantized_cdf.numel()
+
+
+def test_magnitude_drops_what_is_small() -> None:
+    codec, groups = built("bmshj2018-hyperprior")
+    with torch.no_grad():
+        for member in groups["g_a.2"].members:
+            module = codec.get_submodule(member.module)
+            if member.axis == "both":
+                continue
+            rows = module.weight if member.axis == "out" else module.weight.transpose(0, 1)
+            rows[[1, 7, 9]] *= 1e-4
+            if member.axis == "out":
+                module.bias[[1, 7, 9]] = 0
+    kept = attach(codec, "magnitude", widths={"g_a.2": 13}).keep()["g_a.2"]
+    assert kept == [i for i in range(16) if i not in (1, 7, 9)]
+
+
+def test_random_follows_its_seed() -> None:
+    def kept(seed: int) -> Any:
+        return attach(built("mbt2018")[0], "random", budget={"macs": 0.5}, round_to=1, seed=seed).keep()
+
+    assert kept(1) == kept(1) != kept(2)
+
+
+def test_keep_lists_of_several_methods_are_joined() -> None:
+    codec, groups = built("bmshj2018-hyperprior")
+    both = attach(codec, [("random", {"widths": {"g_a.0": 9}}), ("magnitude", {"widths": {"g_a.0": 12, "g_a.2": 5}})])
+    parts = [m.keep() for m in both.methods]
+    assert both.keep() == {"g_a.0": sorted(set(parts[0]["g_a.0"]) & set(parts[1]["g_a.0"])), "g_a.2": parts[1]["g_a.2"]}
+    assert both.harden().g_a[2].out_channels == 5
+    assert random_keep(groups, 0)
