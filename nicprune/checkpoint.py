@@ -67,11 +67,12 @@ def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
         "original": record.original,
         "history": record.history,
     }
+    # Buffers stay as they are: the likelihoods' lower bound, 1e-9, would be 0 in float16, and the loss infinite.
+    shrinks = {key for key, _ in codec.named_parameters() if half and not key.endswith("quantiles")}
     tensors = {}
     for key, value in codec.state_dict().items():
         value = value.detach().cpu().contiguous()
-        shrink = half and value.is_floating_point() and not key.endswith("quantiles")
-        tensors[key] = value.half() if shrink else value.clone()
+        tensors[key] = value.half() if key in shrinks else value.clone()
     return write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={FORMAT: json.dumps(header)}))
 
 

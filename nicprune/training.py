@@ -217,8 +217,6 @@ class _Run:
         if bool(torch.isfinite(norm)):
             self._skipped_in_a_row = 0
             self.optimizer.step()
-            if self.attached is not None:
-                self.attached.after_step()
         else:
             self.skipped += 1
             self._skipped_in_a_row += 1
@@ -227,6 +225,8 @@ class _Run:
                     f"the loss is not finite: {self._skipped_in_a_row} steps in a row up to step {self.step} had no usable "
                     f"gradient (lr {options.lr:g}, clip {options.clip:g}); try a lower lr"
                 )
+        if self.attached is not None:  # a skipped step counts too: schedules go on
+            self.attached.after_step()
         if self.aux_optimizer is not None:
             self.aux_optimizer.zero_grad(set_to_none=True)
             aux = self.codec.aux_loss()

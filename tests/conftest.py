@@ -10,7 +10,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from compressai.entropy_models import EntropyBottleneck
 from compressai.layers import GDN
 from compressai.models import (
     Cheng2020Anchor,
@@ -172,6 +171,3 @@ def same_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def hook_count(codec: nn.Module) -> int:
     """How many hooks a codec's modules carry."""
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in codec.modules())
-
-
-__all__ = ["ARCHITECTURES", "EntropyBottleneck", "built", "image", "make_telling", "random_keep"]

@@ -12,12 +12,12 @@ import nicprune
 ROOT = Path(nicprune.__file__).parent
 
 FLOORS: dict[str, int] = {
-    **dict.fromkeys(("errors", "registry", "files", "settings", "progress"), 0),
+    **dict.fromkeys(("errors", "registry", "files", "settings", "progress", "runtime"), 0),
     **dict.fromkeys(("codecs", "operations", "following", "tracing", "channels"), 1),
     **dict.fromkeys(("layers", "surgery", "cost", "budget", "precision", "targets"), 2),
     **dict.fromkeys(("methods/*", "checkpoint", "profile"), 3),
     **dict.fromkeys(("training", "evaluate", "recipe", "data", "export"), 4),
-    **dict.fromkeys(("run", "report/*", "bench", "bench/*"), 5),
+    **dict.fromkeys(("run", "report/*", "classical", "bench", "bench/*"), 5),
     **dict.fromkeys(("__init__", "__main__", "cli"), 6),
 }
 """The floor of each file; a file imports from its own floor or below."""

@@ -215,16 +215,16 @@ def all_masks(method: Method) -> Tensor:
     return torch.cat([p.detach().flatten() for p in method.self_updated()])
 
 
-@pytest.mark.parametrize(
-    ("criterion", "values"), [("decay", [1.0, 0.5, 0.0, 0.25]), ("l1", [0.0, 1.0, 1.0, 1.0]), ("l2", [0.0, 0.5, 1.0, 1.25])]
-)
+@pytest.mark.parametrize(("criterion", "values"), [("decay", [1.0, 0.5, 0.0, 0.25]), ("l1", [0.0, 1.0, 1.0, 1.0]), ("l2", [0.0, 0.5, 1.0, 1.25])])
 def test_the_gradient_of_each_criterion(criterion: str, values: list[float]) -> None:
     _, method = decaying(criterion=criterion)
     assert method._criterion(torch.tensor([0.0, 0.5, 1.0, 1.25])).tolist() == values
 
 
 @pytest.mark.parametrize("criterion", ["decay", "l1", "l2"])
-@pytest.mark.parametrize("target", [{"budget": {"macs": 0.5}}, {"budget": {"encoder": 0.6, "decoder": 0.5}}, {"budget": None, "widths": {"g_a.*": 8, "h_s.0": 3}}])
+@pytest.mark.parametrize(
+    "target", [{"budget": {"macs": 0.5}}, {"budget": {"encoder": 0.6, "decoder": 0.5}}, {"budget": None, "widths": {"g_a.*": 8, "h_s.0": 3}}]
+)
 def test_masks_decay_to_an_exact_target(criterion: str, target: dict[str, Any]) -> None:
     attached, method = decaying(criterion=criterion, decay_steps=12, **target)
     attached.train()
@@ -277,20 +277,21 @@ def test_an_optimiser_that_also_steps_the_masks_changes_nothing() -> None:
     assert same_state(*found)
 
 
+@pytest.mark.parametrize("name", ["bmshj2018-factorized", "mbt2018-mean"])
 @pytest.mark.parametrize("latents", [False, True])
-def test_masks_of_kept_channels_fold_into_the_weights(latents: bool) -> None:
-    attached, method = decaying("mbt2018", decay_steps=4, latents=latents)
-    train(attached, 4)
+def test_any_masks_fold_into_the_weights(name: str, latents: bool) -> None:
+    """Those of a kept channel are seldom 1, and those of a latent that goes leave no median behind."""
+    attached, method = decaying(name, decay_steps=4, latents=latents)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in method.self_updated():
-            parameter.mul_(0.9)
+            values = 0.6 + 0.6 * torch.rand(parameter.shape, generator=generator)
+            parameter.copy_(torch.where(torch.rand(parameter.shape, generator=generator) < 0.3, torch.zeros(()), values))
     attached.eval()
     plain, x = attached.plain().double(), image(attached.codec, 2).double()
     with torch.no_grad():
         mine, folded = copy.deepcopy(attached).double()(x)["x_hat"], plain(x)["x_hat"]
     assert float((mine - folded).abs().max() / mine.abs().max()) <= 1e-5
-    if latents:
-        assert attached.harden().M == len(attached.keep()["g_a.6"])
 
 
 def test_attached_bitstreams_are_those_of_the_masks() -> None:

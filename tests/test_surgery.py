@@ -120,7 +120,12 @@ def test_pruning_twice_is_pruning_once(architecture: str) -> None:
 
 def attributes(codec: nn.Module) -> list[Any]:
     return [
-        [(n, getattr(m, k)) for n, m in codec.named_modules() for k in ("in_channels", "out_channels", "channels", "groups", "M", "groups_acc") if hasattr(m, k)],
+        [
+            (n, getattr(m, k))
+            for n, m in codec.named_modules()
+            for k in ("in_channels", "out_channels", "channels", "groups", "M", "groups_acc")
+            if hasattr(m, k)
+        ],
         [m.training for m in codec.modules()],
         [(n, p.requires_grad, id(p)) for n, p in codec.named_parameters()],
         hook_count(codec),
@@ -264,7 +269,11 @@ def test_consumers_one_channel_off_are_caught(architecture: str) -> None:
     """Also in the hyper-synthesis, where the image does not show it."""
     codec, groups = built(architecture)
     names = [g.name for g in groups.prunable() if g.width > 3 and g.members[-1].axis == "in"]
-    wanted = [n for n in names if not n.startswith("latent_codec")] if len(names) < 20 else [next(n for n in names if part in n) for part in ("g_a", "h_s", "entropy")]
+    wanted = (
+        [n for n in names if not n.startswith("latent_codec")]
+        if len(names) < 20
+        else [next(n for n in names if part in n) for part in ("g_a", "h_s", "entropy")]
+    )
     assert wanted
     for name in wanted:
         shifted = []

@@ -1,0 +1,61 @@
+"""Every example of the README runs, with fewer steps; its commands exist and do what it says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from nicprune.cli import app
+
+README = Path(__file__).parent.parent / "README.md"
+pytest.importorskip("skimage", reason="the README's examples use scikit-image's photographs")
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks of one language."""
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_python_examples_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = re.sub(r"steps=\d+", "steps=4", blocks("python")[number]).replace("lr=3e-4", "lr=3e-4, batch_size=1, progress=False")
+    exec(compile(code, f"README example {number}", "exec"), {"__name__": "readme"})
+
+
+def commands() -> list[list[str]]:
+    """The commands of the section on the command line."""
+    return [shlex.split(line, comments=True) for line in blocks("console")[-1].splitlines()]
+
+
+SLOW = {"bench"}
+"""Measured elsewhere (tests/test_bench.py); here only that the README names it right."""
+
+
+def test_commands_run_in_the_order_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nicprune as nip
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(README.parent / "recipes")
+    nip.save(nip.attach(nip.load_codec("demo-hyperprior", 1), "magnitude", budget={"macs": 0.5}).harden(), "demo-q3-2x.safetensors")
+    for command in commands():
+        assert command[0] == "nicprune"
+        arguments = command[1:]
+        if arguments[0] in SLOW:
+            arguments = [arguments[0], "--help"]
+        if arguments[:2] == ["run", "recipes/quickstart.yaml"]:
+            arguments += ["--quiet", "--set", "sparsify.steps=2", "--set", "finetune.steps=1", "--set", "qualities=[1]", "--set", "training.batch_size=1"]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0 and result.exception is None, f"{' '.join(command)}: {result.output}{result.exception!r}"
+    assert (tmp_path / "reports" / "again" / "index.html").exists() and (tmp_path / "onnx" / "g_a.onnx").exists()
+
+
+def test_the_two_commands_are_those_that_ci_runs() -> None:
+    ci = (README.parent / ".ci" / "run").read_text(encoding="utf-8")
+    for line in blocks("console")[0].splitlines():
+        install, _, command = line.partition(" && ")
+        assert install.removeprefix("pip install ") in ci and command.split()[0] in ci
