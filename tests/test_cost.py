@@ -15,6 +15,8 @@ from nicprune.surgery import prune
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_cost_of_keep_lists_is_what_is_counted(architecture: str, seed: int) -> None:
+    if seed == 1 and architecture == "elic2022-official":
+        pytest.skip("slow, and its sibling is tried with both")
     codec, groups = built(architecture)
     cost, keep = CostModel(codec, groups), random_keep(groups, seed, minimal=seed == 1)
     small = prune(codec, keep, groups, verify=False)
