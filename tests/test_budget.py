@@ -29,8 +29,6 @@ def scores(groups: Groups, seed: int, latents: bool) -> dict[str, np.ndarray]:
 def test_met_from_below_and_nothing_more_fits(name: str, budget: dict[str, float], latents: bool) -> None:
     codec, groups = built(name)
     cost, wanted, step = CostModel(codec, groups), Budget(**budget), 2
-    if not latents and "params" in budget and name != "mbt2018" and budget["params"] < 0.4:
-        pytest.skip("the entropy bottleneck and pinned latents alone take more")
     importance = scores(groups, 1, latents)
     for per_cost in (True, False):
         keep = solve(cost, groups.prunable(latents=latents), importance, wanted, step, per_cost=per_cost)

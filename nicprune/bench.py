@@ -1,0 +1,273 @@
+"""This machine's ratios: what attaching costs, how long surgery takes, whether time follows MACs.
+
+Each ratio's two sides are timed in turns in one process, in the same memory format; samples taken while other programs
+kept the processor busy are thrown away; the median of what is left counts.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from nicprune.budget import Budget, solve
+from nicprune.channels import find_groups
+from nicprune.checkpoint import load_codec
+from nicprune.codecs import rate_distortion_loss
+from nicprune.cost import CostModel
+from nicprune.errors import RecipeError, closest
+from nicprune.methods import attach
+from nicprune.methods.magnitude import group_magnitude
+from nicprune.precision import autocast_dtype, entropy_models_in_float32
+from nicprune.runtime import tune_allocator
+from nicprune.surgery import prune, verify_same
+
+BUSY = 0.15
+"""Share of the processor that others may use during a sample."""
+
+SIZE = (512, 768)
+ZOO_CODECS = (("bmshj2018-factorized", 1), ("bmshj2018-hyperprior", 1), ("bmshj2018-hyperprior", 8), ("mbt2018-mean", 8), ("mbt2018", 8),
+              ("cheng2020-anchor", 6), ("cheng2020-attn", 6))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure: its value, its unit ("x" for a ratio), its goal, and how many samples were kept and thrown away."""
+
+    name: str
+    value: float
+    unit: str
+    goal: float | None = None
+    at_least: bool = False
+    detail: str = ""
+    kept: int = 0
+    rejected: int = 0
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is met; None without one."""
+        if self.goal is None:
+            return None
+        return self.value >= self.goal if self.at_least else self.value <= self.goal
+
+
+def _processor_time() -> tuple[float, float, float] | None:
+    """(busy, all, own) processor seconds so far; None where the system does not say."""
+    try:
+        with open("/proc/stat", encoding="utf-8") as file:
+            ticks = [int(v) for v in file.readline().split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    hertz = os.sysconf("SC_CLK_TCK")
+    idle = ticks[3] + ticks[4]
+    own = os.times()
+    return (sum(ticks) - idle) / hertz, sum(ticks) / hertz, own.user + own.system
+
+
+def others_share(before: tuple[float, float, float] | None, after: tuple[float, float, float] | None) -> float:
+    """Share of the processor that other programs used between two readings."""
+    if before is None or after is None or after[1] <= before[1]:
+        return 0.0
+    return max(0.0, (after[0] - before[0]) - (after[2] - before[2])) / (after[1] - before[1])
+
+
+class Sampler:
+    """Times functions in turns; keeps the samples during which the machine was ours."""
+
+    def __init__(self, repeats: int = 7, patience: int = 4):
+        self.repeats, self.patience = repeats, patience
+        self.kept = self.rejected = 0
+        self.busy = False
+
+    def medians(self, functions: Sequence[Callable[[], Any]]) -> list[float]:
+        """Median seconds of each function, timed A B A B ...; all of a turn is thrown away if others were busy during it.
+
+        On a machine that is never quiet the least disturbed turns are taken after `patience` times as many, and `busy` says so.
+        """
+        for function in functions:
+            function()
+        turns: list[tuple[float, list[float]]] = []
+        while len([t for t in turns if t[0] <= BUSY]) < self.repeats and len(turns) < self.repeats * self.patience:
+            before, seconds = _processor_time(), []
+            for function in functions:
+                started = time.perf_counter()
+                function()
+                seconds.append(time.perf_counter() - started)
+            turns.append((others_share(before, _processor_time()), seconds))
+        quiet = [t for t in turns if t[0] <= BUSY]
+        if len(quiet) < self.repeats:
+            self.busy = True
+            quiet = sorted(turns, key=lambda t: t[0])[: self.repeats]
+        self.kept += len(quiet)
+        self.rejected += len(turns) - len(quiet)
+        return [statistics.median(seconds[i] for _, seconds in quiet) for i in range(len(functions))]
+
+    def measure(self, name: str, value: float, unit: str, **more: Any) -> Measure:
+        """A result with this sampler's counts."""
+        detail = more.pop("detail", "") + (" (machine busy: least disturbed samples)" if self.busy else "")
+        return Measure(name, value, unit, kept=self.kept, rejected=self.rejected, detail=detail.strip(), **more)
+
+
+def _training_step(model: nn.Module, codec: nn.Module, x: Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
+    loss = rate_distortion_loss(0.0067, "mse")
+    skipped = {id(p) for p in model.self_updated()} if hasattr(model, "self_updated") else set()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if id(p) not in skipped], lr=1e-5)
+    after: Callable[[], None] = getattr(model, "after_step", lambda: None)
+
+    def step() -> None:
+        with torch.autocast(x.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            out = model(x)
+        optimizer.zero_grad(set_to_none=True)
+        loss({**out, "x_hat": out["x_hat"].float()}, x)["loss"].backward()
+        optimizer.step()
+        after()
+
+    return step
+
+
+def bench_attach() -> Iterator[Measure]:
+    """A training step with mask decay attached against the bare codec's."""
+    x = torch.rand(8, 3, 128, 128).to(memory_format=torch.channels_last)
+    dtype = autocast_dtype("auto", x.device)
+    bare, inner = (_ready("bmshj2018-hyperprior", 3).train() for _ in range(2))
+    masked = attach(inner, "mask_decay", budget={"macs": 0.5}, decay_steps=1_000_000)
+    sampler = Sampler()
+    with entropy_models_in_float32(bare), entropy_models_in_float32(inner):
+        before, after = sampler.medians([_training_step(bare, bare, x, dtype), _training_step(masked, inner, x, dtype)])
+    yield sampler.measure("training step, mask decay attached / bare", after / before, "x", goal=1.05, detail="hyperprior 128/192, batch 8 of 128x128")
+
+
+def bench_precision() -> Iterator[Measure]:
+    """A training step in float32 against bfloat16 autocast."""
+    x = torch.rand(8, 3, 128, 128).to(memory_format=torch.channels_last)
+    codecs = [_ready("bmshj2018-hyperprior", 3).train() for _ in range(2)]
+    sampler = Sampler(5)
+    with entropy_models_in_float32(codecs[0]), entropy_models_in_float32(codecs[1]):
+        steps = [_training_step(c, c, x, d) for c, d in zip(codecs, (None, torch.bfloat16), strict=True)]
+        full, short = sampler.medians(steps)
+    yield sampler.measure("training step, float32 / bfloat16", full / short, "x", detail="hyperprior 128/192, batch 8 of 128x128, channels_last")
+
+
+def bench_surgery() -> Iterator[Measure]:
+    """Finding groups and removing half of the MACs, verification apart."""
+    for name, quality in ZOO_CODECS:
+        codec = load_codec(name, quality, weights="none")
+        groups = find_groups(codec)
+        cost = CostModel(codec, groups)
+        keep = solve(cost, groups.prunable(), {g.name: group_magnitude(codec, g) for g in groups.prunable()}, Budget(macs=0.5))
+        sampler = Sampler(3)
+
+        def whole(codec: nn.Module = codec, keep: dict[str, list[int]] = keep) -> None:
+            prune(codec, keep, find_groups(codec), verify=False)
+
+        small = prune(codec, keep, groups, verify=False)
+
+        def verification(codec: nn.Module = codec, small: nn.Module = small, keep: dict[str, list[int]] = keep, groups: Any = groups) -> None:
+            verify_same(codec, small, groups.check(keep), groups)
+
+        seconds, checking = sampler.medians([whole, verification])
+        goal = 3.0 if name == "cheng2020-attn" else 1.0
+        yield sampler.measure(f"groups + surgery, {name} q{quality}", seconds, "s", goal=goal, detail=f"verification {checking:.2f} s more")
+
+
+def bench_budget() -> Iterator[Measure]:
+    """Solving a budget."""
+    for name, quality in (("bmshj2018-hyperprior", 8), ("cheng2020-attn", 6), ("elic2022-official", None)):
+        codec = load_codec(name, quality, weights="none")
+        groups = find_groups(codec)
+        cost = CostModel(codec, groups)
+        scores = {g.name: group_magnitude(codec, g) for g in groups.prunable()}
+        sampler = Sampler(3)
+        for round_to in (16, 1):
+            (seconds,) = sampler.medians([lambda c=cost, g=groups, s=scores, r=round_to: solve(c, g.prunable(), s, Budget(macs=0.5), r)])  # type: ignore[misc]
+            yield sampler.measure(f"budget solved, {name}, round_to {round_to}", seconds, "s", goal=1.0)
+
+
+def bench_speedup() -> Iterator[Measure]:
+    """Wall-clock speed-up of g_a + g_s against their FLOP reduction."""
+    for name, quality in (("bmshj2018-hyperprior", 1), ("demo-hyperprior", 3)):
+        for share in (0.5, 0.25):
+            codec = _ready(name, quality)
+            small = attach(codec, "magnitude", budget={"macs": share}).harden(verify=False).to(memory_format=torch.channels_last).eval()
+            wide, narrow = (_synthesis_and_analysis(c) for c in (codec, small))
+            sampler = Sampler(7)
+            before, after = sampler.medians([wide, narrow])
+            macs = [sum(CostModel(c, find_groups(c)).by_transform()[t][0] for t in ("g_a", "g_s")) for c in (codec, small)]
+            fewer = macs[0] / macs[1]
+            detail = f"{before * 1e3:.0f} to {after * 1e3:.0f} ms: {before / after:.2f}x for {fewer:.2f}x fewer MACs, {SIZE[1]}x{SIZE[0]}"
+            label = f"speed-up / FLOP reduction, g_a + g_s, {name} at {share:g}"
+            yield sampler.measure(label, before / after / fewer, "x", goal=0.9, at_least=True, detail=detail)
+
+
+def _ready(name: str, quality: int) -> Any:
+    weights = "official" if name.startswith("demo") else "none"
+    return load_codec(name, quality, weights=weights).to(memory_format=torch.channels_last)
+
+
+def _synthesis_and_analysis(codec: Any) -> Callable[[], None]:
+    image = torch.rand(1, 3, *SIZE).to(memory_format=torch.channels_last)
+
+    def run() -> None:
+        with torch.no_grad():
+            codec.g_s(codec.g_a(image).round())
+
+    return run
+
+
+PARTS: dict[str, Callable[[], Iterator[Measure]]] = {
+    "attach": bench_attach,
+    "surgery": bench_surgery,
+    "budget": bench_budget,
+    "speedup": bench_speedup,
+    "precision": bench_precision,
+}
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_bench(what: Sequence[str] | None = None, *, threads: int | None = None, progress: bool = True) -> list[Measure]:
+    """Measure the named parts, or all of `PARTS`.
+
+    Raises:
+        RecipeError: a part is unknown.
+    """
+    for name in what or ():
+        if name not in PARTS:
+            raise RecipeError(f"bench has no part {name!r}; {closest(name, PARTS)}")
+    tune_allocator()
+    results = []
+    with _threads(threads):
+        for name in what or PARTS:
+            for result in PARTS[name]():
+                results.append(result)
+                if progress:
+                    print(f"{result.name}: {result.value:.3g} {result.unit}", file=sys.stderr, flush=True)
+    return results
+
+
+def format_bench(results: Sequence[Measure]) -> str:
+    """Put results into a table."""
+    rows = []
+    for r in results:
+        goal = "" if r.goal is None else f"{'>=' if r.at_least else '<='} {r.goal:g} {r.unit}: {'met' if r.met else 'not met'}"
+        rows.append((r.name, f"{r.value:.3g} {r.unit}", goal, f"{r.kept} ({r.rejected} thrown away)", r.detail))
+    table = tabulate(rows, headers=("figure", "value", "goal", "samples", "detail"), tablefmt="simple", disable_numparse=True)
+    return f"{table}\ncpu, {torch.get_num_threads()} threads, torch {torch.__version__}; medians of turns taken while others were idle"
