@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from nicprune.budget import Budget as Budget
     from nicprune.channels import Group as Group
     from nicprune.channels import Groups as Groups
-    from nicprune.channels import find_groups as find_groups
     from nicprune.checkpoint import load as load
     from nicprune.checkpoint import load_codec as load_codec
     from nicprune.checkpoint import save as save
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from nicprune.methods import attach as attach
     from nicprune.recipe import read_recipe as read_recipe
     from nicprune.run import run_recipe as run_recipe
+    from nicprune.surgery import analyse as analyse
     from nicprune.surgery import prune as prune
     from nicprune.training import fit as fit
 
@@ -40,8 +40,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "METHODS": "methods", "Attached": "methods", "Budget": "budget", "CostModel": "cost", "Group": "channels", "Groups": "channels",
-    "Method": "methods", "NicpruneError": "errors", "attach": "methods", "compare": "evaluate", "evaluate": "evaluate",
-    "find_groups": "channels", "fit": "training", "load": "checkpoint", "load_codec": "checkpoint", "measure": "cost",
+    "Method": "methods", "NicpruneError": "errors", "analyse": "surgery", "attach": "methods", "compare": "evaluate", "evaluate": "evaluate",
+    "fit": "training", "load": "checkpoint", "load_codec": "checkpoint", "measure": "cost",
     "provenance": "codecs", "prune": "surgery", "read_recipe": "recipe", "run_recipe": "run", "save": "checkpoint",
 }  # fmt: skip
 __all__ = sorted(_HOME)  # noqa: PLE0605

@@ -117,7 +117,7 @@ class Sampler:
         return Measure(name, value, unit, kept=self.kept, rejected=self.rejected, detail=detail.strip(), **more)
 
 
-def _training_step(model: nn.Module, codec: nn.Module, x: Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
+def _training_step(model: Any, codec: nn.Module, x: Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
     loss = rate_distortion_loss(0.0067, "mse")
     skipped = {id(p) for p in model.self_updated()} if hasattr(model, "self_updated") else set()
     optimizer = torch.optim.Adam([p for p in model.parameters() if id(p) not in skipped], lr=1e-5)

@@ -102,7 +102,7 @@ def solve(
         deltas = np.zeros_like(widths)
         for i, group in zip(column, groups, strict=True):
             deltas[i] = widths[i] - next_width(int(widths[i]), round_to, group.latent is not None)
-        saved = sum(np.minimum(cost.decreases(widths, deltas, name), amount) / amount for name, amount in over.items())
+        saved: Any = sum(np.minimum(cost.decreases(widths, deltas, name), amount) / amount for name, amount in over.items())
         best, best_price = -1, np.inf
         for j, i in enumerate(column):
             if not deltas[i] or saved[i] <= 0:
@@ -123,7 +123,9 @@ def solve(
     return keep
 
 
-def _put_back(cost: CostModel, groups: Sequence[Group], column: np.ndarray, lost: list[np.ndarray], widths: np.ndarray, full: np.ndarray, round_to: int, excess: Any) -> None:
+def _put_back(
+    cost: CostModel, groups: Sequence[Group], column: np.ndarray, lost: list[np.ndarray], widths: np.ndarray, full: np.ndarray, round_to: int, excess: Any
+) -> None:
     """The last step taken may have saved more than was needed: give back what still fits, most important first."""
     while True:
         options = []

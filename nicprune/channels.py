@@ -133,23 +133,23 @@ def find_groups(codec: nn.Module) -> Groups:
     modules = dict(codec.named_modules())
 
     # Channels with the same members, the same reason to stay and the same role are one group.
-    sets: dict[tuple[object, ...], list[list[tuple[str, str, int]]]] = {}
+    sets: dict[tuple[object, str | None, str | None], list[list[tuple[str, str, int]]]] = {}
     for root, members in tracer.classes().items():
         shape = tuple(sorted((m, a, sum(1 for x in members if x[:2] == (m, a))) for m, a in {x[:2] for x in members}))
         sets.setdefault((shape, pins.get(root), latents.get(root)), []).append(members)
 
-    groups = []
+    groups: list[tuple[Member, Group]] = []
     for (_, pinned, latent), channels in sets.items():
         channels.sort(key=lambda members: members[0][2])
         order = list(dict.fromkeys((module, axis) for module, axis, _ in channels[0]))
-        members = tuple(
+        shares = tuple(
             Member(module, axis, np.array([[i for m, a, i in channel if (m, a) == (module, axis)] for channel in channels]))
             for module, axis in order
         )
-        if pinned is None and not any(m.axis == "out" and type(modules[m.module]) in CONVOLUTIONS for m in members):
+        if pinned is None and not any(m.axis == "out" and type(modules[m.module]) in CONVOLUTIONS for m in shares):
             pinned = "no convolution produces these channels"
-        first = next((m for m in members if m.axis == "out"), members[0])
-        groups.append((first, Group(first.module, len(channels), members, latent, pinned)))  # type: ignore[arg-type]
+        first = next((m for m in shares if m.axis == "out"), shares[0])
+        groups.append((first, Group(first.module, len(channels), shares, latent, pinned)))
 
     named = _unique_names([(first, g) for first, g in groups if g.pinned != "image"])
     found = Groups(named)

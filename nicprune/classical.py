@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, features
@@ -39,7 +40,8 @@ def evaluate_classical(name: str, images: str | Path | Sequence[str | Path], qua
         raise CodecError(f"unknown classical codec {name!r}; {closest(name, FORMATS)}")
     if name == "webp" and not features.check("webp"):
         raise CodecError("this Pillow was built without WebP")
-    options = {"jpeg": {"optimize": True, "subsampling": "4:2:0"}, "webp": {"method": 6}}[name]
+    settings: dict[str, dict[str, Any]] = {"jpeg": {"optimize": True, "subsampling": "4:2:0"}, "webp": {"method": 6}}
+    options = settings[name]
     originals = [read_image(path) for path in usable_images(list_images(images, "test"))]
     points = []
     for quality in qualities:

@@ -69,13 +69,13 @@ def profile(
     metric: Metric = "mse",
 ) -> None:
     """Show a codec's channel groups and what ties them, MACs and params per transform, encoder and decoder."""
-    from nicprune.channels import find_groups
     from nicprune.checkpoint import load_codec
     from nicprune.cost import CostModel
     from nicprune.profile import profile_text
+    from nicprune.surgery import analyse
 
     model = load_codec(codec, quality, metric=metric, weights=weights)
-    groups = find_groups(model)
+    groups = analyse(model)
     typer.echo(profile_text(model, groups, CostModel(model, groups)))
 
 

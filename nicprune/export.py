@@ -6,6 +6,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def export_onnx(codec: nn.Module, folder: str | Path, *, check: bool = True) -> 
     for name, module in transforms:
         short = name.rsplit(".", 1)[-1]
         inputs = [_example(ready, name, size) for size in SIZES]
-        path = write_atomically(Path(folder) / f"{short}.onnx", lambda temporary, m=module, x=inputs[0]: _write(m, x, temporary))
+        path = write_atomically(Path(folder) / f"{short}.onnx", partial(_write, module, inputs[0]))
         if check:
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
             for x in inputs:

@@ -7,6 +7,7 @@ bottlenecks; the three pruners here put that right.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch_pruning as tp
@@ -25,7 +26,7 @@ def _kept(width: int, removed: Sequence[int]) -> list[int]:
 class GDNPruner(tp.BasePruningFunc):
     """GDN and GDN1: beta, and both axes of gamma (what is normalised, and what is pooled)."""
 
-    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
         kept = _kept(layer.beta.numel(), idxs)
         layer.beta = self._prune_parameter_and_grad(layer.beta, kept, 0)
         layer.gamma = self._prune_parameter_and_grad(layer.gamma, kept, 0)
@@ -34,7 +35,7 @@ class GDNPruner(tp.BasePruningFunc):
 
     prune_in_channels = prune_out_channels
 
-    def get_out_channels(self, layer: nn.Module) -> int:
+    def get_out_channels(self, layer: Any) -> int:
         return layer.beta.numel()
 
     get_in_channels = get_out_channels
@@ -43,13 +44,13 @@ class GDNPruner(tp.BasePruningFunc):
 class MaskedConvPruner(tp.pruner.function.ConvPruner):
     """Masked convolutions: weight, bias, and the mask buffer."""
 
-    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
         kept = _kept(layer.out_channels, idxs)
         super().prune_out_channels(layer, idxs)
         layer.mask = layer.mask[kept].clone()
         return layer
 
-    def prune_in_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+    def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
         kept = _kept(layer.in_channels, idxs)
         super().prune_in_channels(layer, idxs)
         layer.mask = layer.mask[:, kept].clone()
@@ -59,7 +60,7 @@ class MaskedConvPruner(tp.pruner.function.ConvPruner):
 class EntropyBottleneckPruner(tp.BasePruningFunc):
     """Entropy bottlenecks: the network of each channel, its quantiles, and its rows of the CDF tables."""
 
-    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
         kept = _kept(layer.channels, idxs)
         if hasattr(layer, "matrices"):
             for parameters in (layer.matrices, layer.biases, layer.factors):
@@ -78,7 +79,7 @@ class EntropyBottleneckPruner(tp.BasePruningFunc):
 
     prune_in_channels = prune_out_channels
 
-    def get_out_channels(self, layer: nn.Module) -> int:
+    def get_out_channels(self, layer: Any) -> int:
         return layer.channels
 
     get_in_channels = get_out_channels
@@ -98,7 +99,7 @@ PRUNERS: dict[type, tp.BasePruningFunc] = {
 _DEPTHWISE, _BOTTLENECK = tp.pruner.function.DepthwiseConvPruner(), EntropyBottleneckPruner()
 
 
-def pruner_for(layer: nn.Module) -> tp.BasePruningFunc:
+def pruner_for(layer: Any) -> tp.BasePruningFunc:
     """Return what removes channels from `layer`.
 
     Raises:
@@ -111,7 +112,7 @@ def pruner_for(layer: nn.Module) -> tp.BasePruningFunc:
     return _DEPTHWISE if getattr(layer, "groups", 1) > 1 else PRUNERS[type(layer)]
 
 
-def remove(layer: nn.Module, axis: str, removed: Sequence[int]) -> None:
+def remove(layer: Any, axis: str, removed: Sequence[int]) -> None:
     """Remove channels of one axis ("out", "in" or "both") from a layer, in place; requires_grad stays as it was."""
     needs_grad = {name: p.requires_grad for name, p in layer.named_parameters()}
     pruner_for(layer)(layer, list(removed), to_output=axis != "in")
@@ -119,7 +120,7 @@ def remove(layer: nn.Module, axis: str, removed: Sequence[int]) -> None:
         parameter.requires_grad_(needs_grad[name])
 
 
-def zero(layer: nn.Module, axis: str, channels: Sequence[int]) -> None:
+def zero(layer: Any, axis: str, channels: Sequence[int]) -> None:
     """Make channels of a producer zero, in place: its rows and bias, or a bottleneck's medians."""
     index = torch.as_tensor(list(channels), dtype=torch.long)
     with torch.no_grad():

@@ -19,7 +19,8 @@ def profile_text(codec: nn.Module, groups: Groups, cost: CostModel) -> str:
 
     per_channel = cost.per_channel()
     free = groups.prunable(latents=True)
-    lines.append(f"{len(free)} channel groups can shrink{f', {len(groups) - len(free)} cannot' if len(groups) > len(free) else ''}; y and z only with latents: true")
+    pinned = f", {len(groups) - len(free)} cannot" if len(groups) > len(free) else ""
+    lines.append(f"{len(free)} channel groups can shrink{pinned}; y and z only with latents: true")
     lines.append(f"{'group':34}{'width':>6}  {'kMAC/px per channel':>19}  {'what it ties'}")
     for group in groups:
         share = per_channel[cost.names.index(group.name)] / 4096 / 1000
@@ -40,7 +41,8 @@ def profile_text(codec: nn.Module, groups: Groups, cost: CostModel) -> str:
     lines.append(f"MACs: counted by {COUNTER} at 64x64, GMAC for {width}x{height}; a multiply-add is one MAC, GDN counts as its 1x1 convolution")
     if record.original:
         before = cost.original
-        lines.append(f"original: {before.kmac_per_pixel():.3f} kMAC/px, {before.params:,} params; this is {before.macs / totals.macs:.2f}x fewer MACs, {before.params / totals.params:.2f}x fewer params")
+        fewer = f"{before.macs / totals.macs:.2f}x fewer MACs, {before.params / totals.params:.2f}x fewer params"
+        lines.append(f"original: {before.kmac_per_pixel():.3f} kMAC/px, {before.params:,} params; this is {fewer}")
     for number, entry in enumerate(record.history, 1):
         names = ", ".join(m["name"] for m in entry.get("methods", []))
         lines.append(f"history {number}: {names}: {entry['macs_before'] / entry['macs_after']:.2f}x fewer MACs")

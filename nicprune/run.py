@@ -57,7 +57,7 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
             key = digest(
                 recipe.task, recipe.codec, recipe.metric, recipe.weights_for(quality), quality, recipe.lmbda(quality), role, arm.model_dump(), seed,
                 recipe.photographs.model_dump(), recipe.training, recipe.half, recipe.chain and recipe.qualities,
-                [] if role == "original" and recipe.task == "prune" else [recipe.sparsify.model_dump(), recipe.finetune.model_dump(), recipe.per_quality.get(quality)],
+                [] if role == "original" and recipe.task == "prune" else [recipe.sparsify, recipe.finetune, recipe.per_quality.get(quality)],
             )  # fmt: skip
             slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in arm.label or arm.name)
             folder = runs / recipe.name / f"q{quality}" / f"{slug}{f'-s{seed}' if len(recipe.seeds) > 1 else ''}-{key[:8]}"

@@ -121,7 +121,7 @@ def _failing(codec: nn.Module, groups: Groups, keep: Mapping[str, list[int]]) ->
     return found or dict.fromkeys(names, reason)
 
 
-def follow_widths(codec: nn.Module) -> None:
+def follow_widths(codec: Any) -> None:
     """Set the Python attributes that CompressAI's codecs keep of their widths to what their layers have now."""
     for module in codec.modules():
         if isinstance(module, ChannelGroupsLatentCodec):
@@ -215,7 +215,7 @@ def verify_same(codec: nn.Module, small: nn.Module, keep: Mapping[str, np.ndarra
     return Verification(found, round_trip(small))
 
 
-def round_trip(codec: nn.Module, size: int = FACTOR) -> int:
+def round_trip(codec: Any, size: int = FACTOR) -> int:
     """Write and read a bitstream; return its length in bytes. A copy is used: CDF tables of the codec stay as they are.
 
     Raises:

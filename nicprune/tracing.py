@@ -105,7 +105,7 @@ class Tracer(Follower):
 
     # -- layers ----------------------------------------------------------------------------------------------------
 
-    def _rule(self, module: nn.Module) -> Callable[..., None] | None:
+    def _rule(self, module: Any) -> Callable[..., None] | None:
         kind = type(module)
         if kind in (*CONVOLUTIONS, nn.Linear) and set(module._parameters) != {"weight", "bias"}:
             return None  # reparametrised: what is cut would be computed anew

@@ -37,13 +37,16 @@ def content(tmp_path: Path) -> dict[str, Any]:
         "training": {"batch_size": 2, "patch_size": 64, "precision": "32", "log_every": 1},
         "sparsify": {"steps": 3, "lr": 1e-4},
         "finetune": {"steps": 2},
-        "methods": [{"name": "mask_decay", "budget": {"macs": 0.5}, "round_to": 1}, {"name": "magnitude", "label": "one-shot", "budget": {"macs": 0.5}, "round_to": 1}],
-    }  # fmt: skip
+        "methods": [
+            {"name": "mask_decay", "budget": {"macs": 0.5}, "round_to": 1},
+            {"name": "magnitude", "label": "one-shot", "budget": {"macs": 0.5}, "round_to": 1},
+        ],
+    }
 
 
 def run(content: dict[str, Any], folder: Path, said: list[str] | None = None) -> Path:
-    recipe = parse_recipe(content, "test")
-    return run_recipe(recipe, yaml.safe_dump(content), reports=folder / "reports", runs=folder / "runs", say=(said if said is not None else []).append, progress=False)
+    say = (said if said is not None else []).append
+    return run_recipe(parse_recipe(content, "test"), yaml.safe_dump(content), reports=folder / "reports", runs=folder / "runs", say=say, progress=False)
 
 
 def test_run_writes_the_whole_report_and_skips_what_is_done(content: dict[str, Any], tmp_path: Path) -> None:
@@ -157,7 +160,12 @@ def test_overrides(content: dict[str, Any], tmp_path: Path) -> None:
     recipe, text = read_recipe(str(file), ["finetune.steps=7", "methods.0.budget.macs=0.4", "qualities=[2]"])
     assert recipe.finetune.steps == 7 and recipe.methods[0].settings["budget"] == {"macs": 0.4} and recipe.qualities == [2]
     assert "steps: 7" in text
-    for bad, message in (("finetune", "wants key=value"), ("finetune.stepps=1", "did you mean 'steps'"), ("methods.9.name=x", "not an index below 2"), ("qualities.0.x=1", "is a value, not a section")):  # fmt: skip
+    for bad, message in (
+        ("finetune", "wants key=value"),
+        ("finetune.stepps=1", "did you mean 'steps'"),
+        ("methods.9.name=x", "not an index below 2"),
+        ("qualities.0.x=1", "is a value, not a section"),
+    ):
         with pytest.raises(RecipeError, match=message):
             read_recipe(str(file), [bad])
 

@@ -9,17 +9,16 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nicprune.channels import Groups, find_groups
+from nicprune.channels import Groups
 from nicprune.codecs import check_codec, provenance, set_provenance
 from nicprune.cost import CostModel
 from nicprune.errors import RecipeError
 from nicprune.registry import Registry
 from nicprune.settings import Settings, parse
-from nicprune.surgery import prune
+from nicprune.surgery import analyse, prune
 
 
 class Method(nn.Module):
@@ -246,7 +245,7 @@ def attach(codec: nn.Module, method: str | Sequence[tuple[str, Mapping[str, Any]
     parsed = [(METHODS[name], parse(METHODS[name].Config, settings, f"method {name!r}")) for name, settings in wanted]
     if any(hasattr(hook, "nicprune_method") for m in codec.modules() for hook in m._forward_hooks.values()):
         raise RecipeError("the codec has a method attached already; harden() or detach() it first, or attach a list")
-    groups = find_groups(codec)
+    groups = analyse(codec)
     cost = CostModel(codec, groups)
     # Everything is validated before the first hook is set: a failure leaves the codec as it was.
     methods = [cls(codec, groups, cost, settings) for cls, settings in parsed]
@@ -255,118 +254,3 @@ def attach(codec: nn.Module, method: str | Sequence[tuple[str, Mapping[str, Any]
     for one in methods:
         one.attach(codec)
     return attached
-
-
-class Masks(nn.Module):
-    """One mask value per channel of some groups, behind the bias of every producer, before GDN or activation.
-
-    A convolution's weight and bias are multiplied while it runs, which is the same as multiplying its output and costs
-    almost nothing; its parameters stay its own. Masked convolutions and entropy bottlenecks have their output multiplied.
-    """
-
-    def __init__(self, groups: Sequence[Any]):
-        super().__init__()
-        self.names = [g.name for g in groups]
-        self.values = nn.ParameterList(nn.Parameter(torch.ones(g.width)) for g in groups)
-
-    def __getitem__(self, name: str) -> nn.Parameter:
-        return self.values[self.names.index(name)]
-
-    def attach(self, codec: nn.Module, groups: Groups) -> None:
-        """Hook every producer of these groups."""
-        modules = dict(codec.named_modules())
-        sources: dict[str, list[tuple[int, np.ndarray]]] = {}
-        for position, name in enumerate(self.names):
-            for member in groups[name].members:
-                if member.axis == "out" or (member.axis == "both" and hasattr(modules[member.module], "quantiles")):
-                    sources.setdefault(member.module, []).append((position, member.index))
-        for module_name, parts in sources.items():
-            hook = MaskHook(self, parts, modules[module_name])
-            modules[module_name].register_forward_pre_hook(hook.before)
-            modules[module_name].register_forward_hook(hook, always_call=True)
-
-    def detach(self, codec: nn.Module) -> None:
-        """Remove the hooks of these masks."""
-        for module in codec.modules():
-            for table in (module._forward_hooks, module._forward_pre_hooks):
-                for key, hook in list(table.items()):
-                    owner = getattr(hook, "__self__", hook)
-                    if isinstance(owner, MaskHook) and owner.masks is self:
-                        del table[key]
-                        module._forward_hooks_always_called.pop(key, None)
-
-    def fold(self, codec: nn.Module, groups: Groups) -> None:
-        """Multiply the producers' weights and biases by the masks, in place."""
-        modules = dict(codec.named_modules())
-        with torch.no_grad():
-            for position, name in enumerate(self.names):
-                for member in groups[name].producers:
-                    layer = modules[member.module]
-                    factor = torch.ones(_out_width(layer), device=layer.weight.device)
-                    for column in member.index.T:
-                        factor[torch.from_numpy(column)] = self.values[position].detach().to(factor)
-                    layer.weight.mul_(_along_out(factor, layer))
-                    if layer.bias is not None:
-                        layer.bias.mul_(factor)
-
-
-class MaskHook:
-    """Multiplies one producer by its masks. A plain object, so that deepcopy gives the copy hooks of its own."""
-
-    nicprune_method = True
-
-    def __init__(self, masks: Masks, parts: Sequence[tuple[int, np.ndarray]], layer: nn.Module):
-        self.masks = masks
-        self.on_weight = type(layer) in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-        width = _out_width(layer)
-        self.position = parts[0][0]
-        # Entry 0 of the joined masks is the constant 1, for channels that no mask governs.
-        gather, offset = np.zeros(width, np.int64), 1
-        for position, index in parts:
-            count = len(masks.values[position])
-            for column in index.T:
-                gather[column] = offset + np.arange(count)
-            offset += count
-        self.parts = [position for position, _ in parts]
-        whole = len(parts) == 1 and np.array_equal(gather, np.arange(1, width + 1))
-        self.gather = None if whole else torch.from_numpy(gather)
-
-    def factor(self) -> Tensor:
-        """The mask of each output channel."""
-        if self.gather is None:
-            return self.masks.values[self.position]
-        values = [self.masks.values[p] for p in self.parts]
-        if self.gather.device != values[0].device:
-            self.gather = self.gather.to(values[0].device)
-        return torch.cat([values[0].new_ones(1), *values])[self.gather]
-
-    def before(self, layer: Any, args: Any) -> None:
-        """Put masked parameters in front of the layer's own for the length of the call."""
-        if self.on_weight:
-            factor = self.factor()
-            layer.__dict__["weight"] = layer._parameters["weight"] * _along_out(factor, layer)
-            if layer._parameters["bias"] is not None:
-                layer.__dict__["bias"] = layer._parameters["bias"] * factor
-
-    def __call__(self, layer: Any, args: Any, output: Any) -> Any:
-        if self.on_weight:
-            layer.__dict__.pop("weight", None)
-            layer.__dict__.pop("bias", None)
-            return None
-        if output is None:
-            return None
-        factor = self.factor().view(1, -1, 1, 1)
-        return (output[0] * factor, *output[1:]) if isinstance(output, tuple) else output * factor
-
-
-def _out_width(layer: Any) -> int:
-    if isinstance(layer, nn.Linear):
-        return layer.out_features
-    return layer.channels if hasattr(layer, "quantiles") else layer.out_channels
-
-
-def _along_out(factor: Tensor, layer: nn.Module) -> Tensor:
-    """Shape a value per output channel to multiply the layer's weight."""
-    if isinstance(layer, nn.Linear):
-        return factor.view(-1, 1)
-    return factor.view(1, -1, 1, 1) if isinstance(layer, nn.ConvTranspose2d) else factor.view(-1, 1, 1, 1)

@@ -34,7 +34,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nicprune.errors import TrainingError
-from nicprune.methods.base import METHODS, Masks, Method
+from nicprune.masks import Masks
+from nicprune.methods.base import METHODS, Method
 from nicprune.targets import Target
 
 MEMORY = 0.99
