@@ -47,7 +47,8 @@ LAMBDAS = {
 }
 """CompressAI's lambda for qualities 1 to 8 (its documentation, section "Training")."""
 
-TRANSFORMS = ("g_a", "g_s", "h_a", "h_s", "context_prediction", "channel_context", "entropy_parameters", "entropy_bottleneck")
+TRANSFORMS = ("g_a", "h_a", "entropy_bottleneck", "h_s", "context_prediction", "channel_context", "entropy_parameters", "g_s")
+"""In the order in which they run."""
 ENCODER_ONLY, DECODER_ONLY = ("g_a", "h_a"), ("g_s",)
 
 FACTOR = 64

@@ -17,9 +17,10 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from nicprune.channels import Group, Groups
-from nicprune.codecs import FACTOR, forward_for_analysis, is_bottleneck, provenance, sides_of, transform_of
+from nicprune.channels import Groups
+from nicprune.codecs import FACTOR, TRANSFORMS, forward_for_analysis, is_bottleneck, provenance, sides_of, transform_of
 from nicprune.errors import CodecError
+from nicprune.masks import without_masks
 from nicprune.tracing import CONVOLUTIONS, NORMALISATIONS
 
 COUNTER = "fvcore"
@@ -68,9 +69,9 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
     """Count the MACs of every module at 64x64 with fvcore; "" is the whole codec."""
     modes = {module: module.training for module in codec.modules()}
     codec.eval()
-    # Hooks are not the codec's work (and fvcore cannot trace all of them).
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        # Masks are not the codec's work, and fvcore cannot trace them.
+        with warnings.catch_warnings(), torch.no_grad(), without_masks(codec):
             warnings.simplefilter("ignore")
             logger = logging.getLogger("fvcore.nn.jit_analysis")
             level = logger.level
@@ -209,7 +210,8 @@ class CostModel:
         if any(rest):
             macs, params = table.get("other", (0, 0))
             table["other"] = (macs + rest[0], params + rest[1])
-        return {name: value for name, value in table.items() if any(value)}
+        order = [*TRANSFORMS, "other"]
+        return {name: table[name] for name in sorted(table, key=order.index) if any(table[name])}
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -241,9 +243,3 @@ def _parameter_terms(module: Any) -> tuple[int, int]:
     if getattr(module, "groups", 1) > 1:
         return 0, module.weight.numel() // out + bias
     return module.weight.numel() // (out * inn), bias
-
-
-def group_costs(cost: CostModel, groups: Sequence[Group]) -> dict[str, float]:
-    """MACs at 64x64 that one channel of each group costs."""
-    per_channel = cost.per_channel()
-    return {g.name: float(per_channel[cost.names.index(g.name)]) for g in groups}

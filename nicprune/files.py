@@ -48,6 +48,19 @@ def write_text(path: str | Path, text: str) -> Path:
     return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def append_line(path: str | Path, line: str) -> None:
+    """Append a line to a log.
+
+    Raises:
+        FileError: it cannot be written, or the disk is full.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from None
+
+
 def check_writable(*folders: str | Path) -> None:
     """Raise FileError unless files can be written into these folders, which are made if they are not there."""
     for folder in folders:

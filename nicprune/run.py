@@ -24,7 +24,7 @@ from nicprune.files import check_writable, write_atomically, write_text
 from nicprune.methods import attach
 from nicprune.recipe import Arm, Phase, Recipe, check_paths, digest
 from nicprune.report import collect, text_table, write_report
-from nicprune.runtime import describe_machine, versions
+from nicprune.runtime import machine_line, versions
 from nicprune.training import fit
 
 CROP = (192, 192)
@@ -197,7 +197,7 @@ def measure_and_record(recipe: Recipe, text: str, job: Job, codec: nn.Module, st
         "test": str(recipe.photographs.test), "crops": crops, "file": written.name if written else None,
         "recipe": recipe.name, "recipe_sha256": digest(recipe.model_dump(mode="json")), "recipe_text": text,
         "counter": COUNTER, "threads": evaluation.threads, "device": evaluation.device, "versions": versions(),
-        "machine": describe_machine(), "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine_line(), "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
     write_text(job.folder / "record.json", json.dumps(record, indent=1) + "\n")
     for name in ("sparsify", "finetune", "train"):  # optimiser state is of no use any more, and large

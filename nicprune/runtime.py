@@ -39,6 +39,11 @@ def describe_machine() -> dict[str, str | int | float]:
     return {"cpu": _cpu_name(), "cores": os.cpu_count() or 0, "memory_gb": _memory_gb(), "platform": platform.platform(terse=True)}
 
 
+def machine_line() -> str:
+    """The same in one line, for reports."""
+    return "{cpu}, {cores} cores, {memory_gb} GB, {platform}".format(**describe_machine())
+
+
 def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nicprune.codecs import rate_distortion_loss, unwrap
 from nicprune.data import Patches, mix
 from nicprune.errors import FileError, RecipeError, TrainingError
-from nicprune.files import check_writable, write_atomically
+from nicprune.files import append_line, check_writable, write_atomically
 from nicprune.precision import autocast_dtype, entropy_models_in_float32
 from nicprune.progress import Progress
 from nicprune.settings import Settings, parse
@@ -248,10 +248,8 @@ class _Run:
             values |= self.attached.figures()
         self.last = values
         if self._metrics_file is not None:
-            self._metrics_file.parent.mkdir(parents=True, exist_ok=True)
             record = {"step": self.step, **values, "steps_per_s": (self.step - step) / max(now - then, 1e-9)}
-            with open(self._metrics_file, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            append_line(self._metrics_file, json.dumps(record))
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, self.step)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from compressai.utils.eval_model.__main__ import compute_metrics
-from conftest import built, image, same_state, state_of
+from conftest import built, hook_count, image, same_state, state_of
 from torch import nn
 
 from nicprune.data import read_image, write_png
@@ -77,6 +77,16 @@ def test_compare_says_both_sides(photos: Path, hyperprior: nn.Module) -> None:
     small = attach(hyperprior, "magnitude", budget={"macs": 0.5}, round_to=1).harden()
     text = str(compare(hyperprior, small, photos / "0.png"))
     assert "x fewer" in text and "PSNR dB" in text and "counted by fvcore" in text
+
+
+def test_a_codec_with_masks_on_is_evaluated_as_it_is(photos: Path, hyperprior: nn.Module) -> None:
+    masked = attach(hyperprior, "mask_decay", budget={"macs": 0.5}, round_to=1, decay_steps=4).eval()
+    with torch.no_grad():
+        for values in masked.methods[0].masks.values:
+            values.uniform_(0.5, 1)
+    on, plain = evaluate(hyperprior, photos / "0.png"), evaluate(masked.plain(), photos / "0.png")
+    assert on.mean("psnr_db") == pytest.approx(plain.mean("psnr_db"), abs=1e-3) and on.cost == plain.cost
+    assert masked.detach() is hyperprior and hook_count(hyperprior) == 0
 
 
 def test_refusals(tmp_path: Path, hyperprior: nn.Module) -> None:

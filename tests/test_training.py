@@ -212,6 +212,41 @@ def test_unwritable_folder_is_one_line(photos: Path, tmp_path: Path) -> None:
         fit(codec(), photos, steps=1, folder=tmp_path / "file" / "run", **QUICK)
 
 
+def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nicprune.training as module
+
+    real, saves = torch.save, []
+
+    def save(*args: object) -> None:
+        saves.append(args)
+        if len(saves) == 2:
+            raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file data/3: file write failed")
+        real(*args)
+
+    monkeypatch.setattr(module.torch, "save", save)
+    with pytest.raises(FileError, match="cannot write .*checkpoint.pt: .*file write failed"):
+        fit(codec(), photos, steps=6, folder=tmp_path, checkpoint_every=2, **QUICK)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.pt", "metrics.jsonl"}
+    device = Path("/dev/full")
+    if device.exists():
+        from nicprune.files import append_line
+
+        with pytest.raises(FileError, match="cannot write /dev/full: No space left"):
+            append_line(device, "x" * 100_000)
+
+
+def test_tensorboard_gets_the_same_figures(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = fit(codec(), photos, steps=2, folder=tmp_path, tensorboard=True, **QUICK)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss")] == [1, 2]
+    assert events.Scalars("loss")[-1].value == pytest.approx(result.metrics["loss"], rel=1e-5)
+
+
 def test_settings_are_checked(photos: Path) -> None:
     with pytest.raises(RecipeError, match="unknown key 'lamda'; did you mean 'lmbda'"):
         fit(codec(), photos, steps=1, lamda=0.01)

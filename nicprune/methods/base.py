@@ -16,6 +16,7 @@ from nicprune.channels import Groups
 from nicprune.codecs import check_codec, provenance, set_provenance
 from nicprune.cost import CostModel
 from nicprune.errors import RecipeError
+from nicprune.masks import has_masks
 from nicprune.registry import Registry
 from nicprune.settings import Settings, parse
 from nicprune.surgery import analyse, prune
@@ -243,7 +244,7 @@ def attach(codec: nn.Module, method: str | Sequence[tuple[str, Mapping[str, Any]
     if not wanted or (config and not isinstance(method, str)):
         raise RecipeError("attach(codec, name, **settings) or attach(codec, [(name, settings), ...])")
     parsed = [(METHODS[name], parse(METHODS[name].Config, settings, f"method {name!r}")) for name, settings in wanted]
-    if any(hasattr(hook, "nicprune_method") for m in codec.modules() for hook in m._forward_hooks.values()):
+    if has_masks(codec):
         raise RecipeError("the codec has a method attached already; harden() or detach() it first, or attach a list")
     groups = analyse(codec)
     cost = CostModel(codec, groups)
