@@ -170,7 +170,7 @@ def _fit(model: nn.Module, recipe: Recipe, phase: Phase, job: Job, name: str, pr
     if phase.steps:
         label = f"q{job.quality} {job.arm.label} {name}"
         settings = recipe.train_settings(phase, job.quality, job.seed)
-        fit(model, recipe.photographs.train, folder=job.folder / name, progress=label if progress else False, until_done=False, **settings)
+        fit(model, recipe.photographs.train, folder=job.folder / name, progress=label if progress else False, **settings)
 
 
 def measure_and_record(recipe: Recipe, text: str, job: Job, codec: nn.Module, steps: int, progress: bool) -> str:

@@ -65,7 +65,8 @@ class Target(Settings):
     def check(self, groups: Groups, cost: CostModel) -> None:
         """Raise unless the target can be met."""
         if self.widths is not None:
-            self.fixed_widths(groups)
+            if not self.free(groups):
+                raise RecipeError("widths: every channel group named keeps its whole width; there is nothing to prune")
             return
         assert self.budget is not None
         now = cost.totals()

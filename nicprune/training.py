@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ def fit(
     *,
     folder: str | Path | None = None,
     progress: bool | str = True,
-    until_done: bool = True,
+    until_done: bool = False,
     **settings: Any,
 ) -> FitResult:
     """Train a codec, or a codec with methods attached, in place.
@@ -107,7 +108,7 @@ def fit(
         folder: where `checkpoint.pt` and `metrics.jsonl` go. A run that finds its checkpoint there resumes from it,
             bit-equal on CPU in float32 to the run that was never interrupted. None: nothing is written.
         progress: show progress; a string is shown in front of it.
-        until_done: end early when every attached method says that it is done.
+        until_done: end as soon as every attached method says that it is done, not at `steps`.
         settings: see `TrainSettings`.
 
     Raises:
@@ -117,17 +118,14 @@ def fit(
         TrainingError: the loss stayed non-finite.
     """
     options = parse(TrainSettings, settings, "fit(...)")
-    fabric = Fabric(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        strategy="ddp" if options.devices > 1 else "auto",
-    )
-    if options.devices > 1:
-        fabric.launch()
+    patches = Patches(train, options.patch_size)
     if folder is not None:
         check_writable(folder)
+    steps_left = getattr(model, "steps_left", 0)
+    if steps_left > options.steps:
+        warnings.warn(f"the method needs {steps_left} steps until it is done, and this run has {options.steps}", stacklevel=2)
+    fabric = _fabric(options)
     run = _Run(model, options, fabric, Path(folder) if folder is not None else None)
-    patches = Patches(train, options.patch_size)
     label = progress if isinstance(progress, str) else ""
     was_training = model.training
     bar = Progress(options.steps, label, enabled=bool(progress) and fabric.is_global_zero)
@@ -160,6 +158,16 @@ def fit(
         model.train(was_training)
     run.codec.update(force=True)
     return FitResult(run.step, run.last, run.skipped, time.monotonic() - started)
+
+
+def _fabric(options: TrainSettings) -> Fabric:
+    try:
+        fabric = Fabric(accelerator=options.accelerator, devices=options.devices, strategy="ddp" if options.devices > 1 else "auto")
+        if options.devices > 1:
+            fabric.launch()
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(f"cannot train on {options.devices} x {options.accelerator!r}: {str(error).splitlines()[0]}") from None
+    return fabric
 
 
 class _Run:
@@ -230,9 +238,10 @@ class _Run:
         if self.aux_optimizer is not None:
             self.aux_optimizer.zero_grad(set_to_none=True)
             aux = self.codec.aux_loss()
-            aux.backward()
-            self.aux_optimizer.step()
-            figures["aux"] = aux
+            if isinstance(aux, Tensor):  # variable-rate bottlenecks have none: CompressAI gives the number 0
+                aux.backward()
+                self.aux_optimizer.step()
+                figures["aux"] = aux
         self.step += 1
         return figures
 

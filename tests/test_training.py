@@ -267,4 +267,26 @@ def test_schedules() -> None:
 
 def test_the_method_ends_training_early(photos: Path) -> None:
     model = attach(codec(), "mask_decay", budget={"macs": 0.6}, round_to=1, decay_steps=3)
-    assert fit(model, photos, steps=50, **QUICK).step == 3
+    assert fit(model, photos, steps=50, until_done=True, **QUICK).step == 3
+
+
+def test_too_few_steps_are_warned_of_and_refused_later(photos: Path) -> None:
+    model = attach(codec(), "mask_decay", budget={"macs": 0.6}, round_to=1, decay_steps=30)
+    with pytest.warns(UserWarning, match="needs 30 steps until it is done, and this run has 2"):
+        fit(model, photos, steps=2, **QUICK)
+    with pytest.raises(TrainingError, match="at step 2 of 30.*train on"):
+        model.harden()
+
+
+def test_every_architecture_trains_with_masks_on(architecture: str, photos: Path) -> None:
+    model = attach(built(architecture)[0], "mask_decay", budget={"macs": 0.6}, round_to=1, decay_steps=2)
+    before = state_of(model.codec)
+    result = fit(model, photos, steps=2, **{**QUICK, "batch_size": 1})
+    assert result.skipped == 0 and model.done
+    moved = {name.split(".")[0] for name, value in model.codec.state_dict().items() if value.is_floating_point() and not torch.equal(value, before[name])}
+    assert {"g_a", "g_s"} <= moved
+
+
+def test_unknown_devices_are_one_line(photos: Path) -> None:
+    with pytest.raises(TrainingError, match="cannot train on 1 x 'abacus'"):
+        fit(codec(), photos, steps=1, accelerator="abacus", **QUICK)

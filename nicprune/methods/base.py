@@ -75,6 +75,11 @@ class Method(nn.Module):
         """Whether the method has nothing left to learn."""
         return True
 
+    @property
+    def steps_left(self) -> int:
+        """How many more steps it needs until it is done."""
+        return 0
+
     def figures(self) -> dict[str, float]:
         """Numbers for the progress line and metrics.jsonl."""
         return {}
@@ -152,6 +157,11 @@ class Attached(nn.Module):
     def done(self) -> bool:
         """Whether every method is done."""
         return all(method.done for method in self._each)
+
+    @property
+    def steps_left(self) -> int:
+        """How many more training steps the methods need until all are done."""
+        return max(method.steps_left for method in self._each)
 
     def figures(self) -> dict[str, float]:
         """The methods' numbers for logs."""

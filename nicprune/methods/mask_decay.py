@@ -128,7 +128,11 @@ class MaskDecay(Method):
 
     @property
     def done(self) -> bool:
-        return int(self.step) >= self.config.decay_steps
+        return self.steps_left == 0
+
+    @property
+    def steps_left(self) -> int:
+        return max(0, self.config.decay_steps - int(self.step))
 
     def _soft_widths(self, values: Tensor) -> np.ndarray:
         """Widths by how many masks still stand: those above 3/4 count whole, those below 1/4 not at all."""
