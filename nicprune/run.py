@@ -21,7 +21,7 @@ from nicprune.cost import COUNTER, CostModel
 from nicprune.data import write_png
 from nicprune.evaluate import ImageScore, evaluate
 from nicprune.files import check_writable, write_atomically, write_text
-from nicprune.methods import attach
+from nicprune.methods import METHODS, attach
 from nicprune.recipe import Arm, Phase, Recipe, check_paths, digest
 from nicprune.report import collect, text_table, write_report
 from nicprune.runtime import machine_line, versions
@@ -132,7 +132,7 @@ def make(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[n
         codec = load(hardened, factory=lambda: start(recipe, job))
     else:
         codec = start(recipe, job)
-        attached = attach(codec, job.arm.name, **job.arm.settings)
+        attached = attach(codec, job.arm.name, **method_settings(job))
         if attached.done:  # decides at once: what is left spends this phase on fine-tuning
             codec = attached.harden()
             _fit(codec, recipe, recipe.sparsify, job, "sparsify", progress)
@@ -144,6 +144,12 @@ def make(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[n
         codec = load(hardened, factory=lambda: codec)
     _fit(codec, recipe, recipe.finetune, job, "finetune", progress)
     return codec, steps + recipe.finetune.steps
+
+
+def method_settings(job: Job) -> dict[str, Any]:
+    """The method's settings; one that draws lots draws them from the job's seed."""
+    draws = "seed" in METHODS[job.arm.name].Config.model_fields
+    return {**({"seed": job.seed} if draws else {}), **job.arm.settings}
 
 
 def start(recipe: Recipe, job: Job) -> nn.Module:
@@ -169,7 +175,9 @@ def train(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[
 def _fit(model: nn.Module, recipe: Recipe, phase: Phase, job: Job, name: str, progress: bool) -> None:
     if phase.steps:
         label = f"q{job.quality} {job.arm.label} {name}"
-        settings = recipe.train_settings(phase, job.quality, job.seed)
+        # The two phases of pruning see different crops; a recipe's seeds stay apart.
+        seed = job.seed if recipe.task == "train" else 2 * job.seed + (name == "finetune")
+        settings = recipe.train_settings(phase, job.quality, seed)
         fit(model, recipe.photographs.train, folder=job.folder / name, progress=label if progress else False, **settings)
 
 
@@ -191,7 +199,7 @@ def measure_and_record(recipe: Recipe, text: str, job: Job, codec: nn.Module, st
     record = {
         "format": "nicprune-record", "version": 1, "key": job.key,
         "codec": recipe.codec, "quality": job.quality, "metric": recipe.metric, "lmbda": recipe.lmbda(job.quality),
-        "method": job.arm.name, "label": job.arm.label, "role": job.role, "seed": job.seed, "steps": steps, "settings": job.arm.settings,
+        "method": job.arm.name, "label": job.arm.label, "role": job.role, "seed": job.seed, "steps": steps, "settings": method_settings(job),
         "cost": cost.totals().as_dict(), "original_cost": evaluation.original_cost.as_dict(), "by_transform": cost.by_transform(),
         "widths": last.get("widths", {}), **evaluation.means(), "images": [asdict(image) for image in evaluation.images],
         "test": str(recipe.photographs.test), "crops": crops, "file": written.name if written else None,
@@ -239,7 +247,7 @@ def plan(recipe: Recipe) -> list[str]:
         steps = 0 if job.role == "original" and recipe.task == "prune" else recipe.sparsify.steps + phase.steps
         line = f"{recipe.codec} q{job.quality} {job.arm.label} seed {job.seed}: {steps} steps, lambda {recipe.lmbda(job.quality):g}"
         if job.role == "pruned":
-            attached = attach(start(recipe, job), job.arm.name, **job.arm.settings)
+            attached = attach(start(recipe, job), job.arm.name, **method_settings(job))
             line += f", {attached.cost.totals().kmac_per_pixel():.2f} kMAC/pixel now, {sum(1 for _ in attached.groups.prunable())} channel groups"
         lines.append(line)
     return lines
