@@ -1,11 +1,13 @@
 """This machine's ratios: what attaching costs, how long surgery takes, whether time follows MACs.
 
 Each ratio's two sides are timed in turns in one process, in the same memory format; samples taken while other programs
-kept the processor busy are thrown away; the median of what is left counts.
+kept the processor busy are thrown away; the median of what is left counts. On a machine that is never quiet the least
+disturbed samples count, and every figure made of them says so.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import sys
@@ -22,26 +24,34 @@ from torch import Tensor, nn
 from nicprune.budget import Budget, solve
 from nicprune.channels import find_groups
 from nicprune.checkpoint import load_codec
-from nicprune.codecs import rate_distortion_loss
+from nicprune.codecs import ZOO, forward_for_analysis, qualities, rate_distortion_loss
 from nicprune.cost import CostModel
 from nicprune.errors import RecipeError, closest
 from nicprune.methods import attach
 from nicprune.methods.magnitude import group_magnitude
 from nicprune.precision import autocast_dtype, entropy_models_in_float32
-from nicprune.runtime import tune_allocator
+from nicprune.runtime import machine_line, tune_allocator
 from nicprune.surgery import prune, verify_same
 
 BUSY = 0.15
 """Share of the processor that others may use during a sample."""
 
+SHORTEST = 0.1
+"""Seconds that a sample lasts at least, by repetition: the system counts processor time in ticks of 10 ms."""
+
 SIZE = (512, 768)
-ZOO_CODECS = (("bmshj2018-factorized", 1), ("bmshj2018-hyperprior", 1), ("bmshj2018-hyperprior", 8), ("mbt2018-mean", 8), ("mbt2018", 8),
-              ("cheng2020-anchor", 6), ("cheng2020-attn", 6))  # fmt: skip
+SIZE_TEXT = f"{SIZE[1]}x{SIZE[0]}"
+BATCH = "batch 8 of 128x128"
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure: its value, its unit ("x" for a ratio), its goal, and how many samples were kept and thrown away."""
+    """One figure: its value, its unit ("x" for a ratio), its goal, on what input, device and threads it was taken.
+
+    Attributes:
+        kept, rejected: how many samples counted, and how many were thrown away.
+        busy: others kept the processor busy throughout; the least disturbed samples were taken.
+    """
 
     name: str
     value: float
@@ -49,8 +59,12 @@ class Measure:
     goal: float | None = None
     at_least: bool = False
     detail: str = ""
+    size: str = ""
+    device: str = "cpu"
+    threads: int = 0
     kept: int = 0
     rejected: int = 0
+    busy: bool = False
 
     @property
     def met(self) -> bool | None:
@@ -81,40 +95,57 @@ def others_share(before: tuple[float, float, float] | None, after: tuple[float, 
 
 
 class Sampler:
-    """Times functions in turns; keeps the samples during which the machine was ours."""
+    """Times functions in turns; keeps the samples during which the machine was ours. One sampler makes one figure.
 
-    def __init__(self, repeats: int = 7, patience: int = 4):
-        self.repeats, self.patience = repeats, patience
+    Args:
+        repeats: how many quiet turns are wanted.
+        limit: seconds after which the least disturbed of at least `least` turns have to do.
+    """
+
+    def __init__(self, repeats: int = 7, limit: float = 15.0, least: int = 3):
+        self.repeats, self.limit, self.least = repeats, limit, least
         self.kept = self.rejected = 0
         self.busy = False
 
     def medians(self, functions: Sequence[Callable[[], Any]]) -> list[float]:
         """Median seconds of each function, timed A B A B ...; all of a turn is thrown away if others were busy during it.
 
-        On a machine that is never quiet the least disturbed turns are taken after `patience` times as many, and `busy` says so.
+        Where quiet turns do not come within the time limit, the least disturbed are taken, and `busy` says so if any of them was not.
         """
-        for function in functions:
-            function()
+        calls = [_calls(function) for function in functions]
+        started = time.perf_counter()
         turns: list[tuple[float, list[float]]] = []
-        while len([t for t in turns if t[0] <= BUSY]) < self.repeats and len(turns) < self.repeats * self.patience:
-            before, seconds = _processor_time(), []
-            for function in functions:
-                started = time.perf_counter()
-                function()
-                seconds.append(time.perf_counter() - started)
+        while sum(share <= BUSY for share, _ in turns) < self.repeats:
+            if len(turns) >= self.least and time.perf_counter() - started > self.limit:
+                break
+            before = _processor_time()
+            seconds = [_seconds(function, count) / count for function, count in zip(functions, calls, strict=True)]
             turns.append((others_share(before, _processor_time()), seconds))
-        quiet = [t for t in turns if t[0] <= BUSY]
-        if len(quiet) < self.repeats:
-            self.busy = True
-            quiet = sorted(turns, key=lambda t: t[0])[: self.repeats]
-        self.kept += len(quiet)
-        self.rejected += len(turns) - len(quiet)
-        return [statistics.median(seconds[i] for _, seconds in quiet) for i in range(len(functions))]
+        taken = sorted(turns, key=lambda turn: turn[0])
+        quiet = sum(share <= BUSY for share, _ in turns)
+        taken = taken[: max(quiet, min(self.least, self.repeats))]
+        self.busy = quiet < len(taken)
+        self.kept, self.rejected = len(taken), len(turns) - len(taken)
+        return [statistics.median(seconds[i] for _, seconds in taken) for i in range(len(functions))]
 
     def measure(self, name: str, value: float, unit: str, **more: Any) -> Measure:
         """A result with this sampler's counts."""
-        detail = more.pop("detail", "") + (" (machine busy: least disturbed samples)" if self.busy else "")
-        return Measure(name, value, unit, kept=self.kept, rejected=self.rejected, detail=detail.strip(), **more)
+        return Measure(name, value, unit, threads=torch.get_num_threads(), kept=self.kept, rejected=self.rejected, busy=self.busy, **more)
+
+
+def _seconds(function: Callable[[], Any], count: int) -> float:
+    started = time.perf_counter()
+    for _ in range(count):
+        function()
+    return time.perf_counter() - started
+
+
+def _calls(function: Callable[[], Any]) -> int:
+    """Warm a function up, and say how often a sample has to call it."""
+    seconds = _seconds(function, 1)
+    if seconds < SHORTEST:  # what the first call set up does not count
+        seconds = _seconds(function, 1)
+    return max(1, min(1000, math.ceil(SHORTEST / max(seconds, 1e-6))))
 
 
 def _training_step(model: Any, codec: nn.Module, x: Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
@@ -140,43 +171,50 @@ def bench_attach() -> Iterator[Measure]:
     dtype = autocast_dtype("auto", x.device)
     bare, inner = (_ready("bmshj2018-hyperprior", 3).train() for _ in range(2))
     masked = attach(inner, "mask_decay", budget={"macs": 0.5}, decay_steps=1_000_000)
-    sampler = Sampler()
+    sampler = Sampler(7, limit=30)
     with entropy_models_in_float32(bare), entropy_models_in_float32(inner):
         before, after = sampler.medians([_training_step(bare, bare, x, dtype), _training_step(masked, inner, x, dtype)])
-    yield sampler.measure("training step, mask decay attached / bare", after / before, "x", goal=1.05, detail="hyperprior 128/192, batch 8 of 128x128")
+    yield sampler.measure("training step, hyperprior q3, mask decay attached / bare", after / before, "x", goal=1.05, size=BATCH, detail=_precision_text(dtype))
 
 
 def bench_precision() -> Iterator[Measure]:
     """A training step in float32 against bfloat16 autocast."""
     x = torch.rand(8, 3, 128, 128).to(memory_format=torch.channels_last)
     codecs = [_ready("bmshj2018-hyperprior", 3).train() for _ in range(2)]
-    sampler = Sampler(5)
+    sampler = Sampler(5, limit=20)
     with entropy_models_in_float32(codecs[0]), entropy_models_in_float32(codecs[1]):
         steps = [_training_step(c, c, x, d) for c, d in zip(codecs, (None, torch.bfloat16), strict=True)]
         full, short = sampler.medians(steps)
-    yield sampler.measure("training step, float32 / bfloat16", full / short, "x", detail="hyperprior 128/192, batch 8 of 128x128, channels_last")
+    gains = "" if autocast_dtype("auto", x.device) else "; not native here, float32 is used"
+    detail = f"{full * 1e3:.0f} to {short * 1e3:.0f} ms, channels_last{gains}"
+    yield sampler.measure("training step, hyperprior q3, float32 / bfloat16", full / short, "x", size=BATCH, detail=detail)
 
 
 def bench_surgery() -> Iterator[Measure]:
-    """Finding groups and removing half of the MACs, verification apart."""
-    for name, quality in ZOO_CODECS:
-        codec = load_codec(name, quality, weights="none")
+    """Finding groups and removing half of the MACs, verification apart, and what that is beside one forward pass."""
+    for name in ZOO:
+        quality = qualities(name)[-1]
+        codec = _ready(name, quality).eval()
         groups = find_groups(codec)
         cost = CostModel(codec, groups)
         keep = solve(cost, groups.prunable(), {g.name: group_magnitude(codec, g) for g in groups.prunable()}, Budget(macs=0.5))
-        sampler = Sampler(3)
-
-        def whole(codec: nn.Module = codec, keep: dict[str, list[int]] = keep) -> None:
-            prune(codec, keep, find_groups(codec), verify=False)
-
         small = prune(codec, keep, groups, verify=False)
 
-        def verification(codec: nn.Module = codec, small: nn.Module = small, keep: dict[str, list[int]] = keep, groups: Any = groups) -> None:
-            verify_same(codec, small, groups.check(keep), groups)
+        def surgery(codec: nn.Module = codec, keep: dict[str, list[int]] = keep) -> None:
+            prune(codec, keep, find_groups(codec), verify=False)
 
-        seconds, checking = sampler.medians([whole, verification])
+        image = torch.rand(1, 3, *SIZE).to(memory_format=torch.channels_last)
+
+        def forward(codec: nn.Module = codec, image: Tensor = image) -> None:
+            with torch.no_grad():
+                forward_for_analysis(codec, image)
+
+        sampler = Sampler(3, limit=4, least=2)
+        seconds, once = sampler.medians([surgery, forward])
+        checking = _seconds(lambda c=codec, s=small, k=keep, g=groups: verify_same(c, s, g.check(k), g), 1)  # type: ignore[misc]
         goal = 3.0 if name == "cheng2020-attn" else 1.0
-        yield sampler.measure(f"groups + surgery, {name} q{quality}", seconds, "s", goal=goal, detail=f"verification {checking:.2f} s more")
+        detail = f"{seconds / once:.2f}x a forward pass at {SIZE_TEXT} ({once:.2f} s); verification {checking:.2f} s more"
+        yield sampler.measure(f"groups + surgery, {name} q{quality}", seconds, "s", goal=goal, size="any", detail=detail)
 
 
 def bench_budget() -> Iterator[Measure]:
@@ -186,10 +224,10 @@ def bench_budget() -> Iterator[Measure]:
         groups = find_groups(codec)
         cost = CostModel(codec, groups)
         scores = {g.name: group_magnitude(codec, g) for g in groups.prunable()}
-        sampler = Sampler(3)
         for round_to in (16, 1):
+            sampler = Sampler(3, limit=3)
             (seconds,) = sampler.medians([lambda c=cost, g=groups, s=scores, r=round_to: solve(c, g.prunable(), s, Budget(macs=0.5), r)])  # type: ignore[misc]
-            yield sampler.measure(f"budget solved, {name}, round_to {round_to}", seconds, "s", goal=1.0)
+            yield sampler.measure(f"budget solved, {name}, round_to {round_to}", seconds, "s", goal=1.0, size="any")
 
 
 def bench_speedup() -> Iterator[Measure]:
@@ -199,13 +237,17 @@ def bench_speedup() -> Iterator[Measure]:
             codec = _ready(name, quality)
             small = attach(codec, "magnitude", budget={"macs": share}).harden(verify=False).to(memory_format=torch.channels_last).eval()
             wide, narrow = (_synthesis_and_analysis(c) for c in (codec, small))
-            sampler = Sampler(7)
+            sampler = Sampler(7, limit=15)
             before, after = sampler.medians([wide, narrow])
             macs = [sum(CostModel(c, find_groups(c)).by_transform()[t][0] for t in ("g_a", "g_s")) for c in (codec, small)]
             fewer = macs[0] / macs[1]
-            detail = f"{before * 1e3:.0f} to {after * 1e3:.0f} ms: {before / after:.2f}x for {fewer:.2f}x fewer MACs, {SIZE[1]}x{SIZE[0]}"
+            detail = f"{before * 1e3:.0f} to {after * 1e3:.0f} ms: {before / after:.2f}x for {fewer:.2f}x fewer MACs, channels_last"
             label = f"speed-up / FLOP reduction, g_a + g_s, {name} at {share:g}"
-            yield sampler.measure(label, before / after / fewer, "x", goal=0.9, at_least=True, detail=detail)
+            yield sampler.measure(label, before / after / fewer, "x", goal=0.9, at_least=True, size=SIZE_TEXT, detail=detail)
+
+
+def _precision_text(dtype: torch.dtype | None) -> str:
+    return f"{'float32' if dtype is None else 'bfloat16'}, channels_last"
 
 
 def _ready(name: str, quality: int) -> Any:
@@ -259,15 +301,24 @@ def run_bench(what: Sequence[str] | None = None, *, threads: int | None = None, 
             for result in PARTS[name]():
                 results.append(result)
                 if progress:
-                    print(f"{result.name}: {result.value:.3g} {result.unit}", file=sys.stderr, flush=True)
+                    print(f"{result.name}: {_value(result)}", file=sys.stderr, flush=True)
     return results
 
 
 def format_bench(results: Sequence[Measure]) -> str:
-    """Put results into a table."""
+    """Put results into a table, with the machine and how samples were taken below."""
     rows = []
     for r in results:
         goal = "" if r.goal is None else f"{'>=' if r.at_least else '<='} {r.goal:g} {r.unit}: {'met' if r.met else 'not met'}"
-        rows.append((r.name, f"{r.value:.3g} {r.unit}", goal, f"{r.kept} ({r.rejected} thrown away)", r.detail))
-    table = tabulate(rows, headers=("figure", "value", "goal", "samples", "detail"), tablefmt="simple", disable_numparse=True)
-    return f"{table}\ncpu, {torch.get_num_threads()} threads, torch {torch.__version__}; medians of turns taken while others were idle"
+        samples = f"{r.kept} of {r.kept + r.rejected}{', busy' if r.busy else ''}"
+        rows.append((r.name, _value(r), goal, r.size, samples, r.detail))
+    table = tabulate(rows, headers=("figure", "value", "goal", "input", "samples", "detail"), tablefmt="simple", disable_numparse=True)
+    on = "; ".join(sorted({f"{r.device}, {r.threads} thread{'s' if r.threads != 1 else ''}" for r in results}))
+    lines = [table, f"{on}, torch {torch.__version__}, {machine_line()}", f"medians of samples during which others used at most {BUSY:.0%} of the processor"]
+    if any(r.busy for r in results):
+        lines.append("busy: others never left the processor alone, the least disturbed samples were taken; run again on a quiet machine")
+    return "\n".join(lines)
+
+
+def _value(result: Measure) -> str:
+    return f"{result.value:{'.2f' if result.unit == 'x' else '.3g'}} {result.unit}"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nicprune.codecs import (
     DEMO,
+    TABLES,
     Provenance,
     build_from_path,
     build_named,
@@ -204,12 +205,9 @@ def _load_weights(codec: Any, weights: str | Path) -> None:
         own = codec.state_dict()
         state = _modern_keys(codec, state)
         # Files saved before update() hold no CDF tables, others' tables have their own length: both are fine.
-        fill(codec, {**{k: v for k, v in own.items() if k.rsplit(".", 1)[-1] in _TABLES and k not in state}, **state}, str(weights))
+        fill(codec, {**{k: v for k, v in own.items() if k.rsplit(".", 1)[-1] in TABLES and k not in state}, **state}, str(weights))
         codec.update(force=True)
     set_provenance(codec, record)
-
-
-_TABLES = {"_offset", "_quantized_cdf", "_cdf_length", "scale_table"}
 
 
 def _modern_keys(codec: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -123,7 +123,7 @@ def eval_(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write CompressAI results JSON here.")] = None,
     per_image: Annotated[bool, typer.Option("--per-image", help="A line for each image.")] = False,
 ) -> None:
-    """Write and read real bitstreams of a folder: bpp, PSNR, MS-SSIM, times. "jpeg" and "webp" are swept over their settings."""
+    """Write and read real bitstreams of a folder: bpp, PSNR, MS-SSIM, times. "jpeg", "jpeg-optimized" and "webp" are swept."""
     from nicprune.classical import FORMATS, evaluate_classical
 
     if codec in FORMATS:

@@ -35,13 +35,25 @@ def versions() -> dict[str, str]:
 
 
 def describe_machine() -> dict[str, str | int | float]:
-    """The processor, cores, memory and system."""
-    return {"cpu": _cpu_name(), "cores": os.cpu_count() or 0, "memory_gb": _memory_gb(), "platform": platform.platform(terse=True)}
+    """The processor, cores, memory (GB), system, Python, and device: the GPU where torch is loaded and sees one, else "cpu"."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count() or 0,
+        "memory_gb": _memory_gb(),
+        "platform": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "device": _device(),
+    }
 
 
 def machine_line() -> str:
-    """The same in one line, for reports."""
+    """The processor, cores, memory and system in one line, for reports."""
     return "{cpu}, {cores} cores, {memory_gb} GB, {platform}".format(**describe_machine())
+
+
+def _device() -> str:
+    torch = sys.modules.get("torch")  # importing it here would make `nicprune --help` wait for it
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else "cpu"
 
 
 def _cpu_name() -> str:

@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nicprune.codecs import rate_distortion_loss, unwrap
+from nicprune.codecs import TABLES, rate_distortion_loss, unwrap
 from nicprune.data import Patches, mix
 from nicprune.errors import FileError, RecipeError, TrainingError
 from nicprune.files import append_line, check_writable, write_atomically
@@ -298,8 +298,9 @@ class _Run:
             told = ", ".join(f"{k} {before.get(k)!r} there, {now[k]!r} now" for k in changed)
             raise RecipeError(f"{path} is of a run with other settings ({told}); use another folder or remove it")
         try:
-            # CDF tables follow from the weights; empty ones load into a codec that was already update()d or not.
-            self.model.load_state_dict(state["model"])
+            # CDF tables follow from the weights, at the end: those of the checkpoint need not have the codec's size.
+            tables = {k: v for k, v in self.model.state_dict().items() if k.rsplit(".", 1)[-1] in TABLES}
+            self.model.load_state_dict({**state["model"], **tables})
             self.optimizer.optimizer.load_state_dict(state["optimizer"])
             if self.aux_optimizer is not None:
                 self.aux_optimizer.load_state_dict(state["aux_optimizer"])

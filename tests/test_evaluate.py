@@ -115,7 +115,7 @@ def test_image_of_the_attached_codec_is_that_of_its_plain_copy(hyperprior: nn.Mo
 def test_classical_codecs_follow_their_settings(photos: Path) -> None:
     from nicprune.classical import evaluate_classical, psnr_at
 
-    for name in ("jpeg", "webp"):
+    for name in ("jpeg", "jpeg-optimized", "webp"):
         points = evaluate_classical(name, photos, [10, 50, 90])
         assert [p.bpp for p in points] == sorted(p.bpp for p in points) and [p.psnr_db for p in points] == sorted(p.psnr_db for p in points)
         assert psnr_at(points, points[1].bpp) == pytest.approx(points[1].psnr_db)

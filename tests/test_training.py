@@ -66,6 +66,13 @@ class _Interrupting(ScaleHyperprior):
         return inner
 
 
+def test_tables_of_another_size_do_not_stand_in_the_way(photos: Path, tmp_path: Path) -> None:
+    fit(codec(), photos, steps=2, folder=tmp_path, **QUICK)
+    updated = codec()
+    updated.update(force=True)
+    assert fit(updated, photos, steps=2, folder=tmp_path, **QUICK).step == 2
+
+
 def test_resume_of_mask_decay_is_bit_equal(photos: Path, tmp_path: Path) -> None:
     settings = {"budget": {"macs": 0.5}, "round_to": 1, "decay_steps": 8}
     whole = attach(codec(), "mask_decay", **settings)

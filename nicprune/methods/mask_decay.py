@@ -41,7 +41,7 @@ from nicprune.targets import Target
 MEMORY = 0.99
 """Share of the past in the running mean of squared gradients."""
 
-FLOOR = 0.01
+FLOOR = 0.05
 """Decay at m = 1, as a share of the decay at m = 0."""
 
 SPREAD = 30.0
