@@ -1,10 +1,10 @@
 """nicprune: make learned image codecs smaller and faster, for any CompressAI model.
 
-    codec = load_codec("bmshj2018-hyperprior", quality=3)
-    masked = attach(codec, "mask_decay", budget={"macs": 0.5})
+    original = load_codec("bmshj2018-hyperprior", quality=3)
+    masked = attach(copy.deepcopy(original), "mask_decay", budget={"macs": 0.5})
     fit(masked, train="photos/", steps=20_000, lmbda=0.0067)
     small = masked.harden()
-    print(compare(codec, small, images="kodak/"))
+    print(compare(original, small, images="kodak/"))
     save(small, "hyperprior-q3-2x.safetensors")
 """
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from nicprune.cost import CostModel as CostModel
     from nicprune.cost import measure as measure
     from nicprune.errors import NicpruneError as NicpruneError
-    from nicprune.evaluate import compare as compare
-    from nicprune.evaluate import evaluate as evaluate
+    from nicprune.evaluation import compare as compare
+    from nicprune.evaluation import evaluate as evaluate
     from nicprune.methods import METHODS as METHODS
     from nicprune.methods import Attached as Attached
     from nicprune.methods import Method as Method
@@ -40,7 +40,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "METHODS": "methods", "Attached": "methods", "Budget": "budget", "CostModel": "cost", "Group": "channels", "Groups": "channels",
-    "Method": "methods", "NicpruneError": "errors", "analyse": "surgery", "attach": "methods", "compare": "evaluate", "evaluate": "evaluate",
+    "Method": "methods", "NicpruneError": "errors", "analyse": "surgery", "attach": "methods", "compare": "evaluation", "evaluate": "evaluation",
     "fit": "training", "load": "checkpoint", "load_codec": "checkpoint", "measure": "cost",
     "provenance": "codecs", "prune": "surgery", "read_recipe": "recipe", "run_recipe": "run", "save": "checkpoint",
 }  # fmt: skip

@@ -121,9 +121,8 @@ class Sampler:
             before = _processor_time()
             seconds = [_seconds(function, count) / count for function, count in zip(functions, calls, strict=True)]
             turns.append((others_share(before, _processor_time()), seconds))
-        taken = sorted(turns, key=lambda turn: turn[0])
         quiet = sum(share <= BUSY for share, _ in turns)
-        taken = taken[: max(quiet, min(self.least, self.repeats))]
+        taken = sorted(turns, key=lambda turn: turn[0])[: quiet if quiet >= min(self.least, self.repeats) else self.repeats]
         self.busy = quiet < len(taken)
         self.kept, self.rejected = len(taken), len(turns) - len(taken)
         return [statistics.median(seconds[i] for _, seconds in taken) for i in range(len(functions))]
@@ -185,7 +184,7 @@ def bench_precision() -> Iterator[Measure]:
     with entropy_models_in_float32(codecs[0]), entropy_models_in_float32(codecs[1]):
         steps = [_training_step(c, c, x, d) for c, d in zip(codecs, (None, torch.bfloat16), strict=True)]
         full, short = sampler.medians(steps)
-    gains = "" if autocast_dtype("auto", x.device) else "; not native here, float32 is used"
+    gains = "" if autocast_dtype("auto", x.device) else "; bfloat16 is not native here, training takes float32"
     detail = f"{full * 1e3:.0f} to {short * 1e3:.0f} ms, channels_last{gains}"
     yield sampler.measure("training step, hyperprior q3, float32 / bfloat16", full / short, "x", size=BATCH, detail=detail)
 

@@ -7,6 +7,7 @@ class, then every layer is given the shapes found in the file.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from nicprune.codecs import (
     DEMO,
+    FACTOR,
     TABLES,
     Provenance,
     build_from_path,
@@ -26,15 +28,18 @@ from nicprune.codecs import (
     check_codec,
     check_name,
     codec_names,
+    forward_for_analysis,
     provenance,
     read_compressai_file,
     rebuild,
     set_provenance,
     unwrap,
 )
-from nicprune.errors import CodecError, FileError
+from nicprune.cost import Totals
+from nicprune.errors import CodecError, FileError, NicpruneError
 from nicprune.files import write_atomically
 from nicprune.layers import resize
+from nicprune.masks import has_masks
 from nicprune.surgery import follow_widths
 
 FORMAT, VERSION = "nicprune", 1
@@ -53,7 +58,7 @@ def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
         CodecError: not a plain codec (harden it first).
         FileError: the file cannot be written.
     """
-    if unwrap(codec) is not codec:
+    if unwrap(codec) is not codec or has_masks(codec):
         raise CodecError("this codec still has methods attached; save masked.harden(), or masked.detach()")
     check_codec(codec)
     codec.update(force=True)
@@ -74,7 +79,14 @@ def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
     for key, value in codec.state_dict().items():
         value = value.detach().cpu().contiguous()
         tensors[key] = value.half() if key in shrinks else value.clone()
-    return write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={FORMAT: json.dumps(header)}))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary, metadata={FORMAT: json.dumps(header)})
+        except SafetensorError as error:  # a full disk
+            raise OSError(str(error)) from error
+
+    return write_atomically(path, write)
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -117,14 +129,19 @@ def load(path: str | Path, *, factory: Callable[[], nn.Module] | None = None) ->
     except (SafetensorError, OSError) as error:
         raise FileError(f"{path} is cut short ({error})") from None
     state = {key: value.float() if value.dtype == torch.float16 else value for key, value in state.items()}
-    codec = rebuild(header["build"], factory)
-    fill(codec, state, str(path))
-    set_provenance(
-        codec,
-        Provenance(
-            header["name"], header.get("quality"), header.get("metric", "mse"), header["build"], header.get("original") or {}, header.get("history") or []
-        ),
-    )
+    try:
+        codec = rebuild(header["build"], factory)
+        fill(codec, state, str(path))
+        original = {name: int(value) for name, value in (header.get("original") or {}).items()}
+        if original:
+            Totals(**original)
+        record = Provenance(header["name"], header.get("quality"), header.get("metric", "mse"), header["build"], original, header.get("history") or [])
+    except NicpruneError:
+        raise
+    except Exception as error:  # a header that somebody else wrote
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FileError(f"{path} is damaged, or not of this nicprune's making: {reason}") from error
+    set_provenance(codec, record)
     return codec.eval()
 
 
@@ -144,6 +161,15 @@ def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     # Not CompressionModel.load_state_dict, which wants CDF tables empty: they have their shapes already.
     nn.Module.load_state_dict(codec, dict(state), strict=True)
     follow_widths(codec)
+    training = codec.training
+    try:
+        with torch.no_grad():
+            forward_for_analysis(codec.eval(), torch.zeros(1, 3, FACTOR, FACTOR))
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileError(f"{where} does not fit {type(codec).__name__}: its layers' widths do not match ({reason})") from None
+    finally:
+        codec.train(training)
 
 
 def load_codec(name: str, quality: int | None = None, *, metric: str = "mse", weights: str | Path = "official") -> nn.Module:
@@ -161,6 +187,8 @@ def load_codec(name: str, quality: int | None = None, *, metric: str = "mse", we
         FileError: the file cannot be read or does not fit.
     """
     if str(name).endswith(".safetensors"):
+        if str(weights) != "official":
+            raise CodecError(f"{name} brings its own weights; leave weights={str(weights)!r} out")
         return load(name)
     if ":" in str(name):
         codec = build_from_path(str(name), quality)
@@ -171,6 +199,8 @@ def load_codec(name: str, quality: int | None = None, *, metric: str = "mse", we
         raise CodecError(f"{name} holds weights only; name its architecture and pass weights={str(name)!r}")
     check_name(name, quality, metric)
     if str(weights) == "official" and name == DEMO:
+        if metric != "mse":
+            raise CodecError(f"the weights of {DEMO} were trained for mse; there are none for {metric}")
         return _embedded(quality)
     if str(weights) in ("official", "none"):
         return build_named(name, quality, metric, official=str(weights) == "official")
@@ -205,8 +235,12 @@ def _load_weights(codec: Any, weights: str | Path) -> None:
         own = codec.state_dict()
         state = _modern_keys(codec, state)
         # Files saved before update() hold no CDF tables, others' tables have their own length: both are fine.
+        differing = [k for k, v in state.items() if k in own and k.rsplit(".", 1)[-1] not in TABLES and v.shape != own[k].shape]
         fill(codec, {**{k: v for k, v in own.items() if k.rsplit(".", 1)[-1] in TABLES and k not in state}, **state}, str(weights))
         codec.update(force=True)
+        if differing:
+            told = f"{differing[0]} is {tuple(state[differing[0]].shape)}, usual is {tuple(own[differing[0]].shape)}"
+            warnings.warn(f"{weights} has other widths than {record.name}{f' quality {record.quality}' if record.quality else ''} ({told})", stacklevel=4)
     set_provenance(codec, record)
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image, features
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from nicprune.data import list_images, read_image, usable_images
+from nicprune.data import list_images, readable, usable_images
 from nicprune.errors import CodecError, closest
-from nicprune.evaluate import psnr
+from nicprune.evaluation import psnr
 
 FORMATS: dict[str, dict[str, Any]] = {
     "jpeg": {"format": "JPEG"},
@@ -46,7 +46,7 @@ def evaluate_classical(name: str, images: str | Path | Sequence[str | Path], qua
         raise CodecError(f"unknown classical codec {name!r}; {closest(name, FORMATS)}")
     if name == "webp" and not features.check("webp"):
         raise CodecError("this Pillow was built without WebP")
-    originals = [read_image(path) for path in usable_images(list_images(images, "test"))]
+    originals = [image for _, image in readable(usable_images(list_images(images, "test")))]
     points = []
     for quality in qualities:
         rates, qualities_db = [], []

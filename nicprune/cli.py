@@ -131,7 +131,7 @@ def eval_(
             typer.echo(f"{codec} quality {point.quality:3}  {point.bpp:.4f} bpp  {point.psnr_db:.3f} dB")
         return
     from nicprune.checkpoint import load_codec
-    from nicprune.evaluate import evaluate, write_results
+    from nicprune.evaluation import evaluate, write_results
 
     result = evaluate(load_codec(codec, quality, metric=metric, weights=weights), images, progress=True)
     if per_image:
@@ -172,7 +172,7 @@ def export(
     if format_ not in ("compressai", "onnx"):
         raise RecipeError(f"unknown format {format_!r}; {closest(format_, ['compressai', 'onnx'])}")
     codec = load(file)
-    written: Any = export_compressai(codec, output) if format_ == "compressai" else export_onnx(codec, output)
+    written: Any = export_compressai(codec, output) if format_ == "compressai" else export_onnx(codec, output, say=typer.echo)
     for path in written if isinstance(written, list) else [written]:
         typer.echo(f"wrote {path}")
 
@@ -182,7 +182,8 @@ def bench(what: Annotated[list[str] | None, typer.Argument(help="Parts to measur
     """Measure this machine's ratios: overhead of attaching, time of surgery, speed-up against FLOP reduction."""
     from nicprune.bench import format_bench, run_bench
 
-    typer.echo(format_bench(run_bench(what or None)))
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or None
+    typer.echo(format_bench(run_bench(what or None, threads=threads)))
 
 
 def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
@@ -197,6 +198,8 @@ def main() -> None:
     from nicprune.runtime import tune_allocator
 
     tune_allocator()
+    if os.getcwd() not in sys.path:  # codecs of the user's own, as python -m would find them
+        sys.path.insert(0, os.getcwd())
     for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
         warnings.simplefilter("ignore", category)
     warnings.showwarning = _show_warning

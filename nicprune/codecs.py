@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pickle
+import sys
+import uuid
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -54,6 +56,9 @@ ENCODER_ONLY, DECODER_ONLY = ("g_a", "h_a"), ("g_s",)
 TABLES = {"_offset", "_quantized_cdf", "_cdf_length", "scale_table"}
 """Buffers of entropy models that `update()` makes; their sizes follow the weights."""
 
+LARGEST_WIDTH = 1 << 14
+"""More channels than any codec has: a file that asks for them is not believed."""
+
 FACTOR = 64
 """Images are padded to a multiple of this many pixels: the largest total stride among the codecs."""
 
@@ -82,20 +87,28 @@ class Provenance:
 
 
 _provenance: weakref.WeakKeyDictionary[nn.Module, Provenance] = weakref.WeakKeyDictionary()
+_by_token: dict[str, Provenance] = {}
 
 
 def provenance(codec: nn.Module) -> Provenance:
-    """Return the record kept of `codec`, made from its class if it is not known yet."""
+    """Return the record kept of `codec`; a copy of a known codec has a copy of its record, any other one of its class."""
     if codec not in _provenance:
+        known = _by_token.get(codec.__dict__.get(_TOKEN, ""))
         cls = type(codec)
         name = next((name for name, model in MODELS.items() if model is cls), cls.__name__)
-        _provenance[codec] = Provenance(name, build={"class": f"{cls.__module__}:{cls.__qualname__}", "kwargs": _constructor_arguments(codec)})
+        built = {"class": f"{cls.__module__}:{cls.__qualname__}", "kwargs": _constructor_arguments(codec)}
+        set_provenance(codec, known.copy() if known is not None else Provenance(name, build=built))
     return _provenance[codec]
 
 
 def set_provenance(codec: nn.Module, record: Provenance) -> None:
-    """Keep `record` for `codec`."""
-    _provenance[codec] = record
+    """Keep `record` for `codec`. A word on the object finds it again after deepcopy, which a weak reference does not survive."""
+    token = uuid.uuid4().hex
+    codec.__dict__[_TOKEN] = token
+    _by_token[token] = _provenance[codec] = record
+
+
+_TOKEN = "_provenance_token"
 
 
 def _constructor_arguments(codec: nn.Module) -> dict[str, Any]:
@@ -164,6 +177,8 @@ def build_named(name: str, quality: int | None, metric: str = "mse", *, official
                 "use weights='none' (random) or weights='file.pth.tar'"
             ) from None
         except RuntimeError as error:
+            if "hash" in str(error):
+                raise CodecError(f"the download of {name} quality {quality} is damaged ({error}); try again") from None
             raise CodecError(f"no official weights of {name} quality {quality} for {metric}: {error}") from None
     record = provenance(codec)
     record.name, record.quality, record.metric = name, quality, metric
@@ -189,7 +204,6 @@ def build_from_path(path: str, quality: int | None = None) -> Any:
     check_codec(codec)
     record = provenance(codec)
     record.name, record.quality = path, quality
-    record.build = {"factory": path, "quality": quality if takes_quality else None}
     return codec
 
 
@@ -209,20 +223,24 @@ def rebuild(build: Mapping[str, Any], factory: Callable[[], nn.Module] | None = 
         codec = factory()
         check_codec(codec)
         return codec
-    path = str(build.get("class", build.get("factory", "")))
+    path = str(build.get("class", ""))
     module_name, _, qualified = path.partition(":")
-    import sys
-
     if not module_name.startswith("compressai.") and module_name not in sys.modules:
-        raise CodecError(f"the file holds a codec of {path!r}, which is not loaded here; import it first or pass factory=")
+        raise CodecError(
+            f"the file holds a codec of {path!r}, which is not loaded here; import it first or pass factory= "
+            "(on the command line: name package.module:factory and give the file as --weights)"
+        )
     target: Any = importlib.import_module(module_name)
     for part in qualified.split("."):
         target = getattr(target, part, None)
     if not (inspect.isclass(target) and issubclass(target, CompressionModel)):
         raise CodecError(f"the file holds a codec of {path!r}, which is not a CompressionModel class here; pass factory=")
+    arguments = dict(build.get("kwargs", {}))
+    if any(isinstance(v, int) and abs(v) > LARGEST_WIDTH for v in arguments.values()):
+        raise CodecError(f"the file asks for a codec of absurd size ({arguments})")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return target(**dict(build.get("kwargs", {})))
+        return target(**arguments)
 
 
 def read_compressai_file(path: str | Path) -> dict[str, Tensor]:

@@ -69,18 +69,18 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
     """Count the MACs of every module at 64x64 with fvcore; "" is the whole codec."""
     modes = {module: module.training for module in codec.modules()}
     codec.eval()
+    logger = logging.getLogger("fvcore.nn.jit_analysis")
+    level = logger.level
     try:
         # Masks are not the codec's work, and fvcore cannot trace them.
         with warnings.catch_warnings(), torch.no_grad(), without_masks(codec):
             warnings.simplefilter("ignore")
-            logger = logging.getLogger("fvcore.nn.jit_analysis")
-            level = logger.level
             logger.setLevel(logging.ERROR)
             analysis = FlopCountAnalysis(_Forward(codec).eval(), image_for(codec))
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
             counts = analysis.by_module()
-            logger.setLevel(level)
     finally:
+        logger.setLevel(level)
         for module, training in modes.items():
             module.training = training
     found = {name.removeprefix("codec").removeprefix("."): int(n) for name, n in counts.items() if name.startswith("codec")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -110,6 +110,25 @@ def usable_images(paths: Iterable[Path], minimum: int = 1) -> list[Path]:
     return usable
 
 
+def readable(paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
+    """Read images one by one; those whose inside is damaged, though their header is whole, are named and skipped.
+
+    Raises:
+        DataError: none can be read.
+    """
+    found = 0
+    for path in paths:
+        try:
+            image = read_image(path)
+        except DataError as error:
+            warnings.warn(f"skipped: {error}", stacklevel=2)
+            continue
+        found += 1
+        yield path, image
+    if not found:
+        raise DataError(f"no usable image: every one of {len(paths)} is broken")
+
+
 class Patches:
     """Random crops of photographs, each batch a pure function of (seed, step, rank).
 
@@ -127,6 +146,7 @@ class Patches:
         self.cache_bytes = cache_bytes
         self._cache: OrderedDict[Path, Tensor] = OrderedDict()
         self._held = 0
+        self._broken: set[Path] = set()
         self._lock = threading.Lock()
         self._ahead: tuple[tuple[int, ...], Future[Tensor]] | None = None
         self._worker: ThreadPoolExecutor | None = None
@@ -150,13 +170,24 @@ class Patches:
                     self._held -= self._cache.popitem(last=False)[1].numel()
         return image
 
+    def _skip(self, path: Path, error: DataError) -> None:
+        if path not in self._broken:
+            self._broken.add(path)
+            warnings.warn(f"skipped: {error}", stacklevel=2)
+        if len(self._broken) == len(self.paths):
+            raise DataError(f"no usable image: every one of {len(self.paths)} is broken")
+
     def _draw(self, size: int, seed: int, step: int, rank: int) -> Tensor:
         generator = torch.Generator().manual_seed(mix(seed, step, rank))
         side = self.patch_size
         patches: list[Tensor] = []
         while len(patches) < size:
             index, row, column, flip = torch.randint(0, 1 << 31, (4,), generator=generator).tolist()
-            image = self.image(index % len(self.paths))
+            try:
+                image = self.image(index % len(self.paths))
+            except DataError as error:  # whole header, damaged inside: draw another; the same files give the same draws
+                self._skip(self.paths[index % len(self.paths)], error)
+                continue
             top, left = row % (image.shape[1] - side + 1), column % (image.shape[2] - side + 1)
             patch = image[:, top : top + side, left : left + side]
             patches.append(patch.flip(-1) if flip % 2 else patch)

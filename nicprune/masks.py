@@ -132,9 +132,10 @@ class MaskHook:
         """Put masked parameters in front of the layer's own for the length of the call."""
         if self.on_weight:
             factor = self.factor()
-            layer.__dict__["weight"] = layer._parameters["weight"] * _along_out(factor, layer)
-            if layer._parameters["bias"] is not None:
-                layer.__dict__["bias"] = layer._parameters["bias"] * factor
+            # Another method's masked parameters may stand there already: both masks count.
+            layer.__dict__["weight"] = layer.weight * _along_out(factor, layer)
+            if layer.bias is not None:
+                layer.__dict__["bias"] = layer.bias * factor
 
     def __call__(self, layer: Any, args: Any, output: Any) -> Any:
         if self.on_weight:

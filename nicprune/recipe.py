@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -69,9 +69,9 @@ class Recipe(Settings):
     qualities: list[int] = Field(min_length=1)
     metric: Literal["mse", "ms-ssim"] = "mse"
     weights: str = "official"
-    lambdas: dict[int, float] = Field(default_factory=dict)
+    lambdas: dict[int, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     photographs: Photographs
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     control: bool = True
     training: dict[str, Any] = Field(default_factory=dict)
     sparsify: Phase = Phase(steps=0)
@@ -87,14 +87,26 @@ class Recipe(Settings):
             raise ValueError("methods: name at least one, for example - name: mask_decay")
         if self.task == "train" and (self.methods or self.sparsify.steps):
             raise ValueError("a recipe with task: train has no methods and no sparsify phase")
-        for what, values in (("qualities", self.qualities), ("seeds", self.seeds), ("labels of methods", [a.label for a in self.methods])):
+        labels = [slug_of(a.label or a.name).lower() for a in self.methods]
+        for what, values in (("qualities", self.qualities), ("seeds", self.seeds), ("labels of methods", labels)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} must differ (got {values})")
+        if {"original", "control"} & set(labels):
+            raise ValueError("labels of methods cannot be original or control")
+        for what, keys in (("lambdas", self.lambdas), ("per_quality", self.per_quality)):
+            if left := sorted(set(keys) - set(self.qualities)):
+                raise ValueError(f"{what}: {left} are not among the qualities {self.qualities}")
+        if self.task == "prune" and (self.per_quality or self.chain or self.half):
+            raise ValueError("per_quality, chain and half belong to task: train")
+        if self.task == "train" and len(self.seeds) > 1:
+            raise ValueError("task: train takes one seed")
+        if self.codec.endswith(".safetensors") and (self.weights != "official" or len(self.qualities) > 1):
+            raise ValueError("a codec given as a file brings its own weights, and is one quality")
         return self
 
     def lmbda(self, quality: int) -> float:
         """The lambda that a quality is trained with."""
-        return self.lambdas.get(quality) or lmbda_for(quality, self.metric)
+        return self.lambdas[quality] if quality in self.lambdas else lmbda_for(quality, self.metric)
 
     def train_settings(self, phase: Phase, quality: int, seed: int) -> dict[str, Any]:
         """Everything `fit` is told for one phase."""
@@ -189,8 +201,8 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
             places = {"lmbda": "lambdas:", "metric": "metric:", "seed": "seeds:", "steps": "sparsify: and finetune:"}
             raise RecipeError(f"{where}: training.{key} is stated at {places[key]}")
     for phase in (recipe.sparsify, recipe.finetune, *recipe.per_quality.values()):
-        parse(TrainSettings, recipe.train_settings(phase, recipe.qualities[0], recipe.seeds[0]), f"{where}: training")
-    if recipe.training.get("devices", 1) > 1:
+        settings = parse(TrainSettings, recipe.train_settings(phase, recipe.qualities[0], recipe.seeds[0]), f"{where}: training")
+    if settings.devices > 1:
         raise RecipeError(f"{where}: a recipe trains on one device; call nicprune.fit(devices=...) in a script of your own for more")
     return recipe
 
@@ -199,18 +211,21 @@ def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) ->
     """A method as a recipe writes it: its settings stand beside its name."""
     if not isinstance(arm, dict) or "name" not in arm:
         raise RecipeError(f"{where}: methods.{number} needs a name; {closest(str(arm), METHODS)}")
-    if arm["name"] not in METHODS:
+    if not isinstance(arm["name"], str) or arm["name"] not in METHODS:
         raise RecipeError(f"{where}: methods.{number}: unknown method {arm['name']!r}; {closest(str(arm['name']), METHODS)}")
     settings = {k: v for k, v in arm.items() if k not in ("name", "label")}
     config = METHODS[arm["name"]].Config
     sparsify = content.get("sparsify")
-    steps = sparsify.get("steps") if isinstance(sparsify, dict) else None
+    steps = sparsify.get("steps", 0) if isinstance(sparsify, dict) else 0
     if "decay_steps" in config.model_fields and isinstance(steps, int):
+        if not steps:
+            raise RecipeError(f"{where}: methods.{number}: {arm['name']} learns while the codec trains; give it steps, sparsify: {{steps: 500}}")
         settings.setdefault("decay_steps", steps)
-        if settings["decay_steps"] > steps:
-            raise RecipeError(f"{where}: methods.{number}: decay_steps {settings['decay_steps']} does not fit into sparsify.steps {steps}")
+        parsed: Any = parse(config, settings, f"{where}: methods.{number}")
+        if parsed.decay_steps > steps:
+            raise RecipeError(f"{where}: methods.{number}: decay_steps {parsed.decay_steps} does not fit into sparsify.steps {steps}")
     parse(config, settings, f"{where}: methods.{number}")
-    return Arm(name=arm["name"], label=arm.get("label", arm["name"]), settings=settings)
+    return parse(Arm, {"name": arm["name"], "label": arm.get("label", arm["name"]), "settings": settings}, f"{where}: methods.{number}")
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:
@@ -241,7 +256,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
 
 
 def _item(items: list[Any], part: str, override: str) -> Any:
-    if not part.isdigit() or int(part) >= len(items):
+    if not (part.isascii() and part.isdecimal()) or int(part) >= len(items):
         raise RecipeError(f"--set {override}: {part!r} is not an index below {len(items)}")
     return items[int(part)]
 
@@ -260,6 +275,11 @@ def check_paths(recipe: Recipe) -> None:
                 raise FileError(f"weights: no such file: {recipe.weights_for(quality)}")
     if recipe.codec.endswith(".safetensors") and not Path(recipe.codec).exists():
         raise FileError(f"codec: no such file: {recipe.codec} (known names: {', '.join(codec_names())})")
+
+
+def slug_of(label: str) -> str:
+    """A label as part of a file's name."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in label)
 
 
 def digest(*parts: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -18,11 +19,11 @@ from nicprune.channels import find_groups
 from nicprune.checkpoint import load, load_codec, save
 from nicprune.codecs import provenance, set_provenance
 from nicprune.cost import COUNTER, CostModel
-from nicprune.data import write_png
-from nicprune.evaluate import ImageScore, evaluate
+from nicprune.data import list_images, write_png
+from nicprune.evaluation import ImageScore, evaluate
 from nicprune.files import check_writable, write_atomically, write_text
 from nicprune.methods import METHODS, attach
-from nicprune.recipe import Arm, Phase, Recipe, check_paths, digest
+from nicprune.recipe import Arm, Phase, Recipe, check_paths, digest, slug_of
 from nicprune.report import collect, text_table, write_report
 from nicprune.runtime import machine_line, versions
 from nicprune.training import fit
@@ -46,6 +47,8 @@ class Job:
 def jobs(recipe: Recipe, runs: Path) -> list[Job]:
     """List what a recipe does, in order; the folder of each is its own, named by what it depends on."""
     listed = []
+    photographs = [[split, path.name, path.stat().st_size] for split in ("train", "test") for path in list_images(getattr(recipe.photographs, split), split)]
+    before = ""  # in a chain, a quality depends on the one it starts from
     for quality in recipe.qualities:
         arms = [("original", recipe.seeds[0], Arm(name="none", label="original"))]
         if recipe.task == "prune":
@@ -56,13 +59,21 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
         for role, seed, arm in arms:
             key = digest(
                 recipe.task, recipe.codec, recipe.metric, recipe.weights_for(quality), quality, recipe.lmbda(quality), role, arm.model_dump(), seed,
-                recipe.photographs.model_dump(), recipe.training, recipe.half, recipe.chain and recipe.qualities,
+                photographs, file_digests(recipe, quality), recipe.training, recipe.half, before,
                 [] if role == "original" and recipe.task == "prune" else [recipe.sparsify, recipe.finetune, recipe.per_quality.get(quality)],
             )  # fmt: skip
-            slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in arm.label or arm.name)
+            before = key if recipe.chain else ""
+            slug = slug_of(arm.label or arm.name)
             folder = runs / recipe.name / f"q{quality}" / f"{slug}{f'-s{seed}' if len(recipe.seeds) > 1 else ''}-{key[:8]}"
             listed.append(Job(quality, seed, role, arm, folder, key))
     return listed
+
+
+def file_digests(recipe: Recipe, quality: int) -> list[str]:
+    """Hashes of the weights that a quality starts from: the same path may hold another file by the next run."""
+    named = [recipe.codec] if recipe.codec.endswith(".safetensors") else []
+    named += [recipe.weights_for(quality)] if recipe.weights not in ("official", "none") else []
+    return [hashlib.sha256(Path(name).read_bytes()).hexdigest() if Path(name).exists() else "" for name in named]
 
 
 def run_recipe(
@@ -191,7 +202,7 @@ def measure_and_record(recipe: Recipe, text: str, job: Job, codec: nn.Module, st
 
     def keep(name: str, original: Tensor, decoded: Tensor, score: ImageScore) -> None:
         if len(crops) < CROPPED_IMAGES:
-            crops.append(save_crops(job.folder, name, original, decoded, score))
+            crops.append(save_crops(job.folder, len(crops), name, original, decoded, score))
 
     cost = CostModel(codec, find_groups(codec))
     evaluation = evaluate(codec, recipe.photographs.test, progress=progress, keep_decoded=keep, cost=cost.totals())
@@ -214,12 +225,12 @@ def measure_and_record(recipe: Recipe, text: str, job: Job, codec: nn.Module, st
     return str(evaluation)
 
 
-def save_crops(folder: Path, name: str, original: Tensor, decoded: Tensor, score: ImageScore) -> dict[str, Any]:
+def save_crops(folder: Path, number: int, name: str, original: Tensor, decoded: Tensor, score: ImageScore) -> dict[str, Any]:
     """Write the most detailed window of an image, original and decoded, as PNG; return what a record says of them."""
     top, left, height, width = detailed_window(original)
     paths = {}
     for what, image in (("original", original), ("decoded", decoded)):
-        path = folder / "crops" / f"{Path(name).stem}-{what}.png"
+        path = folder / "crops" / f"{number}-{Path(name).stem}-{what}.png"
         write_png(image[:, top : top + height, left : left + width], path)
         paths[what] = str(path.relative_to(folder))
     return {"image": name, **paths, "bpp": score.bpp, "psnr_db": score.psnr_db}
@@ -243,7 +254,7 @@ def plan(recipe: Recipe) -> list[str]:
     check_paths(recipe)
     lines = []
     for job in jobs(recipe, Path("runs")):
-        phase = recipe.per_quality.get(job.quality, recipe.finetune)
+        phase = recipe.per_quality.get(job.quality, recipe.finetune)  # task: prune has none per quality
         steps = 0 if job.role == "original" and recipe.task == "prune" else recipe.sparsify.steps + phase.steps
         line = f"{recipe.codec} q{job.quality} {job.arm.label} seed {job.seed}: {steps} steps, lambda {recipe.lmbda(job.quality):g}"
         if job.role == "pruned":

@@ -21,7 +21,7 @@ class Target(Settings):
     Attributes:
         budget: shares of the original codec, see `Budget`.
         widths: the width each channel group ends with, by name or pattern ("g_a.*": 48); others stay whole.
-        round_to: widths are multiples of this.
+        round_to: widths that a budget leads to are multiples of this; given `widths` are taken as they are.
         latents: whether y and z may shrink too.
     """
 
@@ -82,6 +82,7 @@ class Target(Settings):
             return {
                 name: sorted(np.argsort(-np.asarray(scores[name]), kind="stable")[:width].tolist())
                 for name, width in self.fixed_widths(groups).items()
+                if name in scores  # those that keep their width are not scored
             }
         assert self.budget is not None
         return solve(cost, self.free(groups), scores, self.budget, self.round_to, per_cost=per_cost)

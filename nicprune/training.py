@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nicprune.codecs import TABLES, rate_distortion_loss, unwrap
+from nicprune.codecs import TABLES, provenance, rate_distortion_loss, unwrap
 from nicprune.data import Patches, mix
 from nicprune.errors import FileError, RecipeError, TrainingError
 from nicprune.files import append_line, check_writable, write_atomically
@@ -125,7 +126,7 @@ def fit(
     if steps_left > options.steps:
         warnings.warn(f"the method needs {steps_left} steps until it is done, and this run has {options.steps}", stacklevel=2)
     fabric = _fabric(options)
-    run = _Run(model, options, fabric, Path(folder) if folder is not None else None)
+    run = _Run(model, options, fabric, Path(folder) if folder is not None else None, patches.paths)
     label = progress if isinstance(progress, str) else ""
     was_training = model.training
     bar = Progress(options.steps, label, enabled=bool(progress) and fabric.is_global_zero)
@@ -165,7 +166,7 @@ def _fabric(options: TrainSettings) -> Fabric:
         fabric = Fabric(accelerator=options.accelerator, devices=options.devices, strategy="ddp" if options.devices > 1 else "auto")
         if options.devices > 1:
             fabric.launch()
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, MisconfigurationException) as error:
         raise TrainingError(f"cannot train on {options.devices} x {options.accelerator!r}: {str(error).splitlines()[0]}") from None
     return fabric
 
@@ -173,11 +174,14 @@ def _fabric(options: TrainSettings) -> Fabric:
 class _Run:
     """The state of one `fit`: model, optimisers, step."""
 
-    def __init__(self, model: nn.Module, options: TrainSettings, fabric: Fabric, folder: Path | None):
+    def __init__(self, model: nn.Module, options: TrainSettings, fabric: Fabric, folder: Path | None, photographs: Sequence[Path]):
         self.options, self.fabric, self.folder = options, fabric, folder
         self.model = model
         self.codec = unwrap(model)
         self.attached: Any = model if model is not self.codec else None
+        methods = [[m.name, m.config.model_dump(mode="json")] for m in getattr(model, "methods", [])] if self.attached is not None else []
+        # What a checkpoint must have been made from, to be gone on from here.
+        self.identity = json.dumps([provenance(self.codec).name, provenance(self.codec).quality, methods, [[p.name, p.stat().st_size] for p in photographs]])
         self.loss = rate_distortion_loss(options.lmbda, options.metric)
         self.step = self.saved_step = self.skipped = self._skipped_in_a_row = 0
         self.last: dict[str, float] = {}
@@ -272,6 +276,7 @@ class _Run:
             "step": self.step,
             "skipped": self.skipped,
             "settings": self.options.model_dump_json(),
+            "identity": self.identity,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.optimizer.state_dict(),
             "aux_optimizer": self.aux_optimizer.state_dict() if self.aux_optimizer is not None else None,
@@ -287,8 +292,8 @@ class _Run:
                 self._metrics_file.unlink(missing_ok=True)
             return
         try:
-            state = torch.load(path, map_location=self.fabric.device, weights_only=True)
-            before = json.loads(state["settings"])
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            before, identity = json.loads(state["settings"]), state["identity"]
         except Exception as error:
             raise FileError(f"cannot read the checkpoint {path}: {error}. Remove it to start anew") from None
         free = {"checkpoint_every", "log_every", "tensorboard", "devices", "accelerator"}
@@ -297,6 +302,8 @@ class _Run:
         if changed:
             told = ", ".join(f"{k} {before.get(k)!r} there, {now[k]!r} now" for k in changed)
             raise RecipeError(f"{path} is of a run with other settings ({told}); use another folder or remove it")
+        if identity != self.identity:
+            raise RecipeError(f"{path} is of another run (codec, method or photographs differ); use another folder or remove it")
         try:
             # CDF tables follow from the weights, at the end: those of the checkpoint need not have the codec's size.
             tables = {k: v for k, v in self.model.state_dict().items() if k.rsplit(".", 1)[-1] in TABLES}
@@ -309,6 +316,9 @@ class _Run:
         self.step = self.saved_step = state["step"]
         self.skipped = state["skipped"]
         self._clock = (time.monotonic(), self.step)
+        if self.fabric.is_global_zero:
+            for left in path.parent.glob(f".{path.name}.*"):  # of a write that kill -9 cut short
+                left.unlink(missing_ok=True)
         if self._metrics_file is not None and self._metrics_file.exists():
             lines = self._metrics_file.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= self.step]

@@ -16,7 +16,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(("codecs", "operations", "following", "tracing", "channels"), 1),
     **dict.fromkeys(("layers", "masks", "surgery", "cost", "budget", "precision", "targets"), 2),
     **dict.fromkeys(("methods/*", "checkpoint", "profile"), 3),
-    **dict.fromkeys(("training", "evaluate", "recipe", "data", "export"), 4),
+    **dict.fromkeys(("training", "evaluation", "recipe", "data", "export"), 4),
     **dict.fromkeys(("run", "report/*", "classical", "bench", "bench/*"), 5),
     **dict.fromkeys(("__init__", "__main__", "cli"), 6),
 }
@@ -34,7 +34,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "lightning": (),
     "safetensors": ("checkpoint",),
     "onnx": ("export",),
-    "pytorch_msssim": ("evaluate",),
+    "pytorch_msssim": ("evaluation",),
     "compressai": ("codecs", "tracing", "layers", "surgery"),
 }
 """The only files that may import each heavy library."""
@@ -112,3 +112,14 @@ def test_a_heavy_library_lives_in_its_own_file(library: str) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_file_is_over_400_lines(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_public_names_are_things_and_not_modules() -> None:
+    import importlib
+    import types
+
+    for path in FILES:
+        if path.stem != "__main__":
+            importlib.import_module(".".join(["nicprune", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"))
+    for name in nicprune.__all__:
+        assert not isinstance(getattr(nicprune, name), types.ModuleType), f"a file of the same name hides nicprune.{name}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+import torch
+from compressai.models import ScaleHyperprior
 
 import nicprune.bench as bench
 from nicprune.errors import RecipeError
@@ -29,13 +31,13 @@ def test_turns_during_which_others_were_busy_do_not_count(clock: list[float], mo
         return pending.pop(), 1.0, 0.0
 
     monkeypatch.setattr(bench, "_processor_time", processor)
-    # The first call of each is the warm-up; busy turns are slow, as they would be.
+    # The first call of each is the warm-up, long enough not to be repeated; busy turns are slow, as they would be.
     durations = {"a": iter([9, 1, 50, 3, 2, 50, 2]), "b": iter([9, 2, 90, 6, 4, 90, 4])}
 
     def advance(name: str) -> None:
         clock[0] += next(durations[name])
 
-    sampler = bench.Sampler(repeats=4)
+    sampler = bench.Sampler(repeats=4, limit=1e9)
     assert sampler.medians([lambda: advance("a"), lambda: advance("b")]) == [2, 4]
     assert (sampler.kept, sampler.rejected, sampler.busy) == (4, 2, False)
 
@@ -43,15 +45,51 @@ def test_turns_during_which_others_were_busy_do_not_count(clock: list[float], mo
 def test_a_machine_that_is_never_quiet_gives_the_least_disturbed_and_says_so(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     shares = iter([0.9, 0.4, 0.8, 0.5, 0.9, 0.9])
     monkeypatch.setattr(bench, "others_share", lambda before, after: next(shares))
-    durations = iter([0, 9, 1, 9, 3, 9, 9])
+    durations = iter([1, 9, 1, 9, 3, 9, 9])
 
     def advance() -> None:
         clock[0] += next(durations)
 
-    sampler = bench.Sampler(repeats=2, patience=3)
+    sampler = bench.Sampler(repeats=2, limit=35)
     assert sampler.medians([advance]) == [2]
     result = sampler.measure("figure", 2.0, "x", detail="detail")
-    assert sampler.busy and (result.kept, result.rejected) == (2, 4) and "machine busy" in result.detail
+    assert (result.kept, result.rejected, result.busy) == (2, 4, True)
+    text = bench.format_bench([result])
+    assert "2 of 6, busy" in text and "run again on a quiet machine" in text
+
+
+def test_some_quiet_turns_are_enough_when_time_is_up(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter([0.0, 0.9, 0.1, 0.9, 0.0])
+    monkeypatch.setattr(bench, "others_share", lambda before, after: next(shares))
+    durations = iter([1, 2, 50, 3, 50, 4])
+
+    def advance() -> None:
+        clock[0] += next(durations)
+
+    sampler = bench.Sampler(repeats=7, limit=108, least=3)
+    assert sampler.medians([advance]) == [3]
+    assert (sampler.kept, sampler.rejected, sampler.busy) == (3, 2, False)
+
+
+def test_short_functions_are_called_until_a_sample_lasts_long_enough(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processor time is counted in ticks: a sample shorter than one would always look quiet."""
+    lasts: list[float] = []
+
+    def processor() -> tuple[float, float, float]:
+        lasts.append(clock[0])
+        return clock[0], clock[0], clock[0]
+
+    monkeypatch.setattr(bench, "_processor_time", processor)
+    setting_up = iter([5.0, *[0.0] * 10_000])
+
+    def short() -> None:
+        clock[0] += 0.004
+
+    def slow_at_first() -> None:
+        clock[0] += 0.002 + next(setting_up) * 0.01
+
+    assert bench.Sampler(repeats=2).medians([short, slow_at_first]) == pytest.approx([0.004, 0.002])
+    assert all(after - before >= 2 * bench.SHORTEST - 1e-9 for before, after in zip(lasts[::2], lasts[1::2], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -78,9 +116,46 @@ def test_parts_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_goals_are_said_either_way() -> None:
     text = bench.format_bench([bench.Measure("a", 1.2, "x", 1.05), bench.Measure("b", 0.95, "x", 0.9, at_least=True), bench.Measure("c", 2.0, "x")])
-    assert "<= 1.05 x: not met" in text and ">= 0.9 x: met" in text and "threads" in text
+    assert "<= 1.05 x: not met" in text and ">= 0.9 x: met" in text and "run again" not in text
 
 
-def test_a_real_part_runs() -> None:
+def test_figures_carry_the_threads_they_were_taken_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    def part() -> Iterator[bench.Measure]:
+        yield bench.Sampler().measure("figure", 1.0, "x")
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(bench, "PARTS", {"attach": part})
+    results = bench.run_bench(threads=before + 1, progress=False)
+    assert results[0].threads == before + 1 and torch.get_num_threads() == before
+    assert f"cpu, {before + 1} threads, torch" in bench.format_bench(results)
+
+
+@pytest.mark.parametrize("part", ["attach", "surgery", "speedup", "precision"])
+def test_every_part_says_what_it_measured(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def once(self: bench.Sampler, functions: Sequence[Callable[[], object]]) -> list[float]:
+        for function in functions:
+            function()
+        self.kept = 1
+        return [2.0, 1.0][: len(functions)]
+
+    monkeypatch.setattr(bench.Sampler, "medians", once)
+    monkeypatch.setattr(bench, "ZOO", ("bmshj2018-hyperprior",))
+    monkeypatch.setattr(bench, "SIZE", (64, 64))
+    monkeypatch.setattr(bench, "_ready", lambda name, quality: ScaleHyperprior(64, 96).to(memory_format=torch.channels_last))
+    results = bench.run_bench([part], progress=False)
+    expected = {"attach": (0.5, 1.05, True), "surgery": (2.0, 1.0, False), "precision": (2.0, None, None)}
+    for result in results:
+        assert result.size and result.device == "cpu" and result.threads == torch.get_num_threads() and result.kept == 1
+        if part == "speedup":
+            assert result.goal == 0.9 and result.at_least and 2 / result.value > 1.9, "fewer MACs by the budget"
+        else:
+            assert (result.value, result.goal, result.met) == expected[part]
+    assert len(results) == (4 if part == "speedup" else 1)
+    assert all(result.name in bench.format_bench(results) for result in results)
+
+
+def test_a_real_part_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "SHORTEST", 0.0)
+    monkeypatch.setattr(bench, "_processor_time", lambda: None)
     results = list(bench.bench_budget())
-    assert len(results) == 6 and all(r.value > 0 and r.unit == "s" for r in results)
+    assert len(results) == 6 and all(r.value > 0 and r.unit == "s" and r.kept == 3 and r.rejected == 0 for r in results)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import json
 import pickle
 import sys
 import types
@@ -10,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from compressai.models import FactorizedPrior, ScaleHyperprior
+from compressai.models import FactorizedPrior, MeanScaleHyperprior, ScaleHyperprior
 from conftest import built, image, random_keep, same_state, state_of
 from torch import nn
 
 from nicprune.checkpoint import load, load_codec, read_header, save
 from nicprune.codecs import CompressionModel, provenance
-from nicprune.errors import CodecError, FileError, RecipeError
+from nicprune.errors import BudgetError, CodecError, FileError, RecipeError, SurgeryError
 from nicprune.methods import attach
 from nicprune.surgery import prune
 
@@ -147,6 +149,60 @@ def test_compressai_files_of_older_keys(tmp_path: Path) -> None:
 class _Evil:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (exec, ("raise SystemExit('a pickle ran')",))
+
+
+def test_copies_keep_the_record_so_that_budgets_do_not_compound(hyperprior: nn.Module, tmp_path: Path) -> None:
+    first = attach(hyperprior, "magnitude", budget={"macs": 0.5}, round_to=1).harden()
+    copied = copy.deepcopy(first)
+    assert provenance(copied).original == provenance(first).original and provenance(copied) is not provenance(first)
+    with pytest.raises(BudgetError, match="is met already"):
+        attach(copied, "magnitude", budget={"macs": 0.5}, round_to=1)
+    assert provenance(load(save(copied, tmp_path / "a.safetensors"))).original == provenance(first).original
+
+
+def test_codecs_with_masks_on_are_neither_saved_nor_pruned(hyperprior: nn.Module, tmp_path: Path) -> None:
+    attach(hyperprior, "mask_decay", budget={"macs": 0.5}, round_to=1, decay_steps=4)
+    with pytest.raises(CodecError, match="methods attached"):
+        save(hyperprior, tmp_path / "a.safetensors")
+    with pytest.raises(SurgeryError, match="method attached"):
+        prune(hyperprior, {})
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"format": "nicprune", "version": 1},
+        {"format": "nicprune", "version": 1, "name": "x", "build": "text"},
+        {"format": "nicprune", "version": 1, "name": "x", "build": {"class": "compressai.foo:Bar"}},
+        {"format": "nicprune", "version": 1, "name": "x", "build": {"class": "compressai.models.google:ScaleHyperprior", "kwargs": {"Q": 1}}},
+        {"format": "nicprune", "version": 1, "name": "x", "build": {"class": "compressai.models.google:ScaleHyperprior", "kwargs": {"N": 10**9, "M": 2}}},
+        {"format": "nicprune", "version": 99},
+    ],
+)
+def test_headers_of_others_end_in_one_line(header: dict[str, object], tmp_path: Path, hyperprior: nn.Module) -> None:
+    from safetensors.torch import save_file
+
+    save_file({k: v.clone() for k, v in hyperprior.state_dict().items()}, tmp_path / "a.safetensors", metadata={"nicprune": json.dumps(header)})
+    with pytest.raises((FileError, CodecError)) as caught:
+        load(tmp_path / "a.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_a_neighbour_are_refused(tmp_path: Path) -> None:
+    torch.save(MeanScaleHyperprior(16, 24).state_dict(), tmp_path / "mean.pth")
+    with pytest.raises(FileError, match="its layers' widths do not match"):
+        load_codec("bmshj2018-hyperprior", 1, weights=tmp_path / "mean.pth")
+    torch.save(ScaleHyperprior(16, 24).state_dict(), tmp_path / "narrow.pth")
+    with pytest.warns(UserWarning, match="has other widths than bmshj2018-hyperprior quality 1"):
+        assert load_codec("bmshj2018-hyperprior", 1, weights=tmp_path / "narrow.pth").g_a[0].out_channels == 16
+
+
+def test_arguments_that_would_be_ignored_are_refused(tmp_path: Path, hyperprior: nn.Module) -> None:
+    path = save(hyperprior, tmp_path / "a.safetensors")
+    with pytest.raises(CodecError, match="brings its own weights"):
+        load_codec(str(path), weights="other.pth")
+    with pytest.raises(CodecError, match="trained for mse"):
+        load_codec("demo-hyperprior", 3, metric="ms-ssim")
 
 
 def test_pickles_that_would_run_are_refused(tmp_path: Path) -> None:

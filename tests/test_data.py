@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nicprune.data import Patches, list_images, mix, read_image, usable_images, write_png
+from nicprune.data import Patches, list_images, mix, read_image, readable, usable_images, write_png
 from nicprune.errors import DataError
 
 
@@ -68,6 +68,20 @@ def test_broken_and_small_images_are_named_and_skipped(photos: Path) -> None:
     with pytest.warns(UserWarning, match=r"skipped 3 images: 2.png \(80x80 is smaller than 96\), empty.png \(broken\), text.jpg \(broken\)|skipped"):
         usable = usable_images([photos / n for n in ("1.png", "0.png", "2.png", "empty.png", "text.jpg")], 96)
     assert [p.name for p in usable] == ["1.png", "0.png"]
+
+
+def test_images_damaged_inside_are_named_and_skipped_in_training_and_evaluation(photos: Path) -> None:
+    whole = (photos / "0.png").read_bytes()
+    (photos / "0.png").write_bytes(whole[: len(whole) // 2])  # its header reads well
+    patches = Patches(photos, 64)
+    with pytest.warns(UserWarning, match="skipped: cannot read .*0.png"):
+        batches = [patches.batch(4, seed=0, step=s) for s in range(8)]
+    patches.close()
+    assert all(b.shape == (4, 3, 64, 64) for b in batches)
+    with pytest.warns(UserWarning, match="skipped: cannot read .*0.png"):
+        assert [p.name for p, _ in readable(sorted(photos.glob("*.png")))] == ["1.png", "2.png", "3.png"]
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(DataError, match="every one of 1 is broken"):
+        list(readable([photos / "0.png"]))
 
 
 def test_nothing_usable_is_an_error(tmp_path: Path) -> None:

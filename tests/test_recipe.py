@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import yaml
 from conftest import built
 from torch import nn
 
-from nicprune.checkpoint import load, save
+from nicprune.checkpoint import load
 from nicprune.cost import measure
 from nicprune.data import write_png
 from nicprune.errors import DataError, FileError, RecipeError
@@ -22,16 +24,16 @@ from nicprune.run import jobs, plan, run_recipe
 
 
 @pytest.fixture
-def content(tmp_path: Path) -> dict[str, Any]:
+def content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A tiny recipe that runs in seconds, on a narrow codec."""
     for i in range(2):
         small = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(i))
         write_png(nn.functional.interpolate(small, size=(80, 96), mode="bicubic")[0], tmp_path / "photos" / f"{i}.png")
-    save(built("bmshj2018-hyperprior")[0], tmp_path / "codec.safetensors")
+    monkeypatch.setitem(sys.modules, "tiny_codecs", types.SimpleNamespace(make=lambda quality: built("bmshj2018-hyperprior")[0]))
     return {
         "version": 1,
         "name": "tiny",
-        "codec": str(tmp_path / "codec.safetensors"),
+        "codec": "tiny_codecs:make",
         "qualities": [1, 2],
         "photographs": {"train": str(tmp_path / "photos"), "test": str(tmp_path / "photos")},
         "training": {"batch_size": 2, "patch_size": 64, "precision": "32", "log_every": 1},
@@ -118,6 +120,25 @@ def test_train_recipe_chains_qualities(content: dict[str, Any], tmp_path: Path) 
     assert [(r["quality"], r["steps"], r["role"]) for r in table] == [("2", "1", "original"), ("3", "2", "original")]
 
 
+def test_changed_inputs_are_not_done_before(content: dict[str, Any], tmp_path: Path) -> None:
+    keys = {j.key for j in jobs(parse_recipe(content, "a"), tmp_path)}
+    write_png(torch.rand(3, 80, 90), tmp_path / "photos" / "0.png")  # another photograph of the same name
+    assert not keys & {j.key for j in jobs(parse_recipe(content, "a"), tmp_path)}
+    weights = tmp_path / "w.pth"
+    content |= {"weights": str(weights)}
+    weights.write_bytes(b"one")
+    keys = {j.key for j in jobs(parse_recipe(content, "a"), tmp_path)}
+    weights.write_bytes(b"two")
+    assert not keys & {j.key for j in jobs(parse_recipe(content, "a"), tmp_path)}
+
+
+def test_in_a_chain_later_qualities_depend_on_earlier_ones(content: dict[str, Any], tmp_path: Path) -> None:
+    base = {k: v for k, v in content.items() if k not in ("methods", "sparsify")} | {"task": "train", "codec": "demo-hyperprior", "weights": "none"}
+    base |= {"qualities": [3, 2], "chain": True, "per_quality": {3: {"steps": 1}}}
+    first, second = ([j.key for j in jobs(parse_recipe({**base, "per_quality": {3: {"steps": s}}}, "a"), tmp_path)] for s in (1, 2))
+    assert first[0] != second[0] and first[1] != second[1]
+
+
 def test_changed_settings_do_not_overwrite(content: dict[str, Any], tmp_path: Path) -> None:
     first = {j.folder for j in jobs(parse_recipe(content, "a"), tmp_path) if j.role != "original"}
     second = {j.folder for j in jobs(parse_recipe({**content, "finetune": {"steps": 3}}, "a"), tmp_path) if j.role != "original"}
@@ -143,7 +164,17 @@ def test_changed_settings_do_not_overwrite(content: dict[str, Any], tmp_path: Pa
         ({"codec": "bmshj2018-hyperpior"}, "did you mean 'bmshj2018-hyperprior'"),
         ({"codec": "cheng2020-attn", "qualities": [7]}, "has no quality 7; it has 1 to 6"),
         ({"qualities": [1, 1]}, "qualities must differ"),
-        ({"training": {"devices": 2}}, "a recipe trains on one device"),
+        ({"training": {"devices": "2"}}, "a recipe trains on one device"),
+        ({"sparsify": {"steps": 0}}, "learns while the codec trains"),
+        ({"methods": [{"name": "mask_decay", "budget": {"macs": 0.5}, "decay_steps": "abc"}]}, "decay_steps: input should be a valid integer"),
+        ({"methods": [{"name": ["a"]}]}, "unknown method"),
+        ({"methods": [{"name": "none", "label": 2}]}, "label: input should be a valid string"),
+        ({"methods": [{"name": "none", "label": "a+"}, {"name": "none", "label": "a/"}]}, "labels of methods must differ"),
+        ({"lambdas": {1: 0}}, "lambdas.1: input should be greater than 0"),
+        ({"lambdas": {7: 0.1}}, "lambdas: [7] are not among the qualities"),
+        ({"seeds": [0, -1]}, "seeds.1: input should be greater than or equal to 0"),
+        ({"chain": True}, "belong to task: train"),
+        ({"codec": "a.safetensors"}, "brings its own weights, and is one quality"),
     ],
 )
 def test_mistakes_end_in_one_clear_line(content: dict[str, Any], change: dict[str, Any], message: str) -> None:

@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 
+import pytest
+
+from nicprune import runtime
 from nicprune.runtime import describe_machine, tune_allocator, versions
 
 
 def test_versions_and_machine_are_said() -> None:
     assert versions()["torch"][0].isdigit() and versions()["python"].startswith(f"{sys.version_info.major}.")
     machine = describe_machine()
-    assert machine["cpu"] and machine["cores"] >= 1
+    assert machine["cpu"] and machine["cores"] >= 1 and machine["memory_gb"] > 0
+    assert machine["python"] == versions()["python"] and machine["device"]
 
 
-def test_allocator_is_tuned_on_linux_alone(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_packages_that_are_not_installed_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "PACKAGES", ("torch", "no-such-package-as-this"))
+    assert versions()["no-such-package-as-this"] == "unknown" != versions()["torch"]
+
+
+def test_a_gpu_is_named_and_torch_is_never_imported_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "H200"))
+    monkeypatch.setitem(sys.modules, "torch", gpu)  # type: ignore[arg-type]
+    assert describe_machine()["device"] == "H200"
+    code = "from nicprune.runtime import describe_machine; import sys; sys.exit(describe_machine()['device'] != 'cpu' or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_allocator_is_tuned_on_linux_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "from nicprune.runtime import tune_allocator; import sys; sys.exit(0 if tune_allocator() == sys.platform.startswith('linux') else 1)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     monkeypatch.setattr(sys, "platform", "darwin")

@@ -208,6 +208,8 @@ def test_checkpoint_of_another_run_is_refused(photos: Path, tmp_path: Path) -> N
         fit(codec(), photos, steps=1, folder=tmp_path, **{**QUICK, "lmbda": 0.02})
     with pytest.raises(FileError, match="does not fit this model"):
         fit(ScaleHyperprior(8, 8), photos, steps=1, folder=tmp_path, **QUICK)
+    with pytest.raises(RecipeError, match="codec, method or photographs differ"):
+        fit(attach(codec(), "none"), photos, steps=1, folder=tmp_path, **QUICK)
     (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(FileError, match="cannot read the checkpoint"):
         fit(codec(), photos, steps=1, folder=tmp_path, **QUICK)

@@ -216,7 +216,7 @@ class Attached(nn.Module):
         wide = self.plain()
         record = provenance(wide)
         if not record.original:
-            record.original = self.cost.totals().as_dict()
+            record.original = self.cost.original.as_dict()
         small = prune(wide, keep, self.groups, verify=verify)
         totals = self.cost.totals(keep)
         entry = {

@@ -4,9 +4,9 @@ Every channel of every free group gets a mask m, 1 at the start, behind its prod
 
     m <- max(0, m - eta * clip(g / rms(g)) - rho * r * (|m - 1| + floor))
 
-with g the gradient of the rate-distortion loss. |m - 1| is EVC's criterion: it grows as a mask falls and is zero at 1, so that
-masks part into those that stay and those that go; L1 pushes all alike, L2 pushes the large ones most. Three things are our own, the
-paper's settings not being public:
+with g the gradient of the rate-distortion loss, rms(g) its running root mean square over all masks. |m - 1| is EVC's criterion:
+it grows as a mask falls and is zero at 1, so that masks part into those that stay and those that go; L1 pushes all alike, L2
+pushes the large ones most. Three things are our own, the paper's settings not being public:
 
 *The start.* m = 1 is a fixed point of |m - 1|, and at a trained codec's optimum the mean of g is zero there too: nothing would
 move but by noise. The floor is a nudge.
@@ -56,13 +56,13 @@ class MaskDecayConfig(Target):
 
     Attributes:
         decay_steps: steps until every mask that goes is zero.
-        criterion: the decay's gradient: "decay" is |m - 1|, "l1" is 1, "l2" is m.
+        criterion: the decay's gradient: "decay" is |m - 1|, "l1" is 1, "l2" is m; to each the floor is added.
         mask_lr: eta, how fast masks follow the rate-distortion gradient; None takes 1 / decay_steps, with which a mask pushed one
             way all along moves by at most 1.
         commit: share of `decay_steps` after which the choice is final.
     """
 
-    decay_steps: int = Field(default=10_000, ge=1)
+    decay_steps: int = Field(default=10_000, ge=2)
     criterion: Literal["decay", "l1", "l2"] = "decay"
     mask_lr: float | None = Field(default=None, gt=0)
     commit: float = Field(default=0.7, gt=0, lt=1)
@@ -124,7 +124,7 @@ class MaskDecay(Method):
     @property
     def commit_step(self) -> int:
         """The step at which the choice is final."""
-        return max(1, round(self.config.commit * self.config.decay_steps))
+        return min(max(1, round(self.config.commit * self.config.decay_steps)), self.config.decay_steps - 1)
 
     @property
     def done(self) -> bool:

@@ -14,7 +14,7 @@ from torch import nn
 
 from nicprune.data import read_image, write_png
 from nicprune.errors import CodecError, DataError
-from nicprune.evaluate import compare, crop, evaluate, evaluate_image, pad, psnr, string_bytes, write_results
+from nicprune.evaluation import compare, crop, evaluate, evaluate_image, pad, psnr, string_bytes, write_results
 from nicprune.methods import attach
 
 

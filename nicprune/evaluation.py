@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nicprune.codecs import FACTOR, check_codec, provenance, unwrap
 from nicprune.cost import COUNTER, Totals, measure
-from nicprune.data import list_images, read_image, usable_images
+from nicprune.data import list_images, readable, usable_images
 from nicprune.errors import CodecError
 from nicprune.files import write_text
 
@@ -104,7 +104,7 @@ def crop(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
 
 def psnr(reference: Tensor, decoded: Tensor) -> float:
     """PSNR in dB over RGB of two images in [0, 1], both rounded to 8 bits: CompressAI's definition."""
-    a, b = (t.clamp(0, 1).mul(255).round().double() for t in (reference, decoded))
+    a, b = (t.detach().cpu().clamp(0, 1).mul(255).round().double() for t in (reference, decoded))
     mse = float((a - b).square().mean())
     return math.inf if mse == 0 else 20 * math.log10(255) - 10 * math.log10(mse)
 
@@ -128,7 +128,7 @@ def evaluate_image(codec: Any, image: Tensor, name: str) -> tuple[ImageScore, Te
     received = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
     decoded = _now(device)
     likelihoods = codec(padded)["likelihoods"].values()
-    estimate = sum(float(-torch.log2(likelihood.double()).sum()) for likelihood in likelihoods) / pixels
+    estimate = sum(float(-torch.log2(likelihood.cpu().double()).sum()) for likelihood in likelihoods) / pixels
     x_hat = crop(received, padding).clamp(0, 1)
     structural = None
     if min(x.shape[-2:]) >= MS_SSIM_SIDE:
@@ -150,6 +150,7 @@ def evaluate(
     codec: nn.Module,
     images: str | Path | Sequence[str | Path],
     *,
+    device: str | torch.device | None = None,
     progress: bool = False,
     keep_decoded: Callable[[str, Tensor, Tensor, ImageScore], None] | None = None,
     cost: Totals | None = None,
@@ -157,9 +158,11 @@ def evaluate(
     """Write and read real bitstreams of every photograph.
 
     Args:
-        codec: a `CompressionModel` of any width. It is used in float32 on its device and left as it was.
+        codec: a `CompressionModel` of any width. A float32 copy is used; the codec is left as it was. With masks still on it, it
+            is evaluated as it is: whole, and masked.
         images: a folder (its `test/` sub-folder if there is one), files, or "samples". Any size: images are padded to a
-            multiple of 64 and cropped back; bpp counts the pixels of the image, not of the padding.
+            multiple of 64 and cropped back; bpp counts the pixels of the image, not of the padding. Broken ones are named and skipped.
+        device: where to run; the codec's own device if not given.
         keep_decoded: called with (name, original, decoded, score) of each image; both images in [0, 1], (3, H, W).
         cost: the codec's cost where it is known already.
 
@@ -173,12 +176,12 @@ def evaluate(
     paths = usable_images(list_images(images, "test"))
     record = provenance(codec)
     now = cost if cost is not None else measure(codec)
-    ready = copy.deepcopy(codec).float().eval().to(memory_format=torch.channels_last)
+    place = torch.device(device) if device is not None else next(codec.parameters()).device
+    ready: Any = copy.deepcopy(codec).to(place).float().eval().to(memory_format=torch.channels_last)
     ready.update(force=True)
-    scores = []
-    for number, path in enumerate(paths, 1):
-        image = read_image(path)
-        if number == 1:  # the first call pays for set-up that no later one does
+    scores: list[ImageScore] = []
+    for number, (path, image) in enumerate(readable(paths), 1):
+        if not scores:  # the first call pays for set-up that no later one does
             evaluate_image(ready, image[:, :FACTOR, :FACTOR], "warm-up")
         score, decoded = evaluate_image(ready, image, path.name)
         scores.append(score)
@@ -189,7 +192,7 @@ def evaluate(
     if progress and sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
     original = Totals(**record.original) if record.original else now
-    return Evaluation(record.name, record.quality, now, original, tuple(scores), str(next(codec.parameters()).device), torch.get_num_threads())
+    return Evaluation(record.name, record.quality, now, original, tuple(scores), str(place), torch.get_num_threads())
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,8 @@ class Comparison:
 
 def compare(before: nn.Module, after: nn.Module, images: str | Path | Sequence[str | Path]) -> Comparison:
     """Evaluate two codecs over the same photographs; print the result for a table."""
-    return Comparison(evaluate(before, images), evaluate(after, images))
+    device = next(after.parameters()).device  # times of two devices do not compare
+    return Comparison(evaluate(before, images, device=device), evaluate(after, images, device=device))
 
 
 def write_results(evaluation: Evaluation, path: str | Path) -> Path:
