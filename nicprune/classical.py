@@ -23,7 +23,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 """What Pillow is told. "jpeg" is as CompressAI measures it (4:2:0, standard Huffman tables); optimised tables save up to 0.08 bpp."""
 
-QUALITIES = (5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90)
+QUALITIES = (1, 2, 3, 5, 7, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90)
 
 
 @dataclass(frozen=True)
