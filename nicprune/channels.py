@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from nicprune.codecs import check_codec, is_bottleneck
+from nicprune.codecs import check_codec
 from nicprune.errors import CodecError, RecipeError, closest
 from nicprune.tracing import CONVOLUTIONS, Tracer
 
@@ -52,11 +52,6 @@ class Group:
     members: tuple[Member, ...]
     latent: str | None = None
     pinned: str | None = None
-
-    @property
-    def producers(self) -> tuple[Member, ...]:
-        """The members whose output these channels are."""
-        return tuple(m for m in self.members if m.axis == "out")
 
 
 class Groups(Sequence[Group]):
@@ -170,9 +165,3 @@ def _unique_names(groups: Sequence[tuple[Member, Group]]) -> list[Group]:
             name = f"{name}[{int(first.index.min())}:{int(first.index.max()) + 1}]"
         named.append(Group(name, group.width, group.members, group.latent, group.pinned))
     return named
-
-
-def bottlenecks(group: Group, codec: nn.Module) -> list[Member]:
-    """The group's entropy bottlenecks."""
-    modules = dict(codec.named_modules())
-    return [m for m in group.members if is_bottleneck(modules[m.module])]

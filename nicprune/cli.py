@@ -122,13 +122,19 @@ def eval_(
     metric: Metric = "mse",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write CompressAI results JSON here.")] = None,
     per_image: Annotated[bool, typer.Option("--per-image", help="A line for each image.")] = False,
+    at: Annotated[list[float] | None, typer.Option("--at", help="jpeg and webp: PSNR at this rate in bpp, between their settings.")] = None,
 ) -> None:
     """Write and read real bitstreams of a folder: bpp, PSNR, MS-SSIM, times. "jpeg", "jpeg-optimized" and "webp" are swept."""
-    from nicprune.classical import FORMATS, evaluate_classical
+    from nicprune.classical import FORMATS, evaluate_classical, psnr_at
 
     if codec in FORMATS:
-        for point in evaluate_classical(codec, images):
+        points = evaluate_classical(codec, images)
+        for point in points if at is None else []:
             typer.echo(f"{codec} quality {point.quality:3}  {point.bpp:.4f} bpp  {point.psnr_db:.3f} dB")
+        for rate in at or []:
+            level = psnr_at(points, rate)
+            reach = f"its settings reach {points[0].bpp:.3f} to {points[-1].bpp:.3f} bpp"
+            typer.echo(f"{codec} at {rate:g} bpp: {reach if level is None else f'{level:.3f} dB'}")
         return
     from nicprune.checkpoint import load_codec
     from nicprune.evaluation import evaluate, write_results
