@@ -115,7 +115,7 @@ def _script(path: Path, photos: Path, folder: Path, steps: int) -> list[str]:
 
 
 def test_kill_9_and_resume_equals_the_uninterrupted_run(photos: Path, tmp_path: Path) -> None:
-    steps = 40
+    steps = 100
     killed = subprocess.Popen(_script(tmp_path / "killed.py", photos, tmp_path / "run", steps), stderr=subprocess.DEVNULL)
     checkpoint = tmp_path / "run" / "checkpoint.pt"
     deadline = time.monotonic() + 120
