@@ -16,6 +16,9 @@ from nicprune.report.records import ROLES, Record, Setting, arms, as_records, co
 
 AREA = 64 * 64
 WIDTH = 120
+MS_SSIM = 7
+"""The column of the terminal's table that goes first where there is no room."""
+
 COLUMNS = (
     "codec", "quality", "method", "label", "role", "macs", "kmac_per_pixel", "kmac_per_pixel_encoder", "kmac_per_pixel_decoder",
     "flop_reduction", "encoder_reduction", "decoder_reduction", "params", "params_reduction", "bpp", "bpp_estimated", "bpp_change_pct",
@@ -159,14 +162,21 @@ def text_table(records: Sequence[Mapping[str, Any]]) -> str:
     blocks = []
     for setting, group in settings(lines(records)).items():
         rows = [cells(line, "x", "+-", "-") for line in group]
-        widest = max(len(r[1]) for r in rows)
+        columns, widest = list(range(len(headers))), max(len(r[1]) for r in rows)
         while True:
-            shown = [[r[0], r[1] if len(r[1]) <= widest else r[1][: widest - 2] + "..", *r[2:]] for r in rows]
-            text = tabulate(shown, headers, tablefmt="simple", disable_numparse=True, colalign=ALIGN)
+            # Long labels are wrapped, not cut: what tells two arms apart may stand at their end.
+            shown = [[r[0], "\n".join(textwrap.wrap(r[1], widest)), *r[2:]] for r in rows]
+            text = tabulate(
+                [[row[c] for c in columns] for row in shown], [headers[c] for c in columns],
+                tablefmt="simple", disable_numparse=True, colalign=[ALIGN[c] for c in columns],
+            )  # fmt: skip
             over = max(map(len, text.splitlines())) - WIDTH
-            if over <= 0 or widest <= 8:
+            if over <= 0 or (widest <= 8 and MS_SSIM not in columns):
                 break
-            widest = max(8, widest - over)
+            if MS_SSIM in columns:  # the files have it
+                columns.remove(MS_SSIM)
+            else:
+                widest = max(8, widest - over)
         blocks.append(f"{textwrap.shorten(str(setting), WIDTH)}\n{text}\n{textwrap.fill(footnote(group), WIDTH)}")
     return "\n\n".join(blocks)
 
