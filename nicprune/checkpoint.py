@@ -211,13 +211,18 @@ def load_codec(name: str, quality: int | None = None, *, metric: str = "mse", we
     return codec.eval()
 
 
+def embedded_file(quality: int) -> Path:
+    """Where the embedded codec's weights lie."""
+    return Path(str(resources.files("nicprune"))) / "weights" / f"{DEMO}-q{quality}.safetensors"
+
+
 def _embedded(quality: int | None) -> nn.Module:
     if quality is None:
         raise CodecError(f"{DEMO} needs a quality (1 to 3)")
-    with resources.as_file(resources.files("nicprune") / "weights" / f"{DEMO}-q{quality}.safetensors") as path:
-        if not path.exists():
-            raise CodecError(f"the weights of {DEMO} quality {quality} are missing from this installation; reinstall nicprune")
-        codec = load(path)
+    path = embedded_file(quality)
+    if not path.exists():
+        raise CodecError(f"the weights of {DEMO} quality {quality} are missing from this installation; reinstall nicprune")
+    codec = load(path)
     record = provenance(codec)
     record.name, record.quality = DEMO, quality
     return codec

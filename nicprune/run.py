@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.channels import find_groups
-from nicprune.checkpoint import load, load_codec, save
-from nicprune.codecs import provenance, set_provenance
+from nicprune.checkpoint import embedded_file, load, load_codec, save
+from nicprune.codecs import DEMO, provenance, set_provenance
 from nicprune.cost import COUNTER, CostModel
 from nicprune.data import list_images, write_png
 from nicprune.evaluation import ImageScore, evaluate
@@ -73,6 +73,8 @@ def file_digests(recipe: Recipe, quality: int) -> list[str]:
     """Hashes of the weights that a quality starts from: the same path may hold another file by the next run."""
     named = [recipe.codec] if recipe.codec.endswith(".safetensors") else []
     named += [recipe.weights_for(quality)] if recipe.weights not in ("official", "none") else []
+    if recipe.codec == DEMO and recipe.weights == "official":
+        named.append(str(embedded_file(quality)))
     return [hashlib.sha256(Path(name).read_bytes()).hexdigest() if Path(name).exists() else "" for name in named]
 
 
