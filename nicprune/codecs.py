@@ -72,6 +72,7 @@ class Provenance:
         build: import path and keyword arguments that construct the architecture at its original widths.
         original: MACs and params before any pruning (see `cost.Totals`), empty if never pruned.
         history: what was done, in order; one entry a step.
+        verified: what the last surgery's verification found, in words; empty if there was none.
     """
 
     name: str
@@ -80,10 +81,11 @@ class Provenance:
     build: dict[str, Any] = field(default_factory=dict)
     original: dict[str, int] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    verified: str = ""
 
     def copy(self) -> Provenance:
         """Return an independent copy."""
-        return Provenance(self.name, self.quality, self.metric, dict(self.build), dict(self.original), list(self.history))
+        return Provenance(self.name, self.quality, self.metric, dict(self.build), dict(self.original), list(self.history), self.verified)
 
 
 _provenance: weakref.WeakKeyDictionary[nn.Module, Provenance] = weakref.WeakKeyDictionary()

@@ -167,7 +167,7 @@ def evaluate(
         cost: the codec's cost where it is known already.
 
     Raises:
-        CodecError: the codec still has methods attached.
+        CodecError: not a codec, but what `attach` returned.
         DataError: no usable image.
     """
     if unwrap(codec) is not codec:

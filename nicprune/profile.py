@@ -45,5 +45,6 @@ def profile_text(codec: nn.Module, groups: Groups, cost: CostModel) -> str:
         lines.append(f"original: {before.kmac_per_pixel():.3f} kMAC/px, {before.params:,} params; this is {fewer}")
     for number, entry in enumerate(record.history, 1):
         names = ", ".join(m["name"] for m in entry.get("methods", []))
-        lines.append(f"history {number}: {names}: {entry['macs_before'] / entry['macs_after']:.2f}x fewer MACs")
+        verified = f"; {entry['verified']}" if entry.get("verified") else ""
+        lines.append(f"history {number}: {names}: {entry['macs_before'] / entry['macs_after']:.2f}x fewer MACs{verified}")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nicprune.channels import find_groups
+from nicprune.channels import Groups
 from nicprune.checkpoint import embedded_file, load, load_codec, save
 from nicprune.codecs import DEMO, provenance, set_provenance
 from nicprune.cost import COUNTER, CostModel
@@ -206,7 +206,7 @@ def measure_and_record(recipe: Recipe, text: str, job: Job, codec: nn.Module, st
         if len(crops) < CROPPED_IMAGES:
             crops.append(save_crops(job.folder, len(crops), name, original, decoded, score))
 
-    cost = CostModel(codec, find_groups(codec))
+    cost = CostModel(codec, Groups([]))
     evaluation = evaluate(codec, recipe.photographs.test, progress=progress, keep_decoded=keep, cost=cost.totals())
     last = provenance(codec).history[-1] if provenance(codec).history and job.role == "pruned" else {}
     record = {
@@ -224,7 +224,8 @@ def measure_and_record(recipe: Recipe, text: str, job: Job, codec: nn.Module, st
     for name in ("sparsify", "finetune", "train"):  # optimiser state is of no use any more, and large
         (job.folder / name / "checkpoint.pt").unlink(missing_ok=True)
     (job.folder / "hardened.safetensors").unlink(missing_ok=True)
-    return str(evaluation)
+    verified = f"; {last['verified']}" if last.get("verified") else ""
+    return f"{evaluation}{verified}"
 
 
 def save_crops(folder: Path, number: int, name: str, original: Tensor, decoded: Tensor, score: ImageScore) -> dict[str, Any]:

@@ -70,9 +70,10 @@ def prune(codec: nn.Module, keep: Mapping[str, Sequence[int]], groups: Groups | 
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
         raise SurgeryError(f"channels of {name} ({type(modules[name]).__name__}) cannot be removed: {error}") from error
     follow_widths(small)
-    set_provenance(small, provenance(codec).copy())
+    record = provenance(codec).copy()
+    set_provenance(small, record)
     if verify:
-        verify_same(codec, small, checked, groups)
+        record.verified = str(verify_same(codec, small, checked, groups))
     return small
 
 

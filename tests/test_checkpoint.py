@@ -43,6 +43,7 @@ def test_provenance_travels_with_the_file(tmp_path: Path, hyperprior: nn.Module)
     again = load(save(masked.harden(), tmp_path / "a.safetensors"))
     record = provenance(again)
     assert record.original == before.as_dict() and record.history[0]["methods"][0]["name"] == "magnitude"
+    assert "masked = pruned to" in record.history[0]["verified"], "surgery says what its verification found"
     # A second pruning is relative to the original: 0.6 is met already, 0.3 means 0.3 of the first codec.
     twice = attach(again, "magnitude", budget={"macs": 0.3}, round_to=1).harden()
     assert 0.25 < attach(twice, "none").cost.totals().macs / before.macs <= 0.3

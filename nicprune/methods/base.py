@@ -225,9 +225,9 @@ class Attached(nn.Module):
             "macs_before": self.cost.totals().macs,
             "macs_after": totals.macs,
             "params_after": totals.params,
+            "verified": provenance(small).verified if verify else "",
         }
-        record = provenance(small)
-        record.history.append(entry)
+        provenance(small).history.append(entry)
         return small.train(self.codec.training)
 
     def detach(self) -> nn.Module:
