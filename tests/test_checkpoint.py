@@ -114,11 +114,11 @@ def test_foreign_classes_load_if_imported_or_given(tmp_path: Path, monkeypatch: 
     assert same_state(state_of(load(path, factory=Foreign)), state_of(small))
 
 
-def test_a_file_cannot_name_something_to_call(tmp_path: Path, hyperprior: nn.Module) -> None:
-    provenance(hyperprior).build = {"class": "os:system", "kwargs": {"command": "touch /tmp/nicprune-ran"}}
-    path = save(hyperprior, tmp_path / "a.safetensors")
+@pytest.mark.parametrize(("path", "kwargs"), [("os:system", {"command": "true"}), ("subprocess:Popen", {"args": "true"})])
+def test_a_file_cannot_name_something_to_call(tmp_path: Path, hyperprior: nn.Module, path: str, kwargs: dict[str, str]) -> None:
+    provenance(hyperprior).build = {"class": path, "kwargs": kwargs}
     with pytest.raises(CodecError, match="not a CompressionModel class"):
-        load(path)
+        load(save(hyperprior, tmp_path / "a.safetensors"))
 
 
 @pytest.mark.parametrize("wrap", ["bare", "state_dict", "module."])
