@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,11 +38,17 @@ from nicprune.codecs import (
 from nicprune.cost import Totals
 from nicprune.errors import CodecError, FileError, NicpruneError
 from nicprune.files import write_atomically
+from nicprune.hooks import has_hooks
 from nicprune.layers import resize
-from nicprune.masks import has_masks
+from nicprune.methods import Attached, Method, attach
 from nicprune.surgery import follow_widths
 
-FORMAT, VERSION = "nicprune", 1
+FORMAT = "nicprune"
+PLAIN, WITH_METHODS = 1, 2
+"""Versions of the format: a codec alone, and one with gates or a modulator on it."""
+
+STATE = "nicprune.methods."
+"""What the keys of methods' state start with; no codec's keys do."""
 
 
 def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
@@ -51,21 +57,23 @@ def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
     CDF tables are brought up to date first, so that the file decodes bitstreams as it stands.
 
     Args:
-        codec: a plain `CompressionModel`, pruned or not.
+        codec: a plain `CompressionModel`, pruned or not; or one with gates or a modulator on it, as `attach` or `harden` gave it.
         half: store weights as float16 (the loaded codec is then not bit-identical).
 
     Raises:
-        CodecError: not a plain codec (harden it first).
+        CodecError: masks still decay on it (harden it first).
         FileError: the file cannot be written.
     """
-    if unwrap(codec) is not codec or has_masks(codec):
-        raise CodecError("this codec still has methods attached; save masked.harden(), or masked.detach()")
+    attached: Attached | None = codec if isinstance(codec, Attached) else None
+    codec = unwrap(codec)
+    if attached is not None and not attached.stays or attached is None and has_hooks(codec):
+        raise CodecError("this codec still has methods attached that only pruning ends; save masked.harden(), or masked.detach()")
     check_codec(codec)
     codec.update(force=True)
     record = provenance(codec)
     header = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": PLAIN if attached is None else WITH_METHODS,
         "name": record.name,
         "quality": record.quality,
         "metric": record.metric,
@@ -79,6 +87,10 @@ def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
     for key, value in codec.state_dict().items():
         value = value.detach().cpu().contiguous()
         tensors[key] = value.half() if key in shrinks else value.clone()
+    if attached is not None:
+        methods = cast("list[Method]", list(attached.methods))
+        header["methods"] = [{"name": m.name, "settings": m.config.model_dump(mode="json")} for m in methods]
+        tensors |= {STATE + key: value.detach().cpu().clone() for key, value in attached.methods.state_dict().items()}
 
     def write(temporary: Path) -> None:
         try:
@@ -107,13 +119,14 @@ def read_header(path: str | Path) -> dict[str, Any]:
         version = int(header["version"])
     except (KeyError, ValueError, TypeError):
         raise FileError(f"{path} is a safetensors file, but not one that nicprune saved") from None
-    if header.get("format") != FORMAT or version > VERSION:
-        raise FileError(f"{path} has format version {version}; this nicprune reads up to {VERSION}: pip install --upgrade nicprune")
+    if header.get("format") != FORMAT or version > WITH_METHODS:
+        raise FileError(f"{path} has format version {version}; this nicprune reads up to {WITH_METHODS}: pip install --upgrade nicprune")
     return header
 
 
 def load(path: str | Path, *, factory: Callable[[], nn.Module] | None = None) -> nn.Module:
-    """Load a codec that `save` wrote: a plain `CompressionModel` in evaluation mode, identical to the one saved.
+    """Load a codec that `save` wrote, in evaluation mode, identical to the one saved: a plain `CompressionModel`, or what `attach`
+    returns where gates or a modulator are part of it.
 
     Args:
         factory: makes the architecture, for codecs of classes that are not CompressAI's (any widths: they are resized).
@@ -129,6 +142,7 @@ def load(path: str | Path, *, factory: Callable[[], nn.Module] | None = None) ->
     except (SafetensorError, OSError) as error:
         raise FileError(f"{path} is cut short ({error})") from None
     state = {key: value.float() if value.dtype == torch.float16 else value for key, value in state.items()}
+    methods = {key.removeprefix(STATE): state.pop(key) for key in list(state) if key.startswith(STATE)}
     try:
         codec = rebuild(header["build"], factory)
         fill(codec, state, str(path))
@@ -142,7 +156,20 @@ def load(path: str | Path, *, factory: Callable[[], nn.Module] | None = None) ->
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileError(f"{path} is damaged, or not of this nicprune's making: {reason}") from error
     set_provenance(codec, record)
-    return codec.eval()
+    return _with_methods(codec, header, methods, str(path)).eval() if header.get("methods") else codec.eval()
+
+
+def _with_methods(codec: nn.Module, header: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> Attached:
+    try:
+        attached = attach(codec, [(str(m["name"]), dict(m["settings"])) for m in header["methods"]])
+        attached.methods.load_state_dict(dict(state))
+    except NicpruneError as error:
+        raise FileError(f"{where} holds methods that this nicprune cannot attach: {error}") from None
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{where} is damaged: the state of its methods does not fit ({str(error).splitlines()[0]})") from None
+    if not attached.stays:
+        raise FileError(f"{where} is damaged: {', '.join(m['name'] for m in header['methods'])} cannot be part of a saved codec")
+    return attached
 
 
 def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -192,9 +219,7 @@ def load_codec(name: str, quality: int | None = None, *, metric: str = "mse", we
         return load(name)
     if ":" in str(name):
         codec = build_from_path(str(name), quality)
-        if str(weights) not in ("official", "none"):
-            _load_weights(codec, weights)
-        return codec.eval()
+        return codec.eval() if str(weights) in ("official", "none") else _load_weights(codec, weights).eval()
     if name not in codec_names() and Path(name).suffix in (".pth", ".tar", ".pt"):
         raise CodecError(f"{name} holds weights only; name its architecture and pass weights={str(name)!r}")
     check_name(name, quality, metric)
@@ -206,9 +231,7 @@ def load_codec(name: str, quality: int | None = None, *, metric: str = "mse", we
         return build_named(name, quality, metric, official=str(weights) == "official")
     if not Path(weights).exists():
         raise FileError(f"no such weights file: {weights} (or use weights='official' or 'none')")
-    codec = build_named(name, quality, metric, official=False)
-    _load_weights(codec, weights)
-    return codec.eval()
+    return _load_weights(build_named(name, quality, metric, official=False), weights).eval()
 
 
 def embedded_file(quality: int) -> Path:
@@ -228,12 +251,13 @@ def _embedded(quality: int | None) -> nn.Module:
     return codec
 
 
-def _load_weights(codec: Any, weights: str | Path) -> None:
-    """Fill a codec of the right architecture from a file, at whatever widths the file has."""
+def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
+    """Fill a codec of the right architecture from a file, at whatever widths the file has; return it, with the file's methods on it."""
     record = provenance(codec).copy()
+    loaded = codec
     if str(weights).endswith(".safetensors"):
         loaded = load(weights, factory=lambda: codec)
-        stored = provenance(loaded)
+        stored = provenance(codec)
         record.build, record.original, record.history = stored.build, stored.original, stored.history
     else:
         state = read_compressai_file(weights)
@@ -247,6 +271,7 @@ def _load_weights(codec: Any, weights: str | Path) -> None:
             told = f"{differing[0]} is {tuple(state[differing[0]].shape)}, usual is {tuple(own[differing[0]].shape)}"
             warnings.warn(f"{weights} has other widths than {record.name}{f' quality {record.quality}' if record.quality else ''} ({told})", stacklevel=4)
     set_provenance(codec, record)
+    return loaded
 
 
 def _modern_keys(codec: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

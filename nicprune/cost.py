@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nicprune.channels import Groups
 from nicprune.codecs import FACTOR, TRANSFORMS, forward_for_analysis, is_bottleneck, provenance, sides_of, transform_of
 from nicprune.errors import CodecError
-from nicprune.masks import without_masks
+from nicprune.hooks import without_hooks
 from nicprune.tracing import CONVOLUTIONS, NORMALISATIONS
 
 COUNTER = "fvcore"
@@ -73,7 +73,7 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
     level = logger.level
     try:
         # Masks are not the codec's work, and fvcore cannot trace them.
-        with warnings.catch_warnings(), torch.no_grad(), without_masks(codec):
+        with warnings.catch_warnings(), torch.no_grad(), without_hooks(codec):
             warnings.simplefilter("ignore")
             logger.setLevel(logging.ERROR)
             analysis = FlopCountAnalysis(_Forward(codec).eval(), image_for(codec))
@@ -125,7 +125,7 @@ class CostModel:
         self.names = [g.name for g in groups]
         counts = count_modules(codec)
         layers = [(name, m) for name, m in codec.named_modules() if _is_layer(m)]
-        row = {name: i for i, (name, _) in enumerate(layers)}
+        self._row = row = {name: i for i, (name, _) in enumerate(layers)}
         n, k = len(layers), len(groups)
         self._share_out, self._share_in = np.zeros((n, k), np.int64), np.zeros((n, k), np.int64)
         for column, group in enumerate(groups):
@@ -185,6 +185,30 @@ class CostModel:
         out, inn = self._rest_out + self._share_out @ widths, self._rest_in + self._share_in @ widths
         terms = self._terms[what]
         return float(terms.product @ (out * inn) + terms.linear @ out) + terms.constant
+
+    def with_inputs(self, inputs: Mapping[str, float], keep: Mapping[str, Sequence[int] | int] | None = None) -> tuple[dict[str, float], dict[str, float]]:
+        """MACs where the layers named compute with so many input channels only (on average, say), others with all they have.
+
+        Returns ("macs", "encoder", "decoder") by name, and the MACs of each transform.
+        """
+        out, inn = self._layer_widths(self.widths(keep))
+        inn = inn.astype(float)
+        for name, channels in inputs.items():
+            inn[self._row[name]] = channels
+        found = {}
+        for what in ("macs", "encoder", "decoder"):
+            terms = self._terms[what]
+            found[what] = float(terms.product @ (out * inn) + terms.linear @ out) + terms.constant
+        terms, by_transform = self._terms["macs"], dict.fromkeys(self._transforms, 0.0)
+        for i, transform in enumerate(self._transforms):
+            by_transform[transform] += float(terms.product[i] * out[i] * inn[i] + terms.linear[i] * out[i])
+        return found, by_transform
+
+    def per_input(self, names: Sequence[str]) -> np.ndarray:
+        """MACs that one input channel of each of these layers costs."""
+        out, _ = self._layer_widths(self._full)
+        rows = [self._row[name] for name in names]
+        return (self._terms["macs"].product * out)[rows]
 
     def decreases(self, widths: np.ndarray, deltas: np.ndarray, what: str) -> np.ndarray:
         """How much less `what` is if each group alone lost `deltas` channels."""

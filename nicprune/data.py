@@ -129,6 +129,20 @@ def readable(paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
         raise DataError(f"no usable image: every one of {len(paths)} is broken")
 
 
+def calibration_images(folder: str | Path | Sequence[str | Path], count: int = 8, largest: tuple[int, int] = (512, 768)) -> list[Tensor]:
+    """Whole photographs of a training set, evenly spread over it, cut at the centre to multiples of 64: float32 in [0, 1], (1, 3, H, W) each."""
+    paths = usable_images(list_images(folder, "train"))
+    images = []
+    for _, image in readable(paths[:: max(1, len(paths) // count)][:count]):
+        height, width = (min(side, most) // 64 * 64 for side, most in zip(image.shape[1:], largest, strict=True))
+        if height and width:
+            top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+            images.append(image[None, :, top : top + height, left : left + width].float() / 255)
+    if not images:
+        raise DataError("no photograph of the training set is as large as 64x64 pixels")
+    return images
+
+
 class Patches:
     """Random crops of photographs, each batch a pure function of (seed, step, rank).
 

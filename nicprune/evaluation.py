@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
 from nicprune.codecs import FACTOR, check_codec, provenance, unwrap
-from nicprune.cost import COUNTER, Totals, measure
+from nicprune.cost import AREA, COUNTER, Totals, measure
 from nicprune.data import list_images, readable, usable_images
-from nicprune.errors import CodecError
+from nicprune.errors import CodecError, RecipeError
 from nicprune.files import write_text
+from nicprune.methods import Attached
 
 MS_SSIM_SIDE = 176
 """Smallest side for five-scale MS-SSIM with an 11-pixel window; smaller images have none."""
@@ -40,11 +41,13 @@ class ImageScore:
     ms_ssim: float | None
     encode_s: float
     decode_s: float
+    macs: dict[str, float] | None = None
+    """With gates: what this image cost at 64x64, "macs", "encoder", "decoder", and each transform by name."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A codec over a folder: its cost, each image, and the means over images."""
+    """A codec over a folder: its cost (with gates: on average over the images), each image, and the means over images."""
 
     codec: str
     quality: int | None
@@ -53,6 +56,14 @@ class Evaluation:
     images: tuple[ImageScore, ...]
     device: str
     threads: int
+    level: float | None = None
+    lmbda: float | None = None
+
+    def dynamic(self) -> dict[str, tuple[float, float, float]]:
+        """Mean, smallest and largest MACs at 64x64 over the images, all, per side and per transform; empty where all images cost the same."""
+        costs = [image.macs for image in self.images if image.macs is not None]
+        each = {what: [cost[what] for cost in costs] for what in (costs[0] if costs else ())}
+        return {what: (sum(values) / len(values), min(values), max(values)) for what, values in each.items()}
 
     def mean(self, what: str) -> float | None:
         """Mean of one figure over the images that have it."""
@@ -66,11 +77,17 @@ class Evaluation:
     def __str__(self) -> str:
         m = self.means()
         ms = f"  MS-SSIM {m['ms_ssim']:.4f}" if m["ms_ssim"] is not None else ""
+        at = f" level {self.level:g}" if self.level is not None else f" q{self.quality}" if self.quality else ""
         return (
-            f"{self.codec}{f' q{self.quality}' if self.quality else ''}: {m['psnr_db']:.3f} dB at {m['bpp']:.4f} bpp (estimated {m['bpp_estimated']:.4f}){ms}  "
-            f"encode {m['encode_s']:.3f} s  decode {m['decode_s']:.3f} s  {self.cost.kmac_per_pixel():.2f} kMAC/pixel ({COUNTER})  "
+            f"{self.codec}{at}: {m['psnr_db']:.3f} dB at {m['bpp']:.4f} bpp (estimated {m['bpp_estimated']:.4f}){ms}  "
+            f"encode {m['encode_s']:.3f} s  decode {m['decode_s']:.3f} s  {self.cost.kmac_per_pixel():.2f} kMAC/pixel{self._range()} ({COUNTER})  "
             f"{self.cost.params:,} params  [{len(self.images)} images, {self.device}, {self.threads} threads]"
         )
+
+    def _range(self) -> str:
+        if not (spread := self.dynamic()):
+            return ""
+        return f" on average, {spread['macs'][1] / AREA / 1000:.2f} to {spread['macs'][2] / AREA / 1000:.2f}"
 
     def compressai_json(self) -> dict[str, Any]:
         """The same in the layout of CompressAI's results files, which `compressai.utils.plot` draws."""
@@ -115,19 +132,20 @@ def string_bytes(strings: Any) -> int:
 
 
 @torch.no_grad()
-def evaluate_image(codec: Any, image: Tensor, name: str) -> tuple[ImageScore, Tensor]:
-    """Encode and decode one uint8 image (3, H, W); return its scores and the decoded image, float in [0, 1] on the CPU."""
+def evaluate_image(codec: Any, image: Tensor, name: str, **rate: float) -> tuple[ImageScore, Tensor]:
+    """Encode and decode one uint8 image (3, H, W), with a modulator at a rate; return its scores and the decoded image, float in [0, 1] on the CPU."""
     device = next(codec.parameters()).device
     x = image.unsqueeze(0).float().div(255).to(device)
     padded, padding = pad(x)
     padded = padded.contiguous(memory_format=torch.channels_last)
     pixels = x.shape[-2] * x.shape[-1]
     started = _now(device)
-    sent = codec.compress(padded)
+    sent = codec.compress(padded, **rate)
     encoded = _now(device)
     received = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
     decoded = _now(device)
-    likelihoods = codec(padded)["likelihoods"].values()
+    likelihoods = codec(padded, **rate)["likelihoods"].values()
+    cost = codec.image_cost() if isinstance(codec, Attached) else None
     estimate = sum(float(-torch.log2(likelihood.cpu().double()).sum()) for likelihood in likelihoods) / pixels
     x_hat = crop(received, padding).clamp(0, 1)
     structural = None
@@ -135,7 +153,7 @@ def evaluate_image(codec: Any, image: Tensor, name: str) -> tuple[ImageScore, Te
         structural = float(ms_ssim(x_hat.mul(255).round(), x.mul(255).round(), data_range=255.0))
     score = ImageScore(
         name, x.shape[-1], x.shape[-2], 8 * string_bytes(sent["strings"]) / pixels, estimate, psnr(x, x_hat), structural,
-        encoded - started, decoded - encoded,
+        encoded - started, decoded - encoded, cost[0] | cost[1] if cost is not None else None,
     )  # fmt: skip
     return score, x_hat[0].cpu()
 
@@ -154,36 +172,46 @@ def evaluate(
     progress: bool = False,
     keep_decoded: Callable[[str, Tensor, Tensor, ImageScore], None] | None = None,
     cost: Totals | None = None,
+    level: float | None = None,
+    lmbda: float | None = None,
 ) -> Evaluation:
     """Write and read real bitstreams of every photograph.
 
     Args:
-        codec: a `CompressionModel` of any width. A float32 copy is used; the codec is left as it was. With masks still on it, it
-            is evaluated as it is: whole, and masked.
+        codec: a `CompressionModel` of any width, or one with gates or a modulator on it (as `attach` or `harden` gave it). A float32
+            copy is used; the codec is left as it was. A bare codec with masks still on it is evaluated as it is: whole, and masked.
         images: a folder (its `test/` sub-folder if there is one), files, or "samples". Any size: images are padded to a
             multiple of 64 and cropped back; bpp counts the pixels of the image, not of the padding. Broken ones are named and skipped.
         device: where to run; the codec's own device if not given.
         keep_decoded: called with (name, original, decoded, score) of each image; both images in [0, 1], (3, H, W).
         cost: the codec's cost where it is known already.
+        level, lmbda: with a modulator, the rate to code at (the highest if not given), see `Attached.forward`.
 
     Raises:
-        CodecError: not a codec, but what `attach` returned.
+        CodecError: what `attach` returned, with methods on it that only pruning ends.
+        RecipeError: a rate that the codec does not have.
         DataError: no usable image.
     """
-    if unwrap(codec) is not codec:
+    if isinstance(codec, Attached) and not codec.stays:
         raise CodecError("evaluate a plain codec: masked.harden(), or masked.plain() for the masks as they are now")
-    check_codec(codec)
+    bare = unwrap(codec)
+    check_codec(bare)
+    rates = codec.levels if isinstance(codec, Attached) else None
+    if rates is None and (level is not None or lmbda is not None):
+        raise RecipeError("level and lmbda need a codec with a modulator; this one has a single rate")
+    position = rates.resolve(level, lmbda) if rates is not None else None
+    rate = {"level": position} if position is not None else {}
     paths = usable_images(list_images(images, "test"))
-    record = provenance(codec)
-    now = cost if cost is not None else measure(codec)
+    record = provenance(bare)
+    now = cost if cost is not None else measure(bare)
     place = torch.device(device) if device is not None else next(codec.parameters()).device
     ready: Any = copy.deepcopy(codec).to(place).float().eval().to(memory_format=torch.channels_last)
     ready.update(force=True)
     scores: list[ImageScore] = []
     for number, (path, image) in enumerate(readable(paths), 1):
         if not scores:  # the first call pays for set-up that no later one does
-            evaluate_image(ready, image[:, :FACTOR, :FACTOR], "warm-up")
-        score, decoded = evaluate_image(ready, image, path.name)
+            evaluate_image(ready, image[:, :FACTOR, :FACTOR], "warm-up", **rate)
+        score, decoded = evaluate_image(ready, image, path.name, **rate)
         scores.append(score)
         if keep_decoded is not None:
             keep_decoded(path.name, image.float() / 255, decoded, score)
@@ -192,7 +220,15 @@ def evaluate(
     if progress and sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
     original = Totals(**record.original) if record.original else now
-    return Evaluation(record.name, record.quality, now, original, tuple(scores), str(place), torch.get_num_threads())
+    if isinstance(codec, Attached):  # what stays has parameters too
+        now = replace(now, params=now.params + sum(p.numel() for p in codec.methods.parameters()))
+    found = Evaluation(
+        record.name, record.quality, now, original, tuple(scores), str(place), torch.get_num_threads(),
+        position, float(rates.lmbda(torch.tensor(position))) if rates is not None and position is not None else None,
+    )  # fmt: skip
+    if spread := found.dynamic():
+        found = replace(found, cost=replace(now, **{what: round(spread[what][0]) for what in ("macs", "encoder", "decoder")}))
+    return found
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nicprune.codecs import FACTOR, check_codec, is_bottleneck, unwrap
 from nicprune.errors import CodecError, FileError
 from nicprune.files import write_atomically
-from nicprune.masks import has_masks
+from nicprune.hooks import has_hooks
 
 EXPORTED = ("g_a", "h_a", "h_s", "g_s")
 SIZES = ((2 * FACTOR, 3 * FACTOR), (FACTOR, FACTOR))
@@ -54,7 +54,7 @@ def _plain_copy(codec: nn.Module) -> Any:
     """
     inner = unwrap(codec)
     check_codec(inner)
-    if inner is not codec or has_masks(inner):
+    if inner is not codec or has_hooks(inner):
         raise CodecError("this codec still has methods attached; export masked.harden(), or masked.detach()")
     return copy.deepcopy(codec).cpu().float().eval()
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.channels import Groups
+from nicprune.hooks import Hook, remove_hooks
 
 
 class Masks(nn.Module):
@@ -43,12 +43,7 @@ class Masks(nn.Module):
 
     def detach(self, codec: nn.Module) -> None:
         """Remove the hooks of these masks."""
-        for module in codec.modules():
-            for table in _tables(module):
-                for key, hook in list(table.items()):
-                    if _is_mask(hook) and getattr(hook, "__self__", hook).masks is self:
-                        del table[key]
-                        module._forward_hooks_always_called.pop(key, None)
+        remove_hooks(codec, lambda hook: hook.owner is self)
 
     def fold(self, codec: nn.Module, groups: Groups) -> None:
         """Multiply the producers' weights and biases by the masks, in place."""
@@ -69,42 +64,11 @@ class Masks(nn.Module):
                         layer.bias.mul_(factor)
 
 
-def has_masks(codec: nn.Module) -> bool:
-    """Whether a method has its hooks on the codec."""
-    return any(_is_mask(hook) for module in codec.modules() for table in _tables(module) for hook in table.values())
-
-
-def _tables(module: nn.Module) -> tuple[Any, Any]:
-    return module._forward_pre_hooks, module._forward_hooks
-
-
-def _is_mask(hook: Any) -> bool:
-    return isinstance(getattr(hook, "__self__", hook), MaskHook)
-
-
-@contextmanager
-def without_masks(codec: nn.Module) -> Iterator[None]:
-    """Take every mask off the codec inside the block: counting needs the layers alone."""
-    taken = []
-    for module in codec.modules():
-        for table in _tables(module):
-            for key, hook in list(table.items()):
-                if _is_mask(hook):
-                    taken.append((table, dict(table)))
-                    del table[key]
-    try:
-        yield
-    finally:
-        for table, before in reversed(taken):
-            table.clear()
-            table.update(before)
-
-
-class MaskHook:
-    """Multiplies one producer by its masks. A plain object, so that deepcopy gives the copy hooks of its own."""
+class MaskHook(Hook):
+    """Multiplies one producer by its masks."""
 
     def __init__(self, masks: Masks, parts: Sequence[tuple[int, np.ndarray]], layer: nn.Module):
-        self.masks = masks
+        self.owner = self.masks = masks
         self.on_weight = type(layer) in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
         width = _out_width(layer)
         self.position = parts[0][0]

@@ -32,12 +32,28 @@ class Phase(Settings):
     warmup: int | None = Field(default=None, ge=0)
 
 
-class Arm(Settings):
-    """One method to run: its name, a label for tables, its own settings."""
+class Part(Settings):
+    """One method, and its own settings."""
 
     name: str
-    label: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Arm(Settings):
+    """What to run: a method, or a stack of several on one codec; a label for tables."""
+
+    label: str
+    stack: list[Part] = Field(min_length=1)
+
+    @property
+    def name(self) -> str:
+        """The method's name; of a stack, all names."""
+        return " + ".join(part.name for part in self.stack)
+
+    @property
+    def modulated(self) -> bool:
+        """Whether one codec stands for all qualities."""
+        return any(METHODS[part.name].modulates for part in self.stack)
 
 
 class Recipe(Settings):
@@ -56,7 +72,9 @@ class Recipe(Settings):
         training: settings of every phase (see TrainSettings).
         sparsify, finetune: the two phases of "prune": with the method attached, and after the channels are gone. Methods that
             decide at once are hardened first, and spend both phases on fine-tuning.
-        methods: what to run.
+        methods: what to run: `{name: ..., <its settings>}`, or several on one codec, `{label: ..., stack: [{name: ...}, ...]}`. One with
+            a modulator is trained once, for all qualities, from the codec of the highest.
+        between: for modulators: rates to measure between two qualities.
         per_quality: for "train": phases by quality, where they differ from `finetune`.
         chain: for "train": each quality starts from the one before in the list.
         half: for "train": save float16.
@@ -77,6 +95,7 @@ class Recipe(Settings):
     sparsify: Phase = Phase(steps=0)
     finetune: Phase = Phase(steps=0)
     methods: list[Arm] = Field(default_factory=list)
+    between: int = Field(default=1, ge=0, le=20)
     per_quality: dict[int, Phase] = Field(default_factory=dict)
     chain: bool = False
     half: bool = False
@@ -87,7 +106,7 @@ class Recipe(Settings):
             raise ValueError("methods: name at least one, for example - name: mask_decay")
         if self.task == "train" and (self.methods or self.sparsify.steps):
             raise ValueError("a recipe with task: train has no methods and no sparsify phase")
-        labels = [slug_of(a.label or a.name).lower() for a in self.methods]
+        labels = [slug_of(a.label).lower() for a in self.methods]
         for what, values in (("qualities", self.qualities), ("seeds", self.seeds), ("labels of methods", labels)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} must differ (got {values})")
@@ -107,6 +126,11 @@ class Recipe(Settings):
     def lmbda(self, quality: int) -> float:
         """The lambda that a quality is trained with."""
         return self.lambdas[quality] if quality in self.lambdas else lmbda_for(quality, self.metric)
+
+    @property
+    def top(self) -> int:
+        """The quality of the highest rate: a codec for all rates starts from it."""
+        return max(self.qualities, key=self.lmbda)
 
     def train_settings(self, phase: Phase, quality: int, seed: int) -> dict[str, Any]:
         """Everything `fit` is told for one phase."""
@@ -209,23 +233,47 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
 
 def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) -> Arm:
     """A method as a recipe writes it: its settings stand beside its name."""
-    if not isinstance(arm, dict) or "name" not in arm:
-        raise RecipeError(f"{where}: methods.{number} needs a name; {closest(str(arm), METHODS)}")
-    if not isinstance(arm["name"], str) or arm["name"] not in METHODS:
-        raise RecipeError(f"{where}: methods.{number}: unknown method {arm['name']!r}; {closest(str(arm['name']), METHODS)}")
-    settings = {k: v for k, v in arm.items() if k not in ("name", "label")}
-    config = METHODS[arm["name"]].Config
+    here = f"{where}: methods.{number}"
+    if isinstance(arm, dict) and "stack" in arm:
+        if "label" not in arm or not isinstance(arm["stack"], list) or set(arm) - {"label", "stack"}:
+            raise RecipeError(f"{here}: a stack is {{label: ..., stack: [{{name: ...}}, ...]}}")
+        parts = [_parse_part(part, content, f"{here}.stack.{i}") for i, part in enumerate(arm["stack"])]
+        return parse(Arm, {"label": arm["label"], "stack": [p.model_dump() for p in parts]}, here)
+    part = _parse_part({k: v for k, v in arm.items() if k != "label"} if isinstance(arm, dict) else arm, content, here)
+    return parse(Arm, {"label": arm.get("label", part.name), "stack": [part.model_dump()]}, here)
+
+
+def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> Part:
+    if not isinstance(part, dict) or "name" not in part:
+        raise RecipeError(f"{here} needs a name; {closest(str(part), METHODS)}")
+    if not isinstance(part["name"], str) or part["name"] not in METHODS:
+        raise RecipeError(f"{here}: unknown method {part['name']!r}; {closest(str(part['name']), METHODS)}")
+    settings = {k: v for k, v in part.items() if k != "name"}
+    method = METHODS[part["name"]]
     sparsify = content.get("sparsify")
     steps = sparsify.get("steps", 0) if isinstance(sparsify, dict) else 0
-    if "decay_steps" in config.model_fields and isinstance(steps, int):
+    for length in {"decay_steps", "gating_steps"} & set(method.Config.model_fields):
+        if not isinstance(steps, int):
+            continue
         if not steps:
-            raise RecipeError(f"{where}: methods.{number}: {arm['name']} learns while the codec trains; give it steps, sparsify: {{steps: 500}}")
-        settings.setdefault("decay_steps", steps)
-        parsed: Any = parse(config, settings, f"{where}: methods.{number}")
-        if parsed.decay_steps > steps:
-            raise RecipeError(f"{where}: methods.{number}: decay_steps {parsed.decay_steps} does not fit into sparsify.steps {steps}")
-    parse(config, settings, f"{where}: methods.{number}")
-    return parse(Arm, {"name": arm["name"], "label": arm.get("label", arm["name"]), "settings": settings}, f"{where}: methods.{number}")
+            raise RecipeError(f"{here}: {part['name']} learns while the codec trains; give it steps, sparsify: {{steps: 500}}")
+        settings.setdefault(length, steps)
+        parsed: Any = parse(method.Config, settings, here)
+        if getattr(parsed, length) > steps:
+            raise RecipeError(f"{here}: {length} {getattr(parsed, length)} does not fit into sparsify.steps {steps}")
+    if method.modulates and not {"lambdas", "qualities"} & set(settings):
+        settings["lambdas"] = _lambdas(content, here)
+    parse(method.Config, settings, here)
+    return parse(Part, {"name": part["name"], "settings": settings}, here)
+
+
+def _lambdas(content: Mapping[str, Any], here: str) -> list[float]:
+    """The recipe's own rates, increasing, for a modulator that names none."""
+    own, metric = content.get("lambdas") or {}, content.get("metric", "mse")
+    try:
+        return sorted(own[q] if q in own else lmbda_for(q, metric) for q in content["qualities"])
+    except (KeyError, TypeError, IndexError):
+        raise RecipeError(f"{here}: a modulator takes the recipe's qualities as its rates; state them above, qualities: [1, 2, 3]") from None
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from nicprune.channels import Groups
 from nicprune.checkpoint import embedded_file, load, load_codec, save
-from nicprune.codecs import DEMO, provenance, set_provenance
+from nicprune.codecs import DEMO, provenance, set_provenance, unwrap
 from nicprune.cost import COUNTER, CostModel
-from nicprune.data import list_images, write_png
-from nicprune.evaluation import ImageScore, evaluate
+from nicprune.data import calibration_images, list_images, write_png
+from nicprune.evaluation import Evaluation, ImageScore, evaluate
 from nicprune.files import check_writable, write_atomically, write_text
-from nicprune.methods import METHODS, attach
-from nicprune.recipe import Arm, Phase, Recipe, check_paths, digest, slug_of
+from nicprune.methods import METHODS, Attached, attach
+from nicprune.recipe import Arm, Part, Phase, Recipe, check_paths, digest, slug_of
 from nicprune.report import collect, text_table, write_report
 from nicprune.runtime import machine_line, versions
 from nicprune.training import fit
@@ -43,6 +43,16 @@ class Job:
     folder: Path
     key: str
 
+    @property
+    def settings(self) -> list[tuple[str, dict[str, Any]]]:
+        """What to attach; a method that draws lots draws them from the job's seed."""
+        seeded = [("seed" in METHODS[part.name].Config.model_fields, part) for part in self.arm.stack]
+        return [(part.name, {**({"seed": self.seed} if draws else {}), **part.settings}) for draws, part in seeded]
+
+
+def _bare(label: str) -> Arm:
+    return Arm(label=label, stack=[Part(name="none")])
+
 
 def jobs(recipe: Recipe, runs: Path) -> list[Job]:
     """List what a recipe does, in order; the folder of each is its own, named by what it depends on."""
@@ -50,20 +60,22 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
     photographs = [[split, path.name, path.stat().st_size] for split in ("train", "test") for path in list_images(getattr(recipe.photographs, split), split)]
     before = ""  # in a chain, a quality depends on the one it starts from
     for quality in recipe.qualities:
-        arms = [("original", recipe.seeds[0], Arm(name="none", label="original"))]
+        arms = [("original", recipe.seeds[0], _bare("original"))]
         if recipe.task == "prune":
             for seed in recipe.seeds:
                 if recipe.control:
-                    arms.append(("control", seed, Arm(name="none", label="control")))
-                arms += [("pruned", seed, arm) for arm in recipe.methods]
+                    arms.append(("control", seed, _bare("control")))
+                # One codec for all rates starts from that of the highest.
+                arms += [("modulated" if arm.modulated else "pruned", seed, arm) for arm in recipe.methods if quality == recipe.top or not arm.modulated]
         for role, seed, arm in arms:
             key = digest(
                 recipe.task, recipe.codec, recipe.metric, recipe.weights_for(quality), quality, recipe.lmbda(quality), role, arm.model_dump(), seed,
                 photographs, file_digests(recipe, quality), recipe.training, recipe.half, before,
                 [] if role == "original" and recipe.task == "prune" else [recipe.sparsify, recipe.finetune, recipe.per_quality.get(quality)],
+                [recipe.lambdas, recipe.qualities, recipe.between] if role == "modulated" else [],
             )  # fmt: skip
             before = key if recipe.chain else ""
-            slug = slug_of(arm.label or arm.name)
+            slug = slug_of(arm.label)
             folder = runs / recipe.name / f"q{quality}" / f"{slug}{f'-s{seed}' if len(recipe.seeds) > 1 else ''}-{key[:8]}"
             listed.append(Job(quality, seed, role, arm, folder, key))
     return listed
@@ -110,14 +122,16 @@ def report(recipe: Recipe, listed: list[Job], folder: Path, say: Callable[[str],
     """Write the report of finished jobs, codecs beside it."""
     records = []
     for job in listed:
-        (record,) = collect([job.folder / "record.json"])
-        record["file"] = None
-        made = job.folder / "codec.safetensors"
-        if made.exists() and (job.role == "pruned" or recipe.task == "train"):
-            name = f"{Path(recipe.codec).stem.replace(':', '-')}-q{job.quality}-{job.folder.name.rsplit('-', 1)[0]}.safetensors"
+        found = collect([job.folder / "record.json"])
+        made, file = job.folder / "codec.safetensors", None
+        if made.exists() and (job.role in ("pruned", "modulated") or recipe.task == "train"):
+            level = "" if job.role == "modulated" else f"-q{job.quality}"
+            name = f"{Path(recipe.codec).stem.replace(':', '-')}{level}-{job.folder.name.rsplit('-', 1)[0]}.safetensors"
             write_atomically(folder / "codecs" / name, partial(shutil.copyfile, made))
-            record["file"] = f"codecs/{name}"
-        records.append(record)
+            file = f"codecs/{name}"
+        for record in found:
+            record["file"] = file
+        records += found
     page = write_report(records, folder)
     say("")
     say(text_table(records))
@@ -128,8 +142,9 @@ def report(recipe: Recipe, listed: list[Job], folder: Path, say: Callable[[str],
 def finished(job: Job) -> bool:
     """Whether a job's result is there, whole, and of the same settings."""
     try:
-        return json.loads((job.folder / "record.json").read_text(encoding="utf-8")).get("key") == job.key
-    except (OSError, ValueError):
+        content = json.loads((job.folder / "record.json").read_text(encoding="utf-8"))
+        return (content[0] if isinstance(content, list) else content).get("key") == job.key
+    except (OSError, ValueError, AttributeError, IndexError):
         return False
 
 
@@ -145,24 +160,28 @@ def make(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[n
         codec = load(hardened, factory=lambda: start(recipe, job))
     else:
         codec = start(recipe, job)
-        attached = attach(codec, job.arm.name, **method_settings(job))
+        attached = attach(codec, job.settings)
         if attached.done:  # decides at once: what is left spends this phase on fine-tuning
             codec = attached.harden()
             _fit(codec, recipe, recipe.sparsify, job, "sparsify", progress)
         else:
             _fit(attached, recipe, recipe.sparsify, job, "sparsify", progress)
+            calibrate(attached, recipe)
             codec = attached.harden()
         save(codec, hardened)
         # What comes next starts from the file, whether the run was interrupted here or not.
-        codec = load(hardened, factory=lambda: codec)
+        codec = load(hardened, factory=lambda: start(recipe, job))
     _fit(codec, recipe, recipe.finetune, job, "finetune", progress)
+    calibrate(codec, recipe)
     return codec, steps + recipe.finetune.steps
 
 
-def method_settings(job: Job) -> dict[str, Any]:
-    """The method's settings; one that draws lots draws them from the job's seed."""
-    draws = "seed" in METHODS[job.arm.name].Config.model_fields
-    return {**({"seed": job.seed} if draws else {}), **job.arm.settings}
+def calibrate(model: Any, recipe: Recipe) -> None:
+    """Let what was learnt on patches settle on whole photographs, of the training set."""
+    if isinstance(model, Attached):
+        images = calibration_images(recipe.photographs.train)
+        device = next(model.parameters()).device
+        model.calibrate([image.to(device) for image in images])
 
 
 def start(recipe: Recipe, job: Job) -> nn.Module:
@@ -197,45 +216,70 @@ def _fit(model: nn.Module, recipe: Recipe, phase: Phase, job: Job, name: str, pr
 def measure_and_record(recipe: Recipe, text: str, job: Job, codec: nn.Module, steps: int, progress: bool) -> str:
     """Evaluate a codec on the test photographs, write its file and its record; return a line about it."""
     codec = codec.cpu().eval()
-    written = save(codec, job.folder / "codec.safetensors", half=recipe.half) if job.role != "original" or recipe.task == "train" else None
-    if recipe.half and written is not None:
-        codec = load(written, factory=lambda: codec)  # measure what the file holds
+    written = save(codec, job.folder / "codec.safetensors", half=recipe.half)
+    size = written.stat().st_size
+    if job.role == "original" and recipe.task == "prune":
+        written.unlink()
+    elif recipe.half:
+        codec = load(written, factory=lambda: start(recipe, job))  # measure what the file holds
+    levels = codec.levels if isinstance(codec, Attached) else None
+    rates: list[float | None] = [None] if levels is None else [i / (recipe.between + 1) for i in range(levels.top * (recipe.between + 1) + 1)]
+    records = [measure_at(recipe, text, job, codec, steps, size, level, progress) for level in rates]
+    write_text(job.folder / "record.json", json.dumps([r for r, _ in records] if levels is not None else records[0][0], indent=1) + "\n")
+    for name in ("sparsify", "finetune", "train"):  # optimiser state is of no use any more, and large
+        (job.folder / name / "checkpoint.pt").unlink(missing_ok=True)
+    (job.folder / "hardened.safetensors").unlink(missing_ok=True)
+    verified = _last(unwrap(codec), job).get("verified")
+    return "; ".join([*(str(evaluation) for _, evaluation in records), *([verified] if verified else [])])
+
+
+def _last(codec: nn.Module, job: Job) -> dict[str, Any]:
+    """What was done to the codec last, if it was done here."""
+    history = provenance(codec).history
+    return history[-1] if history and job.role in ("pruned", "modulated") else {}
+
+
+def measure_at(
+    recipe: Recipe, text: str, job: Job, codec: nn.Module, steps: int, size: int, level: float | None, progress: bool
+) -> tuple[dict[str, Any], Evaluation]:
+    """Evaluate a codec at one rate; return its record and the evaluation."""
     crops: list[dict[str, Any]] = []
 
     def keep(name: str, original: Tensor, decoded: Tensor, score: ImageScore) -> None:
-        if len(crops) < CROPPED_IMAGES:
-            crops.append(save_crops(job.folder, len(crops), name, original, decoded, score))
+        if len(crops) < CROPPED_IMAGES and quality is not None:
+            crops.append(save_crops(job.folder / (f"level-{level:g}" if level is not None else ""), len(crops), name, original, decoded, score, job.folder))
 
-    cost = CostModel(codec, Groups([]))
-    evaluation = evaluate(codec, recipe.photographs.test, progress=progress, keep_decoded=keep, cost=cost.totals())
-    last = provenance(codec).history[-1] if provenance(codec).history and job.role == "pruned" else {}
+    lmbda = recipe.lmbda(job.quality)
+    quality: int | None = job.quality
+    if level is not None and isinstance(codec, Attached) and codec.levels is not None:
+        lmbda = float(codec.levels.lmbda(torch.tensor(level)))
+        quality = next((q for q in recipe.qualities if abs(recipe.lmbda(q) / lmbda - 1) < 1e-5), None)
+    cost = CostModel(unwrap(codec), Groups([]))
+    evaluation = evaluate(codec, recipe.photographs.test, progress=progress, keep_decoded=keep, cost=cost.totals(), level=level)
+    dynamic = evaluation.dynamic()
     record = {
         "format": "nicprune-record", "version": 1, "key": job.key,
-        "codec": recipe.codec, "quality": job.quality, "metric": recipe.metric, "lmbda": recipe.lmbda(job.quality),
-        "method": job.arm.name, "label": job.arm.label, "role": job.role, "seed": job.seed, "steps": steps, "settings": method_settings(job),
-        "cost": cost.totals().as_dict(), "original_cost": evaluation.original_cost.as_dict(), "by_transform": cost.by_transform(),
-        "widths": last.get("widths", {}), **evaluation.means(), "images": [asdict(image) for image in evaluation.images],
-        "test": str(recipe.photographs.test), "crops": crops, "file": written.name if written else None,
+        "codec": recipe.codec, "quality": quality, "metric": recipe.metric, "lmbda": lmbda, "level": level,
+        "method": job.arm.name, "label": job.arm.label, "role": job.role, "seed": job.seed, "steps": steps, "settings": dict(job.settings),
+        "cost": evaluation.cost.as_dict(), "original_cost": evaluation.original_cost.as_dict(), "dynamic": dynamic,
+        "by_transform": {t: (round(dynamic[t][0]) if t in dynamic else macs, params) for t, (macs, params) in cost.by_transform().items()},
+        "widths": _last(unwrap(codec), job).get("widths", {}), **evaluation.means(), "images": [asdict(image) for image in evaluation.images],
+        "test": str(recipe.photographs.test), "crops": crops, "file": "codec.safetensors", "file_bytes": size,
         "recipe": recipe.name, "recipe_sha256": digest(recipe.model_dump(mode="json")), "recipe_text": text,
         "counter": COUNTER, "threads": evaluation.threads, "device": evaluation.device, "versions": versions(),
         "machine": machine_line(), "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
-    write_text(job.folder / "record.json", json.dumps(record, indent=1) + "\n")
-    for name in ("sparsify", "finetune", "train"):  # optimiser state is of no use any more, and large
-        (job.folder / name / "checkpoint.pt").unlink(missing_ok=True)
-    (job.folder / "hardened.safetensors").unlink(missing_ok=True)
-    verified = f"; {last['verified']}" if last.get("verified") else ""
-    return f"{evaluation}{verified}"
+    return record, evaluation
 
 
-def save_crops(folder: Path, number: int, name: str, original: Tensor, decoded: Tensor, score: ImageScore) -> dict[str, Any]:
-    """Write the most detailed window of an image, original and decoded, as PNG; return what a record says of them."""
+def save_crops(folder: Path, number: int, name: str, original: Tensor, decoded: Tensor, score: ImageScore, base: Path) -> dict[str, Any]:
+    """Write the most detailed window of an image, original and decoded, as PNG; return what a record says of them, paths from `base`."""
     top, left, height, width = detailed_window(original)
     paths = {}
     for what, image in (("original", original), ("decoded", decoded)):
         path = folder / "crops" / f"{number}-{Path(name).stem}-{what}.png"
         write_png(image[:, top : top + height, left : left + width], path)
-        paths[what] = str(path.relative_to(folder))
+        paths[what] = str(path.relative_to(base))
     return {"image": name, **paths, "bpp": score.bpp, "psnr_db": score.psnr_db}
 
 
@@ -260,8 +304,8 @@ def plan(recipe: Recipe) -> list[str]:
         phase = recipe.per_quality.get(job.quality, recipe.finetune)  # task: prune has none per quality
         steps = 0 if job.role == "original" and recipe.task == "prune" else recipe.sparsify.steps + phase.steps
         line = f"{recipe.codec} q{job.quality} {job.arm.label} seed {job.seed}: {steps} steps, lambda {recipe.lmbda(job.quality):g}"
-        if job.role == "pruned":
-            attached = attach(start(recipe, job), job.arm.name, **method_settings(job))
+        if job.role in ("pruned", "modulated"):
+            attached = attach(start(recipe, job), job.settings)
             line += f", {attached.cost.totals().kmac_per_pixel():.2f} kMAC/pixel now, {sum(1 for _ in attached.groups.prunable())} channel groups"
         lines.append(line)
     return lines

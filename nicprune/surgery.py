@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from nicprune.channels import MIN_LATENTS, Groups, find_groups
 from nicprune.codecs import FACTOR, entropy_models, forward_for_analysis, is_bottleneck, provenance, set_provenance
 from nicprune.errors import CodecError, SurgeryError
+from nicprune.hooks import has_hooks
 from nicprune.layers import remove, zero
-from nicprune.masks import has_masks
 
 TOLERANCE = 1e-10
 """Largest difference between masked and pruned codec in float64, relative to the output's largest value."""
@@ -52,7 +52,7 @@ def prune(codec: nn.Module, keep: Mapping[str, Sequence[int]], groups: Groups | 
         RecipeError: a keep-list does not fit.
         SurgeryError: the result failed its verification.
     """
-    if has_masks(codec):
+    if has_hooks(codec):
         raise SurgeryError("this codec has a method attached; prune it by masked.harden(), or masked.detach() it first")
     groups = groups if groups is not None else analyse(codec)
     checked = groups.check(keep)

@@ -218,7 +218,8 @@ class _Run:
         with torch.autocast(self.fabric.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             out = self.wrapped(batch)
         out = {**out, "x_hat": out["x_hat"].float()}
-        figures = self.loss(out, batch)
+        own = self.attached.objective(out, batch, options.metric) if self.attached is not None else None
+        figures = own if own is not None else self.loss(out, batch)
         loss = figures["loss"]
         if self.attached is not None:
             figures["terms"] = self.attached.loss(out, batch)

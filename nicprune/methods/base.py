@@ -1,25 +1,21 @@
-"""What a method is, and how methods are attached to a codec.
+"""What a method is.
 
 To add one: a file in this folder with a class decorated by `@METHODS.register("name")`, and a recipe.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
 from nicprune.channels import Groups
-from nicprune.codecs import check_codec, provenance, set_provenance
 from nicprune.cost import CostModel
-from nicprune.errors import RecipeError
-from nicprune.masks import has_masks
+from nicprune.levels import Levels
 from nicprune.registry import Registry
-from nicprune.settings import Settings, parse
-from nicprune.surgery import analyse, prune
+from nicprune.settings import Settings
 
 
 class Method(nn.Module):
@@ -36,6 +32,9 @@ class Method(nn.Module):
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     Config: ClassVar[type[Settings]] = Settings
+    modulates: ClassVar[bool] = False
+    """Whether it makes one codec code at many rates; it has `levels` then."""
+    levels: Levels | None = None
 
     def __init__(self, codec: nn.Module, groups: Groups, cost: CostModel, config: Settings):
         super().__init__()
@@ -98,170 +97,36 @@ class Method(nn.Module):
     def check_hardenable(self) -> None:
         """Raise if the decision is not made yet."""
 
+    # Methods that are part of the codec when it codes: gates, modulators.
+
+    @property
+    def stays(self) -> bool:
+        """Whether it remains on the codec behind `harden`, and is saved with it."""
+        return False
+
+    def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
+        """Hand what was learnt to `other`, the same method on the codec pruned to these keep-lists."""
+
+    def calibrate(self, model: nn.Module, images: Sequence[Tensor]) -> None:
+        """Settle on whole images, (1, 3, H, W) each, what was learnt on patches."""
+
+    def image_cost(self) -> tuple[dict[str, float], dict[str, float]] | None:
+        """What the last image cost: "macs", "encoder", "decoder" at 64x64, and MACs by transform; None if it costs what all do."""
+        return None
+
+    def objective(self, out: Mapping[str, Any], x: Tensor, metric: str) -> dict[str, Tensor] | None:
+        """The rate-distortion loss in place of the loop's own, with its parts, as CompressAI names them; None to leave it."""
+        return None
+
 
 METHODS: Registry[type[Method]] = Registry("method")
 
 
-class Attached(nn.Module):
-    """A codec with methods attached: the same forward pass, now prunable. Drops into any training loop.
-
-    Attributes:
-        codec: the codec itself, the very object that was given; its state-dict keys are unchanged.
-        methods: what is attached, in order.
-    """
-
-    def __init__(self, codec: nn.Module, methods: Sequence[Method], groups: Groups, cost: CostModel):
-        super().__init__()
-        self.codec = codec
-        self.methods = nn.ModuleList(methods)
-        self._shared = (groups, cost)
-
-    @property
-    def _each(self) -> list[Method]:
-        return cast("list[Method]", list(self.methods))
-
-    @property
-    def groups(self) -> Groups:
-        """The codec's channel groups."""
-        return self._shared[0]
-
-    @property
-    def cost(self) -> CostModel:
-        """The codec's cost."""
-        return self._shared[1]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The codec's forward pass."""
-        return self.codec(*args, **kwargs)
-
-    def aux_loss(self) -> Tensor:
-        """The codec's auxiliary loss (its quantiles')."""
-        codec: Any = self.codec
-        return codec.aux_loss()
-
-    def update(self, *args: Any, **kwargs: Any) -> bool:
-        """Update the codec's CDF tables."""
-        codec: Any = self.codec
-        return codec.update(*args, **kwargs)
-
-    def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
-        """The methods' extra loss terms: add them to the rate-distortion loss."""
-        return torch.stack([method.loss(out, x) for method in self._each]).sum()
-
-    def after_step(self) -> None:
-        """Call behind `optimizer.step()`."""
-        for method in self._each:
-            method.after_step()
-
-    @property
-    def done(self) -> bool:
-        """Whether every method is done."""
-        return all(method.done for method in self._each)
-
-    @property
-    def steps_left(self) -> int:
-        """How many more training steps the methods need until all are done."""
-        return max(method.steps_left for method in self._each)
-
-    def figures(self) -> dict[str, float]:
-        """The methods' numbers for logs."""
-        return {name: value for method in self._each for name, value in method.figures().items()}
-
-    def self_updated(self) -> list[nn.Parameter]:
-        """Parameters that an optimiser need not (but may) be given."""
-        return [p for method in self._each for p in method.self_updated()]
-
-    def keep(self) -> dict[str, list[int]]:
-        """The keep-lists that `harden` would use now."""
-        merged: dict[str, set[int]] = {}
-        for method in self._each:
-            for name, kept in method.keep().items():
-                merged[name] = merged[name] & set(kept) if name in merged else set(kept)
-        return {name: sorted(kept) for name, kept in merged.items()}
-
-    def plain(self) -> nn.Module:
-        """Return a plain copy of the codec at full width, what was learnt folded into its weights."""
-        plain = copy.deepcopy(self)
-        codec = plain.detach()
-        for method in plain._each:
-            method.fold(codec)
-        set_provenance(codec, provenance(self.codec).copy())
-        return codec
-
-    def compress(self, *args: Any, **kwargs: Any) -> Any:
-        """Write a bitstream with the masks as they are now (slow: a folded copy is made; harden for good)."""
-        return self._updated().compress(*args, **kwargs)
-
-    def decompress(self, *args: Any, **kwargs: Any) -> Any:
-        """Read a bitstream with the masks as they are now (slow: a folded copy is made; harden for good)."""
-        return self._updated().decompress(*args, **kwargs)
-
-    def _updated(self) -> Any:
-        codec: Any = self.plain().eval()
-        codec.update(force=True)
-        return codec
-
-    def harden(self, *, verify: bool = True) -> nn.Module:
-        """Return a plain, smaller codec: the decision made, masks folded in, channels removed, the result verified.
-
-        The attached codec stays as it is.
-
-        Raises:
-            TrainingError: a method has not decided yet.
-            SurgeryError: the result is not the same function as the masked codec.
-        """
-        for method in self._each:
-            method.check_hardenable()
-        keep = self.keep()
-        wide = self.plain()
-        record = provenance(wide)
-        if not record.original:
-            record.original = self.cost.original.as_dict()
-        small = prune(wide, keep, self.groups, verify=verify)
-        totals = self.cost.totals(keep)
-        entry = {
-            "methods": [{"name": m.name, **m.config.model_dump(mode="json")} for m in self._each],
-            "widths": {name: [self.groups[name].width, len(kept)] for name, kept in keep.items()},
-            "macs_before": self.cost.totals().macs,
-            "macs_after": totals.macs,
-            "params_after": totals.params,
-            "verified": provenance(small).verified if verify else "",
-        }
-        provenance(small).history.append(entry)
-        return small.train(self.codec.training)
-
-    def detach(self) -> nn.Module:
-        """Take everything off again and return the original object, as it is now."""
-        for method in self._each:
-            method.detach(self.codec)
-        return self.codec
-
-
-def attach(codec: nn.Module, method: str | Sequence[tuple[str, Mapping[str, Any]]], **config: Any) -> Attached:
-    """Attach one method, or a list of (name, settings), to a codec. Its forward pass does not change.
-
-    Args:
-        codec: any `CompressionModel`, own classes included. It is not copied.
-        method: a name from `nicprune list`, with its settings as keywords; or a list of (name, settings).
-
-    Raises:
-        CodecError: the codec cannot be analysed.
-        RecipeError: a setting is unknown or out of range.
-        BudgetError: the budget cannot be met.
-    """
-    check_codec(codec)
-    wanted = [(method, config)] if isinstance(method, str) else [(name, dict(settings)) for name, settings in method]
-    if not wanted or (config and not isinstance(method, str)):
-        raise RecipeError("attach(codec, name, **settings) or attach(codec, [(name, settings), ...])")
-    parsed = [(METHODS[name], parse(METHODS[name].Config, settings, f"method {name!r}")) for name, settings in wanted]
-    if has_masks(codec):
-        raise RecipeError("the codec has a method attached already; harden() or detach() it first, or attach a list")
-    groups = analyse(codec)
-    cost = CostModel(codec, groups)
-    # Everything is validated before the first hook is set: a failure leaves the codec as it was.
-    methods = [cls(codec, groups, cost, settings) for cls, settings in parsed]
-    device = next(codec.parameters()).device
-    attached = Attached(codec, [m.to(device) for m in methods], groups, cost)
-    for one in methods:
-        one.attach(codec)
-    return attached
+def kept_channels(groups: Groups, keep: Mapping[str, Sequence[int]], module: str, axis: str, width: int) -> np.ndarray:
+    """Which of a layer's channels along an axis ("out", "in", "both") stay under keep-lists, increasing."""
+    gone = np.zeros(width, bool)
+    for name, kept in keep.items():
+        for member in groups[name].members:
+            if member.module == module and member.axis == axis:
+                gone[member.index[np.setdiff1d(np.arange(groups[name].width), kept)].ravel()] = True
+    return np.flatnonzero(~gone)

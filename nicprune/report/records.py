@@ -11,13 +11,13 @@ from nicprune.errors import FileError
 
 FORMAT = "nicprune-record"
 VERSION = 1
-ROLES = ("original", "control", "pruned")
+ROLES = ("original", "control", "pruned", "modulated")
 COSTS = ("macs", "encoder", "decoder", "params")
 FIGURES = ("bpp", "bpp_estimated", "psnr_db", "ms_ssim", "encode_s", "decode_s")
 OPTIONAL: dict[str, Any] = {
     "quality": None, "metric": None, "lmbda": None, "method": None, "seed": None, "steps": None, "widths": {}, "by_transform": {}, "images": [], "crops": [],
     "test": None, "file": None, "recipe": None, "recipe_sha256": None, "recipe_text": None, "counter": None, "threads": None, "device": None,
-    "versions": {}, "machine": None, "date": None,
+    "versions": {}, "machine": None, "date": None, "level": None, "dynamic": {}, "file_bytes": None,
 }  # fmt: skip
 
 

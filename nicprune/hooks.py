@@ -1,0 +1,64 @@
+"""What methods hang on a codec's layers, and how it is found again and taken off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+class Hook:
+    """Marks this package's hooks. They are plain objects, so that deepcopy gives a copy hooks of its own.
+
+    Attributes:
+        owner: the module that put the hook there and whose state it reads.
+    """
+
+    owner: nn.Module
+
+
+def tables(module: nn.Module) -> tuple[Any, Any]:
+    """A module's tables of forward hooks: those before it, those behind it."""
+    return module._forward_pre_hooks, module._forward_hooks
+
+
+def _hook_of(entry: Any) -> Hook | None:
+    hook = getattr(entry, "__self__", entry)  # a hook may be registered by one of its methods
+    return hook if isinstance(hook, Hook) else None
+
+
+def has_hooks(codec: nn.Module) -> bool:
+    """Whether a method has its hooks on the codec."""
+    return any(_hook_of(entry) is not None for module in codec.modules() for table in tables(module) for entry in table.values())
+
+
+def remove_hooks(codec: nn.Module, mine: Callable[[Hook], bool]) -> None:
+    """Take the hooks that `mine` says yes to off every module."""
+    for module in codec.modules():
+        for table in tables(module):
+            for key, entry in list(table.items()):
+                hook = _hook_of(entry)
+                if hook is not None and mine(hook):
+                    del table[key]
+                    module._forward_hooks_always_called.pop(key, None)
+
+
+@contextmanager
+def without_hooks(codec: nn.Module) -> Iterator[None]:
+    """Take every hook of a method off the codec inside the block: counting needs the layers alone."""
+    taken = []
+    for module in codec.modules():
+        for table in tables(module):
+            if any(_hook_of(entry) is not None for entry in table.values()):
+                taken.append((table, dict(table)))
+                for key, entry in list(table.items()):
+                    if _hook_of(entry) is not None:
+                        del table[key]
+    try:
+        yield
+    finally:
+        for table, before in reversed(taken):
+            table.clear()
+            table.update(before)

@@ -1,0 +1,93 @@
+"""The rates of a codec that has many: a level is a position among the trained lambdas, and travels with the bitstream."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nicprune.errors import FileError, RecipeError
+
+STEPS = 65535
+"""A level travels as a 16-bit number: 0 is the lowest trained rate, this the highest."""
+
+
+class Levels:
+    """Trained lambdas, increasing, and the level that is set now.
+
+    A level between two trained ones stands for the lambda that lies as far between theirs, on a logarithmic scale.
+
+    Attributes:
+        now: levels in use, shape (1,), or one for each image of the batch, shape (B,).
+    """
+
+    def __init__(self, lambdas: Sequence[float]):
+        self.lambdas = tuple(lambdas)
+        self._logs = np.log(self.lambdas)
+        self.now = torch.tensor([float(self.top)])
+
+    def __len__(self) -> int:
+        return len(self.lambdas)
+
+    @property
+    def top(self) -> int:
+        """The highest level."""
+        return len(self.lambdas) - 1
+
+    def resolve(self, level: float | None = None, lmbda: float | None = None) -> float:
+        """The level that was asked for; the highest without either.
+
+        Raises:
+            RecipeError: both are given, or it lies outside what was trained.
+        """
+        if level is not None and lmbda is not None:
+            raise RecipeError(f"give level or lmbda, not both (got {level:g} and {lmbda:g})")
+        if lmbda is not None:
+            if not self.lambdas[0] * (1 - 1e-9) <= lmbda <= self.lambdas[-1] * (1 + 1e-9):
+                raise RecipeError(f"lmbda {lmbda:g} lies outside what the codec was trained for: {self.lambdas[0]:g} to {self.lambdas[-1]:g}")
+            return float(np.interp(math.log(lmbda), self._logs, np.arange(len(self))))
+        if level is None:
+            return float(self.top)
+        if not 0 <= level <= self.top:
+            reach = f"0 (lambda {self.lambdas[0]:g}) to {self.top} ({self.lambdas[-1]:g})"
+            raise RecipeError(f"level {level:g} lies outside what the codec was trained for: {reach}")
+        return float(level)
+
+    def lmbda(self, levels: Tensor) -> Tensor:
+        """The lambda of each level."""
+        logs = torch.as_tensor(self._logs, dtype=torch.float32, device=levels.device)
+        below = levels.floor().clamp(0, max(self.top - 1, 0)).long()
+        above = (below + 1).clamp(max=self.top)
+        return torch.exp(torch.lerp(logs[below], logs[above], levels.float() - below))
+
+    def set(self, level: float | None = None, lmbda: float | None = None) -> float:
+        """Set the level of what comes next, for all images alike; return it."""
+        found = self.resolve(level, lmbda)
+        self.now = torch.tensor([found])
+        return found
+
+    def draw(self, count: int, device: torch.device | str = "cpu") -> None:
+        """Draw a level for each image of a batch, spread evenly over all rates."""
+        places = (torch.randperm(count) + torch.rand(count)) / count
+        self.now = (places * self.top).to(device)
+
+    def write(self, level: float | None = None, lmbda: float | None = None) -> bytes:
+        """Set the level, as near as a header can say it, and return the header."""
+        code = round(self.resolve(level, lmbda) / max(self.top, 1) * STEPS)
+        self.set(code / STEPS * self.top)
+        return struct.pack(">H", code)
+
+    def read(self, header: bytes) -> float:
+        """Set the level that a header says; return it.
+
+        Raises:
+            FileError: not a header.
+        """
+        if not isinstance(header, bytes) or len(header) != 2:
+            raise FileError("this bitstream does not start with a rate: it is of another codec, or of this one without its modulator")
+        (code,) = struct.unpack(">H", header)
+        return self.set(code / STEPS * self.top)

@@ -1,0 +1,274 @@
+"""How methods are attached to a codec, and what can be done with the two."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from nicprune.channels import Groups
+from nicprune.codecs import check_codec, provenance, set_provenance
+from nicprune.cost import CostModel
+from nicprune.errors import CodecError, RecipeError
+from nicprune.hooks import has_hooks
+from nicprune.methods.base import METHODS, Method
+from nicprune.settings import parse
+from nicprune.surgery import analyse, prune
+
+if TYPE_CHECKING:
+    from nicprune.levels import Levels
+
+
+class Attached(nn.Module):
+    """A codec with methods attached: the same forward pass, now prunable. Drops into any training loop.
+
+    Where a method stays (gates, modulators), this is also what codes images: `update`, `compress`, `decompress`, as with a codec.
+
+    Attributes:
+        codec: the codec itself, the very object that was given; its state-dict keys are unchanged.
+        methods: what is attached, in order.
+    """
+
+    def __init__(self, codec: nn.Module, methods: Sequence[Method], groups: Groups, cost: CostModel):
+        super().__init__()
+        self.codec = codec
+        self.methods = nn.ModuleList(methods)
+        self._shared = (groups, cost)
+
+    @property
+    def _each(self) -> list[Method]:
+        return cast("list[Method]", list(self.methods))
+
+    @property
+    def groups(self) -> Groups:
+        """The codec's channel groups."""
+        return self._shared[0]
+
+    @property
+    def cost(self) -> CostModel:
+        """The codec's cost."""
+        return self._shared[1]
+
+    @property
+    def stays(self) -> bool:
+        """Whether all that is attached is part of the codec when it codes (gates, modulators); false while masks still decay."""
+        return all(method.stays for method in self._each)
+
+    @property
+    def levels(self) -> Levels | None:
+        """The rates that the codec was trained for, if a modulator is attached."""
+        return next((method.levels for method in self._each if method.levels is not None), None)
+
+    def forward(self, x: Tensor, *args: Any, level: float | None = None, lmbda: float | None = None, **kwargs: Any) -> Any:
+        """The codec's forward pass.
+
+        Args:
+            level, lmbda: with a modulator, which rate to code at, as a position among the trained ones (0 to count - 1,
+                in between too) or as a lambda between them. Without either: the highest rate; in training, one drawn for each image.
+        """
+        if self.levels is not None and self.training and level is None and lmbda is None:
+            self.levels.draw(x.shape[0], x.device)
+        else:
+            self._set(level, lmbda)
+        return self.codec(x, *args, **kwargs)
+
+    def _set(self, level: float | None, lmbda: float | None) -> None:
+        if self.levels is not None:
+            self.levels.set(level, lmbda)
+        elif level is not None or lmbda is not None:
+            raise RecipeError("level and lmbda need a modulator: attach one of " + ", ".join(name for name in METHODS if METHODS[name].modulates))
+
+    def aux_loss(self) -> Tensor:
+        """The codec's auxiliary loss (its quantiles')."""
+        codec: Any = self.codec
+        return codec.aux_loss()
+
+    def update(self, *args: Any, **kwargs: Any) -> bool:
+        """Update the codec's CDF tables."""
+        codec: Any = self.codec
+        return codec.update(*args, **kwargs)
+
+    def objective(self, out: Mapping[str, Any], x: Tensor, metric: str = "mse") -> dict[str, Tensor] | None:
+        """The rate-distortion loss where a method brings its own (one lambda for each image): {"loss", "mse_loss", "bpp_loss"}; else None."""
+        return next((found for method in self._each if (found := method.objective(out, x, metric)) is not None), None)
+
+    def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
+        """The methods' extra loss terms: add them to the rate-distortion loss."""
+        return torch.stack([method.loss(out, x) for method in self._each]).sum()
+
+    def after_step(self) -> None:
+        """Call behind `optimizer.step()`."""
+        for method in self._each:
+            method.after_step()
+
+    @property
+    def done(self) -> bool:
+        """Whether every method is done."""
+        return all(method.done for method in self._each)
+
+    @property
+    def steps_left(self) -> int:
+        """How many more training steps the methods need until all are done."""
+        return max(method.steps_left for method in self._each)
+
+    def figures(self) -> dict[str, float]:
+        """The methods' numbers for logs."""
+        return {name: value for method in self._each for name, value in method.figures().items()}
+
+    def self_updated(self) -> list[nn.Parameter]:
+        """Parameters that an optimiser need not (but may) be given."""
+        return [p for method in self._each for p in method.self_updated()]
+
+    def calibrate(self, images: Sequence[Tensor]) -> None:
+        """Settle on whole images, (1, 3, H, W) in [0, 1] with sides that are multiples of 64, what was learnt on patches."""
+        self._set(None, None)
+        for method in self._each:
+            method.calibrate(self.codec, images)
+
+    def image_cost(self) -> tuple[dict[str, float], dict[str, float]] | None:
+        """What the last image cost where that depends on the image; see `Method.image_cost`."""
+        return next((cost for method in self._each if (cost := method.image_cost()) is not None), None)
+
+    def keep(self) -> dict[str, list[int]]:
+        """The keep-lists that `harden` would use now."""
+        merged: dict[str, set[int]] = {}
+        for method in self._each:
+            for name, kept in method.keep().items():
+                merged[name] = merged[name] & set(kept) if name in merged else set(kept)
+        return {name: sorted(kept) for name, kept in merged.items()}
+
+    def plain(self, *, level: float | None = None, lmbda: float | None = None) -> nn.Module:
+        """Return a plain copy of the codec at full width, what was learnt folded into its weights (a modulator's rate too)."""
+        self._set(level, lmbda)
+        return self._folded(self._each)[0]
+
+    def _folded(self, which: Sequence[Method]) -> tuple[nn.Module, Attached]:
+        """A copy of the codec with nothing on it, these methods folded into its weights; and the copy's methods, taken off."""
+        chosen = [self._each.index(method) for method in which]
+        twin = copy.deepcopy(self)
+        codec = twin.detach()
+        for number in chosen:
+            twin._each[number].fold(codec)
+        set_provenance(codec, provenance(self.codec).copy())
+        return codec, twin
+
+    def compress(self, x: Tensor, *args: Any, level: float | None = None, lmbda: float | None = None, **kwargs: Any) -> Any:
+        """Write a bitstream. With a modulator, the first string says at which rate.
+
+        Masks that still decay are folded into a copy for it, which is slow: harden for good.
+        """
+        coder = self._coder()
+        header = []
+        if coder.levels is not None:
+            header = [[coder.levels.write(level, lmbda)]]
+        else:
+            coder._set(level, lmbda)
+        sent = coder.codec.compress(x, *args, **kwargs)
+        return {**sent, "strings": [*header, *sent["strings"]]}
+
+    def decompress(self, strings: Any, *args: Any, **kwargs: Any) -> Any:
+        """Read a bitstream that `compress` wrote."""
+        coder = self._coder()
+        if coder.levels is not None:
+            coder.levels.read(strings[0][0] if strings and isinstance(strings[0], list) and strings[0] else b"")
+            strings = strings[1:]
+        return coder.codec.decompress(strings, *args, **kwargs)
+
+    def _coder(self) -> Any:
+        """What codes images: this, or a copy that has what does not stay folded in."""
+        if self.stays:
+            return self
+        going = [method for method in self._each if not method.stays]
+        codec, twin = self._folded(going)
+        staying = [method for method in twin._each if method.stays]
+        for method in staying:
+            method.attach(codec)
+        coder = Attached(codec, staying, self.groups, self.cost).eval()
+        coder.update(force=True)
+        return coder
+
+    def harden(self, *, verify: bool = True, level: float | None = None, lmbda: float | None = None) -> Any:
+        """Return a smaller codec: the decision made, masks folded in, channels removed, the result verified.
+
+        It is plain, unless gates or a modulator stay on it: then it is attached again, on smaller layers. With `level` or `lmbda`
+        a modulator is folded into the weights, at this rate. The attached codec itself stays as it is.
+
+        Raises:
+            TrainingError: a method has not decided yet.
+            SurgeryError: the result is not the same function as the masked codec.
+        """
+        for method in self._each:
+            method.check_hardenable()
+        fixed = level is not None or lmbda is not None
+        self._set(level, lmbda)
+        staying = [method for method in self._each if method.stays and not (fixed and method.modulates)]
+        keep = self.keep()
+        # A gate that stays has a say in what goes, too: GDN must make up for it.
+        wide, _ = self._folded([m for m in self._each if m not in staying or not m.modulates])
+        record = provenance(wide)
+        if not record.original:
+            record.original = self.cost.original.as_dict()
+        small = prune(wide, keep, self.groups, verify=verify)
+        totals = self.cost.totals(keep)
+        entry = {
+            "methods": [{"name": m.name, **m.config.model_dump(mode="json")} for m in self._each],
+            "widths": {name: [self.groups[name].width, len(kept)] for name, kept in keep.items()},
+            "macs_before": self.cost.totals().macs,
+            "macs_after": totals.macs,
+            "params_after": totals.params,
+            "verified": provenance(small).verified if verify else "",
+        }
+        if staying:
+            entry["stays"] = [m.name for m in staying]
+        provenance(small).history.append(entry)
+        small = small.train(self.codec.training)
+        if not staying:
+            return small
+        again = attach(small, [(m.name, m.config.model_dump()) for m in staying])
+        for method, other in zip(staying, again._each, strict=True):
+            method.carry(other, keep)
+        return again.train(self.codec.training)
+
+    def detach(self) -> nn.Module:
+        """Take everything off again and return the original object, as it is now."""
+        for method in self._each:
+            method.detach(self.codec)
+        return self.codec
+
+
+def attach(codec: nn.Module, method: str | Sequence[tuple[str, Mapping[str, Any]]], **config: Any) -> Attached:
+    """Attach one method, or a list of (name, settings), to a codec. Its forward pass does not change.
+
+    Args:
+        codec: any `CompressionModel`, own classes included. It is not copied.
+        method: a name from `nicprune list`, with its settings as keywords; or a list of (name, settings).
+
+    Raises:
+        CodecError: the codec cannot be analysed.
+        RecipeError: a setting is unknown or out of range.
+        BudgetError: the budget cannot be met.
+    """
+    if isinstance(codec, Attached):
+        raise CodecError("methods are attached to a codec already; harden() or detach() it first, or attach a list")
+    check_codec(codec)
+    wanted = [(method, config)] if isinstance(method, str) else [(name, dict(settings)) for name, settings in method]
+    if not wanted or (config and not isinstance(method, str)):
+        raise RecipeError("attach(codec, name, **settings) or attach(codec, [(name, settings), ...])")
+    parsed = [(METHODS[name], parse(METHODS[name].Config, settings, f"method {name!r}")) for name, settings in wanted]
+    modulators = [cls.name for cls, _ in parsed if cls.modulates]
+    if len(modulators) > 1:
+        raise RecipeError(f"a codec has one modulator; {' and '.join(modulators)} were asked for")
+    if has_hooks(codec):
+        raise RecipeError("the codec has a method attached already; harden() or detach() it first, or attach a list")
+    groups = analyse(codec)
+    cost = CostModel(codec, groups)
+    # Everything is validated before the first hook is set: a failure leaves the codec as it was.
+    methods = [cls(codec, groups, cost, settings) for cls, settings in parsed]
+    place = next(codec.parameters())
+    attached = Attached(codec, [m.to(place.device) for m in methods], groups, cost)
+    for one in methods:
+        one.attach(codec)
+    return attached.train(codec.training)

@@ -1,0 +1,377 @@
+"""Energy-based channel gating (Yin et al., "Universal Efficient Variable-rate Neural Image Compression", ICASSP 2022).
+
+In front of each convolution a gate looks at the energy of every input channel over the image (global pooling), mixes it with its
+neighbours' (1-D convolution across channels) and closes the channels that are below a learnt threshold alpha. The paper's loss adds
+gamma * sum (alpha - alpha_t)^2; its gate formula and settings are not public. Ours, and why:
+
+*The score* of a channel is its energy relative to its own running mean: alpha = 1 means "closed where there is less than usual",
+alike for all channels, so that how loud a channel is does not decide how dispensable it is. The hard step has the gradient of a
+sigmoid behind it (straight-through).
+
+*The rule.* After each optimiser step
+
+    alpha <- alpha + rho * r * (alpha_t - alpha) - eta * clip(g / rms(g))
+
+with g the rate-distortion gradient: the decoupled gradient step of gamma * (alpha - alpha_t)^2, 2 * gamma = rho. Within the loss,
+Adam's normaliser would take gamma out again. With `alpha` as target rho is constant and r = 1, as published. With a budget alpha_t
+closes everything, r is the MACs of a channel over its importance (running mean of the squared gradient by the gate), relative to the
+median, and rho is steered so that the measured cost follows a straight line from the whole to the budget, and stays there.
+
+*Whole images* hold less extreme energies than training patches. `calibrate` measures how often each channel is open on whole
+photographs and shifts all thresholds by one amount, so that the budget holds there.
+
+*Freezing.* Channels that hardly ever open are removed by `harden`. They no longer reach GDN's pool then, as they did when a gate
+closed them behind it: beta takes over what they added to it on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from nicprune.budget import ROUND_TO, Budget
+from nicprune.codecs import transform_of
+from nicprune.errors import BudgetError, TrainingError
+from nicprune.gates import Gate, Power, gatable, hang, input_sizes, key_of, recording, unhang
+from nicprune.layers import zero
+from nicprune.methods.base import METHODS, Method, kept_channels
+from nicprune.settings import Settings
+
+CLOSED = 3.0
+"""alpha_t with a budget: closed wherever there is less than three times a channel's usual energy."""
+
+RAMP = 0.7
+"""Share of the gating steps until the budget is reached."""
+
+SPREAD, STEER = 30.0, 0.05
+"""As in mask decay: rates stay within this factor of their median; how much rho changes in a step, relative."""
+
+class GatingConfig(Settings):
+    """Settings of channel gating; exactly one of `budget` and `alpha` is its target.
+
+    Attributes:
+        budget: shares of the original codec's MACs, gates' own included, on average over images.
+        alpha: alpha_t, the threshold that all are drawn to: larger is sparser; 1 closes what is below its usual energy.
+        gamma: weight of sum (alpha - alpha_t)^2; None takes what brings thresholds there within `gating_steps`. With a budget it adapts.
+        gating_steps: steps during which thresholds learn; they stay as they are from then on.
+        energy: pooled as the "mean" or the "max" of the squares.
+        kernel: taps of the 1-D convolution across channels, 0 for none.
+        relative: energies are relative to the "channel"'s usual one, or to the "layer"'s.
+        transforms: where gates go.
+        freeze: channels open on at most this share of images are removed by `harden`.
+        rest: what `harden` makes of the others: gates stay ("dynamic"), or all are opened and a plain codec is left ("open").
+        round_to: frozen widths are multiples of this.
+    """
+
+    budget: Budget | None = None
+    alpha: float | None = Field(default=None, gt=0, le=100)
+    gamma: float | None = Field(default=None, gt=0)
+    gating_steps: int = Field(default=10_000, ge=2)
+    energy: Literal["mean", "max"] = "mean"
+    kernel: int = Field(default=5, ge=0, le=15)
+    relative: Literal["channel", "layer"] = "channel"
+    transforms: tuple[Literal["g_a", "h_a", "h_s", "g_s"], ...] = ("g_a", "h_a", "h_s", "g_s")
+    freeze: float = Field(default=0.02, ge=0, lt=1)
+    rest: Literal["dynamic", "open"] = "dynamic"
+    round_to: int = Field(default=ROUND_TO, ge=1, le=64)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GatingConfig:
+        if (self.budget is None) == (self.alpha is None):
+            raise ValueError("give either budget: {macs: 0.5} or alpha: 1.0")
+        if self.budget is not None and self.gamma is not None:
+            raise ValueError("gamma adapts to a budget; give it with alpha only")
+        if self.kernel and self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, or 0 for no convolution (got {self.kernel})")
+        if not self.transforms:
+            raise ValueError("transforms: name at least one")
+        return self
+
+
+@METHODS.register("channel_gating")
+class ChannelGating(Method):
+    """Closes channels per image; what hardly ever opens can be removed for good."""
+
+    name = "channel_gating"
+    summary = "gates close channels of little energy, per image (ECG); what never opens is removed"
+    Config = GatingConfig
+    config: GatingConfig
+
+    step: Tensor
+    rho: Tensor
+    frozen: Tensor
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        codec = self._shared[0]
+        self.gated = gatable(codec, self.groups, self.config.transforms)
+        modules = dict(codec.named_modules())
+        self.gates = nn.ModuleDict({key_of(n): Gate(modules[n].in_channels, self.config.energy, self.config.kernel, self.config.relative) for n in self.gated})
+        pools = [n for n, m in modules.items() if hasattr(m, "gamma_reparam") and transform_of(n) in self.config.transforms]
+        self.powers = nn.ModuleDict({key_of(n): Power(modules[n].beta.numel()) for n in pools})
+        self._pools = pools
+        sizes = input_sizes(codec, self.gated)
+        # A multiply-add for each square, and the taps of the 1-D convolution: what a gate costs by itself, at 64x64.
+        self._own = {n: modules[n].in_channels * (sizes[n] + self.config.kernel) for n in self.gated}
+        self._prices = np.repeat(self.cost.per_input(self.gated), [modules[n].in_channels for n in self.gated])
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.register_buffer("rho", torch.tensor(self._first_rho()))
+        # Whether channels that never open have been removed: those that are found later are still there, and cost.
+        self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
+        self._check_budget()
+
+    def _first_rho(self) -> float:
+        if self.config.gamma is not None:
+            return 2 * self.config.gamma
+        return (5.0 if self.config.alpha is not None else 1.0) / self.config.gating_steps
+
+    def validate(self) -> None:
+        gatable(self._shared[0], self.groups, self.config.transforms)
+
+    def _check_budget(self) -> None:
+        """Raise BudgetError if even one open channel in front of each convolution costs more than the budget."""
+        if self.config.budget is None:
+            return
+        least = self._costs(dict.fromkeys(self.gated, 1.0))[0]
+        for name, limit in self.config.budget.limits(self.cost.original).items():
+            if least[name] > limit:
+                share = least[name] / getattr(self.cost.original, name)
+                raise BudgetError(
+                    f"budget {name}: {limit / getattr(self.cost.original, name):g} cannot be met by gating alone: with one channel open before each of "
+                    f"{len(self.gated)} convolutions {share:.3f} are left (layers without a gate, GDN); ask for more, or gate a pruned codec"
+                )
+
+    def each(self) -> dict[str, Gate]:
+        """The gates by the name of the convolution behind them."""
+        return {name: self.gates[key_of(name)] for name in self.gated}  # type: ignore[misc]
+
+    def _meters(self) -> dict[str, Power]:
+        return {name: self.powers[key_of(name)] for name in self._pools}  # type: ignore[misc]
+
+    def attach(self, codec: nn.Module) -> None:
+        hang(codec, self.each(), self._meters())
+
+    def detach(self, codec: nn.Module) -> None:
+        unhang(codec, {id(m) for m in (*self.each().values(), *self._meters().values())})
+
+    @property
+    def stays(self) -> bool:
+        return self.config.rest == "dynamic"
+
+    @property
+    def done(self) -> bool:
+        return self.steps_left == 0
+
+    @property
+    def steps_left(self) -> int:
+        return max(0, self.config.gating_steps - int(self.step))
+
+    def self_updated(self) -> list[nn.Parameter]:
+        return [gate.threshold for gate in self.each().values()]
+
+    # -- cost ---------------------------------------------------------------------------------------------------------
+
+    def _costs(self, inputs: Mapping[str, float], keep: Mapping[str, Sequence[int]] | None = None) -> tuple[dict[str, float], dict[str, float]]:
+        totals, by_transform = self.cost.with_inputs(inputs, keep)
+        for name, own in self._own.items():
+            transform = transform_of(name)
+            by_transform[transform] += own
+            for what in ("macs", *[w for w, runs in (("encoder", transform != "g_s"), ("decoder", transform in ("g_s", "h_s"))) if runs]):
+                totals[what] += own
+        return totals, by_transform
+
+    def _open(self) -> dict[str, float]:
+        """Open input channels of each convolution in the mean, by the running rates."""
+        return {name: float(gate.open_rate.sum()) for name, gate in self.each().items()}
+
+    def image_cost(self) -> tuple[dict[str, float], dict[str, float]]:
+        return self._costs({name: float(gate.open.sum()) for name, gate in self.each().items()})
+
+    def expected(self) -> dict[str, float]:
+        """Mean MACs as the running rates say, freezing included."""
+        keep = {} if bool(self.frozen) else self.keep()
+        inputs = {}
+        for name, gate in self.each().items():
+            kept = kept_channels(self.groups, keep, name, "in", gate.channels)
+            inputs[name] = float(gate.open_rate[torch.from_numpy(kept).to(gate.open_rate.device)].sum())
+        return self._costs(inputs, keep)[0]
+
+    def figures(self) -> dict[str, float]:
+        rates = torch.cat([gate.open_rate for gate in self.each().values()])
+        return {
+            "macs": self.expected()["macs"] / self.cost.original.macs,
+            "density": float(rates.mean()),
+            "dynamic": float(((rates > 0.02) & (rates < 0.98)).float().mean()),
+            "rho": float(self.rho),
+        }
+
+    # -- learning -----------------------------------------------------------------------------------------------------
+
+    def _ahead(self) -> float:
+        """How far the codec is from its planned cost, as a share of the whole way; positive: it costs too much still."""
+        assert self.config.budget is not None
+        planned = min(1.0, int(self.step) / max(1.0, RAMP * self.config.gating_steps))
+        now = self.expected()
+        gaps = []
+        for name, limit in self.config.budget.limits(self.cost.original).items():
+            whole = getattr(self.cost.totals(), name)
+            way = max(whole - limit, 0.01 * whole)
+            gaps.append((now[name] - (whole - planned * way)) / way)
+        return max(gaps)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        gates = list(self.each().values())
+        if self.done:
+            return
+        self.step += 1
+        sizes = [gate.channels for gate in gates]
+        alpha = torch.cat([gate.threshold.data for gate in gates])
+        gradient = torch.cat([g.threshold.grad if g.threshold.grad is not None else torch.zeros_like(g.threshold) for g in gates])
+        if not bool(torch.isfinite(gradient).all()):
+            gradient = torch.zeros_like(gradient)
+        importance = torch.cat([gate.importance for gate in gates])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():  # every process must move alike
+            both = torch.cat([importance, *[gate.open_rate for gate in gates], *[gate.scale for gate in gates]])
+            torch.distributed.all_reduce(both)
+            importance, rates, scales = (both / torch.distributed.get_world_size()).split(len(importance))
+            for gate, rate, scale in zip(gates, rates.split(sizes), scales.split(sizes), strict=True):
+                gate.open_rate.copy_(rate)
+                gate.scale.copy_(scale)
+        pull = gradient / gradient.square().mean().sqrt().clamp_min(1e-20)
+        eta = 2.0 / self.config.gating_steps
+        if self.config.budget is not None:
+            self.rho.mul_(float(np.exp(STEER * np.clip(10 * self._ahead(), -1, 1)))).clamp_(1e-3 / self.config.gating_steps, 0.5)
+            rates = torch.from_numpy(self._prices).to(importance) / importance.clamp_min(1e-20)
+            rates = (rates / rates.median().clamp_min(1e-20)).clamp(1 / SPREAD, SPREAD)
+            goal = torch.full_like(alpha, CLOSED)
+        else:
+            rates, goal = torch.ones_like(alpha), torch.full_like(alpha, float(self.config.alpha or 0))
+        alpha = alpha + (self.rho * rates).clamp(max=1) * (goal - alpha) - eta * pull.clamp(-1, 1)
+        for gate, part in zip(gates, alpha.clamp(min=0).split(sizes), strict=True):
+            gate.threshold.copy_(part)
+            gate.threshold.grad = None
+        if self.done:
+            self._hold()
+
+    def _hold(self) -> None:
+        """Once done, thresholds, scales and the mixing stay as they are; the codec's weights may go on learning."""
+        parts: list[Any] = [*self.each().values(), *self._meters().values()]
+        for part in parts:
+            part.learns = not self.done
+            for parameter in part.parameters():
+                parameter.requires_grad_(not self.done)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._hold()
+
+    @torch.no_grad()
+    def calibrate(self, model: nn.Module, images: Sequence[Tensor]) -> None:
+        gates, meters = self.each(), self._meters()
+        modes = {module: module.training for module in (*model.modules(), *self.modules())}
+        model.eval()
+        self.eval()
+        try:
+            for _ in range(3 if self.config.budget is not None else 1):  # what one gate closes changes the energies at the next
+                with recording(gates, meters):
+                    for image in images:
+                        model(image)
+                    margins = {name: torch.cat(gate.recorded or []) for name, gate in gates.items()}
+                    for meter in meters.values():
+                        meter.value.copy_(torch.stack(meter.recorded or []).mean(0))
+                        meter.seen.fill_(len(images))
+                shift = self._shift(margins) if self.config.budget is not None else 0.0
+                for name, gate in gates.items():
+                    gate.threshold.add_(shift)
+                    gate.open_rate.copy_(((margins[name] - shift) >= 0).to(gate.open_rate).mean(0))
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    def _shift(self, margins: Mapping[str, Tensor]) -> float:
+        """How much all thresholds have to move for the mean cost of the recorded images to be the budget's."""
+        assert self.config.budget is not None
+        limits = self.config.budget.limits(self.cost.original)
+        before = {name: gate.open_rate.clone() for name, gate in self.each().items()}
+        low, high = -CLOSED, CLOSED
+        for _ in range(20):
+            middle = (low + high) / 2
+            for name, gate in self.each().items():
+                gate.open_rate.copy_(((margins[name] - middle) >= 0).to(gate.open_rate).mean(0))
+            now = self.expected()
+            if any(now[name] > limit for name, limit in limits.items()):
+                low = middle
+            else:
+                high = middle
+        for name, gate in self.each().items():
+            gate.open_rate.copy_(before[name])
+        return high
+
+    # -- freezing -----------------------------------------------------------------------------------------------------
+
+    def keep(self) -> dict[str, list[int]]:
+        gates = self.each()
+        found: dict[str, list[int]] = {}
+        for group in self.groups.prunable():
+            readers = [m for m in group.members if m.axis == "in"]
+            pools = [m for m in group.members if m.axis == "both"]
+            if not readers or any(m.module not in gates for m in readers) or any(m.module not in self._pools for m in pools):
+                continue
+            rate = np.zeros(group.width)
+            for member in readers:
+                rate = np.maximum(rate, gates[member.module].open_rate.cpu().numpy()[member.index].max(1))
+            step = min(self.config.round_to, group.width)
+            count = max(int((rate > self.config.freeze).sum()), 1)
+            count = min(-(-count // step) * step, group.width)
+            if count < group.width:
+                found[group.name] = sorted(np.argsort(-rate, kind="stable")[:count].tolist())
+        return found
+
+    def check_hardenable(self) -> None:
+        if not self.done:
+            raise TrainingError(
+                f"channel gating is at step {int(self.step)} of {self.config.gating_steps}: thresholds are still learning; "
+                "train on until gated.done, or attach with fewer gating_steps"
+            )
+
+    @torch.no_grad()
+    def fold(self, codec: nn.Module) -> None:
+        modules, meters = dict(codec.named_modules()), self._meters()
+        for name, kept in self.keep().items():
+            gone = np.setdiff1d(np.arange(self.groups[name].width), kept)
+            for member in self.groups[name].members:
+                layer: Any = modules[member.module]
+                channels = member.index[gone].ravel()
+                if member.axis == "out":
+                    zero(layer, "out", channels.tolist())
+                elif member.axis == "both":
+                    gamma, beta = layer.gamma_reparam(layer.gamma), layer.beta_reparam(layer.beta)
+                    index = torch.from_numpy(channels).to(gamma.device)
+                    added = gamma[:, index] @ meters[member.module].value.to(gamma)[index]
+                    layer.beta.copy_(layer.beta_reparam.init(beta + added))
+
+    def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
+        assert isinstance(other, ChannelGating)
+        for name, gate in self.each().items():
+            kept = torch.from_numpy(kept_channels(self.groups, keep, name, "in", gate.channels))
+            _take(gate, other.each()[name], kept)
+        for name, meter in self._meters().items():
+            kept = torch.from_numpy(kept_channels(self.groups, keep, name, "both", len(meter.value)))
+            _take(meter, other._meters()[name], kept)
+        other.step.copy_(self.step)
+        other.rho.copy_(self.rho)
+        other.frozen.fill_(True)
+        other._hold()
+
+
+def _take(source: nn.Module, target: nn.Module, kept: Tensor) -> None:
+    """Copy state, of what has a value per channel only the kept ones."""
+    own = target.state_dict()
+    for name, value in source.state_dict().items():
+        own[name].copy_(value[kept.to(value.device)] if value.dim() and name != "mix" else value)
