@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from nicprune.checkpoint import load_codec as load_codec
     from nicprune.checkpoint import save as save
     from nicprune.codecs import provenance as provenance
+    from nicprune.container import decode as decode
+    from nicprune.container import encode as encode
     from nicprune.cost import CostModel as CostModel
     from nicprune.cost import measure as measure
+    from nicprune.data import calibration_images as calibration_images
     from nicprune.errors import NicpruneError as NicpruneError
     from nicprune.evaluation import compare as compare
     from nicprune.evaluation import evaluate as evaluate
@@ -40,8 +43,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "METHODS": "methods", "Attached": "methods", "Budget": "budget", "CostModel": "cost", "Group": "channels", "Groups": "channels",
-    "Method": "methods", "NicpruneError": "errors", "analyse": "surgery", "attach": "methods", "compare": "evaluation", "evaluate": "evaluation",
-    "fit": "training", "load": "checkpoint", "load_codec": "checkpoint", "measure": "cost",
+    "Method": "methods", "NicpruneError": "errors", "analyse": "surgery", "attach": "methods", "calibration_images": "data", "compare": "evaluation", "decode": "container",
+    "encode": "container", "evaluate": "evaluation", "fit": "training", "load": "checkpoint", "load_codec": "checkpoint", "measure": "cost",
     "provenance": "codecs", "prune": "surgery", "read_recipe": "recipe", "run_recipe": "run", "save": "checkpoint",
 }  # fmt: skip
 __all__ = sorted(_HOME)  # noqa: PLE0605

@@ -149,6 +149,52 @@ def eval_(
         write_results(result, output)
 
 
+@app.command("encode")
+def encode_(
+    codec: Annotated[str, typer.Argument(help="Name, file, or package.module:factory.")],
+    image: Annotated[str, typer.Argument(help="Photograph.")],
+    output: Annotated[Path, typer.Argument(help="File to write.")],
+    quality: Quality = None,
+    weights: Weights = "official",
+    metric: Metric = "mse",
+    level: Annotated[float | None, typer.Option(help="With a modulator: rate, from 0 (lowest) on; in between too.")] = None,
+    lmbda: Annotated[float | None, typer.Option(help="With a modulator: rate by its lambda.")] = None,
+) -> None:
+    """Code a photograph into a file that decode reads with the same codec."""
+    from nicprune.checkpoint import load_codec
+    from nicprune.container import encode
+    from nicprune.data import read_image
+    from nicprune.files import write_atomically
+
+    picture = read_image(image)
+    data = encode(load_codec(codec, quality, metric=metric, weights=weights), picture, level=level, lmbda=lmbda)
+    write_atomically(output, lambda temporary: temporary.write_bytes(data))
+    _, height, width = picture.shape
+    typer.echo(f"{output}: {len(data):,} bytes, {8 * len(data) / (height * width):.4f} bpp, header included ({width}x{height} pixels)")
+
+
+@app.command("decode")
+def decode_(
+    codec: Annotated[str, typer.Argument(help="Name, file, or package.module:factory: what the file was coded with.")],
+    file: Annotated[str, typer.Argument(help="File that encode wrote.")],
+    output: Annotated[Path, typer.Argument(help="PNG to write.")],
+    quality: Quality = None,
+    weights: Weights = "official",
+    metric: Metric = "mse",
+) -> None:
+    """Decode what encode wrote into a PNG."""
+    from nicprune.checkpoint import load_codec
+    from nicprune.container import decode
+    from nicprune.data import write_png
+    from nicprune.errors import RecipeError
+
+    if output.suffix.lower() != ".png":
+        raise RecipeError(f"decode writes PNG; {output} must end in .png")
+    picture = decode(load_codec(codec, quality, metric=metric, weights=weights), file)
+    write_png(picture.float() / 255, output)
+    typer.echo(f"wrote {output} ({picture.shape[2]}x{picture.shape[1]} pixels)")
+
+
 @app.command()
 def report(
     paths: Annotated[list[str], typer.Argument(help="Folders of runs or reports, or record files.")],

@@ -1,0 +1,364 @@
+"""One coded photograph in one file: read back as the codec itself would, refused where it is not whole or not this codec's."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import built, hook_count, same_state, state_of
+from torch import Tensor, nn
+
+from nicprune.checkpoint import load, save
+from nicprune.container import HEADER, MAGIC, _pack, decode, encode, fingerprint
+from nicprune.data import read_image, write_png
+from nicprune.errors import CodecError, DataError, FileError, NicpruneError, RecipeError
+from nicprune.evaluation import crop, pad, string_bytes
+from nicprune.methods import Attached, attach
+
+LAMBDAS = (0.0018, 0.0067, 0.025)
+
+
+def photo(height: int = 67, width: int = 130, seed: int = 0) -> Tensor:
+    """A soft uint8 picture whose sides are multiples of nothing."""
+    small = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.interpolate(small, size=(height, width), mode="bicubic")[0].clamp(0, 1).mul(255).round().byte()
+
+
+@torch.no_grad()
+def by_hand(codec: Any, picture: Tensor, **rate: float) -> tuple[Tensor, int]:
+    """What the codec's own compress and decompress make of the picture, and how many bytes of strings."""
+    padded, padding = pad(picture.unsqueeze(0).float() / 255)
+    sent = codec.compress(padded, **rate)
+    x_hat = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
+    return crop(x_hat, padding)[0].clamp(0, 1).mul(255).round().byte(), string_bytes(sent["strings"])
+
+
+def ready(name: str) -> Any:
+    codec, _ = built(name)
+    codec.update(force=True)
+    return codec
+
+
+def modulated(name: str = "bmshj2018-hyperprior") -> Attached:
+    """A codec with a modulator whose networks have learnt something."""
+    attached = attach(ready(name), "bit_rate_modulator", lambdas=LAMBDAS)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in attached.methods.parameters():
+            parameter.add_((torch.rand(parameter.shape, generator=generator) - 0.5) * 0.2)
+    return attached
+
+
+def gated() -> Attached:
+    """A codec whose gates close part of the channels, other ones for other images."""
+    attached = attach(ready("bmshj2018-hyperprior"), "channel_gating", alpha=1.0, gating_steps=2)
+    attached.train()
+    for seed in range(3):
+        attached(photo(64, 64, seed).unsqueeze(0).float() / 255)
+    with torch.no_grad():
+        for name, parameter in attached.methods.named_parameters():
+            if name.endswith("threshold"):
+                parameter.fill_(0.9)
+    return attached.eval()
+
+
+def refused(codec: nn.Module, data: bytes | str | Path, expected: str = "") -> str:
+    """Decode what must be refused; return the one line that says why."""
+    with pytest.raises(FileError) as caught:
+        decode(codec, data)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def sealed(body: bytes) -> bytes:
+    """With the checksum that belongs to it."""
+    return body + zlib.crc32(body).to_bytes(4, "big")
+
+
+ARCHITECTURES = (
+    "bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018", "cheng2020-attn", "cheng2020-anchor-checkerboard", "elic2022-chandelier", "mbt2018-mean-vbr-eb",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_is_read_is_what_the_codec_itself_decodes(name: str) -> None:
+    codec, picture = ready(name), photo()
+    data = encode(codec, picture)
+    expected, size = by_hand(codec, picture)
+    decoded = decode(codec, data)
+    assert decoded.dtype == torch.uint8 and decoded.shape == picture.shape
+    assert torch.equal(decoded, expected)
+    assert len(data) - size < (40 if "elic" not in name and "checkerboard" not in name else 110)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (65, 63), (130, 67)])
+def test_any_size_comes_back(size: tuple[int, int], hyperprior: Any) -> None:
+    decoded = decode(hyperprior, encode(hyperprior, photo(*size)))
+    assert decoded.shape == (3, *size)
+    hyperprior.update(force=True)
+    assert torch.equal(decoded, by_hand(hyperprior, photo(*size))[0])
+
+
+def test_a_file_is_as_good_as_a_tensor(hyperprior: Any, tmp_path: Path) -> None:
+    picture = photo()
+    path = write_png(picture.float() / 255, tmp_path / "a.png")
+    data = encode(hyperprior, path)
+    assert data == encode(hyperprior, picture)
+    (tmp_path / "a.nic").write_bytes(data)
+    assert torch.equal(decode(hyperprior, tmp_path / "a.nic"), decode(hyperprior, data))
+    assert torch.equal(decode(hyperprior, str(tmp_path / "a.nic")), decode(hyperprior, data))
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, 2.0])
+def test_the_rate_travels_inside(level: float) -> None:
+    attached, picture = modulated(), photo()
+    expected, size = by_hand(attached, picture, level=level)
+    data = encode(attached, picture, level=level)
+    attached.levels.set(1.0)  # type: ignore[union-attr]
+    assert torch.equal(decode(attached, data), expected)
+    assert len(data) - size < 40
+    other = encode(attached, picture, level=1.3)
+    assert (len(other) > len(data)) == (level < 1.3), "a higher level is a higher rate"
+    assert not torch.equal(decode(attached, other), expected)
+
+
+def test_a_rate_may_be_given_as_its_lambda() -> None:
+    attached, picture = modulated(), photo()
+    assert encode(attached, picture, lmbda=LAMBDAS[1]) == encode(attached, picture, level=1)
+    assert encode(attached, picture) == encode(attached, picture, level=2)
+
+
+def test_gates_are_part_of_the_codec(tmp_path: Path) -> None:
+    attached, picture = gated(), photo()
+    data = encode(attached, picture)
+    expected, _ = by_hand(attached, picture)
+    assert any(not bool(m.open.all()) for m in attached.modules() if hasattr(m, "open")), "no gate closed anything: this test shows nothing"
+    assert torch.equal(decode(attached, data), expected)
+    assert not torch.equal(expected, by_hand(ready("bmshj2018-hyperprior"), picture)[0])
+    again = load(save(attached, tmp_path / "gated.safetensors"))
+    assert torch.equal(decode(again, data), expected)
+    refused(ready("bmshj2018-hyperprior"), data, "another codec")
+
+
+def test_a_saved_modulator_reads_what_was_written_before(tmp_path: Path) -> None:
+    attached, picture = modulated("mbt2018-mean"), photo()
+    data = encode(attached, picture, level=0.7)
+    again = load(save(attached, tmp_path / "c.safetensors"))
+    assert isinstance(again, Attached) and torch.equal(decode(again, data), decode(attached, data))
+    assert encode(again, picture, level=0.7) == data
+
+
+def test_the_fingerprint_stays_with_the_weights(tmp_path: Path) -> None:
+    for name in ("bmshj2018-hyperprior", "mbt2018", "elic2022-chandelier"):
+        codec, _ = built(name)
+        for module in codec.modules():  # as an optimiser's step leaves them, until the next forward
+            mask = getattr(module, "mask", None)
+            if isinstance(mask, Tensor):
+                module.weight.data += 0.01 * (1 - mask)
+        first = fingerprint(codec)
+        assert len(first) == 8
+        codec.update(force=True)
+        assert fingerprint(codec) == first, f"{name}: changed by update()"
+        with torch.no_grad():
+            codec(torch.rand(1, 3, 64, 64))
+        assert fingerprint(codec) == first, f"{name}: changed by a forward pass"
+        assert fingerprint(load(save(codec, tmp_path / f"{name}.safetensors"))) == first, f"{name}: changed by saving"
+        assert fingerprint(copy.deepcopy(codec).to(memory_format=torch.channels_last)) == first, f"{name}: changed by the memory format"
+
+
+def test_the_fingerprint_tells_codecs_apart(hyperprior: Any) -> None:
+    seen = {fingerprint(hyperprior)}
+    for key, _ in hyperprior.named_parameters():
+        changed = copy.deepcopy(hyperprior)
+        value = changed.get_parameter(key).data.view(-1)
+        value[-1] = torch.nextafter(value[-1], torch.tensor(9.0))
+        seen.add(fingerprint(changed))
+    assert len(seen) == 1 + len(list(hyperprior.parameters()))
+    names = [nn.ModuleDict({name: nn.Linear(2, 2)}).requires_grad_(False) for name in "ab"]
+    shapes = [nn.Linear(*sizes, bias=False).requires_grad_(False) for sizes in ((2, 8), (4, 4))]
+    for one, other in (names, shapes):
+        for parameter in (*one.parameters(), *other.parameters()):
+            parameter.fill_(0.5)
+        assert fingerprint(one) != fingerprint(other), "the same numbers elsewhere are another codec"
+    attached = modulated()
+    before = fingerprint(attached)
+    assert before not in seen
+    next(attached.methods.parameters()).data.view(-1)[0] += 0.01
+    assert fingerprint(attached) != before
+    few, many = (attach(built("bmshj2018-hyperprior")[0], "bit_rate_modulator", lambdas=lambdas) for lambdas in (LAMBDAS, (0.001, 0.01, 0.1)))
+    many.methods.load_state_dict(few.methods.state_dict())
+    assert fingerprint(few) != fingerprint(many), "the same weights at other rates are another codec"
+
+
+def test_coding_leaves_the_codec_as_it_was() -> None:
+    attached, picture = modulated("mbt2018"), photo()
+    attached.train()
+    attached.levels.set(0.25)  # type: ignore[union-attr]
+    before, hooks = state_of(attached), hook_count(attached)
+    decode(attached, encode(attached, picture, level=1.0))
+    assert same_state(state_of(attached), before) and hook_count(attached) == hooks and attached.training
+    assert float(attached.levels.now) == 0.25  # type: ignore[union-attr]
+    codec, _ = built("bmshj2018-hyperprior")
+    before = state_of(codec)
+    decode(codec, encode(codec, picture))
+    assert same_state(state_of(codec), before), "no tables are made on the codec itself"
+
+
+def test_the_codec_is_given_back_what_it_gave_in_the_arithmetic_of_its_encoder() -> None:
+    codec, seen = ready("elic2022-chandelier"), []
+
+    class Watched(type(codec)):  # type: ignore[misc]
+        def compress(self, x: Tensor) -> dict[str, Any]:
+            sent = super().compress(x)
+            seen.append((sent["strings"], sent["shape"], self.training, x.is_contiguous(), self.g_a[0].weight.is_contiguous()))
+            return sent
+
+        def decompress(self, strings: Any, shape: Any) -> dict[str, Any]:
+            seen.append((strings, shape, self.training, True, self.g_a[0].weight.is_contiguous()))
+            return super().decompress(strings, shape)
+
+    codec.__class__ = Watched
+    data = encode(codec.train().to(memory_format=torch.channels_last), photo())
+    decode(codec.eval().to(memory_format=torch.contiguous_format), data)
+    assert seen[0] == seen[1] and seen[0][2:] == (False, True, True)
+    assert [type(size) for size in seen[1][1]["y"]] == [torch.Size] * 5
+
+
+def test_the_bytes_do_not_depend_on_how_the_codec_lies_in_memory() -> None:
+    codec, picture = ready("elic2022-chandelier"), photo()
+    data = encode(codec, picture)
+    assert encode(copy.deepcopy(codec).to(memory_format=torch.channels_last).train(), picture) == data
+    assert encode(copy.deepcopy(codec).double(), picture) == data
+
+
+def test_another_codec_is_told_so() -> None:
+    data = encode(ready("bmshj2018-hyperprior"), photo())
+    other = ready("bmshj2018-hyperprior")
+    with torch.no_grad():
+        other.h_s[0].weight[0, 0, 0, 0] += 1e-3
+    refused(other, data, "another codec")
+    refused(ready("mbt2018-mean"), data, "another codec")
+    attached = modulated()
+    sent = encode(attached, photo(), level=1)
+    refused(attached.harden(level=1), sent, "another codec")
+
+
+def test_other_tables_are_told_so() -> None:
+    codec = ready("bmshj2018-hyperprior")
+    data = encode(codec, photo())
+    other = copy.deepcopy(codec)
+    other.gaussian_conditional.update_scale_table(torch.linspace(0.2, 60, 40).tolist(), force=True)
+    refused(other, data, "CDF tables")
+    decode(codec, data)
+
+
+def test_every_part_cut_off_and_every_byte_changed_is_noticed(hyperprior: Any) -> None:
+    data = encode(hyperprior, photo(64, 64))
+    for length in range(len(data)):
+        refused(hyperprior, data[:length], "damaged or cut short" if length >= len(MAGIC) else "not an image that nicprune" if length else "empty")
+    for place in range(len(data)):
+        for bit in (0, 7):
+            changed = bytearray(data)
+            changed[place] ^= 1 << bit
+            refused(hyperprior, bytes(changed))
+    refused(hyperprior, data + b"\0", "damaged or cut short")
+    decode(hyperprior, data)
+
+
+def test_contents_that_do_not_fit_together_are_refused(hyperprior: Any) -> None:
+    """The checksum is right: somebody made this."""
+    data = encode(hyperprior, photo(64, 64))
+    head, values = data[: HEADER.size], data[HEADER.size : -4]
+    places = {0, 2, 4, 5, 6, 7, 8, len(values) - 1}  # behind each of the first values and tags, and within the last string
+    for length in places:
+        refused(hyperprior, sealed(head + values[:length]), "do not fit together")
+    for length in range(len(MAGIC) + 1, HEADER.size):
+        refused(hyperprior, sealed(data[:length]), "damaged or cut short")
+    refused(hyperprior, sealed(head + values + b"\0"), "do not fit together")
+    refused(hyperprior, sealed(head + bytes([values[0] | 128, values[1] | 128, *[128] * 8, 0]) + values[2:]), "do not fit together")  # 64, at length
+    refused(hyperprior, sealed(head + b"\xff" * 40), "do not fit together")
+    refused(hyperprior, sealed(head + _pack(64) + _pack(64) + bytes([1 << 2 | 1]) * 5000), "do not fit together")
+    refused(hyperprior, sealed(head + _pack(640) + values[2:]), "cannot be decoded here")
+    shape = torch.Size([1, 1])
+    for odd in ([], [[b""]], {"y": [b""]}, 7, b"text", [7, 7]):
+        refused(hyperprior, sealed(head + _pack(64) + _pack(64) + _pack(shape) + _pack(odd)), "cannot be decoded here")
+    decode(hyperprior, sealed(head + values))
+
+
+def test_a_modulated_codec_refuses_a_stream_without_a_rate() -> None:
+    attached = modulated()
+    data = encode(attached, photo(64, 64))
+    plain = attached.codec.compress(photo(64, 64).unsqueeze(0).float() / 255)
+    body = data[: HEADER.size] + b"".join(map(_pack, (64, 64, plain["shape"], plain["strings"])))
+    refused(attached, sealed(body), "does not start with a rate")
+
+
+def test_foreign_files_are_refused(hyperprior: Any, tmp_path: Path) -> None:
+    png = write_png(torch.rand(3, 64, 64), tmp_path / "a.png")
+    refused(hyperprior, png, f"{png} is not an image that nicprune encoded")
+    (tmp_path / "empty").touch()
+    refused(hyperprior, tmp_path / "empty", "empty is empty")
+    refused(hyperprior, tmp_path / "nowhere.nic", "no such file")
+    refused(hyperprior, tmp_path, "cannot read")
+    data = encode(hyperprior, photo(64, 64))
+    newer = data[: len(MAGIC)] + b"\x63" + data[len(MAGIC) + 1 : -4]
+    refused(hyperprior, sealed(newer), "format version 99")
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (torch.rand(3, 64, 64), "float32"),
+        (torch.zeros(64, 64, 3, dtype=torch.uint8), "(64, 64, 3)"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "(1, 3, 64, 64)"),
+        (torch.zeros(3, 0, 64, dtype=torch.uint8), "(3, 0, 64)"),
+        ("nowhere.png", "no such image"),
+    ],
+)
+def test_what_is_no_image_is_refused(image: Any, expected: str, hyperprior: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        encode(hyperprior, image)
+    assert expected in str(caught.value)
+
+
+def test_a_rate_that_cannot_be_had_is_refused() -> None:
+    picture = photo(64, 64)
+    for codec, rate, expected in (
+        (ready("bmshj2018-hyperprior"), {"level": 1.0}, "without a modulator"),
+        (ready("bmshj2018-hyperprior"), {"lmbda": 0.01}, "without a modulator"),
+        (gated(), {"level": 1.0}, "need a modulator"),
+        (modulated(), {"level": 3.0}, "level 3 lies outside"),
+        (modulated(), {"lmbda": 0.9}, "lmbda 0.9 lies outside"),
+        (modulated(), {"level": 1.0, "lmbda": 0.01}, "not both"),
+    ):
+        with pytest.raises(RecipeError, match=expected):
+            encode(codec, picture, **rate)  # type: ignore[arg-type]
+
+
+def test_what_cannot_code_is_refused(hyperprior: Any) -> None:
+    picture, data = photo(64, 64), encode(hyperprior, photo(64, 64))
+    masked = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={"macs": 0.5}, round_to=1)
+    for codec, expected in ((masked, "harden"), (modulated().codec, "methods attached"), (nn.Linear(1, 1), "CompressionModel"), (None, "CompressionModel")):
+        with pytest.raises(CodecError, match=expected):
+            encode(codec, picture)  # type: ignore[arg-type]
+        with pytest.raises(CodecError, match=expected):
+            decode(codec, data)  # type: ignore[arg-type]
+
+
+def test_a_codec_whose_strings_are_something_else_is_told_so(hyperprior: Any) -> None:
+    class Odd(type(hyperprior)):  # type: ignore[misc]
+        def compress(self, x: Tensor) -> dict[str, Any]:
+            return {**super().compress(x), "shape": [1.5]}
+
+    hyperprior.__class__ = Odd
+    with pytest.raises(NicpruneError, match="1.5, which has no place in a file"):
+        encode(hyperprior, photo(64, 64))
+
+
+def test_a_decoded_picture_is_written_as_it_is(hyperprior: Any, tmp_path: Path) -> None:
+    decoded = decode(hyperprior, encode(hyperprior, photo()))
+    assert torch.equal(read_image(write_png(decoded.float() / 255, tmp_path / "a.png")), decoded)
