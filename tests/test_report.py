@@ -16,10 +16,11 @@ import pytest
 
 from nicprune.errors import FileError
 from nicprune.report import Record, bd_table, collect, table, text_table, write_report
+from nicprune.report.lines import lines
 from nicprune.report.page import headline, notes
 from nicprune.report.plots import rd_curves
 from nicprune.report.records import arms, as_records
-from nicprune.report.table import latex, lines, markdown
+from nicprune.report.table import latex, markdown
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060000000040001f61738550000000049454e44ae426082"

@@ -18,9 +18,11 @@ import pandas as pd
 from nicprune.errors import FileError
 from nicprune.files import write_atomically, write_text
 from nicprune.report import plots
-from nicprune.report.rd import bd_table
-from nicprune.report.records import COSTS, Record, arms, as_records, counterpart
-from nicprune.report.table import AREA, Line, footnote, latex, lines, markdown, settings, table
+from nicprune.report.blocks import SPEEDS, megabytes, per_image, storage, timed
+from nicprune.report.lines import AREA, Line, blank, lines, settings
+from nicprune.report.rd import RATES, bd_table
+from nicprune.report.records import COSTS, LATER, Record, arms, as_records, counterpart
+from nicprune.report.table import footnote, latex, markdown, table
 
 MAX_CROP_IMAGES = 4
 """Photographs whose crops go into the page of each codec; all of them are in the folder crops/."""
@@ -47,7 +49,8 @@ def write_report(records: Sequence[Mapping[str, Any]], folder: str | Path, title
     bd = bd_table(ready)
     drawn = {name: (draw(joined), draw(joined, plots.DARK)) for name, draw in PLOTS.items()}
     heading = title or _title(ready)
-    page = _page(heading, ready, joined, bd, drawn, crops, copies, notes(ready, joined) + lost)
+    at_qualities = [line for line in joined if not line.between()]
+    page = _page(heading, ready, at_qualities, bd, drawn, crops, copies, notes(ready, at_qualities) + lost)
     write_text(folder / "table.csv", table(ready).to_csv(index=False, lineterminator="\n"))
     write_text(folder / "table.md", markdown(ready))
     write_text(folder / "table.tex", latex(ready))
@@ -72,7 +75,8 @@ def _write_bytes(path: Path, content: bytes) -> None:
 def _title(records: Sequence[Record]) -> str:
     recipes = sorted({str(r["recipe"]) for r in records if r["recipe"]})
     codecs = sorted({r["codec"] for r in records})
-    return f"{', '.join(recipes) or 'Report'}: {', '.join(codecs)}, pruned"
+    made = [role for role in ("pruned", "modulated") if any(r["role"] == role for r in records)]
+    return f"{', '.join(recipes) or 'Report'}: {', '.join(codecs)}, {' and '.join(made) or 'pruned'}"
 
 
 def _portable(record: Record, folder: Path, crops: list[dict[str, Any]]) -> dict[str, Any]:
@@ -85,6 +89,7 @@ def _portable(record: Record, folder: Path, crops: list[dict[str, Any]]) -> dict
         return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
     content: dict[str, Any] = finite(dict(record)) | {"test": record.setting().test, "crops": crops}
+    content = {key: value for key, value in content.items() if key not in LATER or value not in (None, {})}
     content["images"] = [image | {"name": Path(image["name"]).name} for image in content["images"]]
     if record["file"]:
         file = Path(record["file"])
@@ -156,10 +161,12 @@ def notes(records: Sequence[Record], joined: Sequence[Line]) -> list[str]:
     for line in joined:
         name = _name(line.members[0], line.arm)
         if line.role != "original" and any(counterpart(r, records, "original") is None for r in line.members):
-            said.append(f"{name}: the original was not evaluated on the same images, so drop, change of bpp and speed-up are blank.")
-        if line.role != "pruned":
+            said.append(f"{name}: {blank(line, joined)}, so drop, change of bpp and speed-up are blank.")
+        if line.role not in ("pruned", "modulated"):
             continue
         control = counterpart(line.members[0], records, "control")
+        if control is None and line.role == "modulated" and any(other.role == "control" and other.quality == line.quality for other in joined):
+            continue  # of another architecture, which has been said
         if control is None:
             said.append(f"{name}: there is no control (the original trained on for the same steps), so what extra training alone gives is not known.")
         elif control["steps"] != line.members[0]["steps"]:
@@ -188,6 +195,9 @@ def headline(group: Sequence[Line]) -> list[str]:
     curves = dict.fromkeys((line.role, line.arm) for line in group if line.role != "original")
     for role, arm in sorted(curves, key=lambda curve: curve[0] == "control"):
         members = [line for line in group if (line.role, line.arm) == (role, arm)]
+        one = role == "modulated"
+        if one:  # compared where the codec of a quality has the same architecture
+            members = [line for line in members if math.isfinite(line.mean["psnr_drop_db"])] or members
         levels = [line.quality for line in members if line.quality is not None]
         where = f" at {'quality' if len(levels) == 1 else 'qualities'} {_levels(levels)}" if levels else ""
         drops = [line.mean["psnr_drop_db"] for line in members]
@@ -199,19 +209,33 @@ def headline(group: Sequence[Line]) -> list[str]:
                 verb, form = ("rises", "z.2f") if min(drops) >= 0 else ("changes", "+z.2f")
             lost = f"PSNR {verb} by {_range(drops, form, ' dB')} ({_range(percent, form, ' %')}) while bpp changes by {_range(rate, '+z.1f', ' %')}"
         else:
-            lost = "the PSNR drop is not known, because the original was not evaluated on the same images"
+            lost = f"the PSNR drop is not known, because {blank(members[0], group)}"
         if role == "control":
             said.append(f"{arm} (the original trained on){where}: {lost}.")
             continue
         speed = [line.mean["decode_speedup"] for line in members]
         fast = f"; decoding is {_range(speed, '.2f', '×')} as fast" if all(map(math.isfinite, speed)) else ""
-        said.append(f"{arm} needs {_range([line.mean['flop_reduction'] for line in members], '.2f', '×')} fewer MACs{where}: {lost}{fast}.")
+        fewer = f"{_range([line.mean['flop_reduction'] for line in members], '.2f', '×')} fewer MACs"
+        if gated := [reach for line in members if line.show_reductions() for reach in line.reductions() or ()]:
+            fewer += f" in the mean over images ({_range(gated, '.2f', '×')} by image)"
+        if one:
+            fewer = "as many MACs as the original" if fewer.startswith("1.00× fewer") else fewer
+            files = "".join(f" It is {stored.swap()}." for stored in storage(group) if (stored.role, stored.arm) == (role, arm))
+            files = files.replace(" MB", "\u00a0MB").replace(" kB", "\u00a0kB").replace(" %", "\u00a0%")
+            said.append(f"{arm}, one codec for all rates, needs {fewer}{where}: {lost}{fast}.{files}")
+            continue
+        said.append(f"{arm} needs {fewer}{where}: {lost}{fast}.")
     return said or ["No pruned codec is among the records."]
+
+
+def _as_before(line: Line) -> bool:
+    """Whether a modulator is all that an arm adds: its transforms are the original's."""
+    return line.role == "modulated" and line.members[0]["cost"]["macs"] == line.members[0]["original_cost"]["macs"]
 
 
 def transforms(group: Sequence[Line]) -> dict[str, Any]:
     """kMAC/pixel and params of each transform, for the original and every arm of a setting, by quality."""
-    having = [line for line in group if line.members[0]["by_transform"] and line.role != "control"]
+    having = [line for line in group if line.members[0]["by_transform"] and line.role != "control" and not _as_before(line)]
     columns = list(dict.fromkeys(line.arm for line in having))
     rows = []
     for quality in dict.fromkeys(line.quality for line in having):
@@ -226,6 +250,10 @@ def transforms(group: Sequence[Line]) -> dict[str, Any]:
                 cells.append(("–", "", "–") if macs is None else (f"{macs / AREA / 1000:.2f}", ratio, f"{params:,}"))
             rows.append({"quality": quality, "first": index == 0, "name": name, "cells": cells})
     return {"columns": [(arm, next(line.role for line in having if line.arm == arm)) for arm in columns], "rows": rows}
+
+
+def _has_widths(line: Line) -> bool:
+    return line.role == "pruned" or (line.role == "modulated" and bool(line.members[0]["widths"]))
 
 
 def _shown_width(png: bytes) -> int:
@@ -252,7 +280,7 @@ def _pictures(setting_records: Sequence[tuple[Record, str, list[dict[str, Any]]]
                     figures.setdefault("photograph", {"uri": _uri(copies[crop["original"]]), "title": "photograph", "figures": "uncompressed"})
                     units = (("bpp", ".3f", "bpp"), ("psnr_db", ".2f", "dB"))
                     told = ", ".join(f"{crop[key]:{form}} {unit}" for key, form, unit in units if isinstance(crop.get(key), int | float))
-                    when = {"original": "before", "control": "control", "pruned": "after"}[record["role"]]
+                    when = {"original": "before", "control": "control"}.get(record["role"], "after")
                     title = when if when == arm else f"{when}: {arm}"
                     figures.setdefault(f"{record['role']} {arm}", {"uri": _uri(copies[crop["decoded"]]), "title": title, "figures": told})
             if figures:
@@ -269,6 +297,7 @@ def _page(
     sections = [
         {
             "name": str(setting), "headline": headline(group), "lines": group, "note": footnote(group).replace("+-", "±"), "transforms": transforms(group),
+            "per_image": (spreads := per_image(group)), "timed": timed(spreads), "storage": storage(group), "count": len(setting.images),
             "crops": _pictures([item for item in with_crops if item[0].setting() == setting], copies),
         }
         for setting, group in settings(joined).items()
@@ -276,8 +305,10 @@ def _page(
     recipes = {(r["recipe"], r["recipe_sha256"]): r["recipe_text"] for r in records if r["recipe"] or r["recipe_text"]}
 
     def facts(key: str) -> list[str]:
-        return sorted({str(r[key]) for r in records if r[key] is not None})
+        return sorted({str(float(f"{r[key]:.4g}") if key == "lmbda" else r[key]) for r in records if r[key] is not None})
 
+    # One codec for all rates has the same widths at each.
+    made = {(line.setting, line.role, line.arm, line.quality if line.role == "pruned" else None) for line in joined if _has_widths(line)}
     packages: dict[str, set[str]] = {}
     for record in records:
         for name, version in record["versions"].items():
@@ -289,6 +320,8 @@ def _page(
         title=title, sections=sections, notes=said, max_crops=MAX_CROP_IMAGES, recipes=recipes, packages=packages, finite=math.isfinite,
         bd=bd.astype(object).where(bd.notna(), None).to_dict("records"), costs=COSTS,
         plots={name: (_uri(light), _uri(dark), _shown_width(light)) for name, (light, dark) in drawn.items() if light is not None and dark is not None},
-        drawn_widths=len(plots.width_lines(joined)), all_widths=len([line for line in joined if line.role == "pruned"]),
+        drawn_widths=len(plots.width_lines(joined)), all_widths=len(made),
+        megabytes=megabytes, rates=RATES, speeds=SPEEDS, barred=any(line.show_reductions() for line in joined),
+        modulated=any(r["role"] == "modulated" for r in records),
         facts={key: facts(key) for key in ("machine", "device", "threads", "counter", "seed", "steps", "lmbda", "date")},
     )  # fmt: skip

@@ -17,13 +17,15 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from nicprune.report.lines import Line, settings
 from nicprune.report.records import ROLES
-from nicprune.report.table import Line, settings
 
 DPI = 150
 MARKERS = "os^DvPX*<>hp"
 DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 MAX_PANELS = 4
+ROOM = 14
+"""Points in a panel that can all have the change of bpp beside them."""
 TURNS = ((0, 30, -30), (60, -60, 90, -90), (135, -135, 180))
 """Directions around a point in which a text is tried, in degrees from the preferred one."""
 REACHES = (7, 11, 16, 24, 34)
@@ -76,18 +78,19 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")  # not mathematics
 
 
-def _look(line: Line, pruned: Sequence[str], theme: Theme) -> dict[str, Any]:
+def _look(line: Line, pruned: Sequence[tuple[str, str]], theme: Theme) -> dict[str, Any]:
     """Colour, marker and dash of an arm: no two arms differ by colour alone."""
     if line.role == "original":
         return {"color": theme.ink, "marker": "o", "linestyle": "-", "markerfacecolor": theme.ink}
     if line.role == "control":
         return {"color": theme.muted, "marker": "s", "linestyle": ":", "markerfacecolor": theme.background}
-    n = pruned.index(line.arm)
+    n = pruned.index((line.role, line.arm))
     return {"color": theme.hues[n % len(theme.hues)], "marker": MARKERS[(n + 2) % len(MARKERS)], "linestyle": DASHES[n % len(DASHES)]}
 
 
-def _pruned_arms(lines: Sequence[Line]) -> list[str]:
-    return list(dict.fromkeys(line.arm for line in lines if line.role == "pruned"))
+def _pruned_arms(lines: Sequence[Line]) -> list[tuple[str, str]]:
+    """Role and arm of what was made, the pruned ones first."""
+    return [key for role in ("pruned", "modulated") for key in dict.fromkeys((line.role, line.arm) for line in lines if line.role == role)]
 
 
 def _quality(line: Line) -> str:
@@ -158,12 +161,14 @@ def rd_curves(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
                 for line in group:
                     curves.setdefault((line.role, line.arm), []).append(line)
                 for (role, arm), members in reversed(curves.items()):  # the original lies on top
+                    one = role == "modulated"  # one codec: its rates, those between qualities too, are points of one curve
+                    members = sorted(members, key=lambda line: line.mean["bpp"]) if one else members
                     xy = [(line.mean["bpp"], scale(line.mean[key])) for line in members]
                     look = _look(members[0], pruned, theme)
                     spread = [line.spread.get(key, 0.0) for line in members]
                     if key == "psnr_db" and any(spread):
                         axes.errorbar(*zip(*xy, strict=True), yerr=spread, fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2.5)
-                    (handle,) = axes.plot(*zip(*xy, strict=True), linewidth=1.5, markersize=6, **look)
+                    (handle,) = axes.plot(*zip(*xy, strict=True), linewidth=1.5, markersize=3.5 if one else 6, **look)
                     handles.setdefault((role, arm), handle)
                     obstacles += xy
                     if role == "original" or "original" not in {r for r, _ in curves}:
@@ -189,9 +194,12 @@ def _legend(figure: Figure, handles: dict[tuple[str, str], Any]) -> None:
 
 
 def drop_against_reduction(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
-    """PSNR drop over FLOP reduction of each pruned codec and the controls, with the change of bpp beside each; one panel per codec and test folder."""
+    """PSNR drop over FLOP reduction of each pruned codec and the controls, with the change of bpp beside each; one panel per codec and test folder.
+
+    With gates, the bar through a point goes from the image with the smallest reduction to that with the largest.
+    """
     shown = [line for line in lines if line.role != "original" and math.isfinite(line.mean["psnr_drop_db"]) and math.isfinite(line.mean["flop_reduction"])]
-    if not any(line.role == "pruned" for line in shown):
+    if not any(line.role == "pruned" or (line.role == "modulated" and line.mean["flop_reduction"] > 1.005) for line in shown):
         return None
     groups = settings(shown)
     with _style(theme):
@@ -211,20 +219,27 @@ def drop_against_reduction(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes
                 spread = [line.spread.get("psnr_drop_db", 0.0) for line in members]
                 if any(spread):
                     axes.errorbar(*zip(*xy, strict=True), yerr=spread, fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2.5)
+                for line, (x, y) in zip(members, xy, strict=True):
+                    if reach := line.reductions():
+                        bar = [[max(x - reach[0], 0)], [max(reach[1] - x, 0)]]
+                        axes.errorbar(x, y, xerr=bar, fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2.5)
+                        obstacles += [(reach[0] + (reach[1] - reach[0]) * part / 12, y) for part in range(13)]
                 (handle,) = axes.plot(*zip(*xy, strict=True), markersize=7, zorder=3, **look)
                 handles.setdefault((role, arm), handle)
                 obstacles += xy
                 if role == "control":  # all of them stand close to (1, 0): the table tells them apart
                     continue
                 for line, p in zip(members, xy, strict=True):
+                    if role == "modulated" and len(group) > ROOM and line not in (members[0], members[-1]):  # of about the same cost at every rate
+                        continue
                     change = line.mean["bpp_change_pct"]
-                    rate = f"{change:+.1f} % bpp" if len(group) <= 14 and math.isfinite(change) else ""
+                    rate = f"{change:+.1f} % bpp" if len(group) <= ROOM and math.isfinite(change) else ""
                     text = ", ".join(filter(None, (_quality(line), rate)))
                     if text:
                         points.append((*p, text, look["color"]))
             axes.axhline(0, color=theme.muted, linewidth=0.9, zorder=1)
             (handles["original", "original"],) = axes.plot([1], [0], "o", color=theme.ink, markersize=7, zorder=3)
-            top = max(line.mean["flop_reduction"] for line in group)
+            top = max(max(line.mean["flop_reduction"], *(line.reductions() or (1,))) for line in group)
             axes.set_xlim(1 - 0.12 * max(top - 1, 0.25), top + 0.35 * max(top - 1, 0.25))
             axes.margins(y=0.16)
             axes.set(xlabel="FLOP reduction (original MACs ÷ MACs, ×)", ylabel="PSNR drop (dB), lower is better")
@@ -244,16 +259,29 @@ def widths(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
     shown = width_lines(lines)
     if not shown:
         return None
-    groups = list(dict.fromkeys(name for line in shown for name in line.members[0]["widths"]))
+    groups: list[str] = []
+    for line in shown:
+        at = 0 if any(name in groups for name in line.members[0]["widths"]) else len(groups)
+        for name in line.members[0]["widths"]:  # what one arm leaves alone has its place among the others all the same
+            if name not in groups:
+                groups.insert(at, name)
+            at = groups.index(name) + 1
     several = len({line.setting for line in shown}) > 1
     small = len(groups) > 40
+
+    def whole(line: Line) -> dict[str, tuple[float, float]]:
+        """Groups that other arms on the same architecture name: one that `line` does not name was left as it is."""
+        alike = [o for o in shown if o.setting == line.setting and o.members[0]["original_cost"] == line.members[0]["original_cost"]]
+        return {name: (before, before) for other in alike for name, (before, _) in other.members[0]["widths"].items()}
+
     with _style(theme):
         figure = _figure(1.6 + 2.9 * len(shown) if len(shown) > 1 else 6.0, 1.0 + (0.17 if small else 0.27) * len(groups))
         panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
         pruned = _pruned_arms(lines)
         places = list(range(len(groups)))
         for line, axes in zip(shown, panels, strict=True):
-            pairs = [line.members[0]["widths"].get(name, (0, 0)) for name in groups]
+            found = whole(line) | line.members[0]["widths"]
+            pairs = [found.get(name, (0, 0)) for name in groups]
             colour = _look(line, pruned, theme)["color"]
             axes.barh(places, [b for b, _ in pairs], height=0.78, color=theme.grid)
             axes.barh(places, [a for _, a in pairs], height=0.44, color=colour)
@@ -263,7 +291,8 @@ def widths(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
                     axes.text(b + 0.02 * most, place, f"{a:g} of {b:g}", va="center", fontsize=6 if small else 8, color=theme.muted if a == b else theme.ink)
             axes.set_xlim(0, 1.32 * most)
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            axes.set_title(_plain("\n".join(filter(None, (line.setting.codec if several else "", " ".join((line.arm, _quality(line))))))))
+            name = " ".join((line.arm, _quality(line))) if line.role == "pruned" else line.arm
+            axes.set_title(_plain("\n".join(filter(None, (line.setting.codec if several else "", name)))))
             axes.tick_params(axis="y", length=0, labelsize=6 if small else 9)
             axes.spines["left"].set_visible(False)
         figure.supxlabel("channels per group (wide bar: before, narrow bar: after)", fontsize=10, color=theme.ink)
@@ -273,8 +302,9 @@ def widths(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
 
 
 def width_lines(lines: Sequence[Line]) -> list[Line]:
-    """The pruned codecs whose widths are drawn."""
+    """The pruned codecs whose widths are drawn; one codec for all rates has the same widths at each of them and is drawn once."""
     having = [line for line in lines if line.role == "pruned" and line.members[0]["widths"]]
+    having += {(line.setting, line.arm): line for line in lines if line.role == "modulated" and line.members[0]["widths"] and not line.between()}.values()
     if len(having) <= MAX_PANELS:
         return having
     highest: dict[Any, Line] = {}

@@ -15,9 +15,13 @@ ENOUGH_POINTS = 4
 MIN_POINTS = 3
 MIN_OVERLAP = 0.75
 COLUMNS = ("codec", "metric", "test", "role", "label", "seed", "against", "points", "bd_rate_pct", "bd_psnr_db", "fit", "overlap_pct", "caution")
+RATES = "rates"
+"""A column behind the others where there is one codec for all rates: how many of its rates its curve goes through; "points" counts the shorter curve's."""
+AGAINST = {"pruned": ("original", "control"), "modulated": ("original", "control"), "control": ("original",)}
+"""What the curves of a role stand against; roles in the order of the table."""
 
 Curve = list[tuple[float, float]]
-"""(bpp, PSNR in dB), one point per quality."""
+"""(bpp, PSNR in dB), one point per quality; of one codec for all rates, one per rate."""
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
@@ -70,33 +74,37 @@ def bjontegaard(anchor: Curve, test: Curve) -> dict[str, Any]:
 
 
 def bd_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """BD-rate and BD-PSNR of each pruned curve against the original and the control, and of the control against the original.
+    """BD-rate and BD-PSNR of each pruned or modulated curve against the original and the control, and of the control against the original.
 
     One row per codec, arm, seed and anchor ("against"); the caution is empty where nothing casts doubt on the figures. Curves go through
-    the means over images, one point per quality. An anchor that has no record gives no row.
+    the means over images, one point per quality; that of one codec for all rates goes through those between the qualities too, and the
+    column "rates" says through how many. An anchor that has no record gives no row.
     """
     ready = as_records(records)
     curves: dict[tuple[Any, ...], list[Record]] = {}
     for record, arm in zip(ready, arms(ready), strict=True):
         if record["role"] != "original":
-            curves.setdefault((record.setting(), record["role"] != "pruned", arm, record["seed"]), []).append(record)
+            curves.setdefault((record.setting(), list(AGAINST).index(record["role"]), arm, record["seed"]), []).append(record)
     rows: list[dict[str, Any]] = []
     for (setting, _, arm, seed), members in sorted(curves.items(), key=lambda c: (c[0][0], c[0][1], c[0][2], number(c[0][3]))):
         role = members[0]["role"]
-        for against in ("original", "control") if role == "pruned" else ("original",):
+        for against in AGAINST[role]:
             anchors = [r for r in ready if r["role"] == against and r.setting() == setting]
             if anchors:
-                figures = bjontegaard(_curve(members[0], anchors), _curve(members[0], members))
+                curve = _curve(members[0], members)
+                figures = bjontegaard(_curve(members[0], anchors), curve) | ({RATES: len(curve)} if role == "modulated" else {})
                 where = {"codec": setting.codec, "metric": setting.metric, "test": setting.test}
                 rows.append(where | {"role": role, "label": arm, "seed": seed, "against": against} | figures)
+    if any(RATES in row for row in rows):
+        return pd.DataFrame(rows, columns=[*COLUMNS, RATES]).astype({RATES: "Int64"})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _curve(of: Record, records: Sequence[Record]) -> Curve:
-    """One point per quality; where a quality has several records, the one closest to `of` in recipe, seed and steps."""
+    """One point per quality or rate; where it has several records, the one closest to `of` in recipe, seed and steps."""
     best: dict[Any, Record] = {}
     for record in records:
-        held = best.get(record["quality"])
+        held = best.get(record.rate())
         if held is None or closeness(of, record) > closeness(of, held):
-            best[record["quality"]] = record
+            best[record.rate()] = record
     return [tuple(math.nan if r[k] is None else float(r[k]) for k in ("bpp", "psnr_db")) for r in best.values()]  # type: ignore[misc]

@@ -17,8 +17,10 @@ FIGURES = ("bpp", "bpp_estimated", "psnr_db", "ms_ssim", "encode_s", "decode_s")
 OPTIONAL: dict[str, Any] = {
     "quality": None, "metric": None, "lmbda": None, "method": None, "seed": None, "steps": None, "widths": {}, "by_transform": {}, "images": [], "crops": [],
     "test": None, "file": None, "recipe": None, "recipe_sha256": None, "recipe_text": None, "counter": None, "threads": None, "device": None,
-    "versions": {}, "machine": None, "date": None, "level": None, "dynamic": {}, "file_bytes": None,
+    "versions": {}, "machine": None, "date": None, "level": None, "dynamic": {}, "skipping": {}, "file_bytes": None,
 }  # fmt: skip
+LATER = ("level", "dynamic", "skipping", "file_bytes")
+"""Keys that records had not from the start; left out of a report of records without them."""
 
 
 class Record(dict[str, Any]):
@@ -46,6 +48,14 @@ class Record(dict[str, Any]):
         """What must be equal before two codecs may be compared."""
         names = tuple(sorted(str(image["name"]) for image in self["images"]))
         return Setting(self["codec"], self["metric"] or "", Path(self["test"] or "").name, names)
+
+    def between(self) -> bool:
+        """Whether this is one codec for all rates at a rate between those of the qualities: nothing to compare it with, but a point of its curve."""
+        return bool(self["role"] == "modulated" and self["quality"] is None)
+
+    def rate(self) -> tuple[float | None, float | None]:
+        """What tells the points of a curve apart: the quality, and between the qualities the level."""
+        return self["quality"], self["level"] if self.between() else None
 
 
 class Setting(NamedTuple):
@@ -82,12 +92,17 @@ def _check(record: Record, source: str | Path) -> None:
         expect(good, f"{key!r} with the whole numbers {', '.join(COSTS)}, found {cost!r}"[:200])
     for key in FIGURES:
         expect(key in record and (record[key] is None or isinstance(record[key], int | float)), f"{key!r} as a number, found {record.get(key)!r}")
-    for key in ("quality", "seed", "steps", "lmbda", "threads"):
+    for key in ("quality", "seed", "steps", "lmbda", "threads", "level", "file_bytes"):
         expect(record[key] is None or isinstance(record[key], int | float), f"{key!r} as a number, found {record[key]!r}")
-    for key in ("widths", "by_transform"):
-        pairs = record[key].values() if isinstance(record[key], dict) else [None]
-        good = all(isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(n, int | float) for n in pair) for pair in pairs)
-        expect(good, f"{key!r} as names with two numbers each")
+    for key, count in (("widths", 2), ("by_transform", 2), ("dynamic", 3)):
+        items = record[key].values() if isinstance(record[key], dict) else [None]
+        good = all(isinstance(item, list | tuple) and len(item) == count and all(isinstance(n, int | float) for n in item) for item in items)
+        expect(good, f"{key!r} as names with {('two', 'three')[count - 2]} numbers each")
+    spread = record["dynamic"].get("macs")
+    expect(not record["dynamic"] or (spread is not None and 0 < spread[1] <= spread[2]), f"'dynamic' with mean, smallest and largest 'macs', found {spread!r}")
+    sides = [record["skipping"].get(side) for side in ("encode_s", "decode_s")] if isinstance(record["skipping"], dict) else [None]
+    pairs = all(isinstance(side, list | tuple) and len(side) == 2 and all(isinstance(n, int | float) and n > 0 for n in side) for side in sides)
+    expect(record["skipping"] == {} or pairs, f"'skipping' with two times each for encode_s and decode_s, found {record['skipping']!r}"[:200])
     expect(isinstance(record["versions"], dict), "'versions' as names and versions")
     for key, needed in (("images", ("name",)), ("crops", ("image", "original", "decoded"))):
         good = isinstance(record[key], list) and all(isinstance(item, dict) and all(isinstance(item.get(n), str) for n in needed) for item in record[key])
@@ -141,9 +156,13 @@ def collect(paths: Sequence[str | Path]) -> list[Record]:
 
 
 def as_records(records: Sequence[Mapping[str, Any]]) -> list[Record]:
-    """Check records that may be plain mappings; sorted by setting, quality, role, label and seed."""
+    """Check records that may be plain mappings; sorted by setting, quality, role, label and seed, rates between qualities last."""
     checked = [record if isinstance(record, Record) else Record(record, None, f"record {n}") for n, record in enumerate(records, 1)]
-    return sorted(checked, key=lambda r: (r.setting(), number(r["quality"]), ROLES.index(r["role"]), r["label"], number(r["seed"])))
+
+    def place(r: Record) -> tuple[Any, ...]:
+        return r.setting(), r.between(), number(r["quality"]), ROLES.index(r["role"]), r["label"], number(r["seed"]), number(r["level"])
+
+    return sorted(checked, key=place)
 
 
 def number(value: float | None) -> float:
@@ -159,7 +178,7 @@ def arms(records: Sequence[Record]) -> list[str]:
     def clashes(names: Sequence[str]) -> bool:
         seen: dict[Any, Any] = {}
         for record, name in zip(records, names, strict=True):
-            place = (record.setting(), record["quality"], record["role"], name, record["seed"])
+            place = (record.setting(), record.rate(), record["role"], name, record["seed"])
             result = (record["cost"]["macs"], record["bpp"], record["psnr_db"])
             if seen.setdefault(place, result) != result:
                 clashing.add((record.setting(), record["role"], name))
@@ -177,7 +196,7 @@ def arms(records: Sequence[Record]) -> list[str]:
             counts: dict[Any, int] = {}
             for index, (record, name) in enumerate(zip(records, names, strict=True)):
                 if (record.setting(), record["role"], name) in clashing:
-                    place = (record.setting(), record["quality"], record["role"], name, record["seed"])
+                    place = (record.setting(), record.rate(), record["role"], name, record["seed"])
                     counts[place] = counts.get(place, 0) + 1
                     names[index] = f"{name} #{counts[place]}"
     return names
@@ -186,6 +205,7 @@ def arms(records: Sequence[Record]) -> list[str]:
 def counterpart(record: Record, records: Sequence[Record], role: str) -> Record | None:
     """The original or control that `record` is compared to: same setting, quality and original codec; else None.
 
+    One codec for all rates is compared at each quality with the codec of that quality, where that has the architecture which it started from.
     Where several fit, the one of the same recipe, seed, steps and machine is taken, in this order.
     """
     def fits(other: Record) -> bool:
@@ -194,7 +214,7 @@ def counterpart(record: Record, records: Sequence[Record], role: str) -> Record 
             and record["original_cost"] in (other["cost"], other["original_cost"])
         )  # fmt: skip
 
-    return max((other for other in records if fits(other)), key=lambda other: closeness(record, other), default=None)
+    return None if record.between() else max((other for other in records if fits(other)), key=lambda other: closeness(record, other), default=None)
 
 
 def closeness(record: Record, other: Record) -> tuple[bool, ...]:
