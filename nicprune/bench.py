@@ -245,6 +245,30 @@ def bench_speedup() -> Iterator[Measure]:
             yield sampler.measure(label, before / after / fewer, "x", goal=0.9, at_least=True, size=SIZE_TEXT, detail=detail)
 
 
+def bench_gating() -> Iterator[Measure]:
+    """Time saved by gates that leave closed channels out, against the MACs that they save; pooling and gathering included."""
+    for name, quality in (("bmshj2018-hyperprior", 1), ("demo-hyperprior", 3)):
+        for share in (0.5, 0.25):
+            bare = _ready(name, quality).eval()
+            gated = attach(_ready(name, quality).eval(), "channel_gating", alpha=1.0)
+            method: Any = gated.methods[0]
+            generator = torch.Generator().manual_seed(0)
+            for gate in method.each().values():
+                closed = torch.randperm(gate.channels, generator=generator)[round(share * gate.channels) :]
+                gate.threshold.data[closed] = math.inf
+            runs = [_synthesis_and_analysis(c) for c in (bare, gated.codec)]
+            sampler = Sampler(7, limit=15)
+            before, after = sampler.medians(runs)
+            with torch.no_grad():  # the rates of a whole pass, hyperprior included
+                gated(torch.rand(1, 3, *SIZE))
+            macs, fewer = CostModel(bare, find_groups(bare)).by_transform(), method.image_cost()[1]
+            whole, left = (sum(table[t] for t in ("g_a", "g_s")) for table in ({t: m for t, (m, _) in macs.items()}, fewer))
+            saved = (1 - after / before) / (1 - left / whole)
+            detail = f"{before * 1e3:.0f} to {after * 1e3:.0f} ms: {1 - after / before:.0%} of the time for {1 - left / whole:.0%} of the MACs, channels_last"
+            label = f"time saved / MACs saved by gates, g_a + g_s, {name}, {share:.0%} of channels open"
+            yield sampler.measure(label, saved, "x", goal=0.8, at_least=True, size=SIZE_TEXT, detail=detail)
+
+
 def _precision_text(dtype: torch.dtype | None) -> str:
     return f"{'float32' if dtype is None else 'bfloat16'}, channels_last"
 
@@ -270,6 +294,7 @@ PARTS: dict[str, Callable[[], Iterator[Measure]]] = {
     "budget": bench_budget,
     "speedup": bench_speedup,
     "precision": bench_precision,
+    "gating": bench_gating,
 }
 
 

@@ -186,15 +186,18 @@ class CostModel:
         terms = self._terms[what]
         return float(terms.product @ (out * inn) + terms.linear @ out) + terms.constant
 
-    def with_inputs(self, inputs: Mapping[str, float], keep: Mapping[str, Sequence[int] | int] | None = None) -> tuple[dict[str, float], dict[str, float]]:
-        """MACs where the layers named compute with so many input channels only (on average, say), others with all they have.
+    def with_fewer(
+        self, inputs: Mapping[str, float], outputs: Mapping[str, float], keep: Mapping[str, Sequence[int] | int] | None = None
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """MACs where the layers named compute with so many input channels only, or so many outputs (on average, say), others with all they have.
 
         Returns ("macs", "encoder", "decoder") by name, and the MACs of each transform.
         """
         out, inn = self._layer_widths(self.widths(keep))
-        inn = inn.astype(float)
-        for name, channels in inputs.items():
-            inn[self._row[name]] = channels
+        out, inn = out.astype(float), inn.astype(float)
+        for widths, given in ((inn, inputs), (out, outputs)):
+            for name, channels in given.items():
+                widths[self._row[name]] = channels
         found = {}
         for what in ("macs", "encoder", "decoder"):
             terms = self._terms[what]
@@ -204,11 +207,15 @@ class CostModel:
             by_transform[transform] += float(terms.product[i] * out[i] * inn[i] + terms.linear[i] * out[i])
         return found, by_transform
 
-    def per_input(self, names: Sequence[str]) -> np.ndarray:
-        """MACs that one input channel of each of these layers costs."""
+    def per_input(self, name: str) -> int:
+        """MACs that one input channel of a layer costs."""
         out, _ = self._layer_widths(self._full)
-        rows = [self._row[name] for name in names]
-        return (self._terms["macs"].product * out)[rows]
+        return int((self._terms["macs"].product * out)[self._row[name]])
+
+    def per_output(self, name: str) -> int:
+        """MACs that one output channel of a layer costs."""
+        _, inn = self._layer_widths(self._full)
+        return int((self._terms["macs"].product * inn)[self._row[name]])
 
     def decreases(self, widths: np.ndarray, deltas: np.ndarray, what: str) -> np.ndarray:
         """How much less `what` is if each group alone lost `deltas` channels."""

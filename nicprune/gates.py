@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -16,13 +17,23 @@ from nicprune.errors import CodecError, RecipeError
 from nicprune.hooks import Hook, remove_hooks
 
 TEMPERATURE = 0.25
-"""Width of the sigmoid that stands for the step in the backward pass, in units of a channel's mean energy."""
+"""Width of the sigmoid that stands for the step in the backward pass, in units of the score."""
+
+ROOT = 4
+"""Scores are this root of the relative energy: energies of images differ by orders of magnitude, and a channel that matters
+little is to close on most images at once, not on the flat ones first."""
+
+START = -0.5
+"""Thresholds at the start: no score is below."""
 
 MEMORY = 0.95
 """Share of the past in the running means of energies and of how often a channel is open."""
 
 PAYS_BELOW = 0.95
 """Density from which on gathering the open channels costs more than computing with the closed ones saves."""
+
+GRID = 4096
+"""Pixels that an energy is pooled over at most: evenly spaced ones of a larger map say the same, at a part of the cost."""
 
 GATED = ("g_a", "h_a", "h_s", "g_s")
 """Transforms that may have gates. Context models run pixel by pixel when decoding: a pooled energy would differ from training's."""
@@ -31,8 +42,9 @@ GATED = ("g_a", "h_a", "h_s", "g_s")
 class Gate(nn.Module):
     """One gate in front of one convolution: which of its input channels are open, per image.
 
-    score = conv1d(energy / scale), open where score >= threshold; energy is the mean (or the largest) square of a channel
-    over the image, scale its running mean over images (or the layer's). At least one channel is always open.
+    score = conv1d((energy / scale)^(1/4)), open where score >= threshold; energy is the mean (or the largest) square of a channel
+    over the image (over `GRID` evenly spaced pixels of a larger one), scale its running mean over images (or the layer's). At least one channel is always open. While thresholds
+    learn, the step may be a ramp of width `softness`, so that channels fade before they close.
 
     Args:
         channels: C, input channels of the convolution.
@@ -41,55 +53,80 @@ class Gate(nn.Module):
         relative: energies are relative to the "channel"'s own running mean or to the "layer"'s.
 
     Attributes:
-        threshold: alpha, shape (C,), 0 at the start: everything is open.
+        threshold: alpha, shape (C,), below every score at the start: everything is open.
+        scale: usual energy of each channel, or of the layer for all of them, shape (C,).
+        gain: by what the input is to be multiplied before its energy is taken, shape (C,): 1, unless a rate's scaling went into the weights.
+        place: where each channel was among the `width` that the gate was learnt with; those removed since count as usual in the mixing.
         open_rate: how often each channel was open, running mean, shape (C,).
         importance: squared gradient of the loss by the gate, running mean, shape (C,).
     """
 
     scale: Tensor
+    gain: Tensor
+    place: Tensor
+    width: Tensor
     seen: Tensor
     open_rate: Tensor
     importance: Tensor
+    softness: Tensor
 
     def __init__(self, channels: int, energy: Literal["mean", "max"], kernel: int, relative: Literal["channel", "layer"]):
         super().__init__()
         self.channels, self.energy_of, self.relative = channels, energy, relative
-        self.threshold = nn.Parameter(torch.zeros(channels))
+        self.threshold = nn.Parameter(torch.full((channels,), START))
         self.mix = nn.Parameter(F.one_hot(torch.tensor(kernel // 2), kernel).float()) if kernel else None
         self.register_buffer("scale", torch.zeros(channels))
+        self.register_buffer("gain", torch.ones(channels))
+        self.register_buffer("place", torch.arange(channels))
+        self.register_buffer("width", torch.tensor(channels))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
         self.register_buffer("open_rate", torch.ones(channels))
         self.register_buffer("importance", torch.zeros(channels))
+        self.register_buffer("softness", torch.zeros(()))
         self.learns = True
         self.open = torch.ones(channels, dtype=torch.bool)
+        self.fraction = 1.0
         self.recorded: list[Tensor] | None = None
 
-    def energy(self, x: Tensor) -> Tensor:
-        """Energy of each channel of (B, C, H, W), float32, shape (B, C)."""
+    def sample(self, x: Tensor) -> Tensor:
+        """The pixels that energy is pooled over; `fraction` says how many of all they are."""
+        step = sampling_step(x.shape[2], x.shape[3])
+        some = x[:, :, ::step, ::step] if step > 1 else x
+        self.fraction = some[0, 0].numel() / x[0, 0].numel()
+        return some
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Energy of each channel of sampled pixels, float32, shape (B, C)."""
         squares = x.float().square() if self.energy_of == "max" else x.square()
-        return squares.amax((2, 3)) if self.energy_of == "max" else squares.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+        energy = squares.amax((2, 3)) if self.energy_of == "max" else squares.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+        return energy * self.gain.to(energy).square()
 
     def scores(self, energy: Tensor) -> Tensor:
         """What thresholds are compared with, shape (B, C)."""
-        scale = self.scale if self.relative == "channel" else self.scale.mean().expand_as(self.scale)
-        relative = energy / scale.clamp_min(1e-12) if int(self.seen) else torch.ones_like(energy)
+        relative = (energy / self.scale.clamp_min(1e-12)).clamp_min(1e-8).pow(1 / ROOT) if int(self.seen) else torch.ones_like(energy)
         if self.mix is None:
             return relative
         with torch.autocast(relative.device.type, enabled=False):
             mix = self.mix.to(relative.dtype).view(1, 1, -1)
-            return F.conv1d(relative.unsqueeze(1), mix, padding=self.mix.numel() // 2).squeeze(1)
+            if (width := int(self.width)) > self.channels:
+                relative = relative.new_ones(len(relative), width).index_copy(1, self.place, relative)
+            mixed = F.conv1d(relative.unsqueeze(1), mix, padding=self.mix.numel() // 2).squeeze(1)
+            return mixed.index_select(1, self.place) if width > self.channels else mixed
 
     def forward(self, x: Tensor) -> Tensor:
         """Return 1 for open and 0 for closed channels of each image, shape (B, C); in training with a straight-through gradient."""
-        energy = self.energy(x)
+        return self.decide(self.pool(self.sample(x.detach())))  # thresholds learn from it; features do not, which would cost another pass
+
+    def decide(self, energy: Tensor) -> Tensor:
+        """The same from energies."""
         if self.training and self.learns:
             with torch.no_grad():
                 memory = min(MEMORY, int(self.seen) / (int(self.seen) + 1))  # a plain mean at first
-                self.scale.mul_(memory).add_(energy.detach().mean(0).to(self.scale), alpha=1 - memory)
+                usual = energy.mean(0) if self.relative == "channel" else energy.mean().expand(self.channels)
+                self.scale.mul_(memory).add_(usual.to(self.scale), alpha=1 - memory)
                 self.seen += 1
         margin = self.scores(energy) - self.threshold.to(energy.dtype)
-        hard = (margin >= 0).to(margin)
-        hard = hard.scatter(1, margin.argmax(1, keepdim=True), 1.0)
+        hard = opened(margin)
         if self.recorded is not None:
             self.recorded.append(margin.detach())
         if not self.training:
@@ -100,6 +137,9 @@ class Gate(nn.Module):
         if not torch.is_grad_enabled() or not self.learns:
             return hard.detach()
         soft = torch.sigmoid(margin / TEMPERATURE)
+        if float(self.softness) > 0:
+            fading = (margin.detach() / self.softness + 0.5).clamp(0, 1)
+            hard = fading.scatter(1, margin.argmax(1, keepdim=True), 1.0)
         gates = hard + (soft - soft.detach())
         gates.register_hook(self._learn_importance)
         return gates
@@ -110,38 +150,88 @@ class Gate(nn.Module):
             self.importance.mul_(MEMORY).add_(squared.to(self.importance), alpha=1 - MEMORY)
 
 
+def opened(margin: Tensor) -> Tensor:
+    """1 for channels whose score is not below the threshold, and for the best of each image in any case, shape (B, C)."""
+    return (margin >= 0).to(margin).scatter(1, margin.argmax(1, keepdim=True), 1.0)
+
+
+def sampling_step(height: int, width: int) -> int:
+    """Every how manieth row and column is pooled over."""
+    step = max(1, math.isqrt(height * width // GRID))
+    while -(-height // step) * -(-width // step) > GRID:
+        step += 1
+    return step
+
+
 class GateHook(Hook):
     """Puts a gate in front of one convolution, and computes with the open channels alone where that is possible."""
 
     def __init__(self, gate: Gate):
         self.owner = self.gate = gate
         self.skips = True
+        self.given: Tensor | None = None  # which channels a GDN in front of the layer has left out already
         self._narrowed = False
-        self._before: Tensor | None = None
+
+    def may_skip(self, x: Tensor) -> bool:
+        """Whether channels can be left out: one image, nothing to learn from it."""
+        return self.skips and x.shape[0] == 1 and not self.gate.training and not torch.is_grad_enabled()
+
+    def pays(self) -> bool:
+        """Whether enough are closed."""
+        return float(self.gate.open.float().mean()) < PAYS_BELOW
 
     def before(self, layer: Any, args: Any) -> Any:
         """Close channels of the layer's input."""
         x: Tensor = args[0]
-        gates = self.gate(x)
-        if self.gate.training or torch.is_grad_enabled() or x.shape[0] > 1 or not self.skips:
-            return (x * gates[..., None, None].to(x.dtype), *args[1:])
-        if bool(self.gate.open.all()):
-            return None
-        if float(self.gate.open.float().mean()) >= PAYS_BELOW:
-            return (x * gates[..., None, None].to(x.dtype), *args[1:])
-        index = self.gate.open.nonzero().flatten()
-        # Another method's masked weight may stand in front of the layer's own already: it is narrowed like it.
-        self._before = layer.__dict__.get("weight")
+        index, self.given = self.given, None
+        if index is None:
+            gates = self.gate(x)
+            if not self.may_skip(x) or not self.pays():
+                return None if self.may_skip(x) and bool(self.gate.open.all()) else (x * gates[..., None, None].to(x.dtype), *args[1:])
+            index = self.gate.open.nonzero().flatten()
+            x = gather(x, index)
+        # Another method's masked weight may stand in front of the layer's own already: it is narrowed like it, and goes with it.
         layer.__dict__["weight"] = layer.weight.index_select(0 if isinstance(layer, nn.ConvTranspose2d) else 1, index)
         self._narrowed = True
-        return (gather(x, index), *args[1:])
+        return (x, *args[1:])
 
     def __call__(self, layer: Any, args: Any, output: Any) -> None:
         if self._narrowed:
             layer.__dict__.pop("weight", None)
-            if self._before is not None:
-                layer.__dict__["weight"] = self._before
-            self._narrowed, self._before = False, None
+            self._narrowed = False
+
+
+class NormHook(Hook):
+    """Lets a GDN compute only those channels that the gate behind it leaves open. Which ones, its output at some pixels says."""
+
+    def __init__(self, behind: GateHook):
+        self.behind = behind
+        self.owner = self.gate = behind.gate
+        self._whole: Tensor | None = None
+
+    def before(self, layer: Any, args: Any) -> Any:
+        """Hand the layer those pixels alone that the gate looks at."""
+        x: Tensor = args[0]
+        self.behind.given = self._whole = None
+        if not self.behind.may_skip(x) or sampling_step(x.shape[2], x.shape[3]) == 1:
+            return None
+        self._whole = x
+        return (self.gate.sample(x), *args[1:])
+
+    def __call__(self, layer: Any, args: Any, output: Any) -> Any:
+        x, self._whole = self._whole, None
+        if x is None or output is None:
+            return None
+        self.gate.decide(self.gate.pool(output))
+        if not self.behind.pays():
+            return type(layer).forward(layer, x)
+        index = self.behind.given = self.gate.open.nonzero().flatten()
+        gamma, beta = layer.gamma_reparam(layer.gamma)[index], layer.beta_reparam(layer.beta)[index]
+        simple = type(layer).__name__ == "GDN1"
+        pooled = F.conv2d(x.abs() if simple else x.square(), gamma[..., None, None], beta)
+        norm = pooled if simple else pooled.sqrt_()
+        x = gather(x, index)
+        return x.mul_(norm) if layer.inverse else x.div_(norm)
 
 
 class PowerHook(Hook):
@@ -196,16 +286,33 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
     return rows.view(1, height, width, -1).permute(0, 3, 1, 2)
 
 
-def hang(codec: nn.Module, gates: Mapping[str, Gate], powers: Mapping[str, Power]) -> None:
-    """Put gates in front of convolutions, and power meters in front of GDNs, by module name."""
+def pooled_before(codec: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """The convolution behind each GDN that nothing else reads and nothing else changes, by the GDN's name, among those named."""
     modules = dict(codec.named_modules())
-    for name, gate in gates.items():
-        hook = GateHook(gate)
+    found = {}
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        before = f"{parent}.{int(last) - 1}" if last.isdigit() else ""
+        if type(modules.get(parent)) is nn.Sequential and type(modules.get(before)).__name__ in ("GDN", "GDN1"):
+            if not any(isinstance(hook := getattr(e, "__self__", e), Hook) and hook.scales for e in modules[name]._forward_pre_hooks.values()):
+                found[before] = name
+    return found
+
+
+def hang(codec: nn.Module, gates: Mapping[str, Gate], powers: Mapping[str, Power], pools: Mapping[str, str]) -> None:
+    """Put gates in front of convolutions, power meters in front of GDNs, and between the two what lets a GDN skip, by module name."""
+    modules = dict(codec.named_modules())
+    hooks = {name: GateHook(gate) for name, gate in gates.items()}
+    for name, hook in hooks.items():
         modules[name].register_forward_pre_hook(hook.before)
         modules[name].register_forward_hook(hook, always_call=True)
     for name, power in powers.items():
         layer = modules[name]
         layer.register_forward_pre_hook(PowerHook(power, type(layer).__name__ == "GDN1").before)
+    for name, convolution in pools.items():
+        norm = NormHook(hooks[convolution])
+        modules[name].register_forward_pre_hook(norm.before)
+        modules[name].register_forward_hook(norm, always_call=True)
 
 
 def unhang(codec: nn.Module, owners: set[int]) -> None:
@@ -286,7 +393,6 @@ def gatable(codec: nn.Module, groups: Groups, transforms: Sequence[str]) -> list
     if not names:
         raise CodecError(f"no convolution of {type(codec).__name__} can have a gate: {'; '.join(sorted(reasons)[:3]) or 'none in ' + ', '.join(transforms)}")
     found = {transform_of(name) for name in names}
-    present = {transform_of(name) for name, _ in codec.named_modules()}
-    if missing := [t for t in transforms if t not in found and t in present and set(transforms) != set(GATED)]:
+    if missing := [t for t in transforms if t not in found and set(transforms) != set(GATED)]:
         raise RecipeError(f"transforms: no convolution of {missing[0]} can have a gate; those of {', '.join(sorted(found))} can")
     return names

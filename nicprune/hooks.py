@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Hook:
@@ -14,9 +14,15 @@ class Hook:
 
     Attributes:
         owner: the module that put the hook there and whose state it reads.
+        scales: whether it changes the layer's input, channel by channel, and so needs all of them.
     """
 
     owner: nn.Module
+    scales: bool = False
+
+    def share(self) -> Tensor | None:
+        """By how much each output channel of the layer is multiplied, shape (C,), if it is."""
+        return None
 
 
 def tables(module: nn.Module) -> tuple[Any, Any]:

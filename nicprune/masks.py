@@ -45,23 +45,35 @@ class Masks(nn.Module):
         """Remove the hooks of these masks."""
         remove_hooks(codec, lambda hook: hook.owner is self)
 
+    def factors(self, codec: nn.Module, groups: Groups) -> dict[str, Tensor]:
+        """By what each producer's output channels are multiplied, by its name, shape (C,)."""
+        modules = dict(codec.named_modules())
+        found: dict[str, Tensor] = {}
+        for position, name in enumerate(self.names):
+            value = self.values[position].detach()
+            for member in groups[name].members:
+                if member.axis != "out":
+                    continue
+                factor = found.setdefault(member.module, value.new_ones(_out_width(modules[member.module])))
+                for column in member.index.T:
+                    factor[torch.from_numpy(column)] = value
+        return found
+
+    @torch.no_grad()
     def fold(self, codec: nn.Module, groups: Groups) -> None:
         """Multiply the producers' weights and biases by the masks, in place."""
         modules = dict(codec.named_modules())
-        with torch.no_grad():
-            for position, name in enumerate(self.names):
-                for member in groups[name].members:
-                    layer = modules[member.module]
-                    if hasattr(layer, "quantiles"):
-                        layer.quantiles[self.values[position].to(layer.quantiles) == 0, :, 1] = 0
-                    if member.axis != "out":
-                        continue
-                    factor = torch.ones(_out_width(layer), device=layer.weight.device)
-                    for column in member.index.T:
-                        factor[torch.from_numpy(column)] = self.values[position].detach().to(factor)
-                    layer.weight.mul_(_along_out(factor, layer))
-                    if layer.bias is not None:
-                        layer.bias.mul_(factor)
+        for name, factor in self.factors(codec, groups).items():
+            layer = modules[name]
+            factor = factor.to(layer.weight)
+            layer.weight.mul_(_along_out(factor, layer))
+            if layer.bias is not None:
+                layer.bias.mul_(factor)
+        for position, name in enumerate(self.names):
+            for member in groups[name].members:
+                layer = modules[member.module]
+                if hasattr(layer, "quantiles"):
+                    layer.quantiles[self.values[position].to(layer.quantiles) == 0, :, 1] = 0
 
 
 class MaskHook(Hook):
@@ -83,7 +95,7 @@ class MaskHook(Hook):
         whole = len(parts) == 1 and np.array_equal(gather, np.arange(1, width + 1))
         self.gather = None if whole else torch.from_numpy(gather)
 
-    def factor(self) -> Tensor:
+    def share(self) -> Tensor:
         """The mask of each output channel."""
         if self.gather is None:
             return self.masks.values[self.position]
@@ -95,7 +107,7 @@ class MaskHook(Hook):
     def before(self, layer: Any, args: Any) -> None:
         """Put masked parameters in front of the layer's own for the length of the call."""
         if self.on_weight:
-            factor = self.factor()
+            factor = self.share()
             # Another method's masked parameters may stand there already: both masks count.
             layer.__dict__["weight"] = layer.weight * _along_out(factor, layer)
             if layer.bias is not None:
@@ -108,7 +120,7 @@ class MaskHook(Hook):
             return None
         if output is None:
             return None
-        factor = self.factor()
+        factor = self.share()
         if hasattr(layer, "quantiles"):
             # Its input is masked already; what is left of a removed latent is its median.
             factor = (factor != 0).to(factor)

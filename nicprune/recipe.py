@@ -40,9 +40,10 @@ class Part(Settings):
 
 
 class Arm(Settings):
-    """What to run: a method, or a stack of several on one codec; a label for tables."""
+    """What to run: a method, or a stack of several on one codec; a label for tables; rates to measure between two qualities, with a modulator."""
 
     label: str
+    between: int = Field(default=0, ge=0, le=20)
     stack: list[Part] = Field(min_length=1)
 
     @property
@@ -73,8 +74,7 @@ class Recipe(Settings):
         sparsify, finetune: the two phases of "prune": with the method attached, and after the channels are gone. Methods that
             decide at once are hardened first, and spend both phases on fine-tuning.
         methods: what to run: `{name: ..., <its settings>}`, or several on one codec, `{label: ..., stack: [{name: ...}, ...]}`. One with
-            a modulator is trained once, for all qualities, from the codec of the highest.
-        between: for modulators: rates to measure between two qualities.
+            a modulator is trained once, for all qualities, from the codec of the highest; `between: 1` measures a rate between each two.
         per_quality: for "train": phases by quality, where they differ from `finetune`.
         chain: for "train": each quality starts from the one before in the list.
         half: for "train": save float16.
@@ -95,7 +95,6 @@ class Recipe(Settings):
     sparsify: Phase = Phase(steps=0)
     finetune: Phase = Phase(steps=0)
     methods: list[Arm] = Field(default_factory=list)
-    between: int = Field(default=1, ge=0, le=20)
     per_quality: dict[int, Phase] = Field(default_factory=dict)
     chain: bool = False
     half: bool = False
@@ -235,12 +234,17 @@ def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) ->
     """A method as a recipe writes it: its settings stand beside its name."""
     here = f"{where}: methods.{number}"
     if isinstance(arm, dict) and "stack" in arm:
-        if "label" not in arm or not isinstance(arm["stack"], list) or set(arm) - {"label", "stack"}:
+        if "label" not in arm or not isinstance(arm["stack"], list) or set(arm) - {"label", "stack", "between"}:
             raise RecipeError(f"{here}: a stack is {{label: ..., stack: [{{name: ...}}, ...]}}")
         parts = [_parse_part(part, content, f"{here}.stack.{i}") for i, part in enumerate(arm["stack"])]
-        return parse(Arm, {"label": arm["label"], "stack": [p.model_dump() for p in parts]}, here)
-    part = _parse_part({k: v for k, v in arm.items() if k != "label"} if isinstance(arm, dict) else arm, content, here)
-    return parse(Arm, {"label": arm.get("label", part.name), "stack": [part.model_dump()]}, here)
+        found = parse(Arm, {**arm, "stack": [p.model_dump() for p in parts]}, here)
+    else:
+        part = _parse_part({k: v for k, v in arm.items() if k not in ("label", "between")} if isinstance(arm, dict) else arm, content, here)
+        own = {k: arm[k] for k in ("between",) if k in arm}
+        found = parse(Arm, {"label": arm.get("label", part.name), "stack": [part.model_dump()], **own}, here)
+    if found.between and not found.modulated:
+        raise RecipeError(f"{here}: between is for codecs of many rates; {found.label!r} has no modulator")
+    return found
 
 
 def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> Part:

@@ -19,9 +19,10 @@ from nicprune.channels import Groups
 from nicprune.checkpoint import embedded_file, load, load_codec, save
 from nicprune.codecs import DEMO, provenance, set_provenance, unwrap
 from nicprune.cost import COUNTER, CostModel
-from nicprune.data import calibration_images, list_images, write_png
+from nicprune.data import calibration_images, list_images, usable_images, write_png
 from nicprune.evaluation import Evaluation, ImageScore, evaluate
 from nicprune.files import check_writable, write_atomically, write_text
+from nicprune.gates import set_skipping
 from nicprune.methods import METHODS, Attached, attach
 from nicprune.recipe import Arm, Part, Phase, Recipe, check_paths, digest, slug_of
 from nicprune.report import collect, text_table, write_report
@@ -30,6 +31,7 @@ from nicprune.training import fit
 
 CROP = (192, 192)
 CROPPED_IMAGES = 3
+TIMED_IMAGES = 6
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
                 recipe.task, recipe.codec, recipe.metric, recipe.weights_for(quality), quality, recipe.lmbda(quality), role, arm.model_dump(), seed,
                 photographs, file_digests(recipe, quality), recipe.training, recipe.half, before,
                 [] if role == "original" and recipe.task == "prune" else [recipe.sparsify, recipe.finetune, recipe.per_quality.get(quality)],
-                [recipe.lambdas, recipe.qualities, recipe.between] if role == "modulated" else [],
+                [recipe.lambdas, recipe.qualities] if role == "modulated" else [],
             )  # fmt: skip
             before = key if recipe.chain else ""
             slug = slug_of(arm.label)
@@ -223,7 +225,7 @@ def measure_and_record(recipe: Recipe, text: str, job: Job, codec: nn.Module, st
     elif recipe.half:
         codec = load(written, factory=lambda: start(recipe, job))  # measure what the file holds
     levels = codec.levels if isinstance(codec, Attached) else None
-    rates: list[float | None] = [None] if levels is None else [i / (recipe.between + 1) for i in range(levels.top * (recipe.between + 1) + 1)]
+    rates: list[float | None] = [None] if levels is None else [i / (job.arm.between + 1) for i in range(levels.top * (job.arm.between + 1) + 1)]
     records = [measure_at(recipe, text, job, codec, steps, size, level, progress) for level in rates]
     write_text(job.folder / "record.json", json.dumps([r for r, _ in records] if levels is not None else records[0][0], indent=1) + "\n")
     for name in ("sparsify", "finetune", "train"):  # optimiser state is of no use any more, and large
@@ -257,11 +259,12 @@ def measure_at(
     cost = CostModel(unwrap(codec), Groups([]))
     evaluation = evaluate(codec, recipe.photographs.test, progress=progress, keep_decoded=keep, cost=cost.totals(), level=level)
     dynamic = evaluation.dynamic()
+    skipping = time_skipping(codec, recipe, level) if dynamic and quality is not None else {}
     record = {
         "format": "nicprune-record", "version": 1, "key": job.key,
         "codec": recipe.codec, "quality": quality, "metric": recipe.metric, "lmbda": lmbda, "level": level,
         "method": job.arm.name, "label": job.arm.label, "role": job.role, "seed": job.seed, "steps": steps, "settings": dict(job.settings),
-        "cost": evaluation.cost.as_dict(), "original_cost": evaluation.original_cost.as_dict(), "dynamic": dynamic,
+        "cost": evaluation.cost.as_dict(), "original_cost": evaluation.original_cost.as_dict(), "dynamic": dynamic, "skipping": skipping,
         "by_transform": {t: (round(dynamic[t][0]) if t in dynamic else macs, params) for t, (macs, params) in cost.by_transform().items()},
         "widths": _last(unwrap(codec), job).get("widths", {}), **evaluation.means(), "images": [asdict(image) for image in evaluation.images],
         "test": str(recipe.photographs.test), "crops": crops, "file": "codec.safetensors", "file_bytes": size,
@@ -270,6 +273,21 @@ def measure_at(
         "machine": machine_line(), "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
     return record, evaluation
+
+
+def time_skipping(codec: nn.Module, recipe: Recipe, level: float | None) -> dict[str, Any]:
+    """Seconds for some images with closed channels left out, and with them multiplied by zero: [with, without] for both sides."""
+    paths = [str(path) for path in usable_images(list_images(recipe.photographs.test, "test"))[:TIMED_IMAGES]]
+    found: dict[str, Any] = {"images": len(paths), "encode_s": [], "decode_s": []}
+    try:
+        for skips in (True, False):
+            set_skipping(unwrap(codec), skips)
+            means = evaluate(codec, paths, level=level).means()
+            found["encode_s"].append(means["encode_s"])
+            found["decode_s"].append(means["decode_s"])
+    finally:
+        set_skipping(unwrap(codec), True)
+    return found
 
 
 def save_crops(folder: Path, number: int, name: str, original: Tensor, decoded: Tensor, score: ImageScore, base: Path) -> dict[str, Any]:

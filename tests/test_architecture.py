@@ -13,10 +13,10 @@ ROOT = Path(nicprune.__file__).parent
 
 FLOORS: dict[str, int] = {
     **dict.fromkeys(("errors", "registry", "files", "settings", "progress", "runtime"), 0),
-    **dict.fromkeys(("codecs", "operations", "following", "tracing", "channels"), 1),
-    **dict.fromkeys(("layers", "masks", "surgery", "cost", "budget", "precision", "targets"), 2),
+    **dict.fromkeys(("codecs", "operations", "following", "tracing", "channels", "levels"), 1),
+    **dict.fromkeys(("layers", "masks", "surgery", "cost", "budget", "precision", "targets", "hooks", "gates"), 2),
     **dict.fromkeys(("methods/*", "checkpoint", "profile"), 3),
-    **dict.fromkeys(("training", "evaluation", "recipe", "data", "export"), 4),
+    **dict.fromkeys(("training", "evaluation", "recipe", "data", "export", "container"), 4),
     **dict.fromkeys(("run", "report/*", "classical", "bench", "bench/*"), 5),
     **dict.fromkeys(("__init__", "__main__", "cli"), 6),
 }

@@ -22,15 +22,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "magnitude": {"budget": {"macs": 0.5}, "round_to": 1},
     "random": {"budget": {"macs": 0.5}, "round_to": 1},
     "none": {},
+    # As many channels as possible are frozen: what gates themselves do is in test_gating.py.
+    "channel_gating": {"alpha": 1.0, "gating_steps": 6, "round_to": 1, "freeze": 0.6},
+    **{name: {"qualities": [1, 2, 3]} for name in METHODS if METHODS[name].modulates},
 }
 """Settings that attach each method to a narrow codec; a new method adds its own if it needs any."""
+
+MODULATORS = [name for name in sorted(METHODS) if METHODS[name].modulates]
+STAYING = ["channel_gating", *MODULATORS]
+"""Methods that are part of the codec when it codes."""
 
 CODECS = ["bmshj2018-hyperprior", "mbt2018", "cheng2020-attn", "elic2022-chandelier"]
 
 
 HOOKLESS = ("magnitude", "random", "none")
-PAIRS = [(m, c) for m in sorted(METHODS) for c in (CODECS[:1] if m in HOOKLESS else CODECS)]
-"""Methods that put nothing on the codec need not be tried on every one."""
+FEW = {**dict.fromkeys(HOOKLESS, CODECS[:1]), **dict.fromkeys(MODULATORS, CODECS[::2])}
+PAIRS = [(m, c) for m in sorted(METHODS) for c in FEW.get(m, CODECS)]
+"""Methods that put nothing on the codec need not be tried on every one, nor those that only scale latents."""
 
 
 @pytest.fixture(params=sorted(METHODS))
@@ -59,6 +67,11 @@ def optimizer_for(attached: Attached, lr: float = 1e-4) -> torch.optim.Optimizer
     return torch.optim.Adam([p for n, p in attached.named_parameters() if id(p) not in own and not n.endswith("quantiles")], lr=lr)
 
 
+def steps_of(method: str) -> int:
+    """How many steps it takes until a method with these settings is done."""
+    return SETTINGS[method].get("decay_steps", SETTINGS[method].get("gating_steps", 0))
+
+
 def train(attached: Attached, steps: int, first: int = 0) -> None:
     attached.train()
     optimizer = optimizer_for(attached)
@@ -70,40 +83,47 @@ def forward(model: nn.Module, mode: str) -> Tensor:
     torch.manual_seed(0)
     codec = getattr(model, "codec", model)
     x = image(codec, 2)
+    # In training a modulator draws rates: the highest is what the codec is without it.
+    top = {"level": model.levels.top} if isinstance(model, Attached) and model.levels is not None else {}
     model.train(mode == "training")
     with torch.no_grad():
         if mode == "bf16":
             with torch.autocast("cpu", torch.bfloat16), entropy_models_in_float32(codec):
-                return model(x)["x_hat"]
-        return model(x)["x_hat"]
+                return model(x, **top)["x_hat"]
+        return model(x, **top)["x_hat"]
 
 
-@pytest.mark.parametrize("mode", ["eval", "training", "bf16"])
 @pytest.mark.parametrize(("method", "name"), PAIRS)
-def test_attaching_changes_nothing(method: str, name: str, mode: str) -> None:
+def test_attaching_changes_nothing(method: str, name: str) -> None:
     codec, _ = built(name)
-    before, state = forward(codec, mode), state_of(codec)
+    before, state = {mode: forward(codec, mode) for mode in ("eval", "training", "bf16")}, state_of(codec)
     attached = attach(codec, method, **settings(method))
     assert attached.codec is codec
     assert same_state(state, codec.state_dict())
-    assert torch.equal(forward(attached, mode), before)
+    for mode in before:
+        assert torch.equal(forward(attached, mode), before[mode]), mode
+    assert torch.equal(forward(attached, "eval"), before["eval"]), "after a training pass"
+    assert same_state(state, codec.state_dict())
 
 
-@pytest.mark.parametrize("mode", ["eval", "training"])
-def test_attaching_with_latents_open_changes_nothing(mode: str) -> None:
+def test_attaching_with_latents_open_changes_nothing() -> None:
     for name in CODECS:
         codec, _ = built(name)
-        before = forward(codec, mode)
-        assert torch.equal(forward(attach(codec, "mask_decay", **settings("mask_decay", latents=True)), mode), before)
+        before = {mode: forward(codec, mode) for mode in ("eval", "training")}
+        attached = attach(codec, "mask_decay", **settings("mask_decay", latents=True))
+        for mode in before:
+            assert torch.equal(forward(attached, mode), before[mode]), (name, mode)
 
 
 def test_detaching_gives_the_object_back(method: str) -> None:
     codec, _ = built("mbt2018")
-    state, hooks, parameters = state_of(codec), hook_count(codec), [id(p) for p in codec.parameters()]
+    codec.g_a[0].bias.requires_grad_(False)  # the user's own
+    state, hooks, parameters = state_of(codec), hook_count(codec), [(id(p), p.requires_grad) for p in codec.parameters()]
     attached = attach(codec, method, **settings(method))
+    assert (hook_count(codec) == hooks) == (method in HOOKLESS)
     back = attached.detach()
     assert back is codec and hook_count(codec) == hooks
-    assert same_state(state, codec.state_dict()) and [id(p) for p in codec.parameters()] == parameters
+    assert same_state(state, codec.state_dict()) and [(id(p), p.requires_grad) for p in codec.parameters()] == parameters
     assert not any("weight" in m.__dict__ or "bias" in m.__dict__ for m in codec.modules())
     attach(codec, method, **settings(method)).detach()
 
@@ -127,8 +147,12 @@ def test_a_copy_is_independent(method: str) -> None:
     assert same_state(state, attached.state_dict())
     assert torch.equal(forward(attached, "eval"), before)
     assert not torch.equal(forward(twin, "eval"), before)
+    if twin.levels is not None:
+        twin.levels.set(0)
+        assert attached.levels is not None and float(attached.levels.now) == attached.levels.top
     twin.detach()
     assert hook_count(twin.codec) == 0
+    assert attached.methods[0].modulates or torch.equal(forward(attached, "eval"), before)
 
 
 def test_a_state_dict_resumes_identically(method: str) -> None:
@@ -149,21 +173,40 @@ def test_a_state_dict_resumes_identically(method: str) -> None:
     assert first.keep() == second.keep() and first.done == second.done
 
 
-@pytest.mark.parametrize(("method", "name"), PAIRS)
-def test_hardening_gives_a_plain_codec(method: str, name: str) -> None:
-    codec, groups = built(name)
-    attached = attach(codec, method, **settings(method))
-    if not attached.done:
-        train(attached, SETTINGS[method]["decay_steps"])
-    assert attached.done
-    state, hooks = state_of(attached), hook_count(codec)
-    small = attached.harden()
-    assert same_state(state, attached.state_dict()) and hook_count(codec) == hooks
+def assert_plain(small: nn.Module, codec: nn.Module) -> None:
+    """It is of the codec's class, with nothing of this package left on it."""
     assert type(small) is type(codec) and hook_count(small) == 0
     assert not any(type(m).__module__.startswith("nicprune") for m in small.modules())
     assert not any("nicprune" in type(v).__module__ for m in small.modules() for v in m.__dict__.values())
     assert list(small.state_dict()) == list(codec.state_dict())
     assert small.training == codec.training
+
+
+def in_float64(model: nn.Module, **rate: float) -> Tensor:
+    """What comes out of a copy in float64, evaluated."""
+    double = copy.deepcopy(model).double().eval()
+    with torch.no_grad():
+        if isinstance(double, Attached) and double.levels is not None:
+            return double(image(double.codec, 2), **rate)["x_hat"]
+        inner = getattr(double, "codec", double)
+        return forward_for_analysis(inner, image(inner, 2))["x_hat"]
+
+
+def relative(first: Tensor, second: Tensor) -> float:
+    return float((first - second).abs().max() / first.abs().max())
+
+
+@pytest.mark.parametrize(("method", "name"), [(m, c) for m, c in PAIRS if m not in STAYING])
+def test_hardening_gives_a_plain_codec(method: str, name: str) -> None:
+    codec, groups = built(name)
+    attached = attach(codec, method, **settings(method))
+    if not attached.done:
+        train(attached, SETTINGS[method]["decay_steps"])
+    assert attached.done and attached.stays is False
+    state, hooks = state_of(attached), hook_count(codec)
+    small = attached.harden()
+    assert same_state(state, attached.state_dict()) and hook_count(codec) == hooks
+    assert_plain(small, codec)
     cost = CostModel(small, attached.groups.__class__([]))
     assert cost.totals() == attached.cost.totals(attached.keep())
     if "budget" in SETTINGS.get(method, {}):
@@ -173,15 +216,82 @@ def test_hardening_gives_a_plain_codec(method: str, name: str) -> None:
     # the small one where the masks of what goes are zero.
     plain = attached.plain()
     assert hook_count(plain) == 0
-    results = []
-    for model in (attached, plain, small):
-        double = copy.deepcopy(model).double().eval()
-        with torch.no_grad():
-            inner = getattr(double, "codec", double)
-            results.append(forward_for_analysis(inner, image(inner, 2))["x_hat"])
-    assert float((results[0] - results[1]).abs().max() / results[0].abs().max()) <= 1e-5
+    results = [in_float64(model) for model in (attached, plain, small)]
+    assert relative(results[0], results[1]) <= 1e-5
     if method == "mask_decay":
-        assert float((results[1] - results[2]).abs().max() / results[0].abs().max()) <= 1e-10
+        assert relative(results[0], results[1] - results[2] + results[0]) <= 1e-10
+
+
+def staying(method: str, name: str) -> tuple[Attached, nn.Module]:
+    """A codec with a method that stays, trained until it is done, and gates measured on two images."""
+    codec, _ = built(name)
+    attached = attach(codec, method, **settings(method))
+    train(attached, max(steps_of(method), 2))
+    assert attached.done and attached.stays
+    attached.calibrate([image(codec, 20), image(codec, 21)])
+    return attached, codec
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [*((m, CODECS[0]) for m in STAYING), ("channel_gating", "mbt2018"), ("channel_gating", "elic2022-chandelier"), ("modulated_autoencoder", "cheng2020-attn")],
+)
+def test_what_stays_is_attached_again_to_what_is_left(method: str, name: str) -> None:
+    attached, codec = staying(method, name)
+    state, hooks, keep = state_of(attached), hook_count(codec), attached.keep()
+    small = attached.harden()
+    assert same_state(state, attached.state_dict()) and hook_count(codec) == hooks
+    assert isinstance(small, Attached) and type(small.codec) is type(codec) and small.codec is not codec
+    assert small.stays and small.done and small.training == codec.training
+    assert [(m.name, m.config) for m in small.methods] == [(m.name, m.config) for m in attached.methods]
+    assert list(small.state_dict()) == list(attached.state_dict())
+    shared = {p.untyped_storage().data_ptr() for p in attached.state_dict().values() if p.numel()}
+    assert not shared & {p.untyped_storage().data_ptr() for p in small.state_dict().values() if p.numel()}
+    cost = CostModel(small.codec, attached.groups.__class__([]))
+    assert cost.totals() == attached.cost.totals(keep)
+    if method == "channel_gating":
+        assert sum(attached.groups[n].width - len(kept) for n, kept in keep.items()) >= 3
+    else:
+        assert not keep and torch.equal(forward(small, "eval"), forward(attached, "eval"))
+        with torch.no_grad():
+            x = image(codec, 2)
+            assert torch.equal(small.eval()(x, level=0.6)["x_hat"], attached.eval()(x, level=0.6)["x_hat"])
+    small.eval().update(force=True)
+    with torch.no_grad():
+        sent = small.compress(image(codec, 2))
+        first, second = (small.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2))
+    assert torch.equal(first, second) and bool(torch.isfinite(first).all())
+    # The hooks are those of its own methods, and nothing is left when they are gone.
+    assert hook_count(small.codec) > 0
+    assert_plain(small.detach(), codec.eval())
+
+
+@pytest.mark.parametrize("name", ["bmshj2018-hyperprior", "mbt2018"])
+@pytest.mark.parametrize("method", MODULATORS)
+def test_hardening_at_a_level_gives_a_plain_codec(method: str, name: str) -> None:
+    attached, codec = staying(method, name)
+    for rate in ({"level": 0.6}, {"lmbda": 0.0018}):
+        small = attached.harden(**rate)
+        assert_plain(small, codec)
+        assert all(p.requires_grad for p in small.parameters())
+        # Weights times scales are rounded to float32.
+        assert relative(in_float64(attached, **rate), in_float64(small)) <= 1e-5
+    assert relative(in_float64(attached, level=2), in_float64(small)) > 1e-2
+
+
+def test_gates_that_do_not_stay_leave_a_plain_codec() -> None:
+    codec, _ = built("mbt2018")
+    attached = attach(codec, "channel_gating", **settings("channel_gating", rest="open"))
+    train(attached, steps_of("channel_gating"))
+    attached.calibrate([image(codec, 20), image(codec, 21)])
+    assert attached.done and not attached.stays
+    small = attached.harden()
+    assert_plain(small, codec)
+    assert CostModel(small, attached.groups.__class__([])).totals() == attached.cost.totals(attached.keep())
+    assert sum(attached.groups[n].width - len(kept) for n, kept in attached.keep().items()) >= 3
+    plain = attached.plain()
+    assert_plain(plain, codec)
+    assert relative(in_float64(plain), in_float64(small)) <= 1e-10
 
 
 def test_an_unknown_setting_names_the_closest(method: str) -> None:

@@ -137,7 +137,8 @@ class Attached(nn.Module):
         merged: dict[str, set[int]] = {}
         for method in self._each:
             for name, kept in method.keep().items():
-                merged[name] = merged[name] & set(kept) if name in merged else set(kept)
+                # Where methods have nothing in common, one channel stays all the same.
+                merged[name] = (merged[name] & set(kept) or {min(kept)}) if name in merged else set(kept)
         return {name: sorted(kept) for name, kept in merged.items()}
 
     def plain(self, *, level: float | None = None, lmbda: float | None = None) -> nn.Module:
@@ -147,19 +148,26 @@ class Attached(nn.Module):
 
     def _folded(self, which: Sequence[Method]) -> tuple[nn.Module, Attached]:
         """A copy of the codec with nothing on it, these methods folded into its weights; and the copy's methods, taken off."""
-        chosen = [self._each.index(method) for method in which]
+        # A modulator's bias first: a mask takes it away from the channels that go.
+        chosen = sorted((self._each.index(method) for method in which), key=lambda number: not self._each[number].modulates)
         twin = copy.deepcopy(self)
         codec = twin.detach()
         for number in chosen:
+            for (layer, side), factor in twin._each[number].factors_folded(codec).items():
+                for other in twin._each:
+                    if other is not twin._each[number]:
+                        other.absorb(layer, side, factor)
             twin._each[number].fold(codec)
         set_provenance(codec, provenance(self.codec).copy())
         return codec, twin
 
+    @torch.no_grad()
     def compress(self, x: Tensor, *args: Any, level: float | None = None, lmbda: float | None = None, **kwargs: Any) -> Any:
         """Write a bitstream. With a modulator, the first string says at which rate.
 
         Masks that still decay are folded into a copy for it, which is slow: harden for good.
         """
+        # What both sides compute must not depend on whether the caller keeps gradients: gates skip channels only without.
         coder = self._coder()
         header = []
         if coder.levels is not None:
@@ -169,6 +177,7 @@ class Attached(nn.Module):
         sent = coder.codec.compress(x, *args, **kwargs)
         return {**sent, "strings": [*header, *sent["strings"]]}
 
+    @torch.no_grad()
     def decompress(self, strings: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a bitstream that `compress` wrote."""
         coder = self._coder()
@@ -184,8 +193,7 @@ class Attached(nn.Module):
         going = [method for method in self._each if not method.stays]
         codec, twin = self._folded(going)
         staying = [method for method in twin._each if method.stays]
-        for method in staying:
-            method.attach(codec)
+        _hang(staying, codec)
         coder = Attached(codec, staying, self.groups, self.cost).eval()
         coder.update(force=True)
         return coder
@@ -207,7 +215,7 @@ class Attached(nn.Module):
         staying = [method for method in self._each if method.stays and not (fixed and method.modulates)]
         keep = self.keep()
         # A gate that stays has a say in what goes, too: GDN must make up for it.
-        wide, _ = self._folded([m for m in self._each if m not in staying or not m.modulates])
+        wide, twin = self._folded([m for m in self._each if m not in staying or not m.modulates])
         record = provenance(wide)
         if not record.original:
             record.original = self.cost.original.as_dict()
@@ -229,7 +237,7 @@ class Attached(nn.Module):
             return small
         again = attach(small, [(m.name, m.config.model_dump()) for m in staying])
         for method, other in zip(staying, again._each, strict=True):
-            method.carry(other, keep)
+            twin._each[self._each.index(method)].carry(other, keep)
         return again.train(self.codec.training)
 
     def detach(self) -> nn.Module:
@@ -237,6 +245,11 @@ class Attached(nn.Module):
         for method in self._each:
             method.detach(self.codec)
         return self.codec
+
+
+def _hang(methods: Sequence[Method], codec: nn.Module) -> None:
+    for method in sorted(methods, key=lambda one: one.narrows):
+        method.attach(codec)
 
 
 def attach(codec: nn.Module, method: str | Sequence[tuple[str, Mapping[str, Any]]], **config: Any) -> Attached:
@@ -269,6 +282,5 @@ def attach(codec: nn.Module, method: str | Sequence[tuple[str, Mapping[str, Any]
     methods = [cls(codec, groups, cost, settings) for cls, settings in parsed]
     place = next(codec.parameters())
     attached = Attached(codec, [m.to(place.device) for m in methods], groups, cost)
-    for one in methods:
-        one.attach(codec)
+    _hang(methods, codec)
     return attached.train(codec.training)

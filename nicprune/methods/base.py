@@ -32,6 +32,8 @@ class Method(nn.Module):
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     Config: ClassVar[type[Settings]] = Settings
+    narrows: ClassVar[bool] = False
+    """Whether its hooks hand layers fewer channels; they come last then."""
     modulates: ClassVar[bool] = False
     """Whether it makes one codec code at many rates; it has `levels` then."""
     levels: Levels | None = None
@@ -106,6 +108,13 @@ class Method(nn.Module):
 
     def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
         """Hand what was learnt to `other`, the same method on the codec pruned to these keep-lists."""
+
+    def factors_folded(self, codec: nn.Module) -> dict[tuple[str, str], Tensor]:
+        """What `fold` moves into weights: factors of shape (C,) by module name and side, "in" or "out"."""
+        return {}
+
+    def absorb(self, layer: str, side: str, factor: Tensor) -> None:
+        """Learn that another method's factor at a layer's input or output is in the weights from now on."""
 
     def calibrate(self, model: nn.Module, images: Sequence[Tensor]) -> None:
         """Settle on whole images, (1, 3, H, W) each, what was learnt on patches."""

@@ -4,9 +4,10 @@ In front of each convolution a gate looks at the energy of every input channel o
 neighbours' (1-D convolution across channels) and closes the channels that are below a learnt threshold alpha. The paper's loss adds
 gamma * sum (alpha - alpha_t)^2; its gate formula and settings are not public. Ours, and why:
 
-*The score* of a channel is its energy relative to its own running mean: alpha = 1 means "closed where there is less than usual",
-alike for all channels, so that how loud a channel is does not decide how dispensable it is. The hard step has the gradient of a
-sigmoid behind it (straight-through).
+*The score* of a channel is a root of its energy relative to its own running mean: alpha = 1 means "closed where there is less than
+usual", alike for all channels, so that how loud a channel is does not decide how dispensable it is. The step has the gradient of a
+sigmoid behind it (straight-through). While thresholds learn it is a ramp that narrows to the step: channels fade before they close,
+and the layers behind them have time to do without. A hard step from the start ended at a far higher loss.
 
 *The rule.* After each optimiser step
 
@@ -14,8 +15,8 @@ sigmoid behind it (straight-through).
 
 with g the rate-distortion gradient: the decoupled gradient step of gamma * (alpha - alpha_t)^2, 2 * gamma = rho. Within the loss,
 Adam's normaliser would take gamma out again. With `alpha` as target rho is constant and r = 1, as published. With a budget alpha_t
-closes everything, r is the MACs of a channel over its importance (running mean of the squared gradient by the gate), relative to the
-median, and rho is steered so that the measured cost follows a straight line from the whole to the budget, and stays there.
+closes everything, r is the MACs that go with a channel over its importance (running mean of the squared gradient by the gate),
+relative to the median, and rho is steered so that the measured cost follows a straight line from the whole to the budget, and stays.
 
 *Whole images* hold less extreme energies than training patches. `calibrate` measures how often each channel is open on whole
 photographs and shifts all thresholds by one amount, so that the budget holds there.
@@ -26,6 +27,7 @@ closed them behind it: beta takes over what they added to it on average.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -36,17 +38,26 @@ from torch import Tensor, nn
 
 from nicprune.budget import ROUND_TO, Budget
 from nicprune.codecs import transform_of
-from nicprune.errors import BudgetError, TrainingError
-from nicprune.gates import Gate, Power, gatable, hang, input_sizes, key_of, recording, unhang
+from nicprune.errors import BudgetError, RecipeError, TrainingError
+from nicprune.gates import START, Gate, Power, gatable, hang, input_sizes, key_of, opened, pooled_before, recording, sampling_step, unhang
 from nicprune.layers import zero
 from nicprune.methods.base import METHODS, Method, kept_channels
 from nicprune.settings import Settings
 
 CLOSED = 3.0
-"""alpha_t with a budget: closed wherever there is less than three times a channel's usual energy."""
+"""alpha_t with a budget: closed wherever there is less than 3^4 times a channel's usual energy."""
 
 RAMP = 0.7
 """Share of the gating steps until the budget is reached."""
+
+SOFT = 1.0
+"""Width of the ramp that stands for the step at first; it narrows to a step over the same share."""
+
+PHOTOGRAPH = 96
+"""Pixels of a photograph (768x512) for each of a 64x64 image's."""
+
+ROUNDS, ENOUGH = 16, 0.98
+"""How often images are run at most to meet a budget; the share of it that is to be used."""
 
 SPREAD, STEER = 30.0, 0.05
 """As in mask decay: rates stay within this factor of their median; how much rho changes in a step, relative."""
@@ -100,11 +111,13 @@ class ChannelGating(Method):
     name = "channel_gating"
     summary = "gates close channels of little energy, per image (ECG); what never opens is removed"
     Config = GatingConfig
+    narrows = True
     config: GatingConfig
 
     step: Tensor
     rho: Tensor
     frozen: Tensor
+    sampled: Tensor
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -115,15 +128,34 @@ class ChannelGating(Method):
         pools = [n for n, m in modules.items() if hasattr(m, "gamma_reparam") and transform_of(n) in self.config.transforms]
         self.powers = nn.ModuleDict({key_of(n): Power(modules[n].beta.numel()) for n in pools})
         self._pools = pools
-        sizes = input_sizes(codec, self.gated)
-        # A multiply-add for each square, and the taps of the 1-D convolution: what a gate costs by itself, at 64x64.
-        self._own = {n: modules[n].in_channels * (sizes[n] + self.config.kernel) for n in self.gated}
-        self._prices = np.repeat(self.cost.per_input(self.gated), [modules[n].in_channels for n in self.gated])
+        self._sizes = input_sizes(codec, self.gated)
+        # How much of a map is looked at to pool it: of a photograph's at first, of those calibrated with later.
+        sides = [math.isqrt(self._sizes[n] * PHOTOGRAPH) for n in self.gated]
+        self.register_buffer("sampled", torch.tensor([1.0 / sampling_step(side, side) ** 2 for side in sides]))
+        self._find_pools(codec)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("rho", torch.tensor(self._first_rho()))
         # Whether channels that never open have been removed: those that are found later are still there, and cost.
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
         self._check_budget()
+
+    def _find_pools(self, codec: nn.Module) -> None:
+        self._behind = pooled_before(codec, self.gated)
+        self._prices = self._price_channels()
+
+    def _price_channels(self) -> np.ndarray:
+        """MACs that each gated channel stands for: the convolution's, its GDN's, and a share of what goes with it if it never opens."""
+        prices = {name: np.full(gate.channels, float(self.cost.per_input(name))) for name, gate in self.each().items()}
+        for pool, name in self._behind.items():
+            prices[name] += self.cost.per_output(pool)
+        whole = dict(zip(self.cost.names, self.cost.per_channel(), strict=True))
+        for group in self.groups.prunable():
+            readers = [m for m in group.members if m.axis == "in"]
+            if readers and all(m.module in prices for m in readers):
+                direct = sum(float(prices[m.module][m.index].sum()) for m in readers) / group.width
+                for m in readers:
+                    prices[m.module][m.index] *= max(1.0, whole[group.name] / direct)
+        return np.concatenate(list(prices.values()))
 
     def _first_rho(self) -> float:
         if self.config.gamma is not None:
@@ -131,13 +163,15 @@ class ChannelGating(Method):
         return (5.0 if self.config.alpha is not None else 1.0) / self.config.gating_steps
 
     def validate(self) -> None:
+        if self.config.budget is not None and self.config.budget.params is not None:
+            raise RecipeError("budget params: gates leave parameters where they are; name macs, encoder or decoder")
         gatable(self._shared[0], self.groups, self.config.transforms)
 
     def _check_budget(self) -> None:
         """Raise BudgetError if even one open channel in front of each convolution costs more than the budget."""
         if self.config.budget is None:
             return
-        least = self._costs(dict.fromkeys(self.gated, 1.0))[0]
+        least = self._costs(dict.fromkeys(self.gated, 1.0), self._planned())[0]
         for name, limit in self.config.budget.limits(self.cost.original).items():
             if least[name] > limit:
                 share = least[name] / getattr(self.cost.original, name)
@@ -154,7 +188,8 @@ class ChannelGating(Method):
         return {name: self.powers[key_of(name)] for name in self._pools}  # type: ignore[misc]
 
     def attach(self, codec: nn.Module) -> None:
-        hang(codec, self.each(), self._meters())
+        self._find_pools(codec)  # another method may stand between the two by now
+        hang(codec, self.each(), self._meters(), self._behind)
 
     def detach(self, codec: nn.Module) -> None:
         unhang(codec, {id(m) for m in (*self.each().values(), *self._meters().values())})
@@ -176,21 +211,29 @@ class ChannelGating(Method):
 
     # -- cost ---------------------------------------------------------------------------------------------------------
 
-    def _costs(self, inputs: Mapping[str, float], keep: Mapping[str, Sequence[int]] | None = None) -> tuple[dict[str, float], dict[str, float]]:
-        totals, by_transform = self.cost.with_inputs(inputs, keep)
-        for name, own in self._own.items():
-            transform = transform_of(name)
+    def _costs(
+        self, inputs: Mapping[str, float], sampled: Mapping[str, float], keep: Mapping[str, Sequence[int]] | None = None
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """MACs with so many open channels, the gates' own included: a multiply-add per square, the 1-D convolution, the GDN of the sample."""
+        outputs = {pool: inputs[name] for pool, name in self._behind.items() if sampled[name] < 1}
+        totals, by_transform = self.cost.with_fewer(inputs, outputs, keep)
+        twice = {self._behind[pool] for pool in outputs}
+        for name, gate in self.each().items():
+            transform, width = transform_of(name), gate.channels
+            if keep:
+                width = len(kept_channels(self.groups, keep, name, "in", width))
+            own = width * (self._sizes[name] * sampled[name] * (1 + width * (name in twice)) + self.config.kernel)
             by_transform[transform] += own
             for what in ("macs", *[w for w, runs in (("encoder", transform != "g_s"), ("decoder", transform in ("g_s", "h_s"))) if runs]):
                 totals[what] += own
         return totals, by_transform
 
-    def _open(self) -> dict[str, float]:
-        """Open input channels of each convolution in the mean, by the running rates."""
-        return {name: float(gate.open_rate.sum()) for name, gate in self.each().items()}
-
     def image_cost(self) -> tuple[dict[str, float], dict[str, float]]:
-        return self._costs({name: float(gate.open.sum()) for name, gate in self.each().items()})
+        gates = self.each()
+        return self._costs({name: float(gate.open.sum()) for name, gate in gates.items()}, {name: gate.fraction for name, gate in gates.items()})
+
+    def _planned(self) -> dict[str, float]:
+        return dict(zip(self.gated, self.sampled.tolist(), strict=True))
 
     def expected(self) -> dict[str, float]:
         """Mean MACs as the running rates say, freezing included."""
@@ -199,7 +242,7 @@ class ChannelGating(Method):
         for name, gate in self.each().items():
             kept = kept_channels(self.groups, keep, name, "in", gate.channels)
             inputs[name] = float(gate.open_rate[torch.from_numpy(kept).to(gate.open_rate.device)].sum())
-        return self._costs(inputs, keep)[0]
+        return self._costs(inputs, self._planned(), keep)[0]
 
     def figures(self) -> dict[str, float]:
         rates = torch.cat([gate.open_rate for gate in self.each().values()])
@@ -253,7 +296,9 @@ class ChannelGating(Method):
         else:
             rates, goal = torch.ones_like(alpha), torch.full_like(alpha, float(self.config.alpha or 0))
         alpha = alpha + (self.rho * rates).clamp(max=1) * (goal - alpha) - eta * pull.clamp(-1, 1)
-        for gate, part in zip(gates, alpha.clamp(min=0).split(sizes), strict=True):
+        left = max(0.0, 1 - int(self.step) / (RAMP * self.config.gating_steps))
+        for gate, part in zip(gates, alpha.clamp(min=START).split(sizes), strict=True):
+            gate.softness.fill_(SOFT * left)
             gate.threshold.copy_(part)
             gate.threshold.grad = None
         if self.done:
@@ -273,42 +318,80 @@ class ChannelGating(Method):
 
     @torch.no_grad()
     def calibrate(self, model: nn.Module, images: Sequence[Tensor]) -> None:
-        gates, meters = self.each(), self._meters()
+        if not images:
+            raise TrainingError("calibrating gates needs at least one image")
         modes = {module: module.training for module in (*model.modules(), *self.modules())}
         model.eval()
         self.eval()
         try:
-            for _ in range(3 if self.config.budget is not None else 1):  # what one gate closes changes the energies at the next
-                with recording(gates, meters):
-                    for image in images:
-                        model(image)
-                    margins = {name: torch.cat(gate.recorded or []) for name, gate in gates.items()}
-                    for meter in meters.values():
-                        meter.value.copy_(torch.stack(meter.recorded or []).mean(0))
-                        meter.seen.fill_(len(images))
-                shift = self._shift(margins) if self.config.budget is not None else 0.0
-                for name, gate in gates.items():
-                    gate.threshold.add_(shift)
-                    gate.open_rate.copy_(((margins[name] - shift) >= 0).to(gate.open_rate).mean(0))
+            if self.config.budget is None:
+                self._measure(model, images)
+            else:
+                self._meet(model, images)
         finally:
             for module, training in modes.items():
                 module.training = training
 
-    def _shift(self, margins: Mapping[str, Tensor]) -> float:
-        """How much all thresholds have to move for the mean cost of the recorded images to be the budget's."""
+    def _measure(self, model: nn.Module, images: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Run these images; what is open and pooled becomes theirs. Return each gate's margins, shape (images, C)."""
+        gates, meters, looked_at = self.each(), self._meters(), []
+        with recording(gates, meters):
+            for image in images:
+                model(image)
+                looked_at.append(torch.tensor([gate.fraction for gate in gates.values()]))
+            self.sampled.copy_(torch.stack(looked_at).mean(0))
+            margins = {name: torch.cat(gate.recorded or []) for name, gate in gates.items()}
+            for meter in meters.values():
+                meter.value.copy_(torch.stack(meter.recorded or []).mean(0))
+                meter.seen.fill_(len(images))
+        for name, gate in gates.items():
+            gate.open_rate.copy_(opened(margins[name]).mean(0))
+        return margins
+
+    def _used(self) -> float:
+        """The largest share of its limit that a budget's quantity costs by the running rates."""
         assert self.config.budget is not None
-        limits = self.config.budget.limits(self.cost.original)
+        now = self.expected()
+        return max(now[name] / limit for name, limit in self.config.budget.limits(self.cost.original).items())
+
+    def _meet(self, model: nn.Module, images: Sequence[Tensor]) -> None:
+        """Shift all thresholds by one amount, until the budget is met and used."""
+        start = {name: gate.threshold.clone() for name, gate in self.each().items()}
+        too_low, met, shift, measured = -np.inf, np.inf, 0.0, False
+
+        def move(to: float) -> None:
+            for name, gate in self.each().items():
+                gate.threshold.copy_(start[name] + to)
+
+        for tried in range(ROUNDS):
+            margins = self._measure(model, images)
+            used = self._used()
+            too_low, met = (shift, met) if used > 1 else (too_low, shift)
+            measured = used <= 1
+            if ENOUGH <= used <= 1 or met - too_low < 1e-4:
+                break
+            # What one gate closes changes the energies at the next: what the margins promise is a guess.
+            guess = self._shift(margins)
+            following = shift + guess * (1.0 if tried < 3 else 2.0)
+            if not too_low < following < met:
+                following = (too_low + met) / 2 if np.isfinite(met - too_low) else shift + np.copysign(0.1, too_low - shift if measured else 1.0)
+            if measured and abs(following - shift) < 1e-4:
+                break
+            shift = following
+            move(shift)
+        if not measured:
+            move(met if np.isfinite(met) else shift + 2 * CLOSED)
+            self._measure(model, images)
+
+    def _shift(self, margins: Mapping[str, Tensor]) -> float:
+        """How much all thresholds would have to move for the recorded images to cost what the budget says, energies staying."""
         before = {name: gate.open_rate.clone() for name, gate in self.each().items()}
         low, high = -CLOSED, CLOSED
         for _ in range(20):
             middle = (low + high) / 2
             for name, gate in self.each().items():
-                gate.open_rate.copy_(((margins[name] - middle) >= 0).to(gate.open_rate).mean(0))
-            now = self.expected()
-            if any(now[name] > limit for name, limit in limits.items()):
-                low = middle
-            else:
-                high = middle
+                gate.open_rate.copy_(opened(margins[name] - middle).mean(0))
+            low, high = (middle, high) if self._used() > 1 else (low, middle)
         for name, gate in self.each().items():
             gate.open_rate.copy_(before[name])
         return high
@@ -356,6 +439,11 @@ class ChannelGating(Method):
                     added = gamma[:, index] @ meters[member.module].value.to(gamma)[index]
                     layer.beta.copy_(layer.beta_reparam.init(beta + added))
 
+    @torch.no_grad()
+    def absorb(self, layer: str, side: str, factor: Tensor) -> None:
+        if side == "in" and layer in self.each():
+            self.each()[layer].gain.mul_(factor.to(self.each()[layer].gain))
+
     def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
         assert isinstance(other, ChannelGating)
         for name, gate in self.each().items():
@@ -366,6 +454,7 @@ class ChannelGating(Method):
             _take(meter, other._meters()[name], kept)
         other.step.copy_(self.step)
         other.rho.copy_(self.rho)
+        other.sampled.copy_(self.sampled)
         other.frozen.fill_(True)
         other._hold()
 

@@ -238,6 +238,9 @@ class MaskDecay(Method):
                 "train on until masked.done, or attach with fewer decay_steps"
             )
 
+    def factors_folded(self, codec: nn.Module) -> dict[tuple[str, str], Tensor]:
+        return {(layer, "out"): factor for layer, factor in self.masks.factors(codec, self.groups).items()}
+
     def fold(self, codec: nn.Module) -> None:
         self.masks.fold(codec, self.groups)
 

@@ -79,18 +79,25 @@ class Site(Hook):
     def __init__(self, owner: Modulation, name: str, side: str, layer: str, axis: str, width: int):
         self.owner, self.method = owner, owner
         self.name, self.side, self.layer, self.axis, self.width = name, side, layer, axis, width
+        self.scales = side == "in"
 
-    def _apply(self, x: Tensor) -> Tensor:
+    def _apply(self, x: Tensor, module: nn.Module | None = None) -> Tensor:
         scale, bias = self.method.factors(self)
         x = x * scale[..., None, None].to(x)
-        return x if bias is None else x + bias[..., None, None].to(x)
+        if bias is None or module is None:
+            return x
+        # A channel that is masked away must not come back by the bias that it is given here; see also `absorb`.
+        for hook in module._forward_hooks.values():
+            if isinstance(hook, Hook) and (share := hook.share()) is not None:
+                bias = bias * share.to(bias)
+        return x + bias[..., None, None].to(x)
 
     def before(self, module: nn.Module, args: Any) -> Any:
         """Scale the input."""
         return (self._apply(args[0]), *args[1:])
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return self._apply(output)
+        return self._apply(output, module)
 
 
 class Modulation(Method):
@@ -143,6 +150,11 @@ class Modulation(Method):
         """Logarithm of (lambda / highest)^(1/2), exactly 0 at the highest."""
         return 0.5 * (self.levels.lmbda(levels).log() - math.log(self.levels.lambdas[-1])) * (levels < self.levels.top)
 
+    def _step(self, site: Site, levels: Tensor) -> Tensor:
+        """What the prior alone scales a site of the latents by, shape (levels, channels)."""
+        factor = self._prior(levels).exp()[:, None].expand(-1, site.width)
+        return factor if site.side == "out" else 1 / factor
+
     def _between(self, table: Tensor) -> Tensor:
         """Rows of a (rates, channels) table for the levels set now, interpolated."""
         now = self._now()
@@ -167,6 +179,14 @@ class Modulation(Method):
             one = {"x_hat": out["x_hat"][i : i + 1], "likelihoods": {k: v[i : i + 1] for k, v in out["likelihoods"].items()}}
             parts.append(rate_distortion_loss(lmbda, metric)(one, x[i : i + 1]))
         return {key: torch.stack([part[key] for part in parts]).mean() for key, value in parts[0].items() if value is not None}
+
+    @torch.no_grad()
+    def factors_folded(self, codec: nn.Module) -> dict[tuple[str, str], Tensor]:
+        found: dict[tuple[str, str], Tensor] = {}
+        for site in self.sites:
+            if site.side == "in":
+                found[site.layer, "in"] = found.get((site.layer, "in"), 1) * self.factors(site)[0][0]
+        return found
 
     @torch.no_grad()
     def fold(self, codec: nn.Module) -> None:
@@ -316,28 +336,26 @@ class ModulatedAutoencoder(Modulation):
     def places(self) -> list[Site]:
         codec: Any = self._shared[0]
         analysis = [Site(self, n, "out", n, "out", codec.get_submodule(n).out_channels) for n in _convolutions(codec, ("g_a",))]
-        return analysis + [Site(self, n, "in", n, "in", codec.get_submodule(n).in_channels) for n in _convolutions(codec, ("g_s",))]
+        synthesis = [Site(self, n, "in", n, "in", codec.get_submodule(n).in_channels) for n in _convolutions(codec, ("g_s",))]
+        return analysis + synthesis + super().places()
 
     def build(self) -> None:
-        self.networks = nn.ModuleList(Network(self.config.hidden, site.width, torch.relu) for site in self.sites)
-        self._last = sum(site.side == "out" for site in self.sites) - 1
+        self.networks = nn.ModuleList(Network(self.config.hidden, site.width, torch.relu) for site in self.sites[:-2])
 
     def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
-        levels, number = self._now(), self.sites.index(site)
+        levels = self._now()
+        if site in self.sites[-2:]:
+            return self._step(site, levels), None
         networks: Any = self.networks
-        log = networks[number](self.levels.lmbda(levels) / self.levels.lambdas[-1])
-        if number in (self._last, self._last + 1):
-            prior = self._prior(levels)[:, None]
-            log = log + (prior if number == self._last else -prior)
-        return torch.exp(log), None
+        return torch.exp(networks[self.sites.index(site)](self.levels.lmbda(levels) / self.levels.lambdas[-1])), None
 
     def per_channel(self, site: int) -> dict[str, int]:
-        return {f"networks.{site}.second.{what}": 0 for what in ("weight", "bias")}
+        return {f"networks.{site}.second.{what}": 0 for what in ("weight", "bias")} if site < len(self.sites) - 2 else {}
 
 
 @METHODS.register("conditional_autoencoder")
 class ConditionalAutoencoder(Modulation):
-    """Scale and bias of every convolution by the nearest trained rate; the step size makes up the rest."""
+    """Scale and bias of every convolution by the nearest trained rate; the step size alone follows lambda in between."""
 
     name = "conditional_autoencoder"
     summary = "one codec, many rates (cAE): scale and bias of every convolution per rate, a step size in between"
@@ -348,31 +366,24 @@ class ConditionalAutoencoder(Modulation):
         return [Site(self, n, "out", n, "out", codec.get_submodule(n).out_channels) for n in names] + super().places()
 
     def build(self) -> None:
-        codec, rates = self._shared[0], len(self.levels)
-        prior = torch.exp(self._prior(torch.arange(rates, dtype=torch.float32)))
-        last, first = self.sites[-2].layer, self.sites[-1].layer
-        scales, biases = [], []
-        for site in self.sites[:-2]:
-            start = prior if site.layer == last else 1 / prior if site.layer == first else torch.ones(rates)
-            layer: Any = codec.get_submodule(site.layer)
-            own = layer.bias.detach().float().cpu() if layer.bias is not None else torch.zeros(site.width)
-            raw = torch.log(torch.expm1(start)) - ZERO
-            raw[-1] = 0.0
-            scales.append(nn.Parameter(raw[:, None].repeat(1, site.width)))
-            # What scales the input back must not scale the bias.
-            kept = 1 - start[:, None] if site.layer == first else torch.zeros(rates, 1)
-            biases.append(nn.Parameter(kept * own))
-        self.scales, self.biases = nn.ParameterList(scales), nn.ParameterList(biases)
+        rates = len(self.levels)
+        self.scales = nn.ParameterList(nn.Parameter(torch.zeros(rates, site.width)) for site in self.sites[:-2])
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(rates, site.width)) for site in self.sites[:-2])
 
     def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
         now = self._now()
-        nearest = now.round()
-        if site in self.sites[-2:]:  # the step: lambda of the nearest rate over the one asked for, to the half
-            log = (self._prior(now) - self._prior(nearest)).exp()[:, None].expand(-1, site.width)
-            return (log if site.side == "out" else 1 / log), None
-        number, row = self.sites.index(site), nearest.long()
+        if site in self.sites[-2:]:
+            return self._step(site, now), None
+        number, row = self.sites.index(site), now.round().long()
         zero = torch.tensor(ZERO)
         return F.softplus(self.scales[number][row] + zero) / F.softplus(zero), self.biases[number][row]
+
+    @torch.no_grad()
+    def absorb(self, layer: str, side: str, factor: Tensor) -> None:
+        # A mask in front of a bias of ours, as in `Site`.
+        for number, site in enumerate(self.sites[:-2]):
+            if side == "out" and site.layer == layer:
+                self.biases[number].mul_(factor.to(self.biases[number]))
 
     def per_channel(self, site: int) -> dict[str, int]:
         return {f"{what}.{site}": 1 for what in ("scales", "biases")} if site < len(self.sites) - 2 else {}
