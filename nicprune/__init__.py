@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "METHODS": "methods", "Attached": "methods", "Budget": "budget", "CostModel": "cost", "Group": "channels", "Groups": "channels",
-    "Method": "methods", "NicpruneError": "errors", "analyse": "surgery", "attach": "methods", "calibration_images": "data", "compare": "evaluation", "decode": "container",
+    "METHODS": "methods", "Attached": "methods", "Budget": "budget", "CostModel": "cost", "Group": "channels", "Groups": "channels", "Method": "methods",
+    "NicpruneError": "errors", "analyse": "surgery", "attach": "methods", "calibration_images": "data", "compare": "evaluation", "decode": "container",
     "encode": "container", "evaluate": "evaluation", "fit": "training", "load": "checkpoint", "load_codec": "checkpoint", "measure": "cost",
     "provenance": "codecs", "prune": "surgery", "read_recipe": "recipe", "run_recipe": "run", "save": "checkpoint",
 }  # fmt: skip

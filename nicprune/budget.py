@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from nicprune.channels import MIN_LATENTS, Group
 from nicprune.cost import CostModel, Totals
@@ -141,3 +143,42 @@ def _put_back(
             widths[i] -= step
         else:
             return
+
+
+ROUNDS, ENOUGH = 16, 0.98
+"""How often is measured at most to meet a budget; the share of it that is to be used."""
+
+
+def meet(thresholds: Sequence[Tensor], measure: Callable[[], float], guess: Callable[[], float], most: float) -> None:
+    """Shift thresholds by one amount, in place, until what they leave costs no more than a budget, and hardly less.
+
+    Args:
+        measure: runs with the thresholds as they are, and returns the share of the budget that is used.
+        guess: by how much more they should be shifted, as far as the last measurement tells; it need not be right.
+        most: a shift that surely is enough, beyond what was tried.
+    """
+    start = [threshold.clone() for threshold in thresholds]
+    shift, too_low, met, used = 0.0, -math.inf, math.inf, math.inf
+
+    def move(to: float) -> float:
+        for threshold, first in zip(thresholds, start, strict=True):
+            threshold.copy_(first + to)
+        return to
+
+    for tried in range(ROUNDS):
+        used = measure()
+        too_low, met = (shift, met) if used > 1 else (too_low, shift)
+        if ENOUGH <= used <= 1 or met - too_low < 1e-4:
+            break
+        # Guesses that fall short again and again are doubled; what is known to be too little or enough bounds them all.
+        following = shift + guess() * (1 if tried < 3 else 2)
+        if not too_low < following < met:
+            following = (too_low + met) / 2 if math.isfinite(met - too_low) else shift + (0.1 if used > 1 else -0.1)
+        if used <= 1 and abs(following - shift) < 1e-4:
+            break
+        shift = move(following)
+    else:
+        used = measure()
+    if used > 1:
+        move(met if math.isfinite(met) else shift + most)
+        measure()

@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from nicprune.budget import ROUND_TO, Budget
 from nicprune.channels import Groups
 from nicprune.codecs import FACTOR, forward_for_analysis, transform_of
 from nicprune.errors import CodecError, RecipeError
-from nicprune.hooks import Hook, remove_hooks
+from nicprune.settings import Settings
 
 TEMPERATURE = 0.25
 """Width of the sigmoid that stands for the step in the backward pass, in units of the score."""
@@ -29,9 +31,6 @@ START = -0.5
 MEMORY = 0.95
 """Share of the past in the running means of energies and of how often a channel is open."""
 
-PAYS_BELOW = 0.95
-"""Density from which on gathering the open channels costs more than computing with the closed ones saves."""
-
 GRID = 4096
 """Pixels that an energy is pooled over at most: evenly spaced ones of a larger map say the same, at a part of the cost."""
 
@@ -39,12 +38,54 @@ GATED = ("g_a", "h_a", "h_s", "g_s")
 """Transforms that may have gates. Context models run pixel by pixel when decoding: a pooled energy would differ from training's."""
 
 
+class GatingConfig(Settings):
+    """Settings of channel gating; exactly one of `budget` and `alpha` is its target.
+
+    Attributes:
+        budget: shares of the original codec's MACs, gates' own included, on average over images.
+        alpha: alpha_t, the threshold that all are drawn to: larger is sparser; 1 closes what is below its usual energy.
+        gamma: weight of sum (alpha - alpha_t)^2; None takes what brings thresholds there within `gating_steps`. With a budget it adapts.
+        gating_steps: steps during which thresholds learn; they stay as they are from then on.
+        energy: pooled as the "mean" or the "max" of the squares.
+        kernel: taps of the 1-D convolution across channels, 0 for none.
+        relative: energies are relative to the "channel"'s usual one, or to the "layer"'s.
+        transforms: where gates go.
+        freeze: channels open on at most this share of images are removed by `harden`.
+        rest: what `harden` makes of the others: gates stay ("dynamic"), or all are opened and a plain codec is left ("open").
+        round_to: frozen widths are multiples of this.
+    """
+
+    budget: Budget | None = None
+    alpha: float | None = Field(default=None, gt=0, le=100)
+    gamma: float | None = Field(default=None, gt=0)
+    gating_steps: int = Field(default=10_000, ge=2)
+    energy: Literal["mean", "max"] = "mean"
+    kernel: int = Field(default=5, ge=0, le=15)
+    relative: Literal["channel", "layer"] = "channel"
+    transforms: tuple[Literal["g_a", "h_a", "h_s", "g_s"], ...] = ("g_a", "h_a", "h_s", "g_s")
+    freeze: float = Field(default=0.02, ge=0, lt=1)
+    rest: Literal["dynamic", "open"] = "dynamic"
+    round_to: int = Field(default=ROUND_TO, ge=1, le=64)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GatingConfig:
+        if (self.budget is None) == (self.alpha is None):
+            raise ValueError("give either budget: {macs: 0.5} or alpha: 1.0")
+        if self.budget is not None and self.gamma is not None:
+            raise ValueError("gamma adapts to a budget; give it with alpha only")
+        if self.kernel and self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, or 0 for no convolution (got {self.kernel})")
+        if not self.transforms:
+            raise ValueError("transforms: name at least one")
+        return self
+
+
 class Gate(nn.Module):
     """One gate in front of one convolution: which of its input channels are open, per image.
 
     score = conv1d((energy / scale)^(1/4)), open where score >= threshold; energy is the mean (or the largest) square of a channel
-    over the image (over `GRID` evenly spaced pixels of a larger one), scale its running mean over images (or the layer's). At least one channel is always open. While thresholds
-    learn, the step may be a ramp of width `softness`, so that channels fade before they close.
+    over the image (over `GRID` evenly spaced pixels of a larger one), scale its running mean over images (or the layer's). At least
+    one channel is always open. While thresholds learn, the step may be a ramp of width `softness`: channels fade before they close.
 
     Args:
         channels: C, input channels of the convolution.
@@ -115,7 +156,8 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return 1 for open and 0 for closed channels of each image, shape (B, C); in training with a straight-through gradient."""
-        return self.decide(self.pool(self.sample(x.detach())))  # thresholds learn from it; features do not, which would cost another pass
+        # Thresholds and mixing learn from energies; features do not, which would cost another pass.
+        return self.decide(self.pool(self.sample(x.detach())))
 
     def decide(self, energy: Tensor) -> Tensor:
         """The same from energies."""
@@ -163,92 +205,6 @@ def sampling_step(height: int, width: int) -> int:
     return step
 
 
-class GateHook(Hook):
-    """Puts a gate in front of one convolution, and computes with the open channels alone where that is possible."""
-
-    def __init__(self, gate: Gate):
-        self.owner = self.gate = gate
-        self.skips = True
-        self.given: Tensor | None = None  # which channels a GDN in front of the layer has left out already
-        self._narrowed = False
-
-    def may_skip(self, x: Tensor) -> bool:
-        """Whether channels can be left out: one image, nothing to learn from it."""
-        return self.skips and x.shape[0] == 1 and not self.gate.training and not torch.is_grad_enabled()
-
-    def pays(self) -> bool:
-        """Whether enough are closed."""
-        return float(self.gate.open.float().mean()) < PAYS_BELOW
-
-    def before(self, layer: Any, args: Any) -> Any:
-        """Close channels of the layer's input."""
-        x: Tensor = args[0]
-        index, self.given = self.given, None
-        if index is None:
-            gates = self.gate(x)
-            if not self.may_skip(x) or not self.pays():
-                return None if self.may_skip(x) and bool(self.gate.open.all()) else (x * gates[..., None, None].to(x.dtype), *args[1:])
-            index = self.gate.open.nonzero().flatten()
-            x = gather(x, index)
-        # Another method's masked weight may stand in front of the layer's own already: it is narrowed like it, and goes with it.
-        layer.__dict__["weight"] = layer.weight.index_select(0 if isinstance(layer, nn.ConvTranspose2d) else 1, index)
-        self._narrowed = True
-        return (x, *args[1:])
-
-    def __call__(self, layer: Any, args: Any, output: Any) -> None:
-        if self._narrowed:
-            layer.__dict__.pop("weight", None)
-            self._narrowed = False
-
-
-class NormHook(Hook):
-    """Lets a GDN compute only those channels that the gate behind it leaves open. Which ones, its output at some pixels says."""
-
-    def __init__(self, behind: GateHook):
-        self.behind = behind
-        self.owner = self.gate = behind.gate
-        self._whole: Tensor | None = None
-
-    def before(self, layer: Any, args: Any) -> Any:
-        """Hand the layer those pixels alone that the gate looks at."""
-        x: Tensor = args[0]
-        self.behind.given = self._whole = None
-        if not self.behind.may_skip(x) or sampling_step(x.shape[2], x.shape[3]) == 1:
-            return None
-        self._whole = x
-        return (self.gate.sample(x), *args[1:])
-
-    def __call__(self, layer: Any, args: Any, output: Any) -> Any:
-        x, self._whole = self._whole, None
-        if x is None or output is None:
-            return None
-        self.gate.decide(self.gate.pool(output))
-        if not self.behind.pays():
-            return type(layer).forward(layer, x)
-        index = self.behind.given = self.gate.open.nonzero().flatten()
-        gamma, beta = layer.gamma_reparam(layer.gamma)[index], layer.beta_reparam(layer.beta)[index]
-        simple = type(layer).__name__ == "GDN1"
-        pooled = F.conv2d(x.abs() if simple else x.square(), gamma[..., None, None], beta)
-        norm = pooled if simple else pooled.sqrt_()
-        x = gather(x, index)
-        return x.mul_(norm) if layer.inverse else x.div_(norm)
-
-
-class PowerHook(Hook):
-    """Measures what a GDN pools: the mean square (GDN1: absolute value) of each input channel."""
-
-    def __init__(self, power: Power, simple: bool):
-        self.owner = self.power = power
-        self.simple = simple
-
-    def before(self, layer: Any, args: Any) -> None:
-        """Take the mean over the first image of a batch."""
-        if self.power.measures:
-            with torch.no_grad():
-                x = args[0][:1].detach().float()
-                self.power.add((x.abs() if self.simple else x.square()).mean((0, 2, 3)))
-
-
 class Power(nn.Module):
     """Running mean of what one GDN pools, shape (C,)."""
 
@@ -275,58 +231,6 @@ class Power(nn.Module):
         memory = min(MEMORY, int(self.seen) / (int(self.seen) + 1))
         self.value.mul_(memory).add_(power.to(self.value), alpha=1 - memory)
         self.seen += 1
-
-
-def gather(x: Tensor, index: Tensor) -> Tensor:
-    """Some channels of (1, C, H, W), in the memory format that it has: rows of pixels are copied several times faster than planes of strides."""
-    if not x.is_contiguous(memory_format=torch.channels_last) or x.shape[1] == 1:
-        return x.index_select(1, index)
-    _, channels, height, width = x.shape
-    rows = x.permute(0, 2, 3, 1).reshape(-1, channels).index_select(1, index)
-    return rows.view(1, height, width, -1).permute(0, 3, 1, 2)
-
-
-def pooled_before(codec: nn.Module, names: Sequence[str]) -> dict[str, str]:
-    """The convolution behind each GDN that nothing else reads and nothing else changes, by the GDN's name, among those named."""
-    modules = dict(codec.named_modules())
-    found = {}
-    for name in names:
-        parent, _, last = name.rpartition(".")
-        before = f"{parent}.{int(last) - 1}" if last.isdigit() else ""
-        if type(modules.get(parent)) is nn.Sequential and type(modules.get(before)).__name__ in ("GDN", "GDN1"):
-            if not any(isinstance(hook := getattr(e, "__self__", e), Hook) and hook.scales for e in modules[name]._forward_pre_hooks.values()):
-                found[before] = name
-    return found
-
-
-def hang(codec: nn.Module, gates: Mapping[str, Gate], powers: Mapping[str, Power], pools: Mapping[str, str]) -> None:
-    """Put gates in front of convolutions, power meters in front of GDNs, and between the two what lets a GDN skip, by module name."""
-    modules = dict(codec.named_modules())
-    hooks = {name: GateHook(gate) for name, gate in gates.items()}
-    for name, hook in hooks.items():
-        modules[name].register_forward_pre_hook(hook.before)
-        modules[name].register_forward_hook(hook, always_call=True)
-    for name, power in powers.items():
-        layer = modules[name]
-        layer.register_forward_pre_hook(PowerHook(power, type(layer).__name__ == "GDN1").before)
-    for name, convolution in pools.items():
-        norm = NormHook(hooks[convolution])
-        modules[name].register_forward_pre_hook(norm.before)
-        modules[name].register_forward_hook(norm, always_call=True)
-
-
-def unhang(codec: nn.Module, owners: set[int]) -> None:
-    """Take the hooks of these modules (by id) off again."""
-    remove_hooks(codec, lambda hook: id(hook.owner) in owners)
-
-
-def set_skipping(codec: nn.Module, skips: bool) -> None:
-    """Whether closed channels are left out of the computation, or multiplied by zero: the same output, for tests and timing."""
-    for module in codec.modules():
-        for entry in module._forward_pre_hooks.values():
-            hook = getattr(entry, "__self__", None)
-            if isinstance(hook, GateHook):
-                hook.skips = skips
 
 
 def input_sizes(codec: nn.Module, names: list[str]) -> dict[str, int]:

@@ -22,11 +22,11 @@ from nicprune.cost import COUNTER, CostModel
 from nicprune.data import calibration_images, list_images, usable_images, write_png
 from nicprune.evaluation import Evaluation, ImageScore, evaluate
 from nicprune.files import check_writable, write_atomically, write_text
-from nicprune.gates import set_skipping
 from nicprune.methods import METHODS, Attached, attach
 from nicprune.recipe import Arm, Part, Phase, Recipe, check_paths, digest, slug_of
 from nicprune.report import collect, text_table, write_report
 from nicprune.runtime import machine_line, versions
+from nicprune.skipping import set_skipping
 from nicprune.training import fit
 
 CROP = (192, 192)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from conftest import built, same_state, state_of
 
-from nicprune.budget import Budget, next_width, solve
+from nicprune.budget import Budget, meet, next_width, solve
 from nicprune.channels import Groups
 from nicprune.codecs import provenance
 from nicprune.cost import CostModel
@@ -106,3 +110,21 @@ def test_fixed_widths_by_pattern() -> None:
         Target(widths={"g_a.0": 17}).fixed_widths(groups)
     with pytest.raises(RecipeError, match="either budget"):
         parse(Target, {"budget": {"macs": 0.5}, "widths": {"g_a.0": 8}}, "x")
+
+
+@pytest.mark.parametrize("guess", [lambda used: (used - 1) * 2, lambda used: 0.01, lambda used: -5.0, lambda used: 50.0], ids=["good", "short", "wrong", "far"])
+@pytest.mark.parametrize("start", [0.0, 0.9, -30.0])
+@pytest.mark.parametrize("steps", [1000, 7])
+def test_thresholds_are_shifted_until_the_budget_is_met_and_used(guess: Any, start: float, steps: int) -> None:
+    thresholds, measured = [torch.tensor([start, start + 1]), torch.tensor([start - 0.2])], []
+
+    def measure() -> float:  # falls in steps, from 2 at -1 to 0.4 at 1
+        measured.append(math.ceil((2 - 0.8 * (min(max(float(thresholds[1]) + 0.2, -1), 1) + 1)) * steps) / steps)
+        return measured[-1]
+
+    meet(thresholds, measure, lambda: guess(measured[-1]), 100.0)
+    assert measured[-1] <= 1 and len(measured) <= 18
+    assert measured[-1] == measure(), "what was measured last is what is left"
+    if guess(2.0) == 2.0:
+        assert measured[-1] >= (0.98 if steps == 1000 else 1 - 1 / 7)
+    assert torch.equal(thresholds[0][1] - thresholds[0][0], torch.tensor(1.0)) or float(thresholds[0][1] - thresholds[0][0]) == pytest.approx(1, abs=1e-5)

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from nicprune.codecs import transform_of
 from nicprune.cost import count_modules
 from nicprune.errors import BudgetError, CodecError, NicpruneError, RecipeError, TrainingError
-from nicprune.gates import Gate, recording, set_skipping
+from nicprune.gates import Gate, recording
 from nicprune.methods import Attached, attach
 from nicprune.methods.channel_gating import ChannelGating
+from nicprune.skipping import set_skipping
 
 CODECS = ["bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-attn", "elic2022-chandelier"]
 QUICK = {"alpha": 1.0, "gating_steps": 2, "round_to": 1}
@@ -153,7 +154,8 @@ def test_scales_are_means_over_images_of_the_energies(energy: str) -> None:
     attached = attach(built(NO_GDN)[0], "channel_gating", **QUICK, energy=energy)
     seen: list[Tensor] = []
     layer: Any = attached.codec.get_submodule("g_a.2")
-    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].square().mean((0, 2, 3)) if energy == "mean" else args[0].square().amax((0, 2, 3))))
+    pooled = torch.mean if energy == "mean" else torch.amax
+    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(pooled(args[0].square(), (0, 2, 3))))
     see(attached)
     handle.remove()
     assert len(seen) == 6 and relative(torch.stack(seen).mean(0), gates_of(attached)["g_a.2"].scale) <= 1e-5
@@ -363,10 +365,11 @@ def test_both_sides_compute_the_same_whether_or_not_gradients_are_kept() -> None
 def counted(attached: Attached, which: Mapping[str, list[int]], size: int) -> dict[str, float]:
     """MACs at 64x64 of each module with these channels open, by hand: from shapes, and fvcore for all that has no gate."""
     codec, sizes = attached.codec, {}
-    handles = [
-        codec.get_submodule(name).register_forward_hook(lambda _, args, out, name=name: sizes.__setitem__(name, (args[0].shape[2:].numel(), out.shape[2:].numel())))
-        for name in which
-    ]
+
+    def measure(name: str) -> Any:
+        return lambda _, args, out: sizes.__setitem__(name, (args[0].shape[2:].numel(), out.shape[2:].numel()))
+
+    handles = [codec.get_submodule(name).register_forward_hook(measure(name)) for name in which]
     set_skipping(codec, False)
     with torch.no_grad():
         codec(torch.full((1, 3, 64, 64), 0.5))
@@ -747,7 +750,8 @@ def test_without_a_pool_removing_what_never_opens_is_exact(relative_to: str, ker
     small = attached.harden().double()
     gone = {n: attached.groups[n].width - len(kept) for n, kept in attached.keep().items()}
     assert sum(gone.values()) >= 8
-    assert all(gates_of(small)[n].channels + gone.get(f"g_a.{int(n[-1]) - 2}", 0) == g.channels for n, g in gates_of(attached).items() if n in ("g_a.2", "g_a.4"))
+    before, after = gates_of(attached), gates_of(small)
+    assert all(after[n].channels + gone.get(f"g_a.{int(n[-1]) - 2}", 0) == before[n].channels for n in ("g_a.2", "g_a.4"))
     wide = copy.deepcopy(attached).double()
     with torch.no_grad():
         for x in pictures:

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nicprune.cli import app
+from nicprune.data import read_image, sample_photographs, write_png
 
 README = Path(__file__).parent.parent / "README.md"
 pytest.importorskip("skimage", reason="the README's examples use scikit-image's photographs")
@@ -23,7 +24,7 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_python_examples_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code = re.sub(r"steps=\d+", "steps=4", blocks("python")[number]).replace("lr=3e-4", "lr=3e-4, batch_size=1, progress=False")
+    code = re.sub(r'steps(=|": )\d+', r"steps\g<1>4", blocks("python")[number]).replace("lr=3e-4", "lr=3e-4, batch_size=1, progress=False")
     exec(compile(code, f"README example {number}", "exec"), {"__name__": "readme"})
 
 
@@ -42,6 +43,8 @@ def test_commands_run_in_the_order_given(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(README.parent / "recipes")
     nip.save(nip.attach(nip.load_codec("demo-hyperprior", 1), "magnitude", budget={"macs": 0.5}).harden(), "demo-q3-2x.safetensors")
+    nip.save(nip.attach(nip.load_codec("demo-hyperprior", 3), "bit_rate_modulator", qualities=[1, 2, 3]), "demo-all-rates.safetensors")
+    write_png(read_image(sample_photographs("test")[0]), tmp_path / "photo.png")
     for command in commands():
         assert command[0] == "nicprune"
         arguments = command[1:]

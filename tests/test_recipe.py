@@ -189,7 +189,7 @@ def test_overrides(content: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(yaml.safe_dump(content))
     recipe, text = read_recipe(str(file), ["finetune.steps=7", "methods.0.budget.macs=0.4", "qualities=[2]"])
-    assert recipe.finetune.steps == 7 and recipe.methods[0].settings["budget"] == {"macs": 0.4} and recipe.qualities == [2]
+    assert recipe.finetune.steps == 7 and recipe.methods[0].stack[0].settings["budget"] == {"macs": 0.4} and recipe.qualities == [2]
     assert "steps: 7" in text
     for bad, message in (
         ("finetune", "wants key=value"),
@@ -244,5 +244,5 @@ def test_seeds_draw_different_lots_and_crops(content: dict[str, Any], tmp_path: 
     page = run(content, tmp_path)
     assert len(list((page.parent / "codecs").glob("*.safetensors"))) == 2, "one seed's codec does not overwrite the other's"
     records = [json.loads(p.read_text()) for p in sorted((tmp_path / "runs").rglob("random*/record.json"))]
-    assert [r["settings"]["seed"] for r in records] == [0, 1] and records[0]["psnr_db"] != records[1]["psnr_db"]
+    assert [r["settings"]["random"]["seed"] for r in records] == [r["seed"] for r in records] == [0, 1] and records[0]["psnr_db"] != records[1]["psnr_db"]
     assert len(seeds) == len(set(seeds)) == 4, "two phases with each of two seeds: none sees another's crops"

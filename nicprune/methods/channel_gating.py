@@ -18,6 +18,9 @@ Adam's normaliser would take gamma out again. With `alpha` as target rho is cons
 closes everything, r is the MACs that go with a channel over its importance (running mean of the squared gradient by the gate),
 relative to the median, and rho is steered so that the measured cost follows a straight line from the whole to the budget, and stays.
 
+*Skipping.* With one image, closed channels are left out of the convolution, and of the GDN in front of it where nothing else reads
+that (its output at some pixels says which will be open).
+
 *Whole images* hold less extreme energies than training patches. `calibrate` measures how often each channel is open on whole
 photographs and shifts all thresholds by one amount, so that the budget holds there.
 
@@ -29,20 +32,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nicprune.budget import ROUND_TO, Budget
+from nicprune.budget import meet
 from nicprune.codecs import transform_of
 from nicprune.errors import BudgetError, RecipeError, TrainingError
-from nicprune.gates import START, Gate, Power, gatable, hang, input_sizes, key_of, opened, pooled_before, recording, sampling_step, unhang
+from nicprune.gates import START, Gate, GatingConfig, Power, gatable, input_sizes, key_of, opened, recording, sampling_step
 from nicprune.layers import zero
 from nicprune.methods.base import METHODS, Method, kept_channels
-from nicprune.settings import Settings
+from nicprune.skipping import hang, pooled_before, unhang
 
 CLOSED = 3.0
 """alpha_t with a budget: closed wherever there is less than 3^4 times a channel's usual energy."""
@@ -56,52 +58,8 @@ SOFT = 1.0
 PHOTOGRAPH = 96
 """Pixels of a photograph (768x512) for each of a 64x64 image's."""
 
-ROUNDS, ENOUGH = 16, 0.98
-"""How often images are run at most to meet a budget; the share of it that is to be used."""
-
 SPREAD, STEER = 30.0, 0.05
 """As in mask decay: rates stay within this factor of their median; how much rho changes in a step, relative."""
-
-class GatingConfig(Settings):
-    """Settings of channel gating; exactly one of `budget` and `alpha` is its target.
-
-    Attributes:
-        budget: shares of the original codec's MACs, gates' own included, on average over images.
-        alpha: alpha_t, the threshold that all are drawn to: larger is sparser; 1 closes what is below its usual energy.
-        gamma: weight of sum (alpha - alpha_t)^2; None takes what brings thresholds there within `gating_steps`. With a budget it adapts.
-        gating_steps: steps during which thresholds learn; they stay as they are from then on.
-        energy: pooled as the "mean" or the "max" of the squares.
-        kernel: taps of the 1-D convolution across channels, 0 for none.
-        relative: energies are relative to the "channel"'s usual one, or to the "layer"'s.
-        transforms: where gates go.
-        freeze: channels open on at most this share of images are removed by `harden`.
-        rest: what `harden` makes of the others: gates stay ("dynamic"), or all are opened and a plain codec is left ("open").
-        round_to: frozen widths are multiples of this.
-    """
-
-    budget: Budget | None = None
-    alpha: float | None = Field(default=None, gt=0, le=100)
-    gamma: float | None = Field(default=None, gt=0)
-    gating_steps: int = Field(default=10_000, ge=2)
-    energy: Literal["mean", "max"] = "mean"
-    kernel: int = Field(default=5, ge=0, le=15)
-    relative: Literal["channel", "layer"] = "channel"
-    transforms: tuple[Literal["g_a", "h_a", "h_s", "g_s"], ...] = ("g_a", "h_a", "h_s", "g_s")
-    freeze: float = Field(default=0.02, ge=0, lt=1)
-    rest: Literal["dynamic", "open"] = "dynamic"
-    round_to: int = Field(default=ROUND_TO, ge=1, le=64)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> GatingConfig:
-        if (self.budget is None) == (self.alpha is None):
-            raise ValueError("give either budget: {macs: 0.5} or alpha: 1.0")
-        if self.budget is not None and self.gamma is not None:
-            raise ValueError("gamma adapts to a budget; give it with alpha only")
-        if self.kernel and self.kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd, or 0 for no convolution (got {self.kernel})")
-        if not self.transforms:
-            raise ValueError("transforms: name at least one")
-        return self
 
 
 @METHODS.register("channel_gating")
@@ -140,7 +98,7 @@ class ChannelGating(Method):
         self._check_budget()
 
     def _find_pools(self, codec: nn.Module) -> None:
-        self._behind = pooled_before(codec, self.gated)
+        self._behind = pooled_before(codec, self.groups, self.gated)
         self._prices = self._price_channels()
 
     def _price_channels(self) -> np.ndarray:
@@ -171,7 +129,7 @@ class ChannelGating(Method):
         """Raise BudgetError if even one open channel in front of each convolution costs more than the budget."""
         if self.config.budget is None:
             return
-        least = self._costs(dict.fromkeys(self.gated, 1.0), self._planned())[0]
+        least = self._costs(dict.fromkeys(self.gated, 1.0), dict(zip(self.gated, self.sampled.tolist(), strict=True)))[0]
         for name, limit in self.config.budget.limits(self.cost.original).items():
             if least[name] > limit:
                 share = least[name] / getattr(self.cost.original, name)
@@ -232,9 +190,6 @@ class ChannelGating(Method):
         gates = self.each()
         return self._costs({name: float(gate.open.sum()) for name, gate in gates.items()}, {name: gate.fraction for name, gate in gates.items()})
 
-    def _planned(self) -> dict[str, float]:
-        return dict(zip(self.gated, self.sampled.tolist(), strict=True))
-
     def expected(self) -> dict[str, float]:
         """Mean MACs as the running rates say, freezing included."""
         keep = {} if bool(self.frozen) else self.keep()
@@ -242,7 +197,7 @@ class ChannelGating(Method):
         for name, gate in self.each().items():
             kept = kept_channels(self.groups, keep, name, "in", gate.channels)
             inputs[name] = float(gate.open_rate[torch.from_numpy(kept).to(gate.open_rate.device)].sum())
-        return self._costs(inputs, self._planned(), keep)[0]
+        return self._costs(inputs, dict(zip(self.gated, self.sampled.tolist(), strict=True)), keep)[0]
 
     def figures(self) -> dict[str, float]:
         rates = torch.cat([gate.open_rate for gate in self.each().values()])
@@ -355,33 +310,13 @@ class ChannelGating(Method):
         return max(now[name] / limit for name, limit in self.config.budget.limits(self.cost.original).items())
 
     def _meet(self, model: nn.Module, images: Sequence[Tensor]) -> None:
-        """Shift all thresholds by one amount, until the budget is met and used."""
-        start = {name: gate.threshold.clone() for name, gate in self.each().items()}
-        too_low, met, shift, measured = -np.inf, np.inf, 0.0, False
+        margins: dict[str, Tensor] = {}
 
-        def move(to: float) -> None:
-            for name, gate in self.each().items():
-                gate.threshold.copy_(start[name] + to)
+        def measure() -> float:
+            margins.update(self._measure(model, images))
+            return self._used()
 
-        for tried in range(ROUNDS):
-            margins = self._measure(model, images)
-            used = self._used()
-            too_low, met = (shift, met) if used > 1 else (too_low, shift)
-            measured = used <= 1
-            if ENOUGH <= used <= 1 or met - too_low < 1e-4:
-                break
-            # What one gate closes changes the energies at the next: what the margins promise is a guess.
-            guess = self._shift(margins)
-            following = shift + guess * (1.0 if tried < 3 else 2.0)
-            if not too_low < following < met:
-                following = (too_low + met) / 2 if np.isfinite(met - too_low) else shift + np.copysign(0.1, too_low - shift if measured else 1.0)
-            if measured and abs(following - shift) < 1e-4:
-                break
-            shift = following
-            move(shift)
-        if not measured:
-            move(met if np.isfinite(met) else shift + 2 * CLOSED)
-            self._measure(model, images)
+        meet([gate.threshold.data for gate in self.each().values()], measure, lambda: self._shift(margins), 2 * CLOSED)
 
     def _shift(self, margins: Mapping[str, Tensor]) -> float:
         """How much all thresholds would have to move for the recorded images to cost what the budget says, energies staying."""
