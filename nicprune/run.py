@@ -20,6 +20,7 @@ from nicprune.checkpoint import embedded_file, load, load_codec, save
 from nicprune.codecs import DEMO, provenance, set_provenance, unwrap
 from nicprune.cost import COUNTER, CostModel
 from nicprune.data import calibration_images, list_images, usable_images, write_png
+from nicprune.errors import FileError
 from nicprune.evaluation import Evaluation, ImageScore, evaluate
 from nicprune.files import check_writable, write_atomically, write_text
 from nicprune.methods import METHODS, Attached, attach
@@ -28,6 +29,9 @@ from nicprune.report import collect, text_table, write_report
 from nicprune.runtime import machine_line, versions
 from nicprune.skipping import set_skipping
 from nicprune.training import fit
+
+MADE = "made.json"
+"""Says that a job's codec is trained; without the record beside it, it is only measured again."""
 
 CROP = (192, 192)
 CROPPED_IMAGES = 3
@@ -115,7 +119,7 @@ def run_recipe(
             say(f"{title}: done before")
             continue
         say(f"{title} ...")
-        codec, steps = make(recipe, job, listed, progress)
+        codec, steps = made_before(recipe, job) or make(recipe, job, listed, progress)
         say(f"{title}: {measure_and_record(recipe, text, job, codec, steps, progress)}")
     return report(recipe, listed, reports / recipe.name, say)
 
@@ -148,6 +152,17 @@ def finished(job: Job) -> bool:
         return (content[0] if isinstance(content, list) else content).get("key") == job.key
     except (OSError, ValueError, AttributeError, IndexError):
         return False
+
+
+def made_before(recipe: Recipe, job: Job) -> tuple[nn.Module, int] | None:
+    """The codec of a job and its steps, if it was trained and only measuring it is left."""
+    try:
+        made = json.loads((job.folder / MADE).read_text(encoding="utf-8"))
+        if made["key"] != job.key:
+            return None
+        return load(job.folder / "codec.safetensors", factory=lambda: start(recipe, job)), int(made["steps"])
+    except (OSError, ValueError, KeyError, TypeError, FileError):
+        return None
 
 
 def make(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[nn.Module, int]:
@@ -222,8 +237,10 @@ def measure_and_record(recipe: Recipe, text: str, job: Job, codec: nn.Module, st
     size = written.stat().st_size
     if job.role == "original" and recipe.task == "prune":
         written.unlink()
-    elif recipe.half:
-        codec = load(written, factory=lambda: start(recipe, job))  # measure what the file holds
+    else:
+        write_text(job.folder / MADE, json.dumps({"key": job.key, "steps": steps}) + "\n")
+        if recipe.half:
+            codec = load(written, factory=lambda: start(recipe, job))  # measure what the file holds
     levels = codec.levels if isinstance(codec, Attached) else None
     rates: list[float | None] = [None] if levels is None else [i / (job.arm.between + 1) for i in range(levels.top * (job.arm.between + 1) + 1)]
     records = [measure_at(recipe, text, job, codec, steps, size, level, progress) for level in rates]

@@ -51,7 +51,7 @@ def run(content: dict[str, Any], folder: Path, said: list[str] | None = None) ->
     return run_recipe(parse_recipe(content, "test"), yaml.safe_dump(content), reports=folder / "reports", runs=folder / "runs", say=say, progress=False)
 
 
-def test_run_writes_the_whole_report_and_skips_what_is_done(content: dict[str, Any], tmp_path: Path) -> None:
+def test_run_writes_the_whole_report_and_skips_what_is_done(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     page = run(content, tmp_path, said)
     folder = page.parent
@@ -80,11 +80,19 @@ def test_run_writes_the_whole_report_and_skips_what_is_done(content: dict[str, A
 
     record_file = next((tmp_path / "runs").rglob("mask_decay*/record.json"))
     before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("codec.safetensors")}
-    record_file.write_text(record_file.read_text()[:50])  # cut short by kill -9
-    third: list[str] = []
-    run(content, tmp_path, third)
-    assert sum("done before" in line for line in third) == 7
-    assert before == {p: p.read_bytes() for p in (tmp_path / "runs").rglob("codec.safetensors")}, "the same run gives the same codec, bit for bit"
+    images = json.loads(record_file.read_text())["images"]
+    for trained in (True, False):
+        record_file.write_text(record_file.read_text()[:50])  # cut short by kill -9
+        if not trained:
+            (record_file.parent / "made.json").unlink()
+        third: list[str] = []
+        with monkeypatch.context() as patch:
+            if trained:
+                patch.setattr("nicprune.run._fit", None)  # what is trained is only measured again
+            run(content, tmp_path, third)
+        assert sum("done before" in line for line in third) == 7
+        assert before == {p: p.read_bytes() for p in (tmp_path / "runs").rglob("codec.safetensors")}, "the same run gives the same codec, bit for bit"
+        assert [i["psnr_db"] for i in json.loads(record_file.read_text())["images"]] == [i["psnr_db"] for i in images]
 
 
 def test_interrupted_between_phases_gives_the_same_codec(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,8 +187,7 @@ class ChannelGating(Method):
         return totals, by_transform
 
     def image_cost(self) -> tuple[dict[str, float], dict[str, float]]:
-        gates = self.each()
-        return self._costs({name: float(gate.open.sum()) for name, gate in gates.items()}, {name: gate.fraction for name, gate in gates.items()})
+        return self._costs({n: float(gate.open.sum()) for n, gate in self.each().items()}, {n: gate.fraction for n, gate in self.each().items()})
 
     def expected(self) -> dict[str, float]:
         """Mean MACs as the running rates say, freezing included."""
