@@ -284,12 +284,18 @@ def measure_at(
         "cost": evaluation.cost.as_dict(), "original_cost": evaluation.original_cost.as_dict(), "dynamic": dynamic, "skipping": skipping,
         "by_transform": {t: (round(dynamic[t][0]) if t in dynamic else macs, params) for t, (macs, params) in cost.by_transform().items()},
         "widths": _last(unwrap(codec), job).get("widths", {}), **evaluation.means(), "images": [asdict(image) for image in evaluation.images],
-        "test": str(recipe.photographs.test), "crops": crops, "file": "codec.safetensors", "file_bytes": size,
+        "test": test_name(recipe), "crops": crops, "file": "codec.safetensors", "file_bytes": size,
         "recipe": recipe.name, "recipe_sha256": digest(recipe.model_dump(mode="json")), "recipe_text": text,
         "counter": COUNTER, "threads": evaluation.threads, "device": evaluation.device, "versions": versions(),
         "machine": machine_line(), "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
     return record, evaluation
+
+
+def test_name(recipe: Recipe) -> str:
+    """What the test photographs are called: a folder's path, or several names."""
+    given = recipe.photographs.test
+    return given if isinstance(given, str) else " + ".join(Path(one).name for one in given)
 
 
 def time_skipping(codec: nn.Module, recipe: Recipe, level: float | None) -> dict[str, Any]:
