@@ -165,3 +165,13 @@ def _unique_names(groups: Sequence[tuple[Member, Group]]) -> list[Group]:
             name = f"{name}[{int(first.index.min())}:{int(first.index.max()) + 1}]"
         named.append(Group(name, group.width, group.members, group.latent, group.pinned))
     return named
+
+
+def kept_channels(groups: Groups, keep: Mapping[str, Sequence[int]], module: str, axis: str, width: int) -> np.ndarray:
+    """Which of a layer's channels along an axis ("out", "in", "both") stay under keep-lists, increasing."""
+    gone = np.zeros(width, bool)
+    for name, kept in keep.items():
+        for member in groups[name].members:
+            if member.module == module and member.axis == axis:
+                gone[member.index[np.setdiff1d(np.arange(groups[name].width), kept)].ravel()] = True
+    return np.flatnonzero(~gone)

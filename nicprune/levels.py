@@ -91,3 +91,49 @@ class Levels:
             raise FileError("this bitstream does not start with a rate: it is of another codec, or of this one without its modulator")
         (code,) = struct.unpack(">H", header)
         return self.set(code / STEPS * self.top)
+
+
+class Widths:
+    """Which of a slimmable codec's widths is set; it travels with the bitstream as one byte.
+
+    Attributes:
+        shares: what the widths were asked for as, widest first.
+        now: the width that is set, 0 for the widest.
+    """
+
+    def __init__(self, count: int, shares: Sequence[float]):
+        self.count, self.shares, self.now = count, tuple(shares), 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def set(self, width: int | None) -> int:
+        """Set the width of what comes next; None leaves it.
+
+        Raises:
+            RecipeError: the codec has no such width.
+        """
+        if width is not None:
+            if not isinstance(width, int) or not 0 <= width < self.count:
+                told = ", ".join(f"{i} ({share:g})" for i, share in enumerate(self.shares))
+                raise RecipeError(f"width {width!r} is not among those that the codec has: {told}")
+            self.now = width
+        return self.now
+
+    def write(self, width: int | None) -> bytes:
+        """Set the width and return its header."""
+        return bytes([self.set(width)])
+
+    def read(self, header: bytes, width: int | None = None) -> int:
+        """Set the width that a header says; return it.
+
+        Raises:
+            FileError: not a header, a width that the codec does not have, or not the one asked for.
+        """
+        if not isinstance(header, bytes) or len(header) != 1:
+            raise FileError("this bitstream does not start with a width: it is of another codec, or of one width of this one on its own")
+        if header[0] >= self.count:
+            raise FileError(f"this bitstream was written at width {header[0]}; this codec has widths 0 to {self.count - 1}")
+        if width is not None and width != header[0]:
+            raise FileError(f"this bitstream was written at width {header[0]}, and is read at width {width}: set_width({header[0]}), or leave the width out")
+        return self.set(header[0])

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nicprune.channels import Groups
+from nicprune.channels import Group, Groups
+from nicprune.codecs import rate_distortion_loss
 from nicprune.hooks import Hook, remove_hooks
 
 
@@ -139,3 +140,31 @@ def _along_out(factor: Tensor, layer: nn.Module) -> Tensor:
     if isinstance(layer, nn.Linear):
         return factor.view(-1, 1)
     return factor.view(1, -1, 1, 1) if isinstance(layer, nn.ConvTranspose2d) else factor.view(-1, 1, 1, 1)
+
+
+def importance(codec: nn.Module, groups: Groups, which: Sequence[Group], images: Sequence[Tensor], lmbda: float, metric: str) -> dict[str, Tensor]:
+    """How much the rate-distortion loss minds the loss of each channel: the squared gradient by a mask on it, summed over images.
+
+    Args:
+        images: (1, 3, H, W) in [0, 1], sides multiples of 64.
+
+    Returns: by group, shape (width,), float32.
+    """
+    masks = Masks(which).to(next(codec.parameters()).device)
+    total = [torch.zeros_like(value) for value in masks.values]
+    loss, training = rate_distortion_loss(lmbda, metric), codec.training
+    masks.attach(codec, groups)
+    try:
+        # Noise in place of rounding has gradients; it is drawn apart from everybody else's.
+        with torch.enable_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            codec.train()
+            for image in images:
+                found = torch.autograd.grad(loss(codec(image), image)["loss"], list(masks.values), allow_unused=True)
+                for sum_, gradient in zip(total, found, strict=True):
+                    if gradient is not None and bool(torch.isfinite(gradient).all()):
+                        sum_ += gradient.square()
+    finally:
+        masks.detach(codec)
+        codec.train(training)
+    return {name: value.detach() for name, value in zip(masks.names, total, strict=True)}

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nicprune.codecs import TABLES, provenance, rate_distortion_loss, unwrap
-from nicprune.data import Patches, mix
+from nicprune.data import Patches, calibration_images, mix
 from nicprune.errors import FileError, RecipeError, TrainingError
 from nicprune.files import append_line, check_writable, write_atomically
 from nicprune.precision import autocast_dtype, entropy_models_in_float32
@@ -86,7 +86,7 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 
 def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Split trainable parameters into the network's and the entropy bottlenecks' quantiles, as CompressAI does."""
-    quantiles = {id(p) for name, p in codec.named_parameters() if name.endswith("quantiles")}
+    quantiles = {id(p) for name, p in model.named_parameters() if name.endswith("quantiles")}
     own = {id(p) for p in model.self_updated()} if hasattr(model, "self_updated") else set()
     trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
     return [p for p in trainable if id(p) not in quantiles], [p for p in trainable if id(p) in quantiles]
@@ -96,6 +96,7 @@ def fit(
     model: nn.Module,
     train: str | Path | Sequence[str | Path],
     *,
+    validation: str | Path | Sequence[str | Path] | None = None,
     folder: str | Path | None = None,
     progress: bool | str = True,
     until_done: bool = False,
@@ -106,6 +107,7 @@ def fit(
     Args:
         model: a `CompressionModel`, or what `attach` returned.
         train: folder(s) of photographs, or "samples".
+        validation: photographs that a schedule of lambdas decides by, not to be those that results are reported on.
         folder: where `checkpoint.pt` and `metrics.jsonl` go. A run that finds its checkpoint there resumes from it,
             bit-equal on CPU in float32 to the run that was never interrupted. None: nothing is written.
         progress: show progress; a string is shown in front of it.
@@ -120,6 +122,11 @@ def fit(
     """
     options = parse(TrainSettings, settings, "fit(...)")
     patches = Patches(train, options.patch_size)
+    looked_at = calibration_images(validation) if validation is not None else []
+    if not looked_at and any(getattr(m.config, "schedule", None) is not None for m in getattr(model, "methods", [])):
+        raise RecipeError("a schedule of lambdas decides by validation photographs: fit(..., validation=folder)")
+    if options.devices > 1 and getattr(model, "widths", None) is not None:
+        raise TrainingError("slimmable codecs train on one device")
     if folder is not None:
         check_writable(folder)
     steps_left = getattr(model, "steps_left", 0)
@@ -135,7 +142,7 @@ def fit(
         with ExitStack() as stack:
             stack.callback(bar.close)
             stack.callback(patches.close)
-            stack.enter_context(entropy_models_in_float32(run.codec))
+            stack.enter_context(entropy_models_in_float32(model))
             model.train()
             run.resume()
             bar.start(run.step)
@@ -144,6 +151,8 @@ def fit(
                     options.batch_size, seed=options.seed, step=run.step, rank=fabric.global_rank
                 )
                 figures = run.advance(fabric.to_device(batch))
+                if run.attached is not None and run.attached.wants_validation:
+                    run.attached.validate([fabric.to_device(image) for image in looked_at])
                 if run.step % options.log_every == 0 or run.step == options.steps:
                     bar.show(run.step, run.log(figures))
                 else:
@@ -157,7 +166,7 @@ def fit(
     finally:
         run.close()
         model.train(was_training)
-    run.codec.update(force=True)
+    (run.attached or run.codec).update(force=True)
     return FitResult(run.step, run.last, run.skipped, time.monotonic() - started)
 
 
@@ -215,17 +224,9 @@ class _Run:
                     group["lr"] = rate if optimizer is self.optimizer else options.aux_lr
         if options.channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.fabric.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            out = self.wrapped(batch)
-        out = {**out, "x_hat": out["x_hat"].float()}
-        own = self.attached.objective(out, batch, options.metric) if self.attached is not None else None
-        figures = own if own is not None else self.loss(out, batch)
-        loss = figures["loss"]
-        if self.attached is not None:
-            figures["terms"] = self.attached.loss(out, batch)
-            loss = loss + figures["terms"]
         self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(loss)
+        passes = self.attached.passes() if self.attached is not None else []
+        figures = [self._learn(batch, width) for width in passes or [None]][0]
         norm = nn.utils.clip_grad_norm_(self.net_parameters, options.clip)
         if bool(torch.isfinite(norm)):
             self._skipped_in_a_row = 0
@@ -242,12 +243,27 @@ class _Run:
             self.attached.after_step()
         if self.aux_optimizer is not None:
             self.aux_optimizer.zero_grad(set_to_none=True)
-            aux = self.codec.aux_loss()
+            aux = (self.attached or self.codec).aux_loss()
             if isinstance(aux, Tensor):  # variable-rate bottlenecks have none: CompressAI gives the number 0
                 aux.backward()
                 self.aux_optimizer.step()
                 figures["aux"] = aux
         self.step += 1
+        return figures
+
+    def _learn(self, batch: Tensor, width: int | None) -> dict[str, Tensor]:
+        """Add the gradients of one forward pass, at one width; return its figures. Memory is that of one width."""
+        at = {} if width is None else {"width": width}
+        with torch.autocast(self.fabric.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            out = self.wrapped(batch, **at)
+        out = {**out, "x_hat": out["x_hat"].float()}
+        own = self.attached.objective(out, batch, self.options.metric) if self.attached is not None else None
+        figures = own if own is not None else self.loss(out, batch)
+        loss = figures["loss"]
+        if self.attached is not None:
+            figures["terms"] = self.attached.loss(out, batch)
+            loss = loss + figures["terms"]
+        self.fabric.backward(loss)
         return figures
 
     def log(self, figures: dict[str, Tensor]) -> dict[str, float]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 
 from nicprune.channels import Groups
 from nicprune.codecs import check_codec, provenance, set_provenance
-from nicprune.cost import CostModel
+from nicprune.cost import CostModel, Totals
 from nicprune.errors import CodecError, RecipeError
 from nicprune.hooks import has_hooks
 from nicprune.methods.base import METHODS, Method
@@ -19,7 +22,7 @@ from nicprune.settings import parse
 from nicprune.surgery import analyse, prune
 
 if TYPE_CHECKING:
-    from nicprune.levels import Levels
+    from nicprune.levels import Levels, Widths
 
 
 class Attached(nn.Module):
@@ -62,13 +65,44 @@ class Attached(nn.Module):
         """The rates that the codec was trained for, if a modulator is attached."""
         return next((method.levels for method in self._each if method.levels is not None), None)
 
-    def forward(self, x: Tensor, *args: Any, level: float | None = None, lmbda: float | None = None, **kwargs: Any) -> Any:
+    @property
+    def widths(self) -> Widths | None:
+        """The widths that a slimmable codec has, and which is set."""
+        return next((method.widths for method in self._each if method.widths is not None), None)
+
+    def set_width(self, width: int) -> None:
+        """Let a slimmable codec be of one of its widths from now on, 0 being the widest.
+
+        Raises:
+            RecipeError: it has no such width, or only one.
+        """
+        self._set_width(width)
+
+    @contextmanager
+    def at_width(self, width: int) -> Iterator[Attached]:
+        """The same inside a block."""
+        before = self.widths.now if self.widths is not None else None
+        self._set_width(width)
+        try:
+            yield self
+        finally:
+            self._set_width(before)
+
+    def _set_width(self, width: int | None) -> None:
+        if self.widths is not None:
+            self.widths.set(width)
+        elif width is not None:
+            raise RecipeError("width needs a slimmable codec: attach slimmable")
+
+    def forward(self, x: Tensor, *args: Any, level: float | None = None, lmbda: float | None = None, width: int | None = None, **kwargs: Any) -> Any:
         """The codec's forward pass.
 
         Args:
             level, lmbda: with a modulator, which rate to code at, as a position among the trained ones (0 to count - 1,
                 in between too) or as a lambda between them. Without either: the highest rate; in training, one drawn for each image.
+            width: with a slimmable codec, which of its widths is set from now on.
         """
+        self._set_width(width)
         if self.levels is not None and self.training and level is None and lmbda is None:
             self.levels.draw(x.shape[0], x.device)
         else:
@@ -84,11 +118,14 @@ class Attached(nn.Module):
     def aux_loss(self) -> Tensor:
         """The codec's auxiliary loss (its quantiles')."""
         codec: Any = self.codec
-        return codec.aux_loss()
+        own = [loss for method in self._each if (loss := method.aux_loss()) is not None]
+        return sum(own, start=codec.aux_loss())
 
     def update(self, *args: Any, **kwargs: Any) -> bool:
         """Update the codec's CDF tables."""
         codec: Any = self.codec
+        for method in self._each:
+            method.update(force=bool(args[1] if len(args) > 1 else kwargs.get("force", False)))
         return codec.update(*args, **kwargs)
 
     def objective(self, out: Mapping[str, Any], x: Tensor, metric: str = "mse") -> dict[str, Tensor] | None:
@@ -121,6 +158,49 @@ class Attached(nn.Module):
     def self_updated(self) -> list[nn.Parameter]:
         """Parameters that an optimiser need not (but may) be given."""
         return [p for method in self._each for p in method.self_updated()]
+
+    def prepare(self, images: Sequence[Tensor]) -> None:
+        """Let methods look at photographs before training, (1, 3, H, W) in [0, 1] with sides that are multiples of 64."""
+        for method in self._each:
+            method.prepare(self.codec, images)
+
+    def passes(self) -> list[int]:
+        """The widths that one training step goes through; none for a codec of one width."""
+        return next((found for method in self._each if (found := method.passes())), [])
+
+    @property
+    def wants_validation(self) -> bool:
+        """Whether `validate` is due."""
+        return any(method.wants_validation for method in self._each)
+
+    @torch.no_grad()
+    def validate(self, images: Sequence[Tensor]) -> None:
+        """Measure estimated bpp and PSNR of each width on photographs, for what depends on them: the schedule of lambdas."""
+        if self.widths is None:
+            return
+        before, training = self.widths.now, self.training
+        self.eval()
+        figures = []
+        for width in range(len(self.widths)):
+            found = []
+            for image in images:
+                out = self(image, width=width)
+                bits = sum(float(-torch.log2(v.double()).sum()) for v in out["likelihoods"].values())
+                mse = float((out["x_hat"].clamp(0, 1) - image).square().mean())
+                found.append((bits / image[0, 0].numel(), -10 * math.log10(max(mse, 1e-10))))
+            figures.append((sum(b for b, _ in found) / len(found), sum(p for _, p in found) / len(found)))
+        self.train(training)
+        self.widths.set(before)
+        for method in self._each:
+            method.observe(figures)
+
+    def totals(self) -> Totals:
+        """What the codec costs as it is set now, methods' own parameters included where they are at work."""
+        found = next((totals for method in self._each if (totals := method.totals()) is not None), None)
+        if found is not None:
+            return found
+        now = self.cost.totals()
+        return replace(now, params=now.params + sum(p.numel() for p in self.methods.parameters()))
 
     def calibrate(self, images: Sequence[Tensor]) -> None:
         """Settle on whole images, (1, 3, H, W) in [0, 1] with sides that are multiples of 64, what was learnt on patches."""
@@ -162,29 +242,44 @@ class Attached(nn.Module):
         return codec, twin
 
     @torch.no_grad()
-    def compress(self, x: Tensor, *args: Any, level: float | None = None, lmbda: float | None = None, **kwargs: Any) -> Any:
-        """Write a bitstream. With a modulator, the first string says at which rate.
+    def compress(self, x: Tensor, *args: Any, level: float | None = None, lmbda: float | None = None, width: int | None = None, **kwargs: Any) -> Any:
+        """Write a bitstream. With a modulator, the first string says at which rate; with several widths, at which width.
 
         Masks that still decay are folded into a copy for it, which is slow: harden for good.
         """
         # What both sides compute must not depend on whether the caller keeps gradients: gates skip channels only without.
         coder = self._coder()
         header = []
+        if coder.widths is not None:
+            header.append([coder.widths.write(width)])
+        else:
+            coder._set_width(width)
         if coder.levels is not None:
-            header = [[coder.levels.write(level, lmbda)]]
+            header.append([coder.levels.write(level, lmbda)])
         else:
             coder._set(level, lmbda)
-        sent = coder.codec.compress(x, *args, **kwargs)
+        with coder._narrowed():
+            sent = coder.codec.compress(x, *args, **kwargs)
         return {**sent, "strings": [*header, *sent["strings"]]}
 
     @torch.no_grad()
-    def decompress(self, strings: Any, *args: Any, **kwargs: Any) -> Any:
-        """Read a bitstream that `compress` wrote."""
+    def decompress(self, strings: Any, *args: Any, width: int | None = None, **kwargs: Any) -> Any:
+        """Read a bitstream that `compress` wrote, at the width that it says (or raise, where another is asked for)."""
         coder = self._coder()
+        strings = list(strings)
+        if coder.widths is not None:
+            coder.widths.read(_header(strings), width)
         if coder.levels is not None:
-            coder.levels.read(strings[0][0] if strings and isinstance(strings[0], list) and strings[0] else b"")
-            strings = strings[1:]
-        return coder.codec.decompress(strings, *args, **kwargs)
+            coder.levels.read(_header(strings))
+        with coder._narrowed():
+            return coder.codec.decompress(strings, *args, **kwargs)
+
+    @contextmanager
+    def _narrowed(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for method in self._each:
+                stack.enter_context(method.narrowed(self.codec))
+            yield
 
     def _coder(self) -> Any:
         """What codes images: this, or a copy that has what does not stay folded in."""
@@ -197,6 +292,22 @@ class Attached(nn.Module):
         coder = Attached(codec, staying, self.groups, self.cost).eval()
         coder.update(force=True)
         return coder
+
+    def extract(self, width: int, *, verify: bool = True) -> nn.Module:
+        """One width of a slimmable codec as a plain codec of its own, by surgery; the slimmable codec stays as it is.
+
+        Raises:
+            RecipeError: it has no such width, or only one.
+        """
+        method: Any = next((m for m in self._each if m.slims), None)
+        if method is None:
+            raise RecipeError("extract needs a slimmable codec: attach slimmable")
+        with self.at_width(width):
+            method.extracting = width
+            try:
+                return self.harden(verify=verify)
+            finally:
+                method.extracting = None
 
     def harden(self, *, verify: bool = True, level: float | None = None, lmbda: float | None = None) -> Any:
         """Return a smaller codec: the decision made, masks folded in, channels removed, the result verified.
@@ -212,7 +323,7 @@ class Attached(nn.Module):
             method.check_hardenable()
         fixed = level is not None or lmbda is not None
         self._set(level, lmbda)
-        staying = [method for method in self._each if method.stays and not (fixed and method.modulates)]
+        staying = [method for method in self._each if method.stays and not (fixed and method.modulates) and getattr(method, "extracting", None) is None]
         keep = self.keep()
         # A gate that stays has a say in what goes, too: GDN must make up for it.
         wide, twin = self._folded([m for m in self._each if m not in staying or not m.modulates])
@@ -232,6 +343,8 @@ class Attached(nn.Module):
         if staying:
             entry["stays"] = [m.name for m in staying]
         provenance(small).history.append(entry)
+        for method in twin._each:
+            method.finish(small)
         small = small.train(self.codec.training)
         if not staying:
             return small
@@ -245,6 +358,12 @@ class Attached(nn.Module):
         for method in self._each:
             method.detach(self.codec)
         return self.codec
+
+
+def _header(strings: list[Any]) -> bytes:
+    """Take the next header off a bitstream's strings."""
+    found = strings.pop(0) if strings else b""
+    return found[0] if isinstance(found, list) and found else b""
 
 
 def _hang(methods: Sequence[Method], codec: nn.Module) -> None:
@@ -274,6 +393,9 @@ def attach(codec: nn.Module, method: str | Sequence[tuple[str, Mapping[str, Any]
     modulators = [cls.name for cls, _ in parsed if cls.modulates]
     if len(modulators) > 1:
         raise RecipeError(f"a codec has one modulator; {' and '.join(modulators)} were asked for")
+    slims = [cls.name for cls, _ in parsed if cls.slims]
+    if slims and len(parsed) > 1:
+        raise RecipeError(f"{slims[0]} goes alone: harden the others first, or attach them to one of its widths (extract)")
     if has_hooks(codec):
         raise RecipeError("the codec has a method attached already; harden() or detach() it first, or attach a list")
     groups = analyse(codec)

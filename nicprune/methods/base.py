@@ -6,14 +6,14 @@ To add one: a file in this folder with a class decorated by `@METHODS.register("
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
-import numpy as np
 from torch import Tensor, nn
 
 from nicprune.channels import Groups
-from nicprune.cost import CostModel
-from nicprune.levels import Levels
+from nicprune.cost import CostModel, Totals
+from nicprune.levels import Levels, Widths
 from nicprune.registry import Registry
 from nicprune.settings import Settings
 
@@ -37,6 +37,9 @@ class Method(nn.Module):
     modulates: ClassVar[bool] = False
     """Whether it makes one codec code at many rates; it has `levels` then."""
     levels: Levels | None = None
+    slims: ClassVar[bool] = False
+    """Whether it gives one codec several widths; it has `widths` then, and goes alone."""
+    widths: Widths | None = None
 
     def __init__(self, codec: nn.Module, groups: Groups, cost: CostModel, config: Settings):
         super().__init__()
@@ -71,6 +74,21 @@ class Method(nn.Module):
     def after_step(self) -> None:
         """Called behind every `optimizer.step()`."""
 
+    def prepare(self, model: nn.Module, images: Sequence[Tensor]) -> None:
+        """Look at some photographs, (1, 3, H, W) each, before training starts."""
+
+    def passes(self) -> list[int]:
+        """The widths that one step trains, one after the other; none: the codec as it is."""
+        return []
+
+    @property
+    def wants_validation(self) -> bool:
+        """Whether this step is one at which something depends on validation photographs."""
+        return False
+
+    def observe(self, figures: Sequence[tuple[float, float]]) -> None:
+        """Take in what validation found: (bpp, PSNR) of each width."""
+
     @property
     def done(self) -> bool:
         """Whether the method has nothing left to learn."""
@@ -99,7 +117,7 @@ class Method(nn.Module):
     def check_hardenable(self) -> None:
         """Raise if the decision is not made yet."""
 
-    # Methods that are part of the codec when it codes: gates, modulators.
+    # Methods that are part of the codec when it codes: gates, modulators, widths.
 
     @property
     def stays(self) -> bool:
@@ -123,19 +141,27 @@ class Method(nn.Module):
         """What the last image cost: "macs", "encoder", "decoder" at 64x64, and MACs by transform; None if it costs what all do."""
         return None
 
+    def totals(self) -> Totals | None:
+        """What the codec costs as it is set now; None if it costs what its layers say."""
+        return None
+
+    def aux_loss(self) -> Tensor | None:
+        """The auxiliary loss of entropy bottlenecks of its own."""
+        return None
+
+    def update(self, force: bool = False) -> None:
+        """Update CDF tables of its own."""
+
+    def narrowed(self, codec: nn.Module) -> AbstractContextManager[None]:
+        """Let the codec's layers be as they are set, also for what calls them one by one: compress, decompress."""
+        return nullcontext()
+
+    def finish(self, small: nn.Module) -> None:
+        """Put into a hardened codec what neither weights nor keep-lists say."""
+
     def objective(self, out: Mapping[str, Any], x: Tensor, metric: str) -> dict[str, Tensor] | None:
         """The rate-distortion loss in place of the loop's own, with its parts, as CompressAI names them; None to leave it."""
         return None
 
 
 METHODS: Registry[type[Method]] = Registry("method")
-
-
-def kept_channels(groups: Groups, keep: Mapping[str, Sequence[int]], module: str, axis: str, width: int) -> np.ndarray:
-    """Which of a layer's channels along an axis ("out", "in", "both") stay under keep-lists, increasing."""
-    gone = np.zeros(width, bool)
-    for name, kept in keep.items():
-        for member in groups[name].members:
-            if member.module == module and member.axis == axis:
-                gone[member.index[np.setdiff1d(np.arange(groups[name].width), kept)].ravel()] = True
-    return np.flatnonzero(~gone)

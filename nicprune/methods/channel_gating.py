@@ -39,11 +39,12 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.budget import meet
+from nicprune.channels import kept_channels
 from nicprune.codecs import transform_of
 from nicprune.errors import BudgetError, RecipeError, TrainingError
 from nicprune.gates import START, Gate, GatingConfig, Power, gatable, input_sizes, key_of, opened, recording, sampling_step
 from nicprune.layers import zero
-from nicprune.methods.base import METHODS, Method, kept_channels
+from nicprune.methods.base import METHODS, Method
 from nicprune.skipping import hang, pooled_before, unhang
 
 CLOSED = 3.0

@@ -26,11 +26,12 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from nicprune.channels import kept_channels
 from nicprune.codecs import lmbda_for, provenance, rate_distortion_loss, transform_of
 from nicprune.errors import CodecError
 from nicprune.hooks import Hook, remove_hooks
 from nicprune.levels import Levels
-from nicprune.methods.base import METHODS, Method, kept_channels
+from nicprune.methods.base import METHODS, Method
 from nicprune.settings import Settings
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
