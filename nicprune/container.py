@@ -39,7 +39,7 @@ MISFIT = "its contents do not fit together"
 
 
 @torch.no_grad()
-def encode(codec: nn.Module, image: Tensor | str | Path, *, level: float | None = None, lmbda: float | None = None) -> bytes:
+def encode(codec: nn.Module, image: Tensor | str | Path, *, level: float | None = None, lmbda: float | None = None, width: int | None = None) -> bytes:
     """Code one photograph; `decode` with the same codec reads it.
 
     Args:
@@ -47,16 +47,17 @@ def encode(codec: nn.Module, image: Tensor | str | Path, *, level: float | None 
             float32 copy is used. After training, `codec.update(force=True)` first, as for `compress`.
         image: uint8 RGB, shape (3, H, W), of any size; or a file.
         level, lmbda: with a modulator, the rate, as in `Attached.forward`; the highest if not given. It travels inside.
+        width: with a slimmable codec, which of its widths; the one that is set if not given. It travels inside.
 
     Raises:
         CodecError: not a codec, or masks still decay on it.
         DataError: not such an image, or the file cannot be read.
         RecipeError: a rate that the codec was not trained for, or it has no modulator.
     """
-    rate = {name: value for name, value in (("level", level), ("lmbda", lmbda)) if value is not None}
+    rate: dict[str, Any] = {name: value for name, value in (("level", level), ("lmbda", lmbda), ("width", width)) if value is not None}
     _check(codec)
     if rate and not isinstance(codec, Attached):
-        raise RecipeError(f"{' and '.join(rate)} given to a codec without a modulator, which codes at one rate only: leave that out, or attach one")
+        raise RecipeError(f"{' and '.join(rate)} given to a codec without a modulator or widths, which codes in one way only: leave that out, or attach one")
     if not isinstance(image, Tensor):
         image = read_image(image)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():

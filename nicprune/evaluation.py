@@ -132,7 +132,7 @@ def string_bytes(strings: Any) -> int:
 
 
 @torch.no_grad()
-def evaluate_image(codec: Any, image: Tensor, name: str, **rate: float) -> tuple[ImageScore, Tensor]:
+def evaluate_image(codec: Any, image: Tensor, name: str, **rate: Any) -> tuple[ImageScore, Tensor]:
     """Encode and decode one uint8 image (3, H, W), with a modulator at a rate; return its scores and the decoded image, float in [0, 1] on the CPU."""
     device = next(codec.parameters()).device
     x = image.unsqueeze(0).float().div(255).to(device)
@@ -174,6 +174,7 @@ def evaluate(
     cost: Totals | None = None,
     level: float | None = None,
     lmbda: float | None = None,
+    width: int | None = None,
 ) -> Evaluation:
     """Write and read real bitstreams of every photograph.
 
@@ -186,6 +187,7 @@ def evaluate(
         keep_decoded: called with (name, original, decoded, score) of each image; both images in [0, 1], (3, H, W).
         cost: the codec's cost where it is known already.
         level, lmbda: with a modulator, the rate to code at (the highest if not given), see `Attached.forward`.
+        width: with a slimmable codec, which of its widths (the one that is set if not given).
 
     Raises:
         CodecError: what `attach` returned, with methods on it that only pruning ends.
@@ -200,13 +202,21 @@ def evaluate(
     if rates is None and (level is not None or lmbda is not None):
         raise RecipeError("level and lmbda need a codec with a modulator; this one has a single rate")
     position = rates.resolve(level, lmbda) if rates is not None else None
-    rate = {"level": position} if position is not None else {}
+    rate: dict[str, Any] = {"level": position} if position is not None else {}
+    widths = codec.widths if isinstance(codec, Attached) else None
+    if width is not None and widths is None:
+        raise RecipeError("width needs a slimmable codec; this one has a single width")
     paths = usable_images(list_images(images, "test"))
     record = provenance(bare)
-    now = cost if cost is not None else measure(bare)
     place = torch.device(device) if device is not None else next(codec.parameters()).device
     ready: Any = copy.deepcopy(codec).to(place).float().eval().to(memory_format=torch.channels_last)
     ready.update(force=True)
+    if widths is not None:
+        ready.set_width(widths.now if width is None else width)
+    if isinstance(ready, Attached):
+        now = ready.totals()
+    else:
+        now = cost if cost is not None else measure(bare)
     scores: list[ImageScore] = []
     for number, (path, image) in enumerate(readable(paths), 1):
         if not scores:  # the first call pays for set-up that no later one does
@@ -220,8 +230,6 @@ def evaluate(
     if progress and sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
     original = Totals(**record.original) if record.original else now
-    if isinstance(codec, Attached):  # what stays has parameters too
-        now = replace(now, params=now.params + sum(p.numel() for p in codec.methods.parameters()))
     found = Evaluation(
         record.name, record.quality, now, original, tuple(scores), str(place), torch.get_num_threads(),
         position, float(rates.lmbda(torch.tensor(position))) if rates is not None and position is not None else None,

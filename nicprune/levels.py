@@ -135,5 +135,5 @@ class Widths:
         if header[0] >= self.count:
             raise FileError(f"this bitstream was written at width {header[0]}; this codec has widths 0 to {self.count - 1}")
         if width is not None and width != header[0]:
-            raise FileError(f"this bitstream was written at width {header[0]}, and is read at width {width}: set_width({header[0]}), or leave the width out")
+            raise FileError(f"this bitstream was written at width {header[0]}, and is to be read at width {width}: read it at its own, or leave the width out")
         return self.set(header[0])

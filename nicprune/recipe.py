@@ -40,10 +40,12 @@ class Part(Settings):
 
 
 class Arm(Settings):
-    """What to run: a method, or a stack of several on one codec; a label for tables; rates to measure between two qualities, with a modulator."""
+    """What to run: a method, or a stack of several on one codec; a label for tables; with a modulator, rates to measure
+    between two qualities; a lambda where it is not the quality's."""
 
     label: str
     between: int = Field(default=0, ge=0, le=20)
+    lmbda: float | None = Field(default=None, gt=0)
     stack: list[Part] = Field(min_length=1)
 
     @property
@@ -53,8 +55,8 @@ class Arm(Settings):
 
     @property
     def modulated(self) -> bool:
-        """Whether one codec stands for all qualities."""
-        return any(METHODS[part.name].modulates for part in self.stack)
+        """Whether one codec stands for all rates."""
+        return any(METHODS[part.name].modulates or METHODS[part.name].slims for part in self.stack)
 
 
 class Recipe(Settings):
@@ -142,10 +144,11 @@ class Recipe(Settings):
 
 
 class Photographs(Settings):
-    """Where photographs are: one folder, several, or "samples"."""
+    """Where photographs are: one folder, several, or "samples"; `validation` for what is chosen while training."""
 
     train: str | list[str]
     test: str | list[str]
+    validation: str | list[str] | None = None
 
 
 Recipe.model_rebuild()
@@ -239,10 +242,10 @@ def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) ->
         parts = [_parse_part(part, content, f"{here}.stack.{i}") for i, part in enumerate(arm["stack"])]
         found = parse(Arm, {**arm, "stack": [p.model_dump() for p in parts]}, here)
     else:
-        part = _parse_part({k: v for k, v in arm.items() if k not in ("label", "between")} if isinstance(arm, dict) else arm, content, here)
-        own = {k: arm[k] for k in ("between",) if k in arm}
+        part = _parse_part({k: v for k, v in arm.items() if k not in ("label", "between", "lmbda")} if isinstance(arm, dict) else arm, content, here)
+        own = {k: arm[k] for k in ("between", "lmbda") if k in arm}
         found = parse(Arm, {"label": arm.get("label", part.name), "stack": [part.model_dump()], **own}, here)
-    if found.between and not found.modulated:
+    if found.between and not any(METHODS[part.name].modulates for part in found.stack):
         raise RecipeError(f"{here}: between is for codecs of many rates; {found.label!r} has no modulator")
     return found
 
@@ -268,6 +271,9 @@ def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> Part:
     if method.modulates and not {"lambdas", "qualities"} & set(settings):
         settings["lambdas"] = _lambdas(content, here)
     parse(method.Config, settings, here)
+    photographs = content.get("photographs")
+    if settings.get("schedule") is not None and not (isinstance(photographs, dict) and photographs.get("validation")):
+        raise RecipeError(f"{here}: a schedule decides by validation photographs; name them, photographs: {{validation: folder}}")
     return parse(Part, {"name": part["name"], "settings": settings}, here)
 
 
@@ -321,6 +327,8 @@ def check_paths(recipe: Recipe) -> None:
     """
     list_images(recipe.photographs.train, "train")
     list_images(recipe.photographs.test, "test")
+    if recipe.photographs.validation is not None:
+        list_images(recipe.photographs.validation, "train")
     if recipe.weights not in ("official", "none"):
         for quality in recipe.qualities[:1] if recipe.chain else recipe.qualities:
             if not Path(recipe.weights_for(quality)).exists():

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
                 arms += [("modulated" if arm.modulated else "pruned", seed, arm) for arm in recipe.methods if quality == recipe.top or not arm.modulated]
         for role, seed, arm in arms:
             key = digest(
-                recipe.task, recipe.codec, recipe.metric, recipe.weights_for(quality), quality, recipe.lmbda(quality), role, arm.model_dump(), seed,
+                recipe.task, recipe.codec, recipe.metric, recipe.weights_for(quality), quality, recipe.lmbda(quality), role, arm.model_dump(exclude=None if arm.lmbda else {"lmbda"}), seed,
                 photographs, file_digests(recipe, quality), recipe.training, recipe.half, before,
                 [] if role == "original" and recipe.task == "prune" else [recipe.sparsify, recipe.finetune, recipe.per_quality.get(quality)],
                 [recipe.lambdas, recipe.qualities] if role == "modulated" else [],
@@ -178,6 +178,7 @@ def make(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[n
     else:
         codec = start(recipe, job)
         attached = attach(codec, job.settings)
+        prepare(attached, recipe)
         if attached.done:  # decides at once: what is left spends this phase on fine-tuning
             codec = attached.harden()
             _fit(codec, recipe, recipe.sparsify, job, "sparsify", progress)
@@ -191,6 +192,12 @@ def make(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[n
     _fit(codec, recipe, recipe.finetune, job, "finetune", progress)
     calibrate(codec, recipe)
     return codec, steps + recipe.finetune.steps
+
+
+def prepare(model: Any, recipe: Recipe) -> None:
+    """Let methods look at photographs of the training set before they train."""
+    if isinstance(model, Attached):
+        model.prepare(calibration_images(recipe.photographs.train))
 
 
 def calibrate(model: Any, recipe: Recipe) -> None:
@@ -227,6 +234,10 @@ def _fit(model: nn.Module, recipe: Recipe, phase: Phase, job: Job, name: str, pr
         # The two phases of pruning see different crops; a recipe's seeds stay apart.
         seed = job.seed if recipe.task == "train" else 2 * job.seed + (name == "finetune")
         settings = recipe.train_settings(phase, job.quality, seed)
+        if job.arm.lmbda is not None:
+            settings["lmbda"] = job.arm.lmbda
+        if recipe.photographs.validation is not None and isinstance(model, Attached) and model.widths is not None:
+            settings["validation"] = recipe.photographs.validation
         fit(model, recipe.photographs.train, folder=job.folder / name, progress=label if progress else False, **settings)
 
 
@@ -243,8 +254,10 @@ def measure_and_record(recipe: Recipe, text: str, job: Job, codec: nn.Module, st
             codec = load(written, factory=lambda: start(recipe, job))  # measure what the file holds
     levels = codec.levels if isinstance(codec, Attached) else None
     rates: list[float | None] = [None] if levels is None else [i / (job.arm.between + 1) for i in range(levels.top * (job.arm.between + 1) + 1)]
-    records = [measure_at(recipe, text, job, codec, steps, size, level, progress) for level in rates]
-    write_text(job.folder / "record.json", json.dumps([r for r, _ in records] if levels is not None else records[0][0], indent=1) + "\n")
+    widths = codec.widths if isinstance(codec, Attached) else None
+    points = [{"level": level} for level in rates] if widths is None else [{"width": width} for width in range(len(widths))]
+    records = [measure_at(recipe, text, job, codec, steps, size, progress, **point) for point in points]
+    write_text(job.folder / "record.json", json.dumps([r for r, _ in records] if job.role == "modulated" else records[0][0], indent=1) + "\n")
     for name in ("sparsify", "finetune", "train"):  # optimiser state is of no use any more, and large
         (job.folder / name / "checkpoint.pt").unlink(missing_ok=True)
     (job.folder / "hardened.safetensors").unlink(missing_ok=True)
@@ -259,30 +272,36 @@ def _last(codec: nn.Module, job: Job) -> dict[str, Any]:
 
 
 def measure_at(
-    recipe: Recipe, text: str, job: Job, codec: nn.Module, steps: int, size: int, level: float | None, progress: bool
+    recipe: Recipe, text: str, job: Job, codec: nn.Module, steps: int, size: int, progress: bool, level: float | None = None, width: int | None = None
 ) -> tuple[dict[str, Any], Evaluation]:
-    """Evaluate a codec at one rate; return its record and the evaluation."""
+    """Evaluate a codec at one rate or width; return its record and the evaluation."""
     crops: list[dict[str, Any]] = []
 
     def keep(name: str, original: Tensor, decoded: Tensor, score: ImageScore) -> None:
         if len(crops) < CROPPED_IMAGES and quality is not None:
-            crops.append(save_crops(job.folder / (f"level-{level:g}" if level is not None else ""), len(crops), name, original, decoded, score, job.folder))
+            crops.append(save_crops(job.folder / (f"level-{level:g}" if level is not None else f"width-{width}" if width is not None else ""), len(crops), name, original, decoded, score, job.folder))
 
-    lmbda = recipe.lmbda(job.quality)
+    lmbda, slim = job.arm.lmbda or recipe.lmbda(job.quality), None
     quality: int | None = job.quality
     if level is not None and isinstance(codec, Attached) and codec.levels is not None:
         lmbda = float(codec.levels.lmbda(torch.tensor(level)))
         quality = next((q for q in recipe.qualities if abs(recipe.lmbda(q) / lmbda - 1) < 1e-5), None)
     cost = CostModel(unwrap(codec), Groups([]))
-    evaluation = evaluate(codec, recipe.photographs.test, progress=progress, keep_decoded=keep, cost=cost.totals(), level=level)
+    by_transform = cost.by_transform()
+    if width is not None and isinstance(codec, Attached):
+        codec.set_width(width)
+        slim = cast("Any", codec.methods[0])
+        by_transform, lmbda = slim.by_transform(), float(slim.schedule.lambdas[width]) or lmbda
+    evaluation = evaluate(codec, recipe.photographs.test, progress=progress, keep_decoded=keep, cost=cost.totals(), level=level, width=width)
     dynamic = evaluation.dynamic()
     skipping = time_skipping(codec, recipe, level) if dynamic and quality is not None else {}
     record = {
         "format": "nicprune-record", "version": 1, "key": job.key,
-        "codec": recipe.codec, "quality": quality, "metric": recipe.metric, "lmbda": lmbda, "level": level,
+        "codec": recipe.codec, "quality": quality, "metric": recipe.metric, "lmbda": lmbda, "level": level, "width": width,
+        "schedule": slim.schedule.history() if slim is not None and width == 0 else [],
         "method": job.arm.name, "label": job.arm.label, "role": job.role, "seed": job.seed, "steps": steps, "settings": dict(job.settings),
         "cost": evaluation.cost.as_dict(), "original_cost": evaluation.original_cost.as_dict(), "dynamic": dynamic, "skipping": skipping,
-        "by_transform": {t: (round(dynamic[t][0]) if t in dynamic else macs, params) for t, (macs, params) in cost.by_transform().items()},
+        "by_transform": {t: (round(dynamic[t][0]) if t in dynamic else macs, params) for t, (macs, params) in by_transform.items()},
         "widths": _last(unwrap(codec), job).get("widths", {}), **evaluation.means(), "images": [asdict(image) for image in evaluation.images],
         "test": test_name(recipe), "crops": crops, "file": "codec.safetensors", "file_bytes": size,
         "recipe": recipe.name, "recipe_sha256": digest(recipe.model_dump(mode="json")), "recipe_text": text,

@@ -114,12 +114,14 @@ def storage(group: Sequence[Line]) -> list[Stored]:
     arms: dict[tuple[str, str], dict[int, Record]] = {}
     for line in group:
         if line.quality is not None and line.role != "control" and line.members[0]["file_bytes"]:
-            arms.setdefault((line.role, line.arm), {})[line.quality] = line.members[0]
+            width = line.members[0]["width"]
+            arms.setdefault((line.role, line.arm), {})[line.quality if width is None else width] = line.members[0]
     found = []
     for (role, arm), members in arms.items():
         one = role == "modulated"
         sizes = [record["file_bytes"] for record in members.values()]
-        before = [_original(record, group) for record in members.values()]
+        # A slimmable codec takes the place of one codec for each width: float32 parameters each.
+        before = [_original(record, group) if record["width"] is None else 4 * record["cost"]["params"] for record in members.values()]
         known = None if None in before else sum(b for b in before if b is not None)
         found.append(Stored(arm, role, tuple(members), 1 if one else len(sizes), sizes[0] if one else sum(sizes), known))
     return found if any(stored.role == "modulated" for stored in found) else []

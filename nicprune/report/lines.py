@@ -19,7 +19,7 @@ COLUMNS = (
     "encode_s", "decode_s", "encode_speedup", "decode_speedup", "steps", "seed", "lmbda", "metric", "test", "images", "counter", "device", "threads",
     "machine", "recipe", "recipe_sha256", "file", "date",
 )  # fmt: skip
-LATER_COLUMNS = ("level", "kmac_per_pixel_min", "kmac_per_pixel_max", "file_bytes")
+LATER_COLUMNS = ("level", "width", "kmac_per_pixel_min", "kmac_per_pixel_max", "file_bytes")
 """Columns behind all others, where a record has something for them."""
 NUMERIC = COLUMNS[COLUMNS.index("macs") : COLUMNS.index("seed")]
 
@@ -74,6 +74,12 @@ class Line:
         spread = self.spread.get(key, 0.0)
         return format(self.mean[key], form) + (f" {plus_minus}{format(spread, form.lstrip('+'))}" if spread > 0 else "")
 
+    @property
+    def label(self) -> str:
+        """What a table calls it: the arm, of a slimmable codec with its width."""
+        width = self.members[0]["width"]
+        return self.arm if width is None else f"{self.arm}, width {width}"
+
     def between(self) -> bool:
         """Whether this is a rate between those of the qualities: a point of a curve, and no line of a table."""
         return self.members[0].between()
@@ -104,7 +110,7 @@ def lines(records: Sequence[Mapping[str, Any]]) -> list[Line]:
     for record, arm in zip(ready, arms(ready), strict=True):
         groups.setdefault((record.setting(), record.rate(), record["role"], arm), []).append(record)
     joined = []
-    for (setting, (quality, _), role, arm), members in groups.items():
+    for (setting, (quality, _, _), role, arm), members in groups.items():
         rows = [row(record, ready) for record in members]
         seeds = len({record["seed"] for record in members})
         values = {key: [_value(r[key]) for r in rows] for key in NUMERIC}

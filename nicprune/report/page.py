@@ -198,7 +198,7 @@ def headline(group: Sequence[Line]) -> list[str]:
         one = role == "modulated"
         if one:  # compared where the codec of a quality has the same architecture
             members = [line for line in members if math.isfinite(line.mean["psnr_drop_db"])] or members
-        levels = [line.quality for line in members if line.quality is not None]
+        levels = list(dict.fromkeys(line.quality for line in members if line.quality is not None))
         where = f" at {'quality' if len(levels) == 1 else 'qualities'} {_levels(levels)}" if levels else ""
         drops = [line.mean["psnr_drop_db"] for line in members]
         if all(map(math.isfinite, drops)):
@@ -222,7 +222,8 @@ def headline(group: Sequence[Line]) -> list[str]:
             fewer = "as many MACs as the original" if fewer.startswith("1.00× fewer") else fewer
             files = "".join(f" It is {stored.swap()}." for stored in storage(group) if (stored.role, stored.arm) == (role, arm))
             files = files.replace(" MB", "\u00a0MB").replace(" kB", "\u00a0kB").replace(" %", "\u00a0%")
-            said.append(f"{arm}, one codec for all rates, needs {fewer}{where}: {lost}{fast}.{files}")
+            whole = "for all rates" if members[0].members[0]["width"] is None else f"of {len(members)} widths"
+            said.append(f"{arm}, one codec {whole}, needs {fewer}{where}: {lost}{fast}.{files}")
             continue
         said.append(f"{arm} needs {fewer}{where}: {lost}{fast}.")
     return said or ["No pruned codec is among the records."]
@@ -236,10 +237,10 @@ def _as_before(line: Line) -> bool:
 def transforms(group: Sequence[Line]) -> dict[str, Any]:
     """kMAC/pixel and params of each transform, for the original and every arm of a setting, by quality."""
     having = [line for line in group if line.members[0]["by_transform"] and line.role != "control" and not _as_before(line)]
-    columns = list(dict.fromkeys(line.arm for line in having))
+    columns = list(dict.fromkeys(line.label for line in having))
     rows = []
     for quality in dict.fromkeys(line.quality for line in having):
-        here = {line.arm: line for line in having if line.quality == quality}
+        here = {line.label: line for line in having if line.quality == quality}
         base: Mapping[str, Any] = next((line.members[0]["by_transform"] for line in here.values() if line.role == "original"), {})
         for index, name in enumerate(dict.fromkeys(n for line in here.values() for n in line.members[0]["by_transform"])):
             cells = []
@@ -249,7 +250,7 @@ def transforms(group: Sequence[Line]) -> dict[str, Any]:
                 ratio = f"{before / macs:.2f}×" if macs and before and here[arm].role != "original" else ""
                 cells.append(("–", "", "–") if macs is None else (f"{macs / AREA / 1000:.2f}", ratio, f"{params:,}"))
             rows.append({"quality": quality, "first": index == 0, "name": name, "cells": cells})
-    return {"columns": [(arm, next(line.role for line in having if line.arm == arm)) for arm in columns], "rows": rows}
+    return {"columns": [(arm, next(line.role for line in having if line.label == arm)) for arm in columns], "rows": rows}
 
 
 def _has_widths(line: Line) -> bool:
@@ -322,6 +323,6 @@ def _page(
         plots={name: (_uri(light), _uri(dark), _shown_width(light)) for name, (light, dark) in drawn.items() if light is not None and dark is not None},
         drawn_widths=len(plots.width_lines(joined)), all_widths=len(made),
         megabytes=megabytes, rates=RATES, speeds=SPEEDS, barred=any(line.show_reductions() for line in joined),
-        modulated=any(r["role"] == "modulated" for r in records),
+        modulated=any(r["role"] == "modulated" and r["width"] is None for r in records), slimmable=any(r["width"] is not None for r in records),
         facts={key: facts(key) for key in ("machine", "device", "threads", "counter", "seed", "steps", "lmbda", "date")},
     )  # fmt: skip

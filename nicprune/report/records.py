@@ -17,9 +17,10 @@ FIGURES = ("bpp", "bpp_estimated", "psnr_db", "ms_ssim", "encode_s", "decode_s")
 OPTIONAL: dict[str, Any] = {
     "quality": None, "metric": None, "lmbda": None, "method": None, "seed": None, "steps": None, "widths": {}, "by_transform": {}, "images": [], "crops": [],
     "test": None, "file": None, "recipe": None, "recipe_sha256": None, "recipe_text": None, "counter": None, "threads": None, "device": None,
-    "versions": {}, "machine": None, "date": None, "level": None, "dynamic": {}, "skipping": {}, "file_bytes": None,
+    "versions": {}, "machine": None, "date": None, "level": None, "dynamic": {}, "skipping": {}, "file_bytes": None, "width": None,
+    "schedule": [],
 }  # fmt: skip
-LATER = ("level", "dynamic", "skipping", "file_bytes")
+LATER = ("level", "dynamic", "skipping", "file_bytes", "width", "schedule")
 """Keys that records had not from the start; left out of a report of records without them."""
 
 
@@ -53,9 +54,9 @@ class Record(dict[str, Any]):
         """Whether this is one codec for all rates at a rate between those of the qualities: nothing to compare it with, but a point of its curve."""
         return bool(self["role"] == "modulated" and self["quality"] is None)
 
-    def rate(self) -> tuple[float | None, float | None]:
-        """What tells the points of a curve apart: the quality, and between the qualities the level."""
-        return self["quality"], self["level"] if self.between() else None
+    def rate(self) -> tuple[float | None, float | None, int | None]:
+        """What tells the points of a curve apart: the quality, between the qualities the level, and of a slimmable codec the width."""
+        return self["quality"], self["level"] if self.between() else None, self["width"]
 
 
 class Setting(NamedTuple):
@@ -92,7 +93,7 @@ def _check(record: Record, source: str | Path) -> None:
         expect(good, f"{key!r} with the whole numbers {', '.join(COSTS)}, found {cost!r}"[:200])
     for key in FIGURES:
         expect(key in record and (record[key] is None or isinstance(record[key], int | float)), f"{key!r} as a number, found {record.get(key)!r}")
-    for key in ("quality", "seed", "steps", "lmbda", "threads", "level", "file_bytes"):
+    for key in ("quality", "seed", "steps", "lmbda", "threads", "level", "file_bytes", "width"):
         expect(record[key] is None or isinstance(record[key], int | float), f"{key!r} as a number, found {record[key]!r}")
     for key, count in (("widths", 2), ("by_transform", 2), ("dynamic", 3)):
         items = record[key].values() if isinstance(record[key], dict) else [None]
@@ -160,7 +161,7 @@ def as_records(records: Sequence[Mapping[str, Any]]) -> list[Record]:
     checked = [record if isinstance(record, Record) else Record(record, None, f"record {n}") for n, record in enumerate(records, 1)]
 
     def place(r: Record) -> tuple[Any, ...]:
-        return r.setting(), r.between(), number(r["quality"]), ROLES.index(r["role"]), r["label"], number(r["seed"]), number(r["level"])
+        return r.setting(), r.between(), number(r["quality"]), ROLES.index(r["role"]), r["label"], number(r["seed"]), number(r["level"]), number(r["width"])
 
     return sorted(checked, key=place)
 

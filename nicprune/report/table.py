@@ -50,7 +50,7 @@ def cells(line: Line, times: str = "×", plus_minus: str = "±", missing: str = 
     if line.role != "original" or line.mean["flop_reduction"] != 1:
         reduction = f"{line.mean['flop_reduction']:.2f}{times}{line.show_reductions(missing)}"
     return [
-        missing if line.quality is None else str(line.quality), line.arm, f"{line.mean['kmac_per_pixel']:.2f}", reduction, show("bpp", ".4f"),
+        missing if line.quality is None else str(line.quality), line.label, f"{line.mean['kmac_per_pixel']:.2f}", reduction, show("bpp", ".4f"),
         show("psnr_db", "z.2f"), drop, show("ms_ssim", ".4f").split(f" {plus_minus}")[0], show("encode_s", ".3f").split(f" {plus_minus}")[0],
         show("decode_s", ".3f").split(f" {plus_minus}")[0],
     ]  # fmt: skip
@@ -75,7 +75,9 @@ def footnote(group: Sequence[Line]) -> str:
         note += f" Rows with +- are means over {' or '.join(map(str, seeds))} seeds with the sample standard deviation."
     if any(line.reductions() for line in group):
         note += " With gates: MACs are means over the images; in brackets the range over the images."
-    if modulated := list(dict.fromkeys(line.arm for line in group if line.role == "modulated")):
+    if slim := list(dict.fromkeys(line.arm for line in group if line.members[0]["width"] is not None)):
+        note += f" Slimmable ({', '.join(slim)}): {'each one codec' if len(slim) > 1 else 'one codec'} of several widths, each with a lambda of its own."
+    if modulated := list(dict.fromkeys(line.arm for line in group if line.role == "modulated" and line.members[0]["width"] is None)):
         each = "each one codec" if len(modulated) > 1 else "one codec"
         note += f" Modulated ({', '.join(modulated)}): {each} for all rates, compared at each quality with the original trained for it."
     for reason in dict.fromkeys(blank(line, group) for line in group if line.role != "original" and not math.isfinite(line.mean["psnr_drop_db"])):

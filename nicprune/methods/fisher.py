@@ -1,0 +1,59 @@
+"""One-shot pruning by what the loss says: the squared gradient by a mask on each channel, summed over photographs.
+
+The first-order criterion of Molchanov et al., "Importance Estimation for Neural Network Pruning" (CVPR 2019), over whole channel groups, on
+the rate-distortion loss. With a budget, channels go by importance per MAC saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from nicprune.codecs import lmbda_for, provenance
+from nicprune.errors import TrainingError
+from nicprune.masks import importance
+from nicprune.methods.base import METHODS, Method
+from nicprune.targets import Target
+
+
+class FisherConfig(Target):
+    """A target, and the loss to judge by.
+
+    Attributes:
+        lmbda: its trade-off; that of the codec's quality if not given.
+    """
+
+    lmbda: float | None = None
+
+
+@METHODS.register("fisher")
+class Fisher(Method):
+    """Decides as soon as it has seen some photographs."""
+
+    name = "fisher"
+    summary = "one shot: smallest squared mask gradient (Fisher, Taylor) per MAC goes first; looks at photographs"
+    Config = FisherConfig
+    config: FisherConfig
+
+    def __init__(self, *args: object):
+        super().__init__(*args)  # type: ignore[arg-type]
+        self._scores: dict[str, Tensor] = {}
+
+    def validate(self) -> None:
+        self.config.check(self.groups, self.cost)
+
+    def prepare(self, model: nn.Module, images: Sequence[Tensor]) -> None:
+        record = provenance(self._shared[0])
+        lmbda = self.config.lmbda or (lmbda_for(record.quality, record.metric) if record.quality else 0.0067)
+        self._scores = importance(self._shared[0], self.groups, self.config.free(self.groups), images, lmbda, record.metric)
+
+    def check_hardenable(self) -> None:
+        if not self._scores:
+            raise TrainingError("fisher has seen no photographs yet: attached.prepare(calibration_images(folder)) first")
+
+    def keep(self) -> dict[str, list[int]]:
+        if not self._scores:
+            return {}
+        scores = {name: value.double().cpu().numpy() for name, value in self._scores.items()}
+        return self.config.choose(self.groups, self.cost, scores, per_cost=True)
