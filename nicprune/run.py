@@ -74,8 +74,9 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
                 # One codec for all rates starts from that of the highest.
                 arms += [("modulated" if arm.modulated else "pruned", seed, arm) for arm in recipe.methods if quality == recipe.top or not arm.modulated]
         for role, seed, arm in arms:
+            told = arm.model_dump(exclude=None if arm.lmbda else {"lmbda"})
             key = digest(
-                recipe.task, recipe.codec, recipe.metric, recipe.weights_for(quality), quality, recipe.lmbda(quality), role, arm.model_dump(exclude=None if arm.lmbda else {"lmbda"}), seed,
+                recipe.task, recipe.codec, recipe.metric, recipe.weights_for(quality), quality, recipe.lmbda(quality), role, told, seed,
                 photographs, file_digests(recipe, quality), recipe.training, recipe.half, before,
                 [] if role == "original" and recipe.task == "prune" else [recipe.sparsify, recipe.finetune, recipe.per_quality.get(quality)],
                 [recipe.lambdas, recipe.qualities] if role == "modulated" else [],
@@ -279,8 +280,9 @@ def measure_at(
 
     def keep(name: str, original: Tensor, decoded: Tensor, score: ImageScore) -> None:
         if len(crops) < CROPPED_IMAGES and quality is not None:
-            crops.append(save_crops(job.folder / (f"level-{level:g}" if level is not None else f"width-{width}" if width is not None else ""), len(crops), name, original, decoded, score, job.folder))
+            crops.append(save_crops(job.folder / place, len(crops), name, original, decoded, score, job.folder))
 
+    place = f"level-{level:g}" if level is not None else f"width-{width}" if width is not None else ""
     lmbda, slim = job.arm.lmbda or recipe.lmbda(job.quality), None
     quality: int | None = job.quality
     if level is not None and isinstance(codec, Attached) and codec.levels is not None:

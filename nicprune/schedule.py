@@ -54,7 +54,7 @@ class LambdaSchedule(nn.Module):
         self.register_buffer("slope", torch.tensor(math.inf, dtype=torch.float64))
         # Steps taken, the step of the last validation, the pair in question (-1: none yet), how often its lambdas were lowered, rows logged.
         self.register_buffer("position", torch.tensor([0, -1, -1, 0, 0]))
-        self.register_buffer("log", torch.full((rows, 2 + 3 * count), math.nan, dtype=torch.float64))
+        self.register_buffer("log", torch.zeros(rows, 2 + 3 * count, dtype=torch.float64))
 
     @property
     def finished(self) -> bool:

@@ -14,7 +14,7 @@ ROOT = Path(nicprune.__file__).parent
 FLOORS: dict[str, int] = {
     **dict.fromkeys(("errors", "registry", "files", "settings", "progress", "runtime"), 0),
     **dict.fromkeys(("codecs", "operations", "following", "tracing", "channels", "levels"), 1),
-    **dict.fromkeys(("layers", "masks", "surgery", "cost", "budget", "precision", "targets", "hooks", "gates", "skipping"), 2),
+    **dict.fromkeys(("layers", "masks", "surgery", "cost", "budget", "precision", "targets", "hooks", "gates", "skipping", "slicing", "schedule"), 2),
     **dict.fromkeys(("methods/*", "checkpoint", "profile"), 3),
     **dict.fromkeys(("training", "evaluation", "recipe", "data", "export", "container"), 4),
     **dict.fromkeys(("run", "report/*", "classical", "bench", "bench/*"), 5),

@@ -21,7 +21,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mask_decay": {"budget": {"macs": 0.5}, "round_to": 1, "decay_steps": 6},
     "magnitude": {"budget": {"macs": 0.5}, "round_to": 1},
     "random": {"budget": {"macs": 0.5}, "round_to": 1},
+    "fisher": {"budget": {"macs": 0.5}, "round_to": 1},
     "none": {},
+    "slimmable": {"widths": [1.0, 0.5, 0.25], "round_to": 1, "gdn": "slim+", "latents": "fixed"},
     # As many channels as possible are frozen: what gates themselves do is in test_gating.py.
     "channel_gating": {"alpha": 1.0, "gating_steps": 6, "round_to": 1, "freeze": 0.6},
     **{name: {"qualities": [1, 2, 3]} for name in METHODS if METHODS[name].modulates},
@@ -29,13 +31,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Settings that attach each method to a narrow codec; a new method adds its own if it needs any."""
 
 MODULATORS = [name for name in sorted(METHODS) if METHODS[name].modulates]
-STAYING = ["channel_gating", *MODULATORS]
+STAYING = ["channel_gating", "slimmable", *MODULATORS]
 """Methods that are part of the codec when it codes."""
 
 CODECS = ["bmshj2018-hyperprior", "mbt2018", "cheng2020-attn", "elic2022-chandelier"]
 
 
-HOOKLESS = ("magnitude", "random", "none")
+HOOKLESS = ("magnitude", "random", "fisher", "none")
 FEW = {**dict.fromkeys(HOOKLESS, CODECS[:1]), **dict.fromkeys(MODULATORS, CODECS[::2])}
 PAIRS = [(m, c) for m in sorted(METHODS) for c in FEW.get(m, CODECS)]
 """Methods that put nothing on the codec need not be tried on every one, nor those that only scale latents."""
@@ -203,6 +205,7 @@ def test_hardening_gives_a_plain_codec(method: str, name: str) -> None:
     if not attached.done:
         train(attached, SETTINGS[method]["decay_steps"])
     assert attached.done and attached.stays is False
+    attached.prepare([image(codec, seed) for seed in range(2)])
     state, hooks = state_of(attached), hook_count(codec)
     small = attached.harden()
     assert same_state(state, attached.state_dict()) and hook_count(codec) == hooks
@@ -253,9 +256,10 @@ def test_what_stays_is_attached_again_to_what_is_left(method: str, name: str) ->
         assert sum(attached.groups[n].width - len(kept) for n, kept in keep.items()) >= 3
     else:
         assert not keep and torch.equal(forward(small, "eval"), forward(attached, "eval"))
+        other: dict[str, Any] = {"width": 1} if method == "slimmable" else {"level": 0.6}
         with torch.no_grad():
             x = image(codec, 2)
-            assert torch.equal(small.eval()(x, level=0.6)["x_hat"], attached.eval()(x, level=0.6)["x_hat"])
+            assert torch.equal(small.eval()(x, **other)["x_hat"], attached.eval()(x, **other)["x_hat"])
     small.eval().update(force=True)
     with torch.no_grad():
         sent = small.compress(image(codec, 2))

@@ -70,29 +70,26 @@ class Attached(nn.Module):
         """The widths that a slimmable codec has, and which is set."""
         return next((method.widths for method in self._each if method.widths is not None), None)
 
-    def set_width(self, width: int) -> None:
-        """Let a slimmable codec be of one of its widths from now on, 0 being the widest.
+    def set_width(self, width: int | None) -> None:
+        """Let a slimmable codec be of one of its widths from now on, 0 being the widest; None leaves it as it is.
 
         Raises:
             RecipeError: it has no such width, or only one.
         """
-        self._set_width(width)
+        if self.widths is not None:
+            self.widths.set(width)
+        elif width is not None:
+            raise RecipeError("width needs a slimmable codec: attach slimmable")
 
     @contextmanager
     def at_width(self, width: int) -> Iterator[Attached]:
         """The same inside a block."""
         before = self.widths.now if self.widths is not None else None
-        self._set_width(width)
+        self.set_width(width)
         try:
             yield self
         finally:
-            self._set_width(before)
-
-    def _set_width(self, width: int | None) -> None:
-        if self.widths is not None:
-            self.widths.set(width)
-        elif width is not None:
-            raise RecipeError("width needs a slimmable codec: attach slimmable")
+            self.set_width(before)
 
     def forward(self, x: Tensor, *args: Any, level: float | None = None, lmbda: float | None = None, width: int | None = None, **kwargs: Any) -> Any:
         """The codec's forward pass.
@@ -102,7 +99,7 @@ class Attached(nn.Module):
                 in between too) or as a lambda between them. Without either: the highest rate; in training, one drawn for each image.
             width: with a slimmable codec, which of its widths is set from now on.
         """
-        self._set_width(width)
+        self.set_width(width)
         if self.levels is not None and self.training and level is None and lmbda is None:
             self.levels.draw(x.shape[0], x.device)
         else:
@@ -253,7 +250,7 @@ class Attached(nn.Module):
         if coder.widths is not None:
             header.append([coder.widths.write(width)])
         else:
-            coder._set_width(width)
+            coder.set_width(width)
         if coder.levels is not None:
             header.append([coder.levels.write(level, lmbda)])
         else:
