@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from compressai.layers import GDN, GDN1, CheckerboardMaskedConv2d, MaskedConv2d
+from compressai.ops.parametrizers import NonNegativeParametrizer
 from torch import Tensor, nn
 
 from nicprune.codecs import is_bottleneck
@@ -162,3 +163,18 @@ def resize(codec: nn.Module, state: Mapping[str, Tensor]) -> None:
             module.out_features, module.in_features = module.weight.shape
         elif is_bottleneck(module):
             module.channels = module.quantiles.shape[0]
+
+
+class Affine(nn.Module):
+    """Scale and offset of a GDN's gamma and beta, four numbers, all of them not negative: SlimCAE's slim+."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reparam = NonNegativeParametrizer()
+        self.scales = nn.Parameter(self.reparam.init(torch.ones(2)))
+        self.offsets = nn.Parameter(self.reparam.init(torch.zeros(2)))
+
+    def forward(self, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """Both as they are at this width, from both as they are in the codec, none of them parametrised."""
+        scales, offsets = self.reparam(self.scales), self.reparam(self.offsets)
+        return scales[0] * gamma + offsets[0], scales[1] * beta + offsets[1]

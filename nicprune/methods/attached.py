@@ -175,9 +175,8 @@ class Attached(nn.Module):
         """Measure estimated bpp and PSNR of each width on photographs, for what depends on them: the schedule of lambdas."""
         if self.widths is None:
             return
-        before, training = self.widths.now, self.training
+        before, training, figures = self.widths.now, self.training, []
         self.eval()
-        figures = []
         for width in range(len(self.widths)):
             found = []
             for image in images:
@@ -246,11 +245,8 @@ class Attached(nn.Module):
         """
         # What both sides compute must not depend on whether the caller keeps gradients: gates skip channels only without.
         coder = self._coder()
-        header = []
-        if coder.widths is not None:
-            header.append([coder.widths.write(width)])
-        else:
-            coder.set_width(width)
+        coder.set_width(width)
+        header = [[coder.widths.write(width)]] if coder.widths is not None else []
         if coder.levels is not None:
             header.append([coder.levels.write(level, lmbda)])
         else:
@@ -262,8 +258,7 @@ class Attached(nn.Module):
     @torch.no_grad()
     def decompress(self, strings: Any, *args: Any, width: int | None = None, **kwargs: Any) -> Any:
         """Read a bitstream that `compress` wrote, at the width that it says (or raise, where another is asked for)."""
-        coder = self._coder()
-        strings = list(strings)
+        coder, strings = self._coder(), list(strings)
         if coder.widths is not None:
             coder.widths.read(_header(strings), width)
         if coder.levels is not None:

@@ -133,9 +133,9 @@ class ChannelGating(Method):
         least = self._costs(dict.fromkeys(self.gated, 1.0), dict(zip(self.gated, self.sampled.tolist(), strict=True)))[0]
         for name, limit in self.config.budget.limits(self.cost.original).items():
             if least[name] > limit:
-                share = least[name] / getattr(self.cost.original, name)
+                share, asked = (value / getattr(self.cost.original, name) for value in (least[name], limit))
                 raise BudgetError(
-                    f"budget {name}: {limit / getattr(self.cost.original, name):g} cannot be met by gating alone: with one channel open before each of "
+                    f"budget {name}: {asked:g} cannot be met by gating alone: with one channel open before each of "
                     f"{len(self.gated)} convolutions {share:.3f} are left (layers without a gate, GDN); ask for more, or gate a pruned codec"
                 )
 
@@ -322,8 +322,7 @@ class ChannelGating(Method):
         """How much all thresholds would have to move for the recorded images to cost what the budget says, energies staying."""
         before = {name: gate.open_rate.clone() for name, gate in self.each().items()}
         low, high = -CLOSED, CLOSED
-        for _ in range(20):
-            middle = (low + high) / 2
+        for middle in ((low + high) / 2 for _ in range(20)):
             for name, gate in self.each().items():
                 gate.open_rate.copy_(opened(margins[name] - middle).mean(0))
             low, high = (middle, high) if self._used() > 1 else (low, middle)

@@ -26,7 +26,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from compressai.ops.parametrizers import NonNegativeParametrizer
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -36,7 +35,7 @@ from nicprune.codecs import is_bottleneck, lmbda_for, provenance, rate_distortio
 from nicprune.cost import Totals
 from nicprune.errors import BudgetError, CodecError, RecipeError
 from nicprune.hooks import Hook, remove_hooks
-from nicprune.layers import remove
+from nicprune.layers import Affine, remove
 from nicprune.levels import Widths
 from nicprune.masks import importance
 from nicprune.methods.base import METHODS, Method
@@ -108,21 +107,6 @@ class SlimHook(Hook):
     def __call__(self, codec: nn.Module, args: Any, output: Any) -> None:
         if self._open:
             self._open.pop().__exit__(None, None, None)
-
-
-class Affine(nn.Module):
-    """slim+'s scale and offset of gamma and of beta at one width, four numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reparam = NonNegativeParametrizer()
-        self.scales = nn.Parameter(self.reparam.init(torch.ones(2)))
-        self.offsets = nn.Parameter(self.reparam.init(torch.zeros(2)))
-
-    def forward(self, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        """Both as they are at this width, from both as they are in the codec, none of them parametrised."""
-        scales, offsets = self.reparam(self.scales), self.reparam(self.offsets)
-        return scales[0] * gamma + offsets[0], scales[1] * beta + offsets[1]
 
 
 def _same(x: Tensor) -> Tensor:
