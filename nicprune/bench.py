@@ -269,6 +269,52 @@ def bench_gating() -> Iterator[Measure]:
             yield sampler.measure(label, saved, "x", goal=0.8, at_least=True, size=SIZE_TEXT, detail=detail)
 
 
+def bench_slimmable() -> Iterator[Measure]:
+    """Slimmable codecs: the time of a width against its MACs, of a step over all widths, and of switching."""
+    name, quality, widths = "bmshj2018-hyperprior", 1, (1.0, 0.75, 0.5, 0.25)
+    bare = _ready(name, quality).eval()
+    codec = attach(_ready(name, quality).eval(), "slimmable", widths=widths)
+    image = torch.rand(1, 3, *SIZE).to(memory_format=torch.channels_last)
+
+    def at(width: int) -> Callable[[], None]:
+        def run() -> None:
+            codec.set_width(width)
+            with torch.no_grad(), codec.methods[0].narrowed(codec.codec):  # type: ignore[operator]
+                codec.codec.g_s(codec.codec.g_a(image).round())  # type: ignore[operator]
+
+        return run
+
+    sampler = Sampler(5, limit=10)
+    whole, *times = sampler.medians([_synthesis_and_analysis(bare), *(at(width) for width in range(len(widths)))])
+    for width, seconds in enumerate(times):
+        codec.set_width(width)
+        table: Any = codec.methods[0].by_transform()  # type: ignore[operator]
+        share = sum(table[t][0] for t in ("g_a", "g_s")) / sum(CostModel(bare, find_groups(bare)).by_transform()[t][0] for t in ("g_a", "g_s"))
+        detail = f"{whole * 1e3:.0f} ms bare, {seconds * 1e3:.0f} ms at this width: {whole / seconds:.2f}x for {1 / share:.2f}x fewer MACs, channels_last"
+        label = f"speed-up / FLOP reduction, g_a + g_s, {name}, width {widths[width]:g}"
+        yield sampler.measure(label, whole / seconds * share, "x", goal=0.8, at_least=True, size=SIZE_TEXT, detail=detail)
+
+    batch = torch.rand(2, 3, 128, 128).to(memory_format=torch.channels_last)
+
+    def step(model: Any, passes: Sequence[dict[str, int]]) -> Callable[[], None]:
+        def run() -> None:
+            model.train()
+            for at_width in passes:
+                model(batch, **at_width)["x_hat"].square().mean().backward()
+
+        return run
+
+    each = [{"width": width} for width in range(len(widths))]
+    sampler = Sampler(5, limit=10)
+    once, all_ = sampler.medians([step(bare, [{}]), step(codec, each)])
+    expected = sum(width**2 for width in widths)
+    detail = f"{once * 1e3:.0f} ms for the codec alone, {all_ * 1e3:.0f} ms for {len(widths)} widths; sum of (w/W)^2 is {expected:.2f}"
+    yield sampler.measure(f"step over all widths / (one step * sum of (w/W)^2), {name}", all_ / once / expected, "x", goal=1.5, size="2x128x128", detail=detail)
+    sampler = Sampler(5, limit=5)
+    (switched,) = sampler.medians([lambda: codec.set_width(1)])
+    yield sampler.measure("switching the width", switched, "s", goal=1e-4, size="any")
+
+
 def _precision_text(dtype: torch.dtype | None) -> str:
     return f"{'float32' if dtype is None else 'bfloat16'}, channels_last"
 
@@ -295,6 +341,7 @@ PARTS: dict[str, Callable[[], Iterator[Measure]]] = {
     "speedup": bench_speedup,
     "precision": bench_precision,
     "gating": bench_gating,
+    "slimmable": bench_slimmable,
 }
 
 

@@ -121,6 +121,8 @@ def eval_(
     weights: Weights = "official",
     metric: Metric = "mse",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write CompressAI results JSON here.")] = None,
+    level: Annotated[float | None, typer.Option(help="With a modulator: rate, from 0 (lowest) on; in between too.")] = None,
+    width: Annotated[int | None, typer.Option(help="With a slimmable codec: which width, 0 being the widest.")] = None,
     per_image: Annotated[bool, typer.Option("--per-image", help="A line for each image.")] = False,
     at: Annotated[list[float] | None, typer.Option("--at", help="jpeg and webp: PSNR at this rate in bpp, between their settings.")] = None,
 ) -> None:
@@ -139,7 +141,7 @@ def eval_(
     from nicprune.checkpoint import load_codec
     from nicprune.evaluation import evaluate, write_results
 
-    result = evaluate(load_codec(codec, quality, metric=metric, weights=weights), images, progress=True)
+    result = evaluate(load_codec(codec, quality, metric=metric, weights=weights), images, progress=True, level=level, width=width)
     if per_image:
         for image in result.images:
             ms = f"{image.ms_ssim:.4f}" if image.ms_ssim is not None else "-"
@@ -159,6 +161,7 @@ def encode_(
     metric: Metric = "mse",
     level: Annotated[float | None, typer.Option(help="With a modulator: rate, from 0 (lowest) on; in between too.")] = None,
     lmbda: Annotated[float | None, typer.Option(help="With a modulator: rate by its lambda.")] = None,
+    width: Annotated[int | None, typer.Option(help="With a slimmable codec: which width, 0 being the widest.")] = None,
 ) -> None:
     """Code a photograph into a file that decode reads with the same codec."""
     from nicprune.checkpoint import load_codec
@@ -167,7 +170,7 @@ def encode_(
     from nicprune.files import write_atomically
 
     picture = read_image(image)
-    data = encode(load_codec(codec, quality, metric=metric, weights=weights), picture, level=level, lmbda=lmbda)
+    data = encode(load_codec(codec, quality, metric=metric, weights=weights), picture, level=level, lmbda=lmbda, width=width)
     write_atomically(output, lambda temporary: temporary.write_bytes(data))
     _, height, width = picture.shape
     typer.echo(f"{output}: {len(data):,} bytes, {8 * len(data) / (height * width):.4f} bpp, header included ({width}x{height} pixels)")

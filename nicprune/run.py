@@ -23,6 +23,7 @@ from nicprune.data import calibration_images, list_images, usable_images, write_
 from nicprune.errors import FileError
 from nicprune.evaluation import Evaluation, ImageScore, evaluate
 from nicprune.files import check_writable, write_atomically, write_text
+from nicprune.memory import peak_bytes
 from nicprune.methods import METHODS, Attached, attach
 from nicprune.recipe import Arm, Part, Phase, Recipe, check_paths, digest, slug_of
 from nicprune.report import collect, text_table, write_report
@@ -295,7 +296,7 @@ def measure_at(
         slim = cast("Any", codec.methods[0])
         by_transform, lmbda = slim.by_transform(), float(slim.schedule.lambdas[width]) or lmbda
     evaluation = evaluate(codec, recipe.photographs.test, progress=progress, keep_decoded=keep, cost=cost.totals(), level=level, width=width)
-    dynamic = evaluation.dynamic()
+    dynamic, peaks = evaluation.dynamic(), peak_memory(codec, level, width)
     skipping = time_skipping(codec, recipe, level) if dynamic and quality is not None else {}
     record = {
         "format": "nicprune-record", "version": 1, "key": job.key,
@@ -303,6 +304,7 @@ def measure_at(
         "schedule": slim.schedule.history() if slim is not None and width == 0 else [],
         "method": job.arm.name, "label": job.arm.label, "role": job.role, "seed": job.seed, "steps": steps, "settings": dict(job.settings),
         "cost": evaluation.cost.as_dict(), "original_cost": evaluation.original_cost.as_dict(), "dynamic": dynamic, "skipping": skipping,
+        "encode_peak_bytes": peaks[0], "decode_peak_bytes": peaks[1],
         "by_transform": {t: (round(dynamic[t][0]) if t in dynamic else macs, params) for t, (macs, params) in by_transform.items()},
         "widths": _last(unwrap(codec), job).get("widths", {}), **evaluation.means(), "images": [asdict(image) for image in evaluation.images],
         "test": test_name(recipe), "crops": crops, "file": "codec.safetensors", "file_bytes": size,
@@ -311,6 +313,15 @@ def measure_at(
         "machine": machine_line(), "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
     return record, evaluation
+
+
+def peak_memory(codec: Any, level: float | None, width: int | None) -> tuple[int, int]:
+    """Bytes of tensors alive at once, at the most, to encode and to decode a 768x512 image."""
+    point = {name: value for name, value in (("level", level), ("width", width)) if value is not None}
+    codec.update(force=True)
+    image, sent = torch.rand(1, 3, 512, 768, generator=torch.Generator().manual_seed(0)), {}
+    encoding = peak_bytes(lambda: sent.update(codec.compress(image, **point)))
+    return encoding, peak_bytes(lambda: codec.decompress(sent["strings"], sent["shape"]))
 
 
 def test_name(recipe: Recipe) -> str:

@@ -226,3 +226,44 @@ def test_damaged_gates_and_rates_are_named_in_one_line(key: str, value: Any) -> 
     with pytest.raises(FileError, match=f"'{key}'") as caught:
         as_records([record() | {key: value}])
     assert "\n" not in str(caught.value)
+
+
+# -- several widths -----------------------------------------------------------------------------------------------------
+
+
+def slimmable(widths: int = 3, **other: Any) -> list[dict[str, Any]]:
+    """One codec of several widths as a run records it: all at the quality that it started from."""
+    made = []
+    for width in range(widths):
+        one = record("pruned", 3, drop=0.2 + width)
+        cost = {name: round(count * 0.6**width) for name, count in one["original_cost"].items()}
+        log = [{"step": 10.0 * n, "pair": n, "lambdas": [0.01, 0.008**n, 0.006], "bpp": [0.6, 0.4, 0.3], "psnr_db": [31.0, 30.0, 29.0]} for n in range(3)]
+        more = {"bpp": 0.6 - 0.1 * width, "lmbda": 0.01 / (1 + width), "cost": cost, "encode_peak_bytes": 75_000_000 - width, "decode_peak_bytes": 77_000_000}
+        made.append(one | more | {"role": "modulated", "label": "slim", "width": width, "file_bytes": SIZE, "schedule": [] if width else log} | other)
+    return made
+
+
+def test_each_width_has_a_line_and_all_are_one_curve() -> None:
+    ready = sized() + slimmable()
+    rows = table(ready).query("role == 'modulated'")
+    assert list(rows["width"]) == [0, 1, 2] and list(rows["psnr_drop_db"]) == pytest.approx([0.2, 1.2, 2.2])
+    assert list(rows["encode_peak_bytes"]) == [75_000_000, 74_999_999, 74_999_998]
+    for text in (text_table(ready), markdown(ready), latex(ready)):
+        assert all(f"slim, width {width}" in text for width in range(3))
+    assert "several widths, each with a lambda of its own" in " ".join(text_table(ready).split()) and "for all rates" not in text_table(ready)
+    bd = bd_table(ready).query("label == 'slim'")
+    assert len(bd) == 2 and list(bd["rates"]) == [3, 3]
+    said = "\n".join(headline(next(iter(compact(ready).values()))))
+    assert "one codec of 3 widths" in said
+    (stored,) = [s for s in storage(next(iter(compact(ready).values()))) if s.arm == "slim"]
+    assert stored.size == SIZE and stored.originals == sum(4 * r["cost"]["params"] for r in slimmable())
+
+
+def test_widths_and_their_schedule_are_on_the_page(tmp_path: Path) -> None:
+    page = write_report(sized() + slimmable(), tmp_path / "with").read_text(encoding="utf-8")
+    assert (tmp_path / "with" / "schedule.png").stat().st_size > 10_000
+    for text in ("Widths of slimmable codecs", "Schedule of λ", "75.0", "slim, width 2", "0.00333"):
+        assert text in page
+    plain = write_report(sized(), tmp_path / "without").read_text(encoding="utf-8")
+    assert not (tmp_path / "without" / "schedule.png").exists() and "Schedule of λ" not in plain and "slimmable" not in plain
+    assert plots.lambda_schedule(lines(sized())) is None

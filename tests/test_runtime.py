@@ -7,8 +7,11 @@ import sys
 import types
 
 import pytest
+import torch
+from torch import nn
 
 from nicprune import runtime
+from nicprune.memory import peak_bytes
 from nicprune.runtime import describe_machine, tune_allocator, versions
 
 
@@ -37,3 +40,21 @@ def test_allocator_is_tuned_on_linux_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     monkeypatch.setattr(sys, "platform", "darwin")
     assert tune_allocator() is False
+
+
+def test_peak_memory_is_what_lives_at_once() -> None:
+    x, size = torch.rand(100, 100), 40_000
+
+    def two_at_once() -> None:
+        a = x + 1
+        b = a * 2
+        del a
+        c = b.view(-1).add_(1).reshape(100, 100) + 1  # views and what happens in place are nothing new
+        del b, c
+        torch.zeros(50, 100)
+
+    assert peak_bytes(two_at_once) == 2 * size
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    given = torch.ones(1, 3, 64, 64)
+    assert peak_bytes(lambda: net(given)) == (8 + 8) * 64 * 64 * 4
+    assert peak_bytes(lambda: None) == 0

@@ -19,7 +19,8 @@ COLUMNS = (
     "encode_s", "decode_s", "encode_speedup", "decode_speedup", "steps", "seed", "lmbda", "metric", "test", "images", "counter", "device", "threads",
     "machine", "recipe", "recipe_sha256", "file", "date",
 )  # fmt: skip
-LATER_COLUMNS = ("level", "width", "kmac_per_pixel_min", "kmac_per_pixel_max", "file_bytes")
+FIRST_LATER = ("level", "kmac_per_pixel_min", "kmac_per_pixel_max", "file_bytes")
+LATER_COLUMNS = (*FIRST_LATER, "width", "encode_peak_bytes", "decode_peak_bytes")
 """Columns behind all others, where a record has something for them."""
 NUMERIC = COLUMNS[COLUMNS.index("macs") : COLUMNS.index("seed")]
 

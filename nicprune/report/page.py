@@ -27,7 +27,7 @@ from nicprune.report.table import footnote, latex, markdown, table
 MAX_CROP_IMAGES = 4
 """Photographs whose crops go into the page of each codec; all of them are in the folder crops/."""
 PICTURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
-PLOTS = {"rd.png": plots.rd_curves, "drop_vs_reduction.png": plots.drop_against_reduction, "widths.png": plots.widths}
+PLOTS = {"rd.png": plots.rd_curves, "drop_vs_reduction.png": plots.drop_against_reduction, "widths.png": plots.widths, "schedule.png": plots.lambda_schedule}
 
 
 def write_report(records: Sequence[Mapping[str, Any]], folder: str | Path, title: str | None = None) -> Path:
@@ -89,7 +89,7 @@ def _portable(record: Record, folder: Path, crops: list[dict[str, Any]]) -> dict
         return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
     content: dict[str, Any] = finite(dict(record)) | {"test": record.setting().test, "crops": crops}
-    content = {key: value for key, value in content.items() if key not in LATER or value not in (None, {})}
+    content = {key: value for key, value in content.items() if key not in LATER or value not in (None, {}, [])}
     content["images"] = [image | {"name": Path(image["name"]).name} for image in content["images"]]
     if record["file"]:
         file = Path(record["file"])
@@ -298,7 +298,8 @@ def _page(
     sections = [
         {
             "name": str(setting), "headline": headline(group), "lines": group, "note": footnote(group).replace("+-", "±"), "transforms": transforms(group),
-            "per_image": (spreads := per_image(group)), "timed": timed(spreads), "storage": storage(group), "count": len(setting.images),
+            "per_image": (spreads := per_image(group)), "timed": timed(spreads), "storage": storage(group),
+            "slim": [line for line in group if line.members[0]["width"] is not None], "count": len(setting.images),
             "crops": _pictures([item for item in with_crops if item[0].setting() == setting], copies),
         }
         for setting, group in settings(joined).items()

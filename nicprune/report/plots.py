@@ -311,3 +311,34 @@ def width_lines(lines: Sequence[Line]) -> list[Line]:
     for line in having:  # lines come in order of quality
         highest[(line.setting, line.arm)] = line
     return list(highest.values())[:MAX_PANELS]
+
+
+def lambda_schedule(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
+    """How the lambdas of slimmable codecs' widths were lowered over the steps, and the curve through the widths at each validation."""
+    shown = [line for line in lines if line.members[0]["schedule"]][:MAX_PANELS]
+    if not shown:
+        return None
+    with _style(theme):
+        figure = _figure(10.4, 0.6 + 3.6 * len(shown))
+        for line, (left, right) in zip(shown, figure.subplots(len(shown), 2, squeeze=False), strict=True):
+            log = line.members[0]["schedule"]
+            count = len(log[0]["lambdas"])
+            for width in range(count):
+                colour = theme.hues[width % len(theme.hues)]
+                lambdas = [row["lambdas"][width] for row in log]
+                left.step([row["step"] for row in log], lambdas, where="post", color=colour, linestyle=DASHES[width % len(DASHES)], label=f"width {width}")
+                right.plot(
+                    [row["bpp"][width] for row in log], [row["psnr_db"][width] for row in log],
+                    color=colour, marker=MARKERS[width % len(MARKERS)], markersize=3, linewidth=0.8, linestyle=":",
+                )  # fmt: skip
+            for row, style in ((log[0], "--"), (log[-1], "-")):
+                right.plot(row["bpp"], row["psnr_db"], color=theme.ink, linewidth=1.2, linestyle=style, label="first" if row is log[0] else "last", zorder=1)
+            left.set(xlabel="step", ylabel="λ", yscale="log")
+            right.set(xlabel="estimated rate on validation photographs (bpp)", ylabel="PSNR, RGB (dB)")
+            for axes in (left, right):
+                axes.grid(color=theme.grid, linewidth=0.7)
+                axes.set_axisbelow(True)
+                axes.legend()
+            if len(shown) > 1:
+                left.set_title(_plain(line.arm))
+        return _png(figure)

@@ -18,9 +18,9 @@ OPTIONAL: dict[str, Any] = {
     "quality": None, "metric": None, "lmbda": None, "method": None, "seed": None, "steps": None, "widths": {}, "by_transform": {}, "images": [], "crops": [],
     "test": None, "file": None, "recipe": None, "recipe_sha256": None, "recipe_text": None, "counter": None, "threads": None, "device": None,
     "versions": {}, "machine": None, "date": None, "level": None, "dynamic": {}, "skipping": {}, "file_bytes": None, "width": None,
-    "schedule": [],
+    "schedule": [], "encode_peak_bytes": None, "decode_peak_bytes": None,
 }  # fmt: skip
-LATER = ("level", "dynamic", "skipping", "file_bytes", "width", "schedule")
+LATER = ("level", "dynamic", "skipping", "file_bytes", "width", "schedule", "encode_peak_bytes", "decode_peak_bytes")
 """Keys that records had not from the start; left out of a report of records without them."""
 
 
@@ -93,7 +93,7 @@ def _check(record: Record, source: str | Path) -> None:
         expect(good, f"{key!r} with the whole numbers {', '.join(COSTS)}, found {cost!r}"[:200])
     for key in FIGURES:
         expect(key in record and (record[key] is None or isinstance(record[key], int | float)), f"{key!r} as a number, found {record.get(key)!r}")
-    for key in ("quality", "seed", "steps", "lmbda", "threads", "level", "file_bytes", "width"):
+    for key in ("quality", "seed", "steps", "lmbda", "threads", "level", "file_bytes", "width", "encode_peak_bytes", "decode_peak_bytes"):
         expect(record[key] is None or isinstance(record[key], int | float), f"{key!r} as a number, found {record[key]!r}")
     for key, count in (("widths", 2), ("by_transform", 2), ("dynamic", 3)):
         items = record[key].values() if isinstance(record[key], dict) else [None]

@@ -11,7 +11,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from nicprune.report.blocks import SPEEDS, columns, per_image, storage, timed
-from nicprune.report.lines import COLUMNS, LATER_COLUMNS, Line, blank, compact, row
+from nicprune.report.lines import COLUMNS, FIRST_LATER, Line, blank, compact, row
 from nicprune.report.records import LATER, ROLES, as_records, number
 
 WIDTH = 120
@@ -25,13 +25,17 @@ def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     kmac_per_pixel is 1,000 MACs per pixel; reductions and speed-ups are before / after; bpp_change_pct, psnr_drop_db and psnr_drop_pct are
     relative to the original of the same codec, quality and test images; times are seconds per image. One codec for all rates has a row for
     each, those between qualities last. level, kmac_per_pixel_min and _max (over the images, with gates) and file_bytes are columns only where
-    a record has one of them.
+    a record has one of them; so are width, and the peak of memory.
     """
     ready = as_records(records)
     ordered = sorted(ready, key=lambda r: (r["codec"], r.between(), number(r["quality"]), ROLES.index(r["role"]), r["label"]))
-    later = LATER_COLUMNS if any(record[key] not in (None, {}) for record in ready for key in LATER) else ()
+    groups = (FIRST_LATER, ("width",), ("encode_peak_bytes", "decode_peak_bytes"))
+    held = {key for record in ready for key in LATER if record[key] not in (None, {}, [])}
+    later = [key for keys in groups if held & {*keys, *(("dynamic", "skipping") if keys is FIRST_LATER else ())} for key in keys]
     frame = pd.DataFrame([row(record, ready) for record in ordered], columns=[*COLUMNS, *later])
-    whole = ["file_bytes", *(["quality"] if all(isinstance(record["quality"], int | None) for record in ready) else [])]
+    whole = [key for key in ("file_bytes", "width", "encode_peak_bytes", "decode_peak_bytes") if key in later]
+    if all(isinstance(record["quality"], int | None) for record in ready):
+        whole.append("quality")
     return frame.astype(dict.fromkeys(whole, "Int64")) if later else frame  # blanks among them would make 1.0 of 1
 
 
