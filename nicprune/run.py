@@ -376,7 +376,7 @@ def plan(recipe: Recipe) -> list[str]:
     for job in jobs(recipe, Path("runs")):
         phase = recipe.per_quality.get(job.quality, recipe.finetune)  # task: prune has none per quality
         steps = 0 if job.role == "original" and recipe.task == "prune" else recipe.sparsify.steps + phase.steps
-        line = f"{recipe.codec} q{job.quality} {job.arm.label} seed {job.seed}: {steps} steps, lambda {recipe.lmbda(job.quality):g}"
+        line = f"{recipe.codec} q{job.quality} {job.arm.label} seed {job.seed}: {steps} steps, lambda {job.arm.lmbda or recipe.lmbda(job.quality):g}"
         if job.role in ("pruned", "modulated"):
             attached = attach(start(recipe, job), job.settings)
             line += f", {attached.cost.totals().kmac_per_pixel():.2f} kMAC/pixel now, {sum(1 for _ in attached.groups.prunable())} channel groups"

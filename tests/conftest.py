@@ -4,6 +4,7 @@ that are not zero, latents wide enough that bitstreams carry something."""
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Callable
 
@@ -29,6 +30,9 @@ from torch import Tensor, nn
 
 from nicprune.channels import Groups, find_groups
 from nicprune.codecs import is_bottleneck
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # workers share the cores
 
 N, M, ELIC_GROUPS = 16, 24, [4, 4, 8, 8, 24]
 
