@@ -199,6 +199,19 @@ def test_one_channel_at_least_is_open(threshold: float, training: bool) -> None:
         assert (found.count_nonzero(1) == 1).all() and (found.sum(1) == 1).all()
 
 
+def test_one_channel_is_wholly_open_while_the_others_fade() -> None:
+    gate = Gate(9, "mean", 5, "channel").train()
+    x = torch.rand(4, 9, 5, 5, generator=torch.Generator().manual_seed(0))
+    gate(x)
+    gate.threshold.data.fill_(1.05)
+    gate.softness.fill_(0.5)
+    found = gate(x * torch.rand(4, 9, 1, 1, generator=torch.Generator().manual_seed(1))).detach()
+    assert bool(((found > 0) & (found < 1)).any()) and bool((found.amax(1) == 1).all())
+    gate.threshold.data.fill_(1e6)
+    found = gate(x).detach()
+    assert bool((found.amax(1) == 1).all()) and bool((found.count_nonzero(1) == 1).all())
+
+
 @pytest.mark.parametrize("name", ["bmshj2018-hyperprior", "mbt2018"])
 def test_a_codec_with_all_gates_closed_runs_on_one_channel_each(name: str) -> None:
     attached = gated(name)

@@ -254,3 +254,17 @@ def test_seeds_draw_different_lots_and_crops(content: dict[str, Any], tmp_path: 
     records = [json.loads(p.read_text()) for p in sorted((tmp_path / "runs").rglob("random*/record.json"))]
     assert [r["settings"]["random"]["seed"] for r in records] == [r["seed"] for r in records] == [0, 1] and records[0]["psnr_db"] != records[1]["psnr_db"]
     assert len(seeds) == len(set(seeds)) == 4, "two phases with each of two seeds: none sees another's crops"
+
+
+def test_an_arm_may_have_a_lambda_of_its_own(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nicprune.run as module
+
+    real, given = module.fit, []
+    monkeypatch.setattr(module, "fit", lambda *a, **settings: (given.append(settings["lmbda"]), real(*a, **settings))[1])
+    methods = [{"name": "fisher", "widths": {"*": 8}, "lmbda": 0.02}, {"name": "slimmable", "widths": [1.0, 0.5], "round_to": 1}]
+    page = run(content | {"qualities": [1], "control": False, "methods": methods}, tmp_path)
+    assert given == [0.02, 0.02, 0.0018, 0.0018]
+    rows = list(csv.DictReader((page.parent / "table.csv").read_text().splitlines()))
+    assert [(r["label"], r["width"], float(r["lmbda"])) for r in rows[1:]] == [("fisher", "", 0.02), ("slimmable", "0", 0.0018), ("slimmable", "1", 0.0018)]
+    assert float(rows[3]["macs"]) < float(rows[2]["macs"]) == float(rows[0]["macs"])
+    assert int(rows[3]["decode_peak_bytes"]) < int(rows[2]["decode_peak_bytes"])
