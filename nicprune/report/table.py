@@ -33,7 +33,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     held = {key for record in ready for key in LATER if record[key] not in (None, {}, [])}
     later = [key for keys in groups if held & {*keys, *(("dynamic", "skipping") if keys is FIRST_LATER else ())} for key in keys]
     frame = pd.DataFrame([row(record, ready) for record in ordered], columns=[*COLUMNS, *later])
-    whole = [key for key in ("file_bytes", "width", "encode_peak_bytes", "decode_peak_bytes") if key in later]
+    whole: list[str] = [key for key in ("file_bytes", "width", "encode_peak_bytes", "decode_peak_bytes") if key in later]
     if all(isinstance(record["quality"], int | None) for record in ready):
         whole.append("quality")
     return frame.astype(dict.fromkeys(whole, "Int64")) if later else frame  # blanks among them would make 1.0 of 1
