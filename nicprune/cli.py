@@ -70,11 +70,12 @@ def profile(
 ) -> None:
     """Show a codec's channel groups and what ties them, MACs and params per transform, encoder and decoder."""
     from nicprune.checkpoint import load_codec
+    from nicprune.codecs import unwrap
     from nicprune.cost import CostModel
     from nicprune.profile import profile_text
     from nicprune.surgery import analyse
 
-    model = load_codec(codec, quality, metric=metric, weights=weights)
+    model = unwrap(load_codec(codec, quality, metric=metric, weights=weights))  # gates, rates or widths on it: the codec below them
     groups = analyse(model)
     typer.echo(profile_text(model, groups, CostModel(model, groups)))
 

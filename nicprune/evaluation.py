@@ -58,6 +58,7 @@ class Evaluation:
     threads: int
     level: float | None = None
     lmbda: float | None = None
+    width: int | None = None
 
     def dynamic(self) -> dict[str, tuple[float, float, float]]:
         """Mean, smallest and largest MACs at 64x64 over the images, all, per side and per transform; empty where all images cost the same."""
@@ -77,7 +78,8 @@ class Evaluation:
     def __str__(self) -> str:
         m = self.means()
         ms = f"  MS-SSIM {m['ms_ssim']:.4f}" if m["ms_ssim"] is not None else ""
-        at = f" level {self.level:g}" if self.level is not None else f" q{self.quality}" if self.quality else ""
+        at = f" q{self.quality}" if self.quality else ""
+        at = f" level {self.level:g}" if self.level is not None else at if self.width is None else f" width {self.width}"
         return (
             f"{self.codec}{at}: {m['psnr_db']:.3f} dB at {m['bpp']:.4f} bpp (estimated {m['bpp_estimated']:.4f}){ms}  "
             f"encode {m['encode_s']:.3f} s  decode {m['decode_s']:.3f} s  {self.cost.kmac_per_pixel():.2f} kMAC/pixel{self._range()} ({COUNTER})  "
@@ -233,6 +235,7 @@ def evaluate(
     found = Evaluation(
         record.name, record.quality, now, original, tuple(scores), str(place), torch.get_num_threads(),
         position, float(rates.lmbda(torch.tensor(position))) if rates is not None and position is not None else None,
+        None if widths is None else widths.now if width is None else width,
     )  # fmt: skip
     if spread := found.dynamic():
         found = replace(found, cost=replace(now, **{what: round(spread[what][0]) for what in ("macs", "encoder", "decoder")}))

@@ -55,7 +55,9 @@ def _plain_copy(codec: nn.Module) -> Any:
     inner = unwrap(codec)
     check_codec(inner)
     if inner is not codec or has_hooks(inner):
-        raise CodecError("this codec still has methods attached; export masked.harden(), or masked.detach()")
+        raise CodecError(
+            "this codec has methods on it, which other programs do not know; export harden(), one rate of it with harden(level=0), or one width with extract(0)"
+        )
     return copy.deepcopy(codec).cpu().float().eval()
 
 

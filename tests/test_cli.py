@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import built
 from typer.testing import CliRunner
 
@@ -45,6 +46,20 @@ def test_list() -> None:
     out = call("list")
     assert "bmshj2018-hyperprior" in out and "mask_decay" in out and "quickstart" in out
     assert "quickstart" not in call("list", "methods")
+
+
+def test_a_file_with_widths_is_profiled_evaluated_and_coded(tmp_path: Path) -> None:
+    from nicprune import attach, load_codec, save
+    from nicprune.data import write_png
+
+    file = str(save(attach(load_codec("demo-hyperprior", 3), "slimmable", widths=[1.0, 0.5]), tmp_path / "slim.safetensors"))
+    picture = str(write_png(torch.rand(3, 64, 64), tmp_path / "a.png"))
+    assert "g_a.0" in call("profile", file)
+    assert "width 1: " in call("eval", file, picture, "--width", "1")
+    call("encode", file, picture, str(tmp_path / "a.nic"), "--width", "1")
+    call("decode", file, str(tmp_path / "a.nic"), str(tmp_path / "b.png"))
+    result = CliRunner().invoke(app, ["export", file, str(tmp_path / "onnx")])
+    assert "extract(0)" in str(result.exception)
 
 
 def test_profile() -> None:
