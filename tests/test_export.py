@@ -106,7 +106,7 @@ def test_missing_packages_are_named(tmp_path: Path, hyperprior: nn.Module, monke
 def test_masks_do_not_go_to_other_tools(tmp_path: Path, hyperprior: nn.Module) -> None:
     masked = attach(hyperprior, "mask_decay", widths={"g_a.0": 8}, decay_steps=10)
     for codec in (masked, hyperprior):
-        with pytest.raises(CodecError, match=r"masked\.harden"):
+        with pytest.raises(CodecError, match=r"export harden"):
             export_compressai(codec, tmp_path / "c.pth.tar")
         with pytest.raises(CodecError, match=r"masked\.harden"):
             export_onnx(codec, tmp_path)
