@@ -108,7 +108,7 @@ def test_masks_do_not_go_to_other_tools(tmp_path: Path, hyperprior: nn.Module) -
     for codec in (masked, hyperprior):
         with pytest.raises(CodecError, match=r"export harden"):
             export_compressai(codec, tmp_path / "c.pth.tar")
-        with pytest.raises(CodecError, match=r"masked\.harden"):
+        with pytest.raises(CodecError, match=r"export harden"):
             export_onnx(codec, tmp_path)
 
 
