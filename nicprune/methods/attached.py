@@ -258,7 +258,7 @@ class Attached(nn.Module):
     @torch.no_grad()
     def decompress(self, strings: Any, *args: Any, width: int | None = None, **kwargs: Any) -> Any:
         """Read a bitstream that `compress` wrote, at the width that it says (or raise, where another is asked for)."""
-        coder, strings = self._coder(), list(strings)
+        coder, strings = self._coder(), list(strings or [])
         if coder.widths is not None:
             coder.widths.read(_header(strings), width)
         if coder.levels is not None:
