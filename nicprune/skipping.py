@@ -23,7 +23,9 @@ class GateHook(Hook):
     def __init__(self, gate: Gate):
         self.owner = self.gate = gate
         self.skips = True
-        self.given: Tensor | None = None  # which channels a GDN in front of the layer has left out already
+        # What a GDN in front of the layer has settled already: the gates, and which channels it has left out.
+        self.decided: Tensor | None = None
+        self.given: Tensor | None = None
         self._narrowed = False
 
     def may_skip(self, x: Tensor) -> bool:
@@ -37,9 +39,9 @@ class GateHook(Hook):
     def before(self, layer: Any, args: Any) -> Any:
         """Close channels of the layer's input."""
         x: Tensor = args[0]
-        index, self.given = self.given, None
+        index, gates, self.given, self.decided = self.given, self.decided, None, None
         if index is None:
-            gates = self.gate(x)
+            gates = self.gate(x) if gates is None else gates
             if not self.may_skip(x) or not self.pays():
                 return None if self.may_skip(x) and bool(self.gate.open.all()) else (x * gates[..., None, None].to(x.dtype), *args[1:])
             index = self.gate.open.nonzero().flatten()
@@ -66,7 +68,7 @@ class NormHook(Hook):
     def before(self, layer: Any, args: Any) -> Any:
         """Hand the layer those pixels alone that the gate looks at."""
         x: Tensor = args[0]
-        self.behind.given = self._whole = None
+        self.behind.given = self.behind.decided = self._whole = None
         if not self.behind.may_skip(x) or sampling_step(x.shape[2], x.shape[3]) == 1:
             return None
         self._whole = x
@@ -76,7 +78,7 @@ class NormHook(Hook):
         x, self._whole = self._whole, None
         if x is None or output is None:
             return None
-        self.gate.decide(self.gate.pool(output))
+        self.behind.decided = self.gate.decide(self.gate.pool(output))
         if not self.behind.pays():
             return type(layer).forward(layer, x)
         index = self.behind.given = self.gate.open.nonzero().flatten()

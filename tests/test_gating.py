@@ -543,6 +543,17 @@ def test_calibrating_measures_and_changes_nothing_else() -> None:
     assert relative(torch.stack(pools).mean(0), meter.value) <= 1e-5
 
 
+def test_each_image_is_counted_once_whatever_is_skipped() -> None:
+    """A GDN that decides for the gate behind it, and finds that leaving out does not pay, leaves the decision as it is."""
+    attached = gated("bmshj2018-hyperprior")
+    gates_of(attached)["g_a.2"].threshold.data.fill_(-10)  # everything is open: behind a norm of a large map that is sampled
+    with torch.no_grad(), recording(gates_of(attached), {}):
+        for seed in range(3):
+            attached(picture(attached.codec, seed, 192))
+        rows = {name: [tuple(r.shape) for r in gate.recorded or []] for name, gate in gates_of(attached).items()}
+    assert all(found == [(1, gates_of(attached)[name].channels)] * 3 for name, found in rows.items()), rows
+
+
 def test_a_channel_open_because_one_must_be_is_counted() -> None:
     attached = gated("bmshj2018-hyperprior")
     gate = gates_of(attached)["g_s.2"]

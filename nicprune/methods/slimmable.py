@@ -279,7 +279,7 @@ class Slimmable(Method):
     def stays(self) -> bool:
         return True
 
-    def totals(self, keep: Mapping[str, Sequence[int]] | None = None) -> Totals:
+    def totals(self) -> Totals:
         return self.cost.totals(self._slices[self.widths.now].keep)
 
     def by_transform(self) -> dict[str, tuple[int, int]]:
