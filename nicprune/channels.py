@@ -167,6 +167,33 @@ def _unique_names(groups: Sequence[tuple[Member, Group]]) -> list[Group]:
     return named
 
 
+def removed_inputs(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """Which input channels every layer loses under keep-lists, by its name, as ranges ("0-3,7"): what a pruned codec tells of itself."""
+    gone: dict[str, set[int]] = {}
+    for name, kept in keep.items():
+        for member in groups[name].members:
+            if member.axis == "in":
+                gone.setdefault(member.module, set()).update(member.index[np.setdiff1d(np.arange(groups[name].width), kept)].ravel().tolist())
+    return {module: to_ranges(sorted(indices)) for module, indices in gone.items() if indices}
+
+
+def to_ranges(indices: Sequence[int]) -> str:
+    """Increasing indices in short: "0-3,7"."""
+    runs: list[list[int]] = []
+    for i in indices:
+        if runs and runs[-1][1] == i - 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ",".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)
+
+
+def from_ranges(text: str) -> list[int]:
+    """What `to_ranges` was given."""
+    ends = [part.partition("-") for part in text.split(",") if part]
+    return [i for first, _, last in ends for i in range(int(first), int(last or first) + 1)]
+
+
 def kept_channels(groups: Groups, keep: Mapping[str, Sequence[int]], module: str, axis: str, width: int) -> np.ndarray:
     """Which of a layer's channels along an axis ("out", "in", "both") stay under keep-lists, increasing."""
     gone = np.zeros(width, bool)

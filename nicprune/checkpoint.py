@@ -29,9 +29,11 @@ from nicprune.codecs import (
     check_name,
     codec_names,
     forward_for_analysis,
+    note_tables,
     provenance,
     read_compressai_file,
     rebuild,
+    refresh_tables,
     set_provenance,
     unwrap,
 )
@@ -69,7 +71,7 @@ def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
     if attached is not None and not attached.stays or attached is None and has_hooks(codec):
         raise CodecError("this codec still has methods attached that only pruning ends; save masked.harden(), or masked.detach()")
     check_codec(codec)
-    codec.update(force=True)
+    refresh_tables(codec)
     record = provenance(codec)
     header = {
         "format": FORMAT,
@@ -156,6 +158,7 @@ def load(path: str | Path, *, factory: Callable[[], nn.Module] | None = None) ->
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileError(f"{path} is damaged, or not of this nicprune's making: {reason}") from error
     set_provenance(codec, record)
+    note_tables(codec)
     return _with_methods(codec, header, methods, str(path)).eval() if header.get("methods") else codec.eval()
 
 
@@ -271,6 +274,7 @@ def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
             told = f"{differing[0]} is {tuple(state[differing[0]].shape)}, usual is {tuple(own[differing[0]].shape)}"
             warnings.warn(f"{weights} has other widths than {record.name}{f' quality {record.quality}' if record.quality else ''} ({told})", stacklevel=4)
     set_provenance(codec, record)
+    note_tables(codec)
     return loaded
 
 

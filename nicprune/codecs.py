@@ -6,6 +6,7 @@ what it cost before any pruning, what was done to it) is kept in `provenance(cod
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import pickle
@@ -73,6 +74,7 @@ class Provenance:
         original: MACs and params before any pruning (see `cost.Totals`), empty if never pruned.
         history: what was done, in order; one entry a step.
         verified: what the last surgery's verification found, in words; empty if there was none.
+        tables: hash of the entropy bottlenecks that the CDF tables were made from; empty if not known.
     """
 
     name: str
@@ -82,10 +84,11 @@ class Provenance:
     original: dict[str, int] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     verified: str = ""
+    tables: str = ""
 
     def copy(self) -> Provenance:
         """Return an independent copy."""
-        return Provenance(self.name, self.quality, self.metric, dict(self.build), dict(self.original), list(self.history), self.verified)
+        return Provenance(self.name, self.quality, self.metric, dict(self.build), dict(self.original), list(self.history), self.verified, self.tables)
 
 
 _provenance: weakref.WeakKeyDictionary[nn.Module, Provenance] = weakref.WeakKeyDictionary()
@@ -293,6 +296,36 @@ def transform_of(module_name: str) -> str:
 def sides_of(transform: str) -> tuple[bool, bool]:
     """Whether a transform runs (when encoding, when decoding). What is not known to be one-sided runs on both."""
     return transform not in DECODER_ONLY, transform not in ENCODER_ONLY
+
+
+def _bottleneck_hash(codec: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, module in codec.named_modules():
+        if is_bottleneck(module):
+            for key, value in module.named_parameters():
+                digest.update(f"{name}.{key}".encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def note_tables(codec: nn.Module) -> None:
+    """Remember that the CDF tables are those of the entropy bottlenecks as they are now."""
+    provenance(codec).tables = _bottleneck_hash(codec)
+
+
+def refresh_tables(codec: Any) -> None:
+    """Make the CDF tables anew, unless the entropy bottlenecks are still those that they were made from.
+
+    Made anew they may differ in the last bit, on another machine or from weights that were rounded since: streams would not decode any more.
+    """
+    tables: list[Any] = [m for m in entropy_models(codec) if hasattr(m, "_quantized_cdf")]
+    if not all(m._quantized_cdf.numel() for m in tables) or provenance(codec).tables != _bottleneck_hash(codec):
+        codec.update(force=True)
+        note_tables(codec)
+
+
+def on_side(name: str, side: str | None) -> bool:
+    """Whether a layer (or parameter) runs when encoding alone ("encoder") or when decoding alone ("decoder"); always without a side."""
+    return side is None or transform_of(name) in (ENCODER_ONLY if side == "encoder" else DECODER_ONLY)
 
 
 def forward_for_analysis(codec: nn.Module, x: Tensor) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from compressai.ops.parametrizers import NonNegativeParametrizer
 from torch import Tensor, nn
 
 from nicprune.codecs import is_bottleneck
-from nicprune.errors import SurgeryError
+from nicprune.errors import CodecError, SurgeryError
 
 
 def _kept(width: int, removed: Sequence[int]) -> list[int]:
@@ -163,6 +163,30 @@ def resize(codec: nn.Module, state: Mapping[str, Tensor]) -> None:
             module.out_features, module.in_features = module.weight.shape
         elif is_bottleneck(module):
             module.channels = module.quantiles.shape[0]
+
+
+def reinitialise(codec: nn.Module) -> None:
+    """Give every layer of `codec` weights as its class draws them when it is made, in place: its architecture, untrained.
+
+    Raises:
+        CodecError: a layer of a kind whose initialisation is not known; names it.
+    """
+    for name, module in codec.named_modules():
+        if isinstance(module, nn.ParameterList) or not list(module.parameters(recurse=False)):
+            continue
+        made: Any = module
+        with torch.no_grad():
+            if is_bottleneck(module):
+                fresh = type(made)(made.channels, init_scale=made.init_scale, filters=made.filters)
+                for parameter, value in zip(module.parameters(), fresh.parameters(), strict=True):
+                    parameter.copy_(value)
+            elif hasattr(module, "gamma_reparam"):  # CompressAI's: beta 1, gamma 0.1 on the diagonal
+                made.beta.copy_(made.beta_reparam.init(torch.ones_like(made.beta)))
+                made.gamma.copy_(made.gamma_reparam.init(0.1 * torch.eye(len(made.beta)).to(made.gamma)))
+            elif hasattr(module, "reset_parameters"):
+                made.reset_parameters()
+            else:
+                raise CodecError(f"how a {type(module).__name__} ({name}) starts is not known here: it cannot be trained from scratch")
 
 
 class Affine(nn.Module):

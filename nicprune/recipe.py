@@ -40,18 +40,33 @@ class Part(Settings):
 
 
 class Arm(Settings):
-    """What to run: a method, or a stack of several on one codec; a label for tables; with a modulator, rates to measure
-    between two qualities; a lambda where it is not the quality's."""
+    """What to run: a method, or a stack of several on one codec; a label for tables.
+
+    Attributes:
+        between: with a modulator, rates to measure between two qualities.
+        lmbda: where it is not the quality's.
+        seeds: where they are not the recipe's.
+        scratch: no method, but the architecture of the codec that the arm with this label ends with, trained from random weights.
+        phase: how a scratch arm is trained; as long as the others, with the settings of `finetune`, if not given.
+    """
 
     label: str
     between: int = Field(default=0, ge=0, le=20)
     lmbda: float | None = Field(default=None, gt=0)
+    seeds: list[Annotated[int, Field(ge=0)]] | None = None
+    scratch: str | None = None
+    phase: Phase | None = None
     stack: list[Part] = Field(min_length=1)
 
     @property
     def name(self) -> str:
         """The method's name; of a stack, all names."""
-        return " + ".join(part.name for part in self.stack)
+        return "scratch" if self.scratch is not None else " + ".join(part.name for part in self.stack)
+
+    def told(self) -> dict[str, Any]:
+        """What a result depends on: what was not said is left out, so that new words do not make old results other ones."""
+        content = self.model_dump(exclude={name for name in ("lmbda", "scratch", "phase") if getattr(self, name) is None})
+        return {name: value for name, value in content.items() if name != "seeds"}
 
     @property
     def modulated(self) -> bool:
@@ -77,6 +92,7 @@ class Recipe(Settings):
             decide at once are hardened first, and spend both phases on fine-tuning.
         methods: what to run: `{name: ..., <its settings>}`, or several on one codec, `{label: ..., stack: [{name: ...}, ...]}`. One with
             a modulator is trained once, for all qualities, from the codec of the highest; `between: 1` measures a rate between each two.
+            `{scratch: <label of another>, label: ...}` trains that one's small codec from random weights.
         per_quality: for "train": phases by quality, where they differ from `finetune`.
         chain: for "train": each quality starts from the one before in the list.
         half: for "train": save float16.
@@ -113,6 +129,17 @@ class Recipe(Settings):
                 raise ValueError(f"{what} must differ (got {values})")
         if {"original", "control"} & set(labels):
             raise ValueError("labels of methods cannot be original or control")
+        for number, arm in enumerate(self.methods):
+            if arm.scratch is not None:
+                like = next((other for other in self.methods[:number] if other.label == arm.scratch), None)
+                if like is None or like.scratch is not None or like.modulated:
+                    raise ValueError(f"{arm.label!r}: scratch names an arm before it that ends with one small codec (got {arm.scratch!r})")
+                if missing := sorted(set(arm.seeds or self.seeds) - set(like.seeds or self.seeds)):
+                    raise ValueError(f"{arm.label!r}: {arm.scratch!r} is not run with seed {missing[0]}")
+            elif arm.phase is not None:
+                raise ValueError(f"{arm.label!r}: phase belongs to scratch; others are trained as sparsify and finetune say")
+            if arm.seeds is not None and not set(arm.seeds) <= set(self.seeds):
+                raise ValueError(f"{arm.label!r}: seeds {arm.seeds} are not all among the recipe's {self.seeds}")
         for what, keys in (("lambdas", self.lambdas), ("per_quality", self.per_quality)):
             if left := sorted(set(keys) - set(self.qualities)):
                 raise ValueError(f"{what}: {left} are not among the qualities {self.qualities}")
@@ -236,14 +263,17 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
 def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) -> Arm:
     """A method as a recipe writes it: its settings stand beside its name."""
     here = f"{where}: methods.{number}"
+    words = ("between", "lmbda", "seeds")
     if isinstance(arm, dict) and "stack" in arm:
-        if "label" not in arm or not isinstance(arm["stack"], list) or set(arm) - {"label", "stack", "between"}:
+        if "label" not in arm or not isinstance(arm["stack"], list) or set(arm) - {"label", "stack", *words}:
             raise RecipeError(f"{here}: a stack is {{label: ..., stack: [{{name: ...}}, ...]}}")
         parts = [_parse_part(part, content, f"{here}.stack.{i}") for i, part in enumerate(arm["stack"])]
         found = parse(Arm, {**arm, "stack": [p.model_dump() for p in parts]}, here)
+    elif isinstance(arm, dict) and "scratch" in arm:
+        found = parse(Arm, {"label": f"{arm['scratch']} from scratch", **arm, "stack": [{"name": "none"}]}, here)
     else:
-        part = _parse_part({k: v for k, v in arm.items() if k not in ("label", "between", "lmbda")} if isinstance(arm, dict) else arm, content, here)
-        own = {k: arm[k] for k in ("between", "lmbda") if k in arm}
+        part = _parse_part({k: v for k, v in arm.items() if k not in ("label", *words)} if isinstance(arm, dict) else arm, content, here)
+        own = {k: arm[k] for k in words if k in arm}
         found = parse(Arm, {"label": arm.get("label", part.name), "stack": [part.model_dump()], **own}, here)
     if found.between and not any(METHODS[part.name].modulates for part in found.stack):
         raise RecipeError(f"{here}: between is for codecs of many rates; {found.label!r} has no modulator")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from nicprune.budget import ROUND_TO, Budget, check_feasible, solve
 from nicprune.channels import MIN_LATENTS, Group, Groups
+from nicprune.codecs import on_side
 from nicprune.cost import CostModel
 from nicprune.errors import BudgetError, RecipeError, closest
 from nicprune.settings import Settings
@@ -23,15 +25,22 @@ class Target(Settings):
         widths: the width each channel group ends with, by name or pattern ("g_a.*": 48); others stay whole.
         round_to: widths that a budget leads to are multiples of this; given `widths` are taken as they are.
         latents: whether y and z may shrink too.
+        side: "encoder" or "decoder": only what runs on this side alone shrinks and is trained. What writes or reads the bitstream stays as it
+            is, so that the other side need not be changed.
+        only: names or patterns of the groups that may shrink; all if not given.
     """
 
     budget: Budget | None = None
     widths: dict[str, int] | None = None
     round_to: int = Field(default=ROUND_TO, ge=1, le=64)
     latents: bool = False
+    side: Literal["encoder", "decoder"] | None = None
+    only: list[str] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _one(self) -> Target:
+        if self.latents and self.side is not None:
+            raise ValueError(f"latents: true with side: {self.side} would change the bitstream, which the other side is to read or write")
         if (self.budget is None) == (self.widths is None):
             raise ValueError("give either budget: {macs: 0.5} or widths: {'g_a.0': 48, ...}")
         return self
@@ -43,7 +52,7 @@ class Target(Settings):
             RecipeError: a pattern matches no group, or a width is out of range.
         """
         resolved: dict[str, int] = {}
-        free = {g.name: g for g in groups.prunable(latents=self.latents)}
+        free = {g.name: g for g in self.open(groups)}
         for pattern, width in (self.widths or {}).items():
             matched = [pattern] if pattern in free else fnmatch.filter(free, pattern)
             if not matched:
@@ -55,12 +64,28 @@ class Target(Settings):
                 resolved[name] = width
         return resolved
 
+    def open(self, groups: Groups) -> list[Group]:
+        """The groups that are on the side asked for, and among those named.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        found = [g for g in groups.prunable(latents=self.latents) if all(on_side(member.module, self.side) for member in g.members)]
+        if self.only is not None:
+            for pattern in self.only:
+                if not fnmatch.filter([g.name for g in found], pattern):
+                    raise RecipeError(f"only: no channel group matches {pattern!r}; {closest(pattern, [g.name for g in found])}")
+            found = [g for g in found if any(fnmatch.fnmatch(g.name, pattern) for pattern in self.only)]
+        if not found and self.side is not None:
+            raise RecipeError(f"side: {self.side} has no channel group of its own in this codec")
+        return found
+
     def free(self, groups: Groups) -> list[Group]:
         """The groups that may shrink under this target."""
         if self.widths is not None:
             chosen = self.fixed_widths(groups)
             return [groups[name] for name in chosen if chosen[name] < groups[name].width]
-        return groups.prunable(latents=self.latents)
+        return self.open(groups)
 
     def check(self, groups: Groups, cost: CostModel) -> None:
         """Raise unless the target can be met."""

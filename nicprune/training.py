@@ -9,8 +9,8 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nicprune.codecs import TABLES, provenance, rate_distortion_loss, unwrap
+from nicprune.codecs import TABLES, on_side, provenance, rate_distortion_loss, refresh_tables, unwrap
 from nicprune.data import Patches, calibration_images, mix
 from nicprune.errors import FileError, RecipeError, TrainingError
 from nicprune.files import append_line, check_writable, write_atomically
@@ -34,7 +34,8 @@ MAX_SKIPPED = 20
 
 
 class TrainSettings(Settings):
-    """How to train. The defaults are CompressAI's where it has any."""
+    """How to train. The defaults are CompressAI's where it has any. `side`: what runs when encoding alone, or decoding alone, is trained and the
+    rest left as it is; if not given, as the methods attached say, or the last one that a plain codec was pruned by."""
 
     steps: int = Field(ge=0)
     lmbda: float = Field(default=0.0067, gt=0)
@@ -54,6 +55,7 @@ class TrainSettings(Settings):
     checkpoint_every: int = Field(default=1000, ge=1)
     log_every: int = Field(default=50, ge=1)
     tensorboard: bool = False
+    side: Literal["both", "encoder", "decoder"] | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSettings:
@@ -90,6 +92,29 @@ def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], 
     own = {id(p) for p in model.self_updated()} if hasattr(model, "self_updated") else set()
     trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
     return [p for p in trainable if id(p) not in quantiles], [p for p in trainable if id(p) in quantiles]
+
+
+def frozen_parameters(model: nn.Module, side: str | None) -> list[nn.Parameter]:
+    """The codec's parameters that are to stay as they are: see `TrainSettings.side`."""
+    codec, methods = unwrap(model), [m for m in getattr(model, "methods", []) if not m.teaches]
+    history = provenance(codec).history
+    if side is None and not methods and history:
+        side = history[-1].get("side")
+    told = side if side != "both" else None
+    return [p for name, p in codec.named_parameters() if not (on_side(name, told) and (side == "both" or all(m.trains(name) for m in methods)))]
+
+
+@contextmanager
+def left_alone(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let these parameters have no gradient inside the block."""
+    changed = [p for p in parameters if p.requires_grad]
+    try:
+        for parameter in changed:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in changed:
+            parameter.requires_grad_(True)
 
 
 def fit(
@@ -133,41 +158,42 @@ def fit(
     if steps_left > options.steps:
         warnings.warn(f"the method needs {steps_left} steps until it is done, and this run has {options.steps}", stacklevel=2)
     fabric = _fabric(options)
-    run = _Run(model, options, fabric, Path(folder) if folder is not None else None, patches.paths)
-    label = progress if isinstance(progress, str) else ""
-    was_training = model.training
-    bar = Progress(options.steps, label, enabled=bool(progress) and fabric.is_global_zero)
-    started = time.monotonic()
-    try:
-        with ExitStack() as stack:
-            stack.callback(bar.close)
-            stack.callback(patches.close)
-            stack.enter_context(entropy_models_in_float32(model))
-            model.train()
-            run.resume()
-            bar.start(run.step)
-            while run.step < options.steps and not (until_done and run.attached is not None and run.attached.done):
-                batch = patches.batch(
-                    options.batch_size, seed=options.seed, step=run.step, rank=fabric.global_rank
-                )
-                figures = run.advance(fabric.to_device(batch))
-                if run.attached is not None and run.attached.wants_validation:
-                    run.attached.validate([fabric.to_device(image) for image in looked_at])
-                if run.step % options.log_every == 0 or run.step == options.steps:
-                    bar.show(run.step, run.log(figures))
-                else:
-                    bar.show(run.step)
-                if run.step % options.checkpoint_every == 0:
-                    run.save()
-            run.save()
-    except KeyboardInterrupt:
-        kept = f"run again to go on from step {run.saved_step}" if folder else "nothing was kept (no folder was given)"
-        raise TrainingError(f"interrupted at step {run.step} of {options.steps}; {kept}") from None
-    finally:
-        run.close()
-        model.train(was_training)
-    (run.attached or run.codec).update(force=True)
-    return FitResult(run.step, run.last, run.skipped, time.monotonic() - started)
+    with left_alone(frozen_parameters(model, options.side)):
+        run = _Run(model, options, fabric, Path(folder) if folder is not None else None, patches.paths)
+        label = progress if isinstance(progress, str) else ""
+        was_training = model.training
+        bar = Progress(options.steps, label, enabled=bool(progress) and fabric.is_global_zero)
+        started = time.monotonic()
+        try:
+            with ExitStack() as stack:
+                stack.callback(bar.close)
+                stack.callback(patches.close)
+                stack.enter_context(entropy_models_in_float32(model))
+                model.train()
+                run.resume()
+                bar.start(run.step)
+                while run.step < options.steps and not (until_done and run.attached is not None and run.attached.done):
+                    batch = patches.batch(options.batch_size, seed=options.seed, step=run.step, rank=fabric.global_rank)
+                    figures = run.advance(fabric.to_device(batch))
+                    if run.attached is not None and run.attached.wants_validation:
+                        run.attached.validate([fabric.to_device(image) for image in looked_at])
+                    if run.step % options.log_every == 0 or run.step == options.steps:
+                        bar.show(run.step, run.log(figures))
+                    else:
+                        bar.show(run.step)
+                    if run.step % options.checkpoint_every == 0:
+                        run.save()
+                run.save()
+        except KeyboardInterrupt:
+            kept = f"run again to go on from step {run.saved_step}" if folder else "nothing was kept (no folder was given)"
+            raise TrainingError(f"interrupted at step {run.step} of {options.steps}; {kept}") from None
+        finally:
+            run.close()
+            model.train(was_training)
+        for method in getattr(model, "methods", []):
+            method.update(force=True)
+        refresh_tables(run.codec)
+        return FitResult(run.step, run.last, run.skipped, time.monotonic() - started)
 
 
 def _fabric(options: TrainSettings) -> Fabric:

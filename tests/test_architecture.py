@@ -17,7 +17,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(("layers", "masks", "surgery", "cost", "budget", "precision", "targets", "hooks", "gates", "skipping", "slicing", "schedule"), 2),
     **dict.fromkeys(("methods/*", "checkpoint", "profile"), 3),
     **dict.fromkeys(("training", "evaluation", "recipe", "data", "export", "container"), 4),
-    **dict.fromkeys(("run", "report/*", "classical", "bench", "bench/*"), 5),
+    **dict.fromkeys(("run", "jobs", "measuring", "report/*", "classical", "bench", "bench/*"), 5),
     **dict.fromkeys(("__init__", "__main__", "cli"), 6),
 }
 """The floor of each file; a file imports from its own floor or below."""

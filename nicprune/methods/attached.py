@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -12,12 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from nicprune.channels import Groups
+from nicprune.channels import Groups, removed_inputs
 from nicprune.codecs import check_codec, provenance, set_provenance
 from nicprune.cost import CostModel, Totals
 from nicprune.errors import CodecError, RecipeError
 from nicprune.hooks import has_hooks
 from nicprune.methods.base import METHODS, Method
+from nicprune.schedule import mean_figures
 from nicprune.settings import parse
 from nicprune.surgery import analyse, prune
 
@@ -175,16 +175,9 @@ class Attached(nn.Module):
         """Measure estimated bpp and PSNR of each width on photographs, for what depends on them: the schedule of lambdas."""
         if self.widths is None:
             return
-        before, training, figures = self.widths.now, self.training, []
+        before, training = self.widths.now, self.training
         self.eval()
-        for width in range(len(self.widths)):
-            found = []
-            for image in images:
-                out = self(image, width=width)
-                bits = sum(float(-torch.log2(v.double()).sum()) for v in out["likelihoods"].values())
-                mse = float((out["x_hat"].clamp(0, 1) - image).square().mean())
-                found.append((bits / image[0, 0].numel(), -10 * math.log10(max(mse, 1e-10))))
-            figures.append((sum(b for b, _ in found) / len(found), sum(p for _, p in found) / len(found)))
+        figures = [mean_figures(self, images, width=width) for width in range(len(self.widths))]
         self.train(training)
         self.widths.set(before)
         for method in self._each:
@@ -327,6 +320,7 @@ class Attached(nn.Module):
         entry = {
             "methods": [{"name": m.name, **m.config.model_dump(mode="json")} for m in self._each],
             "widths": {name: [self.groups[name].width, len(kept)] for name, kept in keep.items()},
+            "removed_inputs": removed_inputs(self.groups, keep),
             "macs_before": self.cost.totals().macs,
             "macs_after": totals.macs,
             "params_after": totals.params,
@@ -334,16 +328,23 @@ class Attached(nn.Module):
         }
         if staying:
             entry["stays"] = [m.name for m in staying]
+        sides = {getattr(m.config, "side", None) for m in self._each if not m.teaches}
+        if len(sides) == 1 and None not in sides:  # fine-tuning leaves the other side alone, too
+            entry["side"] = sides.pop()
         provenance(small).history.append(entry)
         for method in twin._each:
             method.finish(small)
         small = small.train(self.codec.training)
         if not staying:
             return small
-        again = attach(small, [(m.name, m.config.model_dump()) for m in staying])
+        again = attach(small, [(m.name, m.settings()) for m in staying])
         for method, other in zip(staying, again._each, strict=True):
             twin._each[self._each.index(method)].carry(other, keep)
         return again.train(self.codec.training)
+
+    def hang(self) -> None:
+        """Put every hook on the codec again, behind `detach`."""
+        _hang(self._each, self.codec)
 
     def detach(self) -> nn.Module:
         """Take everything off again and return the original object, as it is now."""
@@ -358,17 +359,28 @@ def _header(strings: list[Any]) -> bytes:
     return found[0] if isinstance(found, list) and found else b""
 
 
+def frozen_copy(codec: nn.Module) -> nn.Module:
+    """A plain copy of a codec that does not learn."""
+    check_codec(codec)
+    if has_hooks(codec):
+        raise CodecError("the teacher has a method attached; give a plain codec")
+    twin = copy.deepcopy(codec).eval().requires_grad_(False)
+    set_provenance(twin, provenance(codec).copy())
+    return twin
+
+
 def _hang(methods: Sequence[Method], codec: nn.Module) -> None:
     for method in sorted(methods, key=lambda one: one.narrows):
         method.attach(codec)
 
 
-def attach(codec: nn.Module, method: str | Sequence[tuple[str, Mapping[str, Any]]], **config: Any) -> Attached:
+def attach(codec: nn.Module, method: str | Sequence[tuple[str, Mapping[str, Any]]], *, teacher: nn.Module | None = None, **config: Any) -> Attached:
     """Attach one method, or a list of (name, settings), to a codec. Its forward pass does not change.
 
     Args:
         codec: any `CompressionModel`, own classes included. It is not copied.
         method: a name from `nicprune list`, with its settings as keywords; or a list of (name, settings).
+        teacher: for distillation: the codec that `codec` was pruned from. A copy of it is kept; of `codec` itself, if not given.
 
     Raises:
         CodecError: the codec cannot be analysed.
@@ -386,6 +398,8 @@ def attach(codec: nn.Module, method: str | Sequence[tuple[str, Mapping[str, Any]
     if len(modulators) > 1:
         raise RecipeError(f"a codec has one modulator; {' and '.join(modulators)} were asked for")
     slims = [cls.name for cls, _ in parsed if cls.slims]
+    if modulators and any(cls.teaches for cls, _ in parsed):
+        raise RecipeError(f"a teacher codes at one rate, {modulators[0]} at many: leave one of them out")
     if slims and len(parsed) > 1:
         raise RecipeError(f"{slims[0]} goes alone: harden the others first, or attach them to one of its widths (extract)")
     if has_hooks(codec):
@@ -394,6 +408,12 @@ def attach(codec: nn.Module, method: str | Sequence[tuple[str, Mapping[str, Any]
     cost = CostModel(codec, groups)
     # Everything is validated before the first hook is set: a failure leaves the codec as it was.
     methods = [cls(codec, groups, cost, settings) for cls, settings in parsed]
+    learning = [method for method in methods if method.teaches]
+    if (teacher is None and len(learning) == len(methods)) or (teacher is not None and not learning):
+        told = "learns from itself: give teacher=, the codec before pruning" if learning else "has no use for a teacher: attach distillation too"
+        raise RecipeError(f"{' + '.join(cls.name for cls, _ in parsed)} {told}")
+    for method_ in learning:
+        method_.learn_from(frozen_copy(teacher if teacher is not None else codec))
     place = next(codec.parameters())
     attached = Attached(codec, [m.to(place.device) for m in methods], groups, cost)
     _hang(methods, codec)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from nicprune.channels import Groups
+from nicprune.codecs import on_side
 from nicprune.cost import CostModel, Totals
 from nicprune.levels import Levels, Widths
 from nicprune.registry import Registry
@@ -40,6 +41,10 @@ class Method(nn.Module):
     slims: ClassVar[bool] = False
     """Whether it gives one codec several widths; it has `widths` then, and goes alone."""
     widths: Widths | None = None
+    teaches: ClassVar[bool] = False
+    """Whether all it does is help to train, by a teacher's example; it can go on behind `harden`."""
+    codes: ClassVar[bool] = True
+    """Whether decoding depends on it, where it stays."""
 
     def __init__(self, codec: nn.Module, groups: Groups, cost: CostModel, config: Settings):
         super().__init__()
@@ -60,6 +65,13 @@ class Method(nn.Module):
 
     def validate(self) -> None:
         """Refuse a configuration that this codec cannot follow, before anything is changed."""
+
+    def learn_from(self, teacher: nn.Module) -> None:
+        """Take a codec (a copy, its own to keep) as the teacher; called before `attach`."""
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter of the codec, by name, is to be trained."""
+        return on_side(name, getattr(self.config, "side", None))
 
     def attach(self, codec: nn.Module) -> None:
         """Put hooks on the codec. The forward pass must stay the same, exactly."""
@@ -123,6 +135,10 @@ class Method(nn.Module):
     def stays(self) -> bool:
         """Whether it remains on the codec behind `harden`, and is saved with it."""
         return False
+
+    def settings(self) -> dict[str, Any]:
+        """The settings with which it is attached again behind `harden`."""
+        return self.config.model_dump()
 
     def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
         """Hand what was learnt to `other`, the same method on the codec pruned to these keep-lists."""

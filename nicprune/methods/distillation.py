@@ -1,0 +1,258 @@
+"""Terms that let a smaller codec learn from the codec it is made from, beside any other method.
+
+*Output*: the image to come near to is a mix of the photograph and what the teacher makes of it,
+
+    (1 - w) * d(x, x_hat) + w * d(x_teacher, x_hat)      in place of d(x, x_hat),
+
+d the distortion term of the loss (knowledge distillation of Hinton et al., 2015, for a regression). *Latent*: the squared distance between
+the latents y before quantisation, summed over channels, per pixel; the quantiser's step is 1. *Features*: what every channel group's last
+consumer reads, channel by channel. A channel that stayed knows its teacher: keep-lists say which it is, so no adapters are learnt. While masks
+decay, a channel counts as much as its mask. Distances are relative to the teacher's energy, so that groups compare.
+
+*Entropy weights* (after Chen et al., "FEDS", arXiv 2503.06399, whose exact form is not public): a channel of y counts as many times as the
+teacher spends bits on it, relative to the mean; a feature channel by the entropy of a Gaussian of its variance, log2(1 + var / mean var) / 2,
+its own distance relative to its own energy. *Adaptive stages* (after arXiv 2312.02605): a group's weight follows how far it is
+off, a running mean relative to that of all.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from nicprune.channels import from_ranges
+from nicprune.codecs import is_bottleneck, lmbda_for, provenance
+from nicprune.errors import CodecError, RecipeError
+from nicprune.hooks import Hook, remove_hooks, tables
+from nicprune.methods.base import METHODS, Method
+from nicprune.settings import Settings
+
+MEMORY = 0.99
+"""Share of the past in a stage's running distance."""
+
+
+class DistillationConfig(Settings):
+    """Which terms, and how strong; at least one.
+
+    Attributes:
+        output: w above, from 0 (the photograph alone) to 1 (the teacher's image alone).
+        latent: weight of the distance of y, in bits per squared quantisation step.
+        features: weight of the mean distance over channel groups.
+        transforms: whose features.
+        weights: "even", or "entropy".
+        stages: "even", or "adaptive".
+        lmbda: of the distortion term; that of the codec's quality if not given.
+    """
+
+    output: float = Field(default=0.0, ge=0, le=1)
+    latent: float = Field(default=0.0, ge=0)
+    features: float = Field(default=0.0, ge=0)
+    transforms: list[Literal["g_a", "h_a", "h_s", "g_s"]] = Field(default=["g_a", "g_s"], min_length=1)
+    weights: Literal["even", "entropy"] = "even"
+    stages: Literal["even", "adaptive"] = "even"
+    lmbda: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _something(self) -> DistillationConfig:
+        if not (self.output or self.latent or self.features):
+            raise ValueError("give at least one of output, latent, features: for example output: 0.5")
+        return self
+
+
+class Listener(Hook):
+    """Keeps what a module reads (or makes) in a training step."""
+
+    def __init__(self, owner: nn.Module, store: dict[str, Tensor], name: str):
+        self.owner, self.store, self.name = owner, store, name
+
+    def before(self, module: nn.Module, args: Any) -> None:
+        """As a hook before a module: what it reads."""
+        self.keep(module, args[0])
+
+    def keep(self, module: nn.Module, x: Tensor) -> None:
+        """Outside training, there is nobody to ask for it."""
+        if self.owner.training:
+            self.store[self.name] = x
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.keep(module, output)
+
+
+class Stage:
+    """A channel group's last consumer, and which of its inputs are the group's channels in the student and in the teacher."""
+
+    def __init__(self, module: str, producer: str, outputs: np.ndarray, mine: np.ndarray, theirs: np.ndarray):
+        self.module, self.producer, self.outputs = module, producer, outputs
+        self.mine, self.theirs = torch.from_numpy(mine), torch.from_numpy(theirs)
+
+    def share(self, modules: Mapping[str, nn.Module]) -> Tensor | None:
+        """How much each channel still counts, shape (channels,): the masks on what makes it."""
+        found: Tensor | None = None
+        for entry in tables(modules[self.producer])[1].values():
+            share = entry.share() if isinstance(entry, Hook) else None
+            if share is not None:
+                share = share.detach()[torch.from_numpy(self.outputs).to(share.device)].clamp(0, 1)
+                found = share if found is None else found * share
+        return found
+
+
+@METHODS.register("distillation")
+class Distillation(Method):
+    """Adds to the loss; decides nothing."""
+
+    name = "distillation"
+    summary = "teacher's help beside any method: output, latents, features by channel group, through the keep-lists"
+    Config = DistillationConfig
+    config: DistillationConfig
+    teaches = True
+    distances: Tensor
+    step: Tensor
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        # In a tuple, for it is no part of this module: never saved, never trained.
+        self._teacher: tuple[nn.Module, ...] = ()
+        self._mine: dict[str, Tensor] = {}
+        self._theirs: dict[str, Tensor] = {}
+        self._stages: list[Stage] = []
+        self._named = dict(self._shared[0].named_modules())
+        self._lmbda = 0.0
+        self.register_buffer("distances", torch.zeros(0))
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    def validate(self) -> None:
+        record = provenance(self._shared[0])
+        if self.config.output and record.metric != "mse":
+            raise RecipeError(f"output distillation is by squared error; this codec is for {record.metric}: leave output out")
+        if self.config.latent and not isinstance(getattr(self._shared[0], "g_a", None), nn.Module):
+            raise CodecError(f"{type(self._shared[0]).__name__} has no g_a, whose output latent distillation compares: leave latent out")
+
+    def learn_from(self, teacher: nn.Module) -> None:
+        """Take a codec as the teacher.
+
+        Raises:
+            CodecError: it is not what this codec was pruned from.
+        """
+        codec = self._shared[0]
+        own, theirs = provenance(codec), provenance(teacher).history
+        if own.history[: len(theirs)] != theirs or (len(own.history) == len(theirs) and _differ(codec, teacher)):
+            raise CodecError("the teacher is not what this codec was made from: give the codec as it was before pruning, teacher=...")
+        removed = [entry.get("removed_inputs", {}) for entry in own.history[len(theirs) :]]
+        self._teacher = (teacher,)
+        self._lmbda = self.config.lmbda or (lmbda_for(own.quality, own.metric) if own.quality else 0.0067)
+        if self.config.features:
+            self._stages = self._find_stages(teacher, removed)
+            if not self._stages:
+                raise RecipeError(f"features: no channel group of {', '.join(self.config.transforms)} is there to compare")
+        self.distances = torch.ones(len(self._stages))
+
+    def _find_stages(self, teacher: nn.Module, removed: list[dict[str, str]]) -> list[Stage]:
+        others: dict[str, Any] = dict(teacher.named_modules())
+        found = []
+        for group in self.groups.prunable():
+            readers = [m for m in group.members if m.axis == "in" and not is_bottleneck(self._named[m.module]) and m.module in others]
+            makers = [m for m in group.members if m.axis == "out"]
+            if not readers or not makers or readers[-1].module.partition(".")[0] not in self.config.transforms:
+                continue
+            reader = readers[-1]
+            kept = np.arange(_inputs(others[reader.module]))
+            for gone in removed:  # one pruning after the other
+                kept = np.delete(kept, from_ranges(gone.get(reader.module, "")))
+            if len(kept) != (width := _inputs(self._named[reader.module])):
+                raise CodecError(f"which of the teacher's channels {reader.module} still reads is not known: it reads {width}")
+            # One consumer channel for each of the group's; several only where an image is taken apart, and then the first stands for all.
+            mine = reader.index[:, 0]
+            found.append(Stage(reader.module, makers[0].module, makers[0].index[:, 0], mine, kept[mine]))
+        return found
+
+    def attach(self, codec: nn.Module) -> None:
+        for model, store in ((codec, self._mine), (self._teacher[0], self._theirs)):
+            modules: dict[str, Any] = dict(model.named_modules())
+            for stage in self._stages:
+                modules[stage.module].register_forward_pre_hook(Listener(self, store, stage.module).before)
+            if self.config.latent:
+                modules["g_a"].register_forward_hook(Listener(self, store, "y"))
+
+    def detach(self, codec: nn.Module) -> None:
+        remove_hooks(codec, lambda hook: hook.owner is self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Distillation:
+        """A copy that shares the teacher: it is not changed by anybody."""
+        memo[id(self._teacher)] = self._teacher
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items()})
+        return twin
+
+    def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
+        teacher = self._teacher[0]
+        if next(teacher.parameters()).device != x.device:
+            teacher.to(x.device)
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            if self.config.output or self.config.weights == "entropy" or any(stage.module.startswith(("h_", "g_s")) for stage in self._stages):
+                shown = teacher(x)
+            else:
+                shown = {"y": teacher.g_a(x)}  # type: ignore[operator]
+        total = x.new_zeros(())
+        if self.config.output:
+            made, target = out["x_hat"], shown["x_hat"].clamp(0, 1)
+            total = total + self.config.output * self._lmbda * 255**2 * ((made - target).square().mean() - (made - x).square().mean())
+        if self.config.latent:
+            total = total + self.config.latent * self._latent(shown, x)
+        if self._stages:
+            total = total + self.config.features * self._features()
+        self._mine.clear()
+        self._theirs.clear()
+        return total
+
+    def _latent(self, shown: Mapping[str, Any], x: Tensor) -> Tensor:
+        mine, theirs = self._mine["y"].float(), self._theirs["y"].float()
+        if mine.shape != theirs.shape:
+            raise CodecError(f"y has {mine.shape[1]} channels, the teacher's has {theirs.shape[1]}: leave latent out where latents are pruned")
+        apart = (mine - theirs).square().sum((0, 2, 3))
+        if self.config.weights == "entropy":
+            bits = -torch.log2(shown["likelihoods"]["y"]).sum((0, 2, 3))
+            apart = apart * bits / bits.mean().clamp_min(1e-12)
+        return apart.sum() / (x.shape[0] * x.shape[2] * x.shape[3])
+
+    def _features(self) -> Tensor:
+        found = []
+        for stage in self._stages:
+            mine, theirs = self._mine[stage.module].float(), self._theirs[stage.module].float()
+            mine, theirs = mine[:, stage.mine.to(mine.device)], theirs[:, stage.theirs.to(theirs.device)]
+            share = stage.share(self._named)
+            counts = mine.new_ones(mine.shape[1]) if share is None else share.to(mine)
+            # What a mask has taken away is no fault of what is left: the teacher's channel counts as much as the student's does.
+            apart = (mine - theirs * counts.view(1, -1, 1, 1)).square().mean((0, 2, 3))
+            energy = theirs.square().mean((0, 2, 3))
+            if self.config.weights == "entropy":
+                spread = theirs.var((0, 2, 3), unbiased=False)
+                counts = counts * 0.5 * torch.log2(1 + spread / spread.mean().clamp_min(1e-12))
+                apart, energy = apart / energy.clamp_min(1e-3 * float(energy.mean()) + 1e-12), torch.ones_like(energy)
+            found.append((counts * apart).sum() / (counts * energy).sum().clamp_min(1e-12))
+        apart = torch.stack(found)
+        if self.config.stages == "even":
+            return apart.mean()
+        with torch.no_grad():
+            if int(self.step) == 0:
+                self.distances.copy_(apart)
+            self.distances.mul_(MEMORY).add_(apart.detach(), alpha=1 - MEMORY)
+            weights = self.distances / self.distances.mean().clamp_min(1e-12)
+        return (weights * apart).mean()
+
+    def after_step(self) -> None:
+        self.step += 1
+
+
+def _inputs(layer: Any) -> int:
+    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
+
+
+def _differ(codec: nn.Module, teacher: nn.Module) -> bool:
+    return [p.shape for p in codec.parameters()] != [p.shape for p in teacher.parameters()]

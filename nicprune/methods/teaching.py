@@ -1,0 +1,49 @@
+"""A teacher's help for what is being trained: put beside whatever is attached, and taken off again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from torch import nn
+
+from nicprune.methods.attached import Attached, attach
+from nicprune.methods.base import METHODS, Method
+
+
+def teaching(settings: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Those of (name, settings) that only help to train."""
+    return [(name, own) for name, own in settings if METHODS[name].teaches]
+
+
+def taught(model: nn.Module, settings: Sequence[tuple[str, Mapping[str, Any]]], teacher: nn.Module) -> nn.Module:
+    """A codec, or one with gates on it, with these attached to it as well; the model itself if there are none.
+
+    Args:
+        teacher: the codec that it was pruned from.
+    """
+    if not settings:
+        return model
+    if not isinstance(model, Attached):
+        return attach(model, settings, teacher=teacher)
+    before = cast("list[Method]", list(model.methods))
+    model.detach()  # the hooks, for the moment: what is attached next must find a plain codec
+    added = attach(model.codec, settings, teacher=teacher)
+    after = cast("list[Method]", list(added.methods))
+    both = Attached(model.codec, [*before, *after], model.groups, model.cost).train(model.training)
+    added.detach()
+    both.hang()
+    return both
+
+
+def untaught(model: nn.Module) -> nn.Module:
+    """What `taught` was given, trained: a plain codec where nothing else is attached."""
+    if not isinstance(model, Attached) or not any(method.teaches for method in cast("list[Method]", list(model.methods))):
+        return model
+    left = [method for method in cast("list[Method]", list(model.methods)) if not method.teaches]
+    codec = model.detach()
+    if not left:
+        return codec
+    rest = Attached(codec, left, model.groups, model.cost).train(model.training)
+    rest.hang()
+    return rest
