@@ -19,6 +19,17 @@ app = typer.Typer(
 )  # fmt: skip
 
 Weights = Annotated[str, typer.Option(help="official, none (random), or a file.")]
+
+
+def _level(given: str) -> float | str:
+    try:
+        return given if given == "best" else float(given)
+    except ValueError:
+        raise typer.BadParameter(f"a level is a number, or best (got {given!r})") from None
+
+
+LEVEL = "With a modulator: rate, from 0 (lowest) on; in between too. With a scalable encoder: how many of its encoders work beside the first, or best."
+Level = Annotated[Any, typer.Option(parser=_level, metavar="LEVEL", help=LEVEL)]
 Quality = Annotated[int | None, typer.Option("--quality", "-q", help="Quality level, for named codecs.")]
 Metric = Annotated[str, typer.Option(help="mse or ms-ssim: what official weights were trained for.")]
 
@@ -122,7 +133,7 @@ def eval_(
     weights: Weights = "official",
     metric: Metric = "mse",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write CompressAI results JSON here.")] = None,
-    level: Annotated[float | None, typer.Option(help="With a modulator: rate, from 0 (lowest) on; in between too.")] = None,
+    level: Level = None,
     width: Annotated[int | None, typer.Option(help="With a slimmable codec: which width, 0 being the widest.")] = None,
     per_image: Annotated[bool, typer.Option("--per-image", help="A line for each image.")] = False,
     at: Annotated[list[float] | None, typer.Option("--at", help="jpeg and webp: PSNR at this rate in bpp, between their settings.")] = None,
@@ -135,9 +146,9 @@ def eval_(
         for point in points if at is None else []:
             typer.echo(f"{codec} quality {point.quality:3}  {point.bpp:.4f} bpp  {point.psnr_db:.3f} dB")
         for rate in at or []:
-            level = psnr_at(points, rate)
+            psnr = psnr_at(points, rate)
             reach = f"its settings reach {points[0].bpp:.3f} to {points[-1].bpp:.3f} bpp"
-            typer.echo(f"{codec} at {rate:g} bpp: {reach if level is None else f'{level:.3f} dB'}")
+            typer.echo(f"{codec} at {rate:g} bpp: {reach if psnr is None else f'{psnr:.3f} dB'}")
         return
     from nicprune.checkpoint import load_codec
     from nicprune.evaluation import evaluate, write_results
@@ -160,7 +171,7 @@ def encode_(
     quality: Quality = None,
     weights: Weights = "official",
     metric: Metric = "mse",
-    level: Annotated[float | None, typer.Option(help="With a modulator: rate, from 0 (lowest) on; in between too.")] = None,
+    level: Level = None,
     lmbda: Annotated[float | None, typer.Option(help="With a modulator: rate by its lambda.")] = None,
     width: Annotated[int | None, typer.Option(help="With a slimmable codec: which width, 0 being the widest.")] = None,
 ) -> None:

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs import TABLES, check_codec
+from nicprune.codecs import ENCODER_ONLY, TABLES, check_codec, transform_of, unwrap
 from nicprune.data import read_image
 from nicprune.errors import CodecError, DataError, FileError, RecipeError
 from nicprune.evaluation import crop, pad
@@ -39,14 +39,15 @@ MISFIT = "its contents do not fit together"
 
 
 @torch.no_grad()
-def encode(codec: nn.Module, image: Tensor | str | Path, *, level: float | None = None, lmbda: float | None = None, width: int | None = None) -> bytes:
+def encode(codec: nn.Module, image: Tensor | str | Path, *, level: Any = None, lmbda: float | None = None, width: int | None = None) -> bytes:
     """Code one photograph; `decode` with the same codec reads it.
 
     Args:
         codec: a `CompressionModel`, pruned or not, or one with gates or a modulator on it, as `attach`, `harden` or `load` gave it. A
             float32 copy is used. After training, `codec.update(force=True)` first, as for `compress`.
         image: uint8 RGB, shape (3, H, W), of any size; or a file.
-        level, lmbda: with a modulator, the rate, as in `Attached.forward`; the highest if not given. It travels inside.
+        level, lmbda: with a modulator, the rate, as in `Attached.forward`; the highest if not given. It travels inside. With a scalable
+            encoder, the level; the original codec decodes what any of them wrote.
         width: with a slimmable codec, which of its widths; the one that is set if not given. It travels inside.
 
     Raises:
@@ -102,7 +103,7 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
         raise FileError(f"{where} is damaged or cut short: its checksum does not fit")
     _, _, wanted, tables = HEADER.unpack_from(data)
     ready = _ready(codec)
-    if (own := fingerprint(ready)) != wanted:
+    if wanted not in (own := fingerprint(ready), fingerprint(ready, encoder=True)):
         raise FileError(f"{where} was coded with another codec (fingerprint {wanted.hex()}, this one has {own.hex()}): name the one that wrote it")
     if _tables(ready) != tables:
         raise FileError(
@@ -121,13 +122,19 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
     return crop(x_hat, padding)[0].clamp(0, 1).mul(255).round().byte().cpu()
 
 
-def fingerprint(codec: nn.Module) -> bytes:
-    """Eight bytes that differ between codecs of different weights, gates or modulators, but not with their CDF tables or their device."""
-    state = codec.state_dict()
+def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
+    """Eight bytes that differ between codecs whose decoders differ in weights, gates or modulators, but not with CDF tables or the device.
+
+    A codec whose encoder alone was changed writes what the original reads. With `encoder`, its weights count too, as they did in the first files.
+    """
+    methods = cast("list[Method]", list(codec.methods)) if isinstance(codec, Attached) else []
+    staying = [method for method in methods if method.codes or encoder]
+    # A codec whose methods do not take part in decoding is to be told from others as if it had none.
+    state = codec.state_dict() if staying else unwrap(codec).state_dict()
     digest = hashlib.sha256()
     for key in sorted(state):
         owner, _, last = key.rpartition(".")
-        if last in TABLES:
+        if last in TABLES or (not encoder and transform_of(key) in ENCODER_ONLY):
             continue
         value = state[key].float()
         mask = state.get(f"{owner}.mask")
@@ -135,7 +142,7 @@ def fingerprint(codec: nn.Module) -> bytes:
             value = value * mask
         digest.update(f"{key} {tuple(value.shape)} ".encode())
         digest.update(_bytes(value))
-    for method in cast("list[Method]", list(codec.methods)) if isinstance(codec, Attached) else ():
+    for method in staying:
         digest.update(f"{method.name} {method.config.model_dump_json()} ".encode())
     return digest.digest()[:8]
 

@@ -59,6 +59,7 @@ class Evaluation:
     level: float | None = None
     lmbda: float | None = None
     width: int | None = None
+    at: str = ""
 
     def dynamic(self) -> dict[str, tuple[float, float, float]]:
         """Mean, smallest and largest MACs at 64x64 over the images, all, per side and per transform; empty where all images cost the same."""
@@ -79,7 +80,7 @@ class Evaluation:
         m = self.means()
         ms = f"  MS-SSIM {m['ms_ssim']:.4f}" if m["ms_ssim"] is not None else ""
         at = f" q{self.quality}" if self.quality else ""
-        at = f" level {self.level:g}" if self.level is not None else at if self.width is None else f" width {self.width}"
+        at = f" level {self.level:g}" if self.level is not None else f" {self.at}" if self.at else at
         return (
             f"{self.codec}{at}: {m['psnr_db']:.3f} dB at {m['bpp']:.4f} bpp (estimated {m['bpp_estimated']:.4f}){ms}  "
             f"encode {m['encode_s']:.3f} s  decode {m['decode_s']:.3f} s  {self.cost.kmac_per_pixel():.2f} kMAC/pixel{self._range()} ({COUNTER})  "
@@ -174,7 +175,7 @@ def evaluate(
     progress: bool = False,
     keep_decoded: Callable[[str, Tensor, Tensor, ImageScore], None] | None = None,
     cost: Totals | None = None,
-    level: float | None = None,
+    level: Any = None,
     lmbda: float | None = None,
     width: int | None = None,
 ) -> Evaluation:
@@ -188,7 +189,7 @@ def evaluate(
         device: where to run; the codec's own device if not given.
         keep_decoded: called with (name, original, decoded, score) of each image; both images in [0, 1], (3, H, W).
         cost: the codec's cost where it is known already.
-        level, lmbda: with a modulator, the rate to code at (the highest if not given), see `Attached.forward`.
+        level, lmbda: with a modulator, the rate to code at (the highest if not given); with a scalable encoder, the level: see `Attached.forward`.
         width: with a slimmable codec, which of its widths (the one that is set if not given).
 
     Raises:
@@ -201,11 +202,13 @@ def evaluate(
     bare = unwrap(codec)
     check_codec(bare)
     rates = codec.levels if isinstance(codec, Attached) else None
+    widths = codec.widths if isinstance(codec, Attached) else None
+    if widths is not None and widths.word == "level":
+        level, width = None, level if width is None else width
     if rates is None and (level is not None or lmbda is not None):
         raise RecipeError("level and lmbda need a codec with a modulator; this one has a single rate")
     position = rates.resolve(level, lmbda) if rates is not None else None
     rate: dict[str, Any] = {"level": position} if position is not None else {}
-    widths = codec.widths if isinstance(codec, Attached) else None
     if width is not None and widths is None:
         raise RecipeError("width needs a slimmable codec; this one has a single width")
     paths = usable_images(list_images(images, "test"))
@@ -215,6 +218,7 @@ def evaluate(
     ready.update(force=True)
     if widths is not None:
         ready.set_width(widths.now if width is None else width)
+        width = ready.widths.now
     if isinstance(ready, Attached):
         now = ready.totals()
     else:
@@ -235,7 +239,7 @@ def evaluate(
     found = Evaluation(
         record.name, record.quality, now, original, tuple(scores), str(place), torch.get_num_threads(),
         position, float(rates.lmbda(torch.tensor(position))) if rates is not None and position is not None else None,
-        None if widths is None else widths.now if width is None else width,
+        width, "" if widths is None or width is None else widths.name(width),
     )  # fmt: skip
     if spread := found.dynamic():
         found = replace(found, cost=replace(now, **{what: round(spread[what][0]) for what in ("macs", "encoder", "decoder")}))

@@ -25,6 +25,24 @@ class Hook:
         return None
 
 
+class NarrowHook(Hook):
+    """Makes a codec's forward pass one of the width that is set: whatever its owner's `narrowed` does, for the length of the call."""
+
+    def __init__(self, owner: Any):
+        self.owner = owner
+        self._open: list[Any] = []
+
+    def before(self, codec: nn.Module, args: Any) -> None:
+        """Begin."""
+        context = self.owner.narrowed(codec)  # type: ignore[operator]
+        context.__enter__()
+        self._open.append(context)
+
+    def __call__(self, codec: nn.Module, args: Any, output: Any) -> None:
+        if self._open:
+            self._open.pop().__exit__(None, None, None)
+
+
 def tables(module: nn.Module) -> tuple[Any, Any]:
     """A module's tables of forward hooks: those before it, those behind it."""
     return module._forward_pre_hooks, module._forward_hooks

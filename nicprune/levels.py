@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,17 +98,30 @@ class Widths:
     """Which of a slimmable codec's widths is set; it travels with the bitstream as one byte.
 
     Attributes:
+        word: what a width is called; `travels`: whether decoding must know it.
         shares: what the widths were asked for as, widest first.
         now: the width that is set, 0 for the widest.
     """
 
+    word = "width"
+    travels = True
+
     def __init__(self, count: int, shares: Sequence[float]):
-        self.count, self.shares, self.now = count, tuple(shares), 0
+        self.count, self.shares = count, tuple(shares)
+        self.now: int | None = 0
 
     def __len__(self) -> int:
         return self.count
 
-    def set(self, width: int | None) -> int:
+    def told(self) -> str:
+        """What there is, for a message."""
+        return ", ".join(f"{i} ({share:g})" for i, share in enumerate(self.shares))
+
+    def name(self, width: int) -> str:
+        """What a table calls a width."""
+        return f"{self.word} {width}"
+
+    def set(self, width: Any) -> int | None:
         """Set the width of what comes next; None leaves it.
 
         Raises:
@@ -115,14 +129,13 @@ class Widths:
         """
         if width is not None:
             if not isinstance(width, int) or not 0 <= width < self.count:
-                told = ", ".join(f"{i} ({share:g})" for i, share in enumerate(self.shares))
-                raise RecipeError(f"width {width!r} is not among those that the codec has: {told}")
+                raise RecipeError(f"{self.word} {width!r} is not among those that the codec has: {self.told()}")
             self.now = width
         return self.now
 
     def write(self, width: int | None) -> bytes:
         """Set the width and return its header."""
-        return bytes([self.set(width)])
+        return bytes([self.set(width) or 0])
 
     def read(self, header: bytes, width: int | None = None) -> int:
         """Set the width that a header says; return it.
@@ -136,4 +149,5 @@ class Widths:
             raise FileError(f"this bitstream was written at width {header[0]}; this codec has widths 0 to {self.count - 1}")
         if width is not None and width != header[0]:
             raise FileError(f"this bitstream was written at width {header[0]}, and is to be read at width {width}: read it at its own, or leave the width out")
-        return self.set(header[0])
+        self.set(header[0])
+        return header[0]

@@ -17,7 +17,7 @@ from nicprune.data import list_images, usable_images, write_png
 from nicprune.evaluation import Evaluation, ImageScore, evaluate
 from nicprune.jobs import Job
 from nicprune.memory import peak_bytes
-from nicprune.methods import Attached
+from nicprune.methods import Attached, Method
 from nicprune.recipe import Recipe, digest
 from nicprune.runtime import machine_line, versions
 from nicprune.skipping import set_skipping
@@ -51,18 +51,23 @@ def measure_at(
         quality = next((q for q in recipe.qualities if abs(recipe.lmbda(q) / lmbda - 1) < 1e-5), None)
     cost = CostModel(unwrap(codec), Groups([]))
     by_transform = cost.by_transform()
-    if width is not None and isinstance(codec, Attached):
+    label = job.arm.label
+    if width is not None and isinstance(codec, Attached) and codec.widths is not None:
         codec.set_width(width)
-        slim = cast("Any", codec.methods[0])
-        by_transform, lmbda = slim.by_transform(), float(slim.schedule.lambdas[width]) or lmbda
+        method = cast("Method", codec.methods[0])  # it goes alone
+        by_transform, lmbda = method.by_transform(), method.lmbda_at(width) or lmbda
+        if method.slims:
+            slim = cast("Any", method)
+        else:  # each level of an encoder is a curve of its own over the qualities
+            label = f"{label}, {codec.widths.name(width)}"
     evaluation = evaluate(codec, recipe.photographs.test, progress=progress, keep_decoded=keep, cost=cost.totals(), level=level, width=width)
     dynamic, peaks = evaluation.dynamic(), peak_memory(codec, level, width)
     skipping = time_skipping(codec, recipe, level) if dynamic and quality is not None else {}
     record = {
         "format": "nicprune-record", "version": 1, "key": job.key,
-        "codec": recipe.codec, "quality": quality, "metric": recipe.metric, "lmbda": lmbda, "level": level, "width": width,
+        "codec": recipe.codec, "quality": quality, "metric": recipe.metric, "lmbda": lmbda, "level": level, "width": width if slim is not None else None,
         "schedule": slim.schedule.history() if slim is not None and width == 0 else [],
-        "method": job.arm.name, "label": job.arm.label, "role": job.role, "seed": job.seed, "steps": steps, "settings": dict(job.settings),
+        "method": job.arm.name, "label": label, "role": job.role, "seed": job.seed, "steps": steps, "settings": dict(job.settings),
         "cost": evaluation.cost.as_dict(), "original_cost": evaluation.original_cost.as_dict(), "dynamic": dynamic, "skipping": skipping,
         "encode_peak_bytes": peaks[0], "decode_peak_bytes": peaks[1],
         "by_transform": {t: (round(dynamic[t][0]) if t in dynamic else macs, params) for t, (macs, params) in by_transform.items()},

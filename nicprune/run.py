@@ -128,6 +128,8 @@ def make(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[n
         codec = load(hardened, factory=lambda: start(recipe, job))
     if recipe.finetune.steps:
         codec = taught(codec, teaching(job.settings), start(recipe, job))
+        if isinstance(codec, Attached):
+            codec.learn_from(start(recipe, job))
         _fit(codec, recipe, recipe.finetune, job, "finetune", progress)
         codec = untaught(codec)
     calibrate(codec, recipe)
@@ -203,7 +205,8 @@ def measure_and_record(recipe: Recipe, text: str, job: Job, codec: nn.Module, st
     widths = codec.widths if isinstance(codec, Attached) else None
     points = [{"level": level} for level in rates] if widths is None else [{"width": width} for width in range(len(widths))]
     records = [measure_at(recipe, text, job, codec, steps, size, progress, **point) for point in points]
-    write_text(job.folder / "record.json", json.dumps([r for r, _ in records] if job.role == "modulated" else records[0][0], indent=1) + "\n")
+    several = job.role == "modulated" or widths is not None
+    write_text(job.folder / "record.json", json.dumps([r for r, _ in records] if several else records[0][0], indent=1) + "\n")
     for name in ("sparsify", "finetune", "train"):  # optimiser state is of no use any more, and large
         (job.folder / name / "checkpoint.pt").unlink(missing_ok=True)
     (job.folder / "hardened.safetensors").unlink(missing_ok=True)

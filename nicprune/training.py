@@ -158,6 +158,7 @@ def fit(
     if steps_left > options.steps:
         warnings.warn(f"the method needs {steps_left} steps until it is done, and this run has {options.steps}", stacklevel=2)
     fabric = _fabric(options)
+    was_last = any(p.ndim == 4 and not p.is_contiguous() for p in unwrap(model).parameters())
     with left_alone(frozen_parameters(model, options.side)):
         run = _Run(model, options, fabric, Path(folder) if folder is not None else None, patches.paths)
         label = progress if isinstance(progress, str) else ""
@@ -193,6 +194,8 @@ def fit(
         for method in getattr(model, "methods", []):
             method.update(force=True)
         refresh_tables(run.codec)
+        if options.channels_last and not was_last:  # the same arithmetic as before, to the bit: what others wrote is still read
+            run.codec.to(memory_format=torch.contiguous_format)
         return FitResult(run.step, run.last, run.skipped, time.monotonic() - started)
 
 

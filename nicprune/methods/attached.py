@@ -71,7 +71,8 @@ class Attached(nn.Module):
         return next((method.widths for method in self._each if method.widths is not None), None)
 
     def set_width(self, width: int | None) -> None:
-        """Let a slimmable codec be of one of its widths from now on, 0 being the widest; None leaves it as it is.
+        """Let a slimmable codec be of one of its widths from now on, 0 being the widest, or a scalable encoder code at one of its levels; None
+        leaves it as it is.
 
         Raises:
             RecipeError: it has no such width, or only one.
@@ -81,6 +82,10 @@ class Attached(nn.Module):
         elif width is not None:
             raise RecipeError("width needs a slimmable codec: attach slimmable")
 
+    def _point(self, level: Any, width: int | None) -> tuple[Any, int | None]:
+        """A scalable encoder's levels are its widths."""
+        return (None, level) if level is not None and width is None and self.widths is not None and self.widths.word == "level" else (level, width)
+
     @contextmanager
     def at_width(self, width: int) -> Iterator[Attached]:
         """The same inside a block."""
@@ -89,16 +94,19 @@ class Attached(nn.Module):
         try:
             yield self
         finally:
-            self.set_width(before)
+            if self.widths is not None:
+                self.widths.now = before
 
-    def forward(self, x: Tensor, *args: Any, level: float | None = None, lmbda: float | None = None, width: int | None = None, **kwargs: Any) -> Any:
+    def forward(self, x: Tensor, *args: Any, level: Any = None, lmbda: float | None = None, width: int | None = None, **kwargs: Any) -> Any:
         """The codec's forward pass.
 
         Args:
             level, lmbda: with a modulator, which rate to code at, as a position among the trained ones (0 to count - 1,
                 in between too) or as a lambda between them. Without either: the highest rate; in training, one drawn for each image.
-            width: with a slimmable codec, which of its widths is set from now on.
+            width: with a slimmable codec, which of its widths is set from now on. With a scalable encoder, level is: 0 for the first encoder
+                alone, up to all of them, or "best" for the one of the least rate-distortion cost, image by image.
         """
+        level, width = self._point(level, width)
         self.set_width(width)
         if self.levels is not None and self.training and level is None and lmbda is None:
             self.levels.draw(x.shape[0], x.device)
@@ -179,7 +187,7 @@ class Attached(nn.Module):
         self.eval()
         figures = [mean_figures(self, images, width=width) for width in range(len(self.widths))]
         self.train(training)
-        self.widths.set(before)
+        self.widths.now = before
         for method in self._each:
             method.observe(figures)
 
@@ -231,15 +239,16 @@ class Attached(nn.Module):
         return codec, twin
 
     @torch.no_grad()
-    def compress(self, x: Tensor, *args: Any, level: float | None = None, lmbda: float | None = None, width: int | None = None, **kwargs: Any) -> Any:
+    def compress(self, x: Tensor, *args: Any, level: Any = None, lmbda: float | None = None, width: int | None = None, **kwargs: Any) -> Any:
         """Write a bitstream. With a modulator, the first string says at which rate; with several widths, at which width.
 
         Masks that still decay are folded into a copy for it, which is slow: harden for good.
         """
         # What both sides compute must not depend on whether the caller keeps gradients: gates skip channels only without.
         coder = self._coder()
+        level, width = self._point(level, width)
         coder.set_width(width)
-        header = [[coder.widths.write(width)]] if coder.widths is not None else []
+        header = [[coder.widths.write(width)]] if coder.widths is not None and coder.widths.travels else []
         if coder.levels is not None:
             header.append([coder.levels.write(level, lmbda)])
         else:
@@ -252,7 +261,7 @@ class Attached(nn.Module):
     def decompress(self, strings: Any, *args: Any, width: int | None = None, **kwargs: Any) -> Any:
         """Read a bitstream that `compress` wrote, at the width that it says (or raise, where another is asked for)."""
         coder, strings = self._coder(), list(strings or [])
-        if coder.widths is not None:
+        if coder.widths is not None and coder.widths.travels:
             coder.widths.read(_header(strings), width)
         if coder.levels is not None:
             coder.levels.read(_header(strings))
@@ -342,6 +351,11 @@ class Attached(nn.Module):
             twin._each[self._each.index(method)].carry(other, keep)
         return again.train(self.codec.training)
 
+    def learn_from(self, teacher: nn.Module) -> None:
+        """Give a codec to learn from to methods that remained on a codec loaded from its file."""
+        for method in self._each:
+            method.learn_from(frozen_copy(teacher))
+
     def hang(self) -> None:
         """Put every hook on the codec again, behind `detach`."""
         _hang(self._each, self.codec)
@@ -397,11 +411,11 @@ def attach(codec: nn.Module, method: str | Sequence[tuple[str, Mapping[str, Any]
     modulators = [cls.name for cls, _ in parsed if cls.modulates]
     if len(modulators) > 1:
         raise RecipeError(f"a codec has one modulator; {' and '.join(modulators)} were asked for")
-    slims = [cls.name for cls, _ in parsed if cls.slims]
+    alone = [cls.name for cls, _ in parsed if cls.alone]
     if modulators and any(cls.teaches for cls, _ in parsed):
         raise RecipeError(f"a teacher codes at one rate, {modulators[0]} at many: leave one of them out")
-    if slims and len(parsed) > 1:
-        raise RecipeError(f"{slims[0]} goes alone: harden the others first, or attach them to one of its widths (extract)")
+    if alone and len(parsed) > 1:
+        raise RecipeError(f"{alone[0]} goes alone: harden the others first, or attach them to one of its widths (extract)")
     if has_hooks(codec):
         raise RecipeError("the codec has a method attached already; harden() or detach() it first, or attach a list")
     groups = analyse(codec)
@@ -409,7 +423,7 @@ def attach(codec: nn.Module, method: str | Sequence[tuple[str, Mapping[str, Any]
     # Everything is validated before the first hook is set: a failure leaves the codec as it was.
     methods = [cls(codec, groups, cost, settings) for cls, settings in parsed]
     learning = [method for method in methods if method.teaches]
-    if (teacher is None and len(learning) == len(methods)) or (teacher is not None and not learning):
+    if (teacher is None and len(learning) == len(methods) and provenance(codec).history) or (teacher is not None and not learning):
         told = "learns from itself: give teacher=, the codec before pruning" if learning else "has no use for a teacher: attach distillation too"
         raise RecipeError(f"{' + '.join(cls.name for cls, _ in parsed)} {told}")
     for method_ in learning:

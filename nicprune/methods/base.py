@@ -39,8 +39,10 @@ class Method(nn.Module):
     """Whether it makes one codec code at many rates; it has `levels` then."""
     levels: Levels | None = None
     slims: ClassVar[bool] = False
-    """Whether it gives one codec several widths; it has `widths` then, and goes alone."""
+    """Whether it gives one codec several widths, each with a rate of its own; it has `widths` then."""
     widths: Widths | None = None
+    alone: ClassVar[bool] = False
+    """Whether nothing else can be attached beside it."""
     teaches: ClassVar[bool] = False
     """Whether all it does is help to train, by a teacher's example; it can go on behind `harden`."""
     codes: ClassVar[bool] = True
@@ -152,6 +154,14 @@ class Method(nn.Module):
 
     def calibrate(self, model: nn.Module, images: Sequence[Tensor]) -> None:
         """Settle on whole images, (1, 3, H, W) each, what was learnt on patches."""
+
+    def lmbda_at(self, width: int) -> float | None:
+        """The lambda that a width was trained with, where it has one of its own."""
+        return None
+
+    def by_transform(self) -> dict[str, tuple[int, int]]:
+        """(MACs at 64x64, params) of each transform, as the codec is set now."""
+        return self.cost.by_transform()
 
     def image_cost(self) -> tuple[dict[str, float], dict[str, float]] | None:
         """What the last image cost: "macs", "encoder", "decoder" at 64x64, and MACs by transform; None if it costs what all do."""

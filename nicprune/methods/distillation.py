@@ -172,12 +172,12 @@ class Distillation(Method):
         return found
 
     def attach(self, codec: nn.Module) -> None:
-        for model, store in ((codec, self._mine), (self._teacher[0], self._theirs)):
-            modules: dict[str, Any] = dict(model.named_modules())
-            for stage in self._stages:
-                modules[stage.module].register_forward_pre_hook(Listener(self, store, stage.module).before)
-            if self.config.latent:
-                modules["g_a"].register_forward_hook(Listener(self, store, "y"))
+        self._listen(codec, self._mine)
+
+    def _listen(self, model: nn.Module, store: dict[str, Tensor]) -> list[Any]:
+        modules: dict[str, Any] = dict(model.named_modules())
+        found = [modules[stage.module].register_forward_pre_hook(Listener(self, store, stage.module).before) for stage in self._stages]
+        return [*found, modules["g_a"].register_forward_hook(Listener(self, store, "y"))] if self.config.latent else found
 
     def detach(self, codec: nn.Module) -> None:
         remove_hooks(codec, lambda hook: hook.owner is self)
@@ -194,11 +194,14 @@ class Distillation(Method):
         teacher = self._teacher[0]
         if next(teacher.parameters()).device != x.device:
             teacher.to(x.device)
+        hooks = self._listen(teacher, self._theirs)  # for now only: copies of this module share the teacher
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             if self.config.output or self.config.weights == "entropy" or any(stage.module.startswith(("h_", "g_s")) for stage in self._stages):
                 shown = teacher(x)
             else:
                 shown = {"y": teacher.g_a(x)}  # type: ignore[operator]
+        for hook in hooks:
+            hook.remove()
         total = x.new_zeros(())
         if self.config.output:
             made, target = out["x_hat"], shown["x_hat"].clamp(0, 1)

@@ -34,7 +34,7 @@ from nicprune.channels import MIN_LATENTS
 from nicprune.codecs import is_bottleneck, lmbda_for, provenance, rate_distortion_loss
 from nicprune.cost import Totals
 from nicprune.errors import BudgetError, CodecError, RecipeError
-from nicprune.hooks import Hook, remove_hooks
+from nicprune.hooks import NarrowHook, remove_hooks
 from nicprune.layers import Affine, remove
 from nicprune.levels import Widths
 from nicprune.masks import importance
@@ -91,24 +91,6 @@ class SlimmableConfig(Settings):
         return self
 
 
-class SlimHook(Hook):
-    """Makes a codec's forward pass one of the width that is set."""
-
-    def __init__(self, method: Slimmable):
-        self.owner = self.method = method
-        self._open: list[Any] = []
-
-    def before(self, codec: nn.Module, args: Any) -> None:
-        """Narrow every layer for the length of the call."""
-        context = self.method.narrowed(codec)
-        context.__enter__()
-        self._open.append(context)
-
-    def __call__(self, codec: nn.Module, args: Any, output: Any) -> None:
-        if self._open:
-            self._open.pop().__exit__(None, None, None)
-
-
 def _same(x: Tensor) -> Tensor:
     return x
 
@@ -120,7 +102,7 @@ class Slimmable(Method):
     name = "slimmable"
     summary = "one file, several widths, each a whole codec (SlimCAE): leading channels, GDN by width"
     Config = SlimmableConfig
-    slims = True
+    slims = alone = True
     widths: Widths
     config: SlimmableConfig
 
@@ -239,7 +221,7 @@ class Slimmable(Method):
     @contextmanager
     def narrowed(self, codec: nn.Module) -> Iterator[None]:
         """Let the codec be of the width that is set, inside the block."""
-        i = self.widths.now
+        i = self.widths.now or 0
         modules: dict[str, Any] = dict(codec.named_modules())
         attributes: list[tuple[nn.Module, dict[str, Any]]] = []
         slices = self._slices[i]
@@ -268,7 +250,7 @@ class Slimmable(Method):
         return {"gamma": gamma, "beta": beta, "gamma_reparam": _same, "beta_reparam": _same}
 
     def attach(self, codec: nn.Module) -> None:
-        hook = SlimHook(self)
+        hook = NarrowHook(self)
         codec.register_forward_pre_hook(hook.before)
         codec.register_forward_hook(hook, always_call=True)
 
@@ -280,12 +262,15 @@ class Slimmable(Method):
         return True
 
     def totals(self) -> Totals:
-        return self.cost.totals(self._slices[self.widths.now].keep)
+        return self.cost.totals(self._slices[self.widths.now or 0].keep)
 
     def by_transform(self) -> dict[str, tuple[int, int]]:
-        return self.cost.by_transform(self._slices[self.widths.now].keep)
+        return self.cost.by_transform(self._slices[self.widths.now or 0].keep)
 
     # -- learning -----------------------------------------------------------------------------------------------------
+
+    def lmbda_at(self, width: int) -> float | None:
+        return float(self.schedule.lambdas[width]) or None
 
     def passes(self) -> list[int]:
         count = len(self._slices)
@@ -297,7 +282,7 @@ class Slimmable(Method):
     def objective(self, out: Mapping[str, Any], x: Tensor, metric: str) -> dict[str, Tensor] | None:
         if self.config.lambdas is None and self.config.qualities is None:
             return None
-        found = rate_distortion_loss(float(self.schedule.lambdas[self.widths.now]), metric)(out, x)
+        found = rate_distortion_loss(float(self.schedule.lambdas[self.widths.now or 0]), metric)(out, x)
         return {key: value for key, value in found.items() if value is not None}
 
     def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
@@ -308,7 +293,7 @@ class Slimmable(Method):
             return x.new_zeros(())
         if self._teacher is None or self._teacher.shape != x.shape:
             return x.new_zeros(())
-        lmbda = float(self.schedule.lambdas[self.widths.now]) or 0.0067
+        lmbda = float(self.schedule.lambdas[self.widths.now or 0]) or 0.0067
         return self.config.distill * lmbda * 255**2 * (out["x_hat"] - self._teacher).square().mean()
 
     def aux_loss(self) -> Tensor | None:
