@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -20,26 +20,38 @@ ROUND_TO = 16
 
 
 class Budget(Settings):
-    """What the result may cost, each a share of the original codec: all MACs, or encoder and decoder apart, or parameters."""
+    """What the result may cost, each a share of the original codec: all MACs, or encoder and decoder apart, or parameters.
+
+    Attributes:
+        split: with macs, how much of what is saved the encoder has to save, as a share, the decoder saving the rest; "auto": whichever leaves
+            the least rate-distortion loss before training, measured on photographs. Without it all channels compete, wherever they are.
+    """
 
     macs: float | None = Field(default=None, gt=0, lt=1)
     encoder: float | None = Field(default=None, gt=0, lt=1)
     decoder: float | None = Field(default=None, gt=0, lt=1)
     params: float | None = Field(default=None, gt=0, lt=1)
+    split: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _something(self) -> Budget:
         if not self.parts():
             raise ValueError("a budget names macs, encoder, decoder or params, as shares of the original between 0 and 1")
+        if self.split is not None and (self.macs is None or self.encoder is not None or self.decoder is not None):
+            raise ValueError("split divides what macs saves between encoder and decoder: give macs, and neither encoder nor decoder")
         return self
 
     def parts(self) -> dict[str, float]:
         """The shares that are set."""
-        return {name: value for name, value in self.model_dump().items() if value is not None}
+        return {name: value for name, value in self.model_dump(exclude={"split"}).items() if value is not None}
 
     def limits(self, original: Totals) -> dict[str, float]:
-        """The shares as absolute numbers."""
-        return {name: share * getattr(original, name) for name, share in self.parts().items()}
+        """The shares as absolute numbers; those that a split amounts to, too."""
+        found = {name: share * getattr(original, name) for name, share in self.parts().items()}
+        if isinstance(self.split, float):
+            saved = original.macs - found["macs"]
+            found |= {"encoder": original.encoder - self.split * saved, "decoder": original.decoder - (1 - self.split) * saved}
+        return found
 
 
 def next_width(width: int, round_to: int, latent: bool = False) -> int:
@@ -66,8 +78,9 @@ def check_feasible(cost: CostModel, groups: Sequence[Group], budget: Budget, rou
     for name, limit in budget.limits(cost.original).items():
         if getattr(least, name) > limit:
             reached = getattr(least, name) / getattr(cost.original, name)
+            asked = limit / getattr(cost.original, name)
             raise BudgetError(
-                f"budget {name}: {budget.parts()[name]:g} cannot be met: with every free group at its least width (round_to {round_to}) "
+                f"budget {name}: {asked:.3g} cannot be met: with every free group at its least width (round_to {round_to}) "
                 f"{reached:.3g} of the original remains; ask for more, a smaller round_to, or latents: true"
             )
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+import torch
 from pydantic import Field, model_validator
+from torch import Tensor, nn
 
 from nicprune.budget import ROUND_TO, Budget, check_feasible, solve
 from nicprune.channels import MIN_LATENTS, Group, Groups
-from nicprune.codecs import on_side
+from nicprune.codecs import lmbda_for, on_side, provenance, rate_distortion_loss
 from nicprune.cost import CostModel
-from nicprune.errors import BudgetError, RecipeError, closest
+from nicprune.errors import BudgetError, RecipeError, TrainingError, closest
+from nicprune.masks import importance
 from nicprune.settings import Settings
+from nicprune.surgery import masked_copy
 
 
 class Target(Settings):
@@ -98,8 +102,13 @@ class Target(Settings):
         for name, limit in self.budget.limits(cost.original).items():
             if getattr(now, name) <= limit:
                 share = getattr(now, name) / getattr(cost.original, name)
-                raise BudgetError(f"budget {name}: {self.budget.parts()[name]:g} is met already: the codec is at {share:.3g} of the original")
+                raise BudgetError(f"budget {name}: {limit / getattr(cost.original, name):.3g} is met already: the codec is at {share:.3g} of the original")
         check_feasible(cost, self.free(groups), self.budget, self.round_to)
+
+    def check_settled(self) -> None:
+        """Raise unless the budget is divided between encoder and decoder, where it is to be."""
+        if self.budget is not None and self.budget.split == "auto":
+            raise TrainingError("split: auto is decided by photographs: attached.prepare(calibration_images(folder)) first")
 
     def choose(self, groups: Groups, cost: CostModel, scores: Mapping[str, np.ndarray], *, per_cost: bool) -> dict[str, list[int]]:
         """Choose keep-lists by score (higher stays)."""
@@ -110,4 +119,39 @@ class Target(Settings):
                 if name in scores  # those that keep their width are not scored
             }
         assert self.budget is not None
+        self.check_settled()
         return solve(cost, self.free(groups), scores, self.budget, self.round_to, per_cost=per_cost)
+
+
+SPLITS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+"""Shares of the saving that the encoder is tried with."""
+
+
+def settled(target: Target, codec: nn.Module, groups: Groups, cost: CostModel, images: Sequence[Tensor], lmbda: float | None = None) -> Target:
+    """The target with `split: auto` replaced by a share: that whose codec, channels closed by squared mask gradient and nothing trained, has the
+    least rate-distortion loss on these images, (1, 3, H, W) in [0, 1].
+
+    Raises:
+        BudgetError: no split meets the budget.
+    """
+    if target.budget is None or target.budget.split != "auto":
+        return target
+    record = provenance(codec)
+    lmbda = lmbda or (lmbda_for(record.quality, record.metric) if record.quality else 0.0067)
+    found = importance(codec, groups, target.free(groups), images, lmbda, record.metric)
+    scores = {name: value.double().cpu().numpy() for name, value in found.items()}
+    loss, tried, reason = rate_distortion_loss(lmbda, record.metric), {}, ""
+    for split in SPLITS:
+        fixed = target.model_copy(update={"budget": target.budget.model_copy(update={"split": split})})
+        try:
+            keep = fixed.choose(groups, cost, scores, per_cost=True)
+        except BudgetError as error:
+            reason = str(error)
+            continue
+        masked = masked_copy(codec, groups.check(keep), groups).eval()
+        with torch.no_grad():
+            tried[split] = sum(float(loss(masked(image), image)["loss"]) for image in images)
+    if not tried:
+        raise BudgetError(f"no split between encoder and decoder meets it: {reason}")
+    best = min(tried, key=lambda split: tried[split])
+    return target.model_copy(update={"budget": target.budget.model_copy(update={"split": best})})

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from nicprune import container
 from nicprune.channels import from_ranges, to_ranges
 from nicprune.checkpoint import load, load_codec, save
-from nicprune.codecs import TABLES, provenance
-from nicprune.errors import CodecError, RecipeError
+from nicprune.codecs import TABLES, provenance, rate_distortion_loss
+from nicprune.data import calibration_images
+from nicprune.errors import CodecError, RecipeError, TrainingError
 from nicprune.methods import Attached, attach
 from nicprune.methods.teaching import taught, untaught
 from nicprune.surgery import masked_copy
@@ -363,3 +364,60 @@ def test_only_the_groups_named_shrink() -> None:
     small = attach(codec, "magnitude", budget={"macs": 0.8}, only=["g_s.*"], round_to=1).harden()
     widths = provenance(small).history[-1]["widths"]
     assert widths and all(name.startswith("g_s") for name in widths)
+
+
+# -- how a budget is divided --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", [0.3, 0.7])
+def test_a_split_says_who_saves(split: float) -> None:
+    codec = built("bmshj2018-hyperprior")[0]
+    attached = attach(codec, "magnitude", budget={"macs": 0.7, "split": split}, round_to=1)
+    before, after = attached.cost.totals(), attached.cost.totals(attached.keep())
+    saved = before.macs - 0.7 * before.macs
+    assert after.macs <= 0.7 * before.macs
+    assert before.encoder - after.encoder >= split * saved and before.decoder - after.decoder >= (1 - split) * saved
+    other = attach(built("bmshj2018-hyperprior")[0], "magnitude", budget={"macs": 0.7, "split": 1 - split}, round_to=1)
+    assert attached.keep() != other.keep()
+
+
+def test_the_best_split_is_measured() -> None:
+    codec = load_codec("demo-hyperprior", 1)
+    settings: dict[str, Any] = {"budget": {"macs": 0.7, "split": "auto"}}
+    attached = attach(codec, "fisher", **settings)
+    images = calibration_images("samples")[:2]
+    with pytest.raises(TrainingError, match="prepare"):
+        attach(built("mbt2018")[0], "magnitude", budget={"macs": 0.7, "split": "auto"}, round_to=1).harden()
+    attached.prepare(images)
+    method: Any = attached.methods[0]
+    chosen = method.config.budget.split
+    loss = rate_distortion_loss(0.0018, "mse")
+
+    def measured(split: float) -> float:
+        other = attach(load_codec("demo-hyperprior", 1), "fisher", budget={"macs": 0.7, "split": split})
+        other.prepare(images)
+        small = other.harden().eval()
+        with torch.no_grad():
+            return sum(float(loss(small(image), image)["loss"]) for image in images)
+
+    losses = {split: measured(split) for split in (0.3, 0.5, 0.7)} | {chosen: measured(chosen)}
+    assert min(losses, key=lambda split: losses[split]) == chosen
+
+
+def test_mask_decay_wants_a_settled_split() -> None:
+    attached = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={"macs": 0.7, "split": "auto"}, round_to=1, decay_steps=2)
+    with pytest.raises(TrainingError, match="prepare"):
+        fit(attached, "samples", steps=2, **QUICK)
+    attached.prepare([image(attached.codec, 0)])
+    fit(attached, "samples", steps=2, **QUICK)
+    assert attached.harden()
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [{"params": 0.5, "split": 0.5}, {"macs": 0.5, "encoder": 0.5, "split": 0.5}, {"macs": 0.5, "split": 1.5}, {"macs": 0.5, "split": "best"}],
+)
+def test_a_split_that_cannot_be_is_one_clear_line(budget: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="split") as error:
+        attach(built("bmshj2018-hyperprior")[0], "magnitude", budget=budget)
+    assert "\n" not in str(error.value)

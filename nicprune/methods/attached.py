@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +17,7 @@ from nicprune.cost import CostModel, Totals
 from nicprune.errors import CodecError, RecipeError
 from nicprune.hooks import has_hooks
 from nicprune.methods.base import METHODS, Method
+from nicprune.methods.coding import Coding
 from nicprune.schedule import mean_figures
 from nicprune.settings import parse
 from nicprune.surgery import analyse, prune
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from nicprune.levels import Levels, Widths
 
 
-class Attached(nn.Module):
+class Attached(Coding):
     """A codec with methods attached: the same forward pass, now prunable. Drops into any training loop.
 
     Where a method stays (gates, modulators), this is also what codes images: `update`, `compress`, `decompress`, as with a codec.
@@ -238,55 +239,6 @@ class Attached(nn.Module):
         set_provenance(codec, provenance(self.codec).copy())
         return codec, twin
 
-    @torch.no_grad()
-    def compress(self, x: Tensor, *args: Any, level: Any = None, lmbda: float | None = None, width: int | None = None, **kwargs: Any) -> Any:
-        """Write a bitstream. With a modulator, the first string says at which rate; with several widths, at which width.
-
-        Masks that still decay are folded into a copy for it, which is slow: harden for good.
-        """
-        # What both sides compute must not depend on whether the caller keeps gradients: gates skip channels only without.
-        coder = self._coder()
-        level, width = self._point(level, width)
-        coder.set_width(width)
-        header = [[coder.widths.write(width)]] if coder.widths is not None and coder.widths.travels else []
-        if coder.levels is not None:
-            header.append([coder.levels.write(level, lmbda)])
-        else:
-            coder._set(level, lmbda)
-        with coder._narrowed():
-            sent = coder.codec.compress(x, *args, **kwargs)
-        return {**sent, "strings": [*header, *sent["strings"]]}
-
-    @torch.no_grad()
-    def decompress(self, strings: Any, *args: Any, width: int | None = None, **kwargs: Any) -> Any:
-        """Read a bitstream that `compress` wrote, at the width that it says (or raise, where another is asked for)."""
-        coder, strings = self._coder(), list(strings or [])
-        if coder.widths is not None and coder.widths.travels:
-            coder.widths.read(_header(strings), width)
-        if coder.levels is not None:
-            coder.levels.read(_header(strings))
-        with coder._narrowed():
-            return coder.codec.decompress(strings, *args, **kwargs)
-
-    @contextmanager
-    def _narrowed(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for method in self._each:
-                stack.enter_context(method.narrowed(self.codec))
-            yield
-
-    def _coder(self) -> Any:
-        """What codes images: this, or a copy that has what does not stay folded in."""
-        if self.stays:
-            return self
-        going = [method for method in self._each if not method.stays]
-        codec, twin = self._folded(going)
-        staying = [method for method in twin._each if method.stays]
-        _hang(staying, codec)
-        coder = Attached(codec, staying, self.groups, self.cost).eval()
-        coder.update(force=True)
-        return coder
-
     def extract(self, width: int, *, verify: bool = True) -> nn.Module:
         """One width of a slimmable codec as a plain codec of its own, by surgery; the slimmable codec stays as it is.
 
@@ -365,12 +317,6 @@ class Attached(nn.Module):
         for method in self._each:
             method.detach(self.codec)
         return self.codec
-
-
-def _header(strings: list[Any]) -> bytes:
-    """Take the next header off a bitstream's strings."""
-    found = strings.pop(0) if strings else b""
-    return found[0] if isinstance(found, list) and found else b""
 
 
 def frozen_copy(codec: nn.Module) -> nn.Module:

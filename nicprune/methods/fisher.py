@@ -44,6 +44,7 @@ class Fisher(Method):
         self.config.check(self.groups, self.cost)
 
     def prepare(self, model: nn.Module, images: Sequence[Tensor]) -> None:
+        super().prepare(model, images)
         record = provenance(self._shared[0])
         lmbda = self.config.lmbda or (lmbda_for(record.quality, record.metric) if record.quality else 0.0067)
         self._scores = importance(self._shared[0], self.groups, self.config.free(self.groups), images, lmbda, record.metric)

@@ -174,6 +174,7 @@ class MaskDecay(Method):
         if self.done:
             self._write(self.current)
             return
+        self.config.check_settled()
         self.step += 1
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.masks.values]
         gradient = torch.cat(gradients) if gradients else self.current.new_zeros(0)
