@@ -171,13 +171,15 @@ def test_the_fingerprint_stays_with_the_weights(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_tells_codecs_apart(hyperprior: Any) -> None:
-    seen = {fingerprint(hyperprior)}
+    seen, with_encoder = {fingerprint(hyperprior)}, {fingerprint(hyperprior, encoder=True)}
     for key, _ in hyperprior.named_parameters():
         changed = copy.deepcopy(hyperprior)
         value = changed.get_parameter(key).data.view(-1)
         value[-1] = torch.nextafter(value[-1], torch.tensor(9.0))
+        assert (fingerprint(changed) in seen) == key.startswith(("g_a.", "h_a.")), f"{key}: what another encoder writes, the same decoder reads"
         seen.add(fingerprint(changed))
-    assert len(seen) == 1 + len(list(hyperprior.parameters()))
+        with_encoder.add(fingerprint(changed, encoder=True))
+    assert len(with_encoder) == 1 + len(list(hyperprior.parameters()))
     names = [nn.ModuleDict({name: nn.Linear(2, 2)}).requires_grad_(False) for name in "ab"]
     shapes = [nn.Linear(*sizes, bias=False).requires_grad_(False) for sizes in ((2, 8), (4, 4))]
     for one, other in (names, shapes):

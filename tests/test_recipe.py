@@ -268,3 +268,87 @@ def test_an_arm_may_have_a_lambda_of_its_own(content: dict[str, Any], tmp_path: 
     assert [(r["label"], r["width"], float(r["lmbda"])) for r in rows[1:]] == [("fisher", "", 0.02), ("slimmable", "0", 0.0018), ("slimmable", "1", 0.0018)]
     assert float(rows[3]["macs"]) < float(rows[2]["macs"]) == float(rows[0]["macs"])
     assert int(rows[3]["decode_peak_bytes"]) < int(rows[2]["decode_peak_bytes"])
+
+
+def test_a_small_codec_is_trained_from_scratch_too(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nicprune.run as module
+
+    real, told = module.fit, []
+    monkeypatch.setattr(module, "fit", lambda model, *a, **s: (told.append((s["steps"], s.get("lr"))), real(model, *a, **s))[1])
+    methods = [
+        {"name": "magnitude", "label": "small", "budget": {"macs": 0.5}, "round_to": 1},
+        {"scratch": "small"}, {"scratch": "small", "label": "longer", "seeds": [1], "phase": {"steps": 9, "lr": 0.002}},
+    ]  # fmt: skip
+    page = run(content | {"qualities": [1], "seeds": [0, 1], "control": False, "methods": methods}, tmp_path)
+    table = list(csv.DictReader((page.parent / "table.csv").read_text().splitlines()))
+    shown = [(r["label"], r["method"], r["seed"], r["steps"]) for r in table[1:]]
+    assert shown == [
+        ("longer", "scratch", "1", "9"), ("small", "magnitude", "0", "5"), ("small", "magnitude", "1", "5"),
+        ("small from scratch", "scratch", "0", "5"), ("small from scratch", "scratch", "1", "5"),
+    ]  # fmt: skip
+    by = {(r["label"], r["seed"]): r for r in table}
+    for seed in "01":
+        assert by["small", seed]["macs"] == by["small from scratch", seed]["macs"] and by["small", seed]["params"] == by["small from scratch", seed]["params"]
+        assert by["small", seed]["flop_reduction"] == by["small from scratch", seed]["flop_reduction"]
+    assert by["small from scratch", "0"]["bpp"] != by["small from scratch", "1"]["bpp"], "seeds draw different weights"
+    assert (9, 0.002) in told
+    again: list[str] = []
+    run(content | {"qualities": [1], "seeds": [0, 1], "control": False, "methods": methods}, tmp_path, again)
+    assert sum("done before" in line for line in again) == 6
+    # What the small codec is has changed: so has what is trained in its image.
+    methods[0]["budget"] = {"macs": 0.6}
+    plans = [job.key for job in jobs(parse_recipe(content | {"methods": methods, "seeds": [0, 1]}, "x"), tmp_path) if job.arm.scratch]
+    methods[0]["budget"] = {"macs": 0.5}
+    assert not set(plans) & {job.key for job in jobs(parse_recipe(content | {"methods": methods, "seeds": [0, 1]}, "x"), tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("match", "arm"),
+    [
+        ("an arm before it", {"scratch": "later"}),
+        ("an arm before it", {"scratch": "from nowhere", "label": "later"}),
+        ("is not run with seed 1", {"scratch": "once"}),
+        ("not all among the recipe's", {"name": "none", "label": "x", "seeds": [7]}),
+        ("phase belongs to scratch", {"label": "x", "stack": [{"name": "none"}], "phase": {"steps": 3}}),
+        ("unknown key", {"scratch": "once", "steps": 3}),
+    ],
+)
+def test_arms_that_make_no_sense_are_one_clear_line(content: dict[str, Any], match: str, arm: dict[str, Any]) -> None:
+    methods = [{"name": "magnitude", "label": "once", "budget": {"macs": 0.5}, "seeds": [0]}, arm]
+    with pytest.raises(RecipeError, match=match if "phase" not in arm else "stack") as error:
+        parse_recipe(content | {"methods": methods, "seeds": [0, 1]}, "x")
+    assert "\n" not in str(error.value)
+
+
+def test_what_teaches_goes_on_in_fine_tuning(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nicprune.run as module
+
+    real, attached = module.fit, []
+    monkeypatch.setattr(module, "fit", lambda model, *a, **s: (attached.append([m.name for m in getattr(model, "methods", [])]), real(model, *a, **s))[1])
+    stack = [{"name": "mask_decay", "budget": {"macs": 0.5}, "round_to": 1, "side": None}, {"name": "distillation", "output": 0.1, "features": 1.0}]
+    methods = [
+        {"label": "taught", "stack": stack},
+        {"label": "at once", "stack": [{"name": "magnitude", "budget": {"macs": 0.5}, "round_to": 1}, stack[1]]},
+        {"name": "mask_decay", "label": "encoder", "budget": {"encoder": 0.8}, "side": "encoder", "round_to": 1},
+    ]
+    page = run(content | {"qualities": [1], "control": False, "methods": methods}, tmp_path)
+    assert attached == [["mask_decay", "distillation"], ["distillation"], ["distillation"], ["distillation"], ["mask_decay"], []]
+    codecs = {p.name.split("-q1-")[1]: load(p) for p in (page.parent / "codecs").glob("*.safetensors")}
+    assert all(not hasattr(codec, "methods") for codec in codecs.values())
+    original = built("bmshj2018-hyperprior")[0]
+    before = {k: v for k, v in original.named_parameters() if k.split(".")[0] not in ("g_a", "h_a")}
+    after = dict(codecs["encoder.safetensors"].named_parameters())
+    assert all(torch.equal(after[key], value) for key, value in before.items()), "in fine-tuning the decoder is left alone, too"
+
+
+def test_every_level_of_an_encoder_is_a_curve(content: dict[str, Any], tmp_path: Path) -> None:
+    methods = [{"name": "scalable_encoder", "label": "ladder", "encoders": 2, "share": 0.3, "round_to": 1}]
+    content |= {"qualities": [1, 2], "control": False, "methods": methods, "sparsify": {"steps": 8}, "finetune": {"steps": 1}}
+    page = run(content, tmp_path)
+    rows = [r for r in csv.DictReader((page.parent / "table.csv").read_text().splitlines()) if r["role"] == "pruned"]
+    assert [(r["quality"], r["label"]) for r in rows] == [(q, f"ladder, {level}") for q in "12" for level in ("best level", "level 0", "level 1")]
+    cost = {r["label"]: float(r["kmac_per_pixel_encoder"]) for r in rows}
+    assert cost["ladder, level 0"] < cost["ladder, level 1"] < cost["ladder, best level"] and len({r["kmac_per_pixel_decoder"] for r in rows}) == 1
+    again: list[str] = []
+    run(content, tmp_path, again)
+    assert sum("done before" in line for line in again) == 4
