@@ -14,6 +14,7 @@ from test_report import BPP, PSNR, record, store, sweep
 from nicprune.errors import FileError
 from nicprune.report import bd_table, collect, plots, table, text_table, write_report
 from nicprune.report.blocks import per_image, storage
+from nicprune.report.gaps import gaps
 from nicprune.report.lines import compact, lines
 from nicprune.report.page import headline, notes, transforms
 from nicprune.report.records import as_records
@@ -267,3 +268,36 @@ def test_widths_and_their_schedule_are_on_the_page(tmp_path: Path) -> None:
     plain = write_report(sized(), tmp_path / "without").read_text(encoding="utf-8")
     assert not (tmp_path / "without" / "schedule.png").exists() and "Schedule of λ" not in plain and "slimmable" not in plain
     assert plots.lambda_schedule(lines(sized())) is None
+
+
+def scratched(psnr: float, rate: float, label: str, method: str, steps: int, seed: int = 0) -> dict[str, Any]:
+    """A pruned codec, or one from scratch, at one PSNR on both images."""
+    made = record("pruned", 1, label=label, method=method, seed=seed, steps=steps, lmbda=0.01)
+    return made | {"bpp": rate, "psnr_db": psnr, "images": [image | {"psnr_db": psnr} for image in made["images"]]}
+
+
+def test_the_share_of_the_gap_that_is_closed(tmp_path: Path) -> None:
+    original = record("original", 1, lmbda=0.01)
+    original |= {"bpp": 0.3, "images": [image | {"psnr_db": 30.0} for image in original["images"]]}
+    records = [
+        original, scratched(28.0, 0.4, "from scratch", "scratch", 900), scratched(29.0, 0.3, "pruned", "mask_decay", 50),
+        scratched(29.0, 0.34, "pruned", "mask_decay", 50, 1), scratched(27.0, 0.4, "worse", "magnitude", 50),
+    ]  # fmt: skip
+    smaller = scratched(20.0, 0.1, "much smaller", "mask_decay", 50)
+    records.append(smaller | {"cost": smaller["cost"] | {"macs": smaller["cost"]["macs"] // 2}})
+    ((_, group),) = compact(records).items()
+    found = {gap.arm: gap for gap in gaps(group)}
+    assert set(found) == {"pruned", "worse"} and all(gap.scratch == "from scratch" and gap.steps == 900 for gap in found.values())
+
+    def by_hand(psnr: float, rate: float) -> float:
+        return 0.01 * 255**2 * 10 ** (-psnr / 10) + rate
+
+    whole = by_hand(28, 0.4) - by_hand(30, 0.3)
+    assert found["pruned"].closed() == pytest.approx(100 * (by_hand(28, 0.4) - by_hand(29, 0.32)) / whole)
+    assert found["worse"].closed() == pytest.approx(100 * (by_hand(28, 0.4) - by_hand(27, 0.4)) / whole) and (found["worse"].closed() or 0) < 0
+    folder = write_report(records, tmp_path).parent
+    for file in ("index.html", "table.md"):
+        text = (folder / file).read_text()
+        assert "Against training from scratch" in text and "900" in text and f"{found['pruned'].closed():.0f} %" in text
+    write_report([r for r in records if r["method"] != "scratch"], tmp_path)
+    assert "Against training from scratch" not in (folder / "index.html").read_text() + (folder / "table.md").read_text()

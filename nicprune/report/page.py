@@ -19,6 +19,9 @@ from nicprune.errors import FileError
 from nicprune.files import write_atomically, write_text
 from nicprune.report import plots
 from nicprune.report.blocks import SPEEDS, megabytes, per_image, storage, timed
+from nicprune.report.gaps import HEADERS as GAP_HEADERS
+from nicprune.report.gaps import NOTE as GAP_NOTE
+from nicprune.report.gaps import gaps
 from nicprune.report.lines import AREA, Line, blank, lines, settings
 from nicprune.report.rd import RATES, bd_table
 from nicprune.report.records import COSTS, LATER, Record, arms, as_records, counterpart
@@ -298,7 +301,7 @@ def _page(
     sections = [
         {
             "name": str(setting), "headline": headline(group), "lines": group, "note": footnote(group).replace("+-", "±"), "transforms": transforms(group),
-            "per_image": (spreads := per_image(group)), "timed": timed(spreads), "storage": storage(group),
+            "per_image": (spreads := per_image(group)), "timed": timed(spreads), "storage": storage(group), "gaps": gaps(group),
             "slim": [line for line in group if line.members[0]["width"] is not None], "count": len(setting.images),
             "crops": _pictures([item for item in with_crops if item[0].setting() == setting], copies),
         }
@@ -323,7 +326,7 @@ def _page(
         bd=bd.astype(object).where(bd.notna(), None).to_dict("records"), costs=COSTS,
         plots={name: (_uri(light), _uri(dark), _shown_width(light)) for name, (light, dark) in drawn.items() if light is not None and dark is not None},
         drawn_widths=len(plots.width_lines(joined)), all_widths=len(made),
-        megabytes=megabytes, rates=RATES, speeds=SPEEDS, barred=any(line.show_reductions() for line in joined),
+        megabytes=megabytes, gap_headers=GAP_HEADERS, gap_note=GAP_NOTE, rates=RATES, speeds=SPEEDS, barred=any(line.show_reductions() for line in joined),
         modulated=any(r["role"] == "modulated" and r["width"] is None for r in records), slimmable=any(r["width"] is not None for r in records),
         facts={key: facts(key) for key in ("machine", "device", "threads", "counter", "seed", "steps", "lmbda", "date")},
     )  # fmt: skip

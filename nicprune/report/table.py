@@ -11,6 +11,8 @@ import pandas as pd
 from tabulate import tabulate
 
 from nicprune.report.blocks import SPEEDS, columns, per_image, storage, timed
+from nicprune.report.gaps import HEADERS as HEADERS_OF_GAPS
+from nicprune.report.gaps import NOTE, gaps
 from nicprune.report.lines import COLUMNS, FIRST_LATER, Line, blank, compact, row
 from nicprune.report.records import LATER, ROLES, as_records, number
 
@@ -152,7 +154,13 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
         tested = len(group[0].setting.images)
         return f"\n**Per image** (kMAC/pixel with gates, over {tested} image{'s' * (tested != 1)})\n\n{body}\n{below}" if rows else ""
 
-    return _formatted(records, "pipe", escape, "**{}**\n\n", "\n{}\n", "×", "±", images)
+    def scratch(group: Sequence[Line]) -> str:
+        rows = [[escape(cell) for cell in gap.cells()] for gap in gaps(group)]
+        align = ["left" if i in (1, 3) else "right" for i in range(len(HEADERS_OF_GAPS))]
+        body = tabulate(rows, HEADERS_OF_GAPS, tablefmt="pipe", disable_numparse=True, colalign=align if rows else None)
+        return f"\n**Against training from scratch**\n\n{body}\n\n{escape(NOTE)}\n" if rows else ""
+
+    return _formatted(records, "pipe", escape, "**{}**\n\n", "\n{}\n", "×", "±", lambda group: images(group) + scratch(group))
 
 
 LATEX = {
