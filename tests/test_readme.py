@@ -24,7 +24,8 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_python_examples_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code = re.sub(r'steps(=|": )\d+', r"steps\g<1>4", blocks("python")[number]).replace("lr=3e-4", "lr=3e-4, batch_size=1, progress=False")
+    few = 16 if "scalable_encoder" in blocks("python")[number] else 4  # four for each encoder
+    code = re.sub(r'steps(=|": )\d+', rf"steps\g<1>{few}", blocks("python")[number]).replace("lr=3e-4", "lr=3e-4, batch_size=1, progress=False")
     exec(compile(code, f"README example {number}", "exec"), {"__name__": "readme"})
 
 
@@ -44,6 +45,9 @@ def test_commands_run_in_the_order_given(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "recipes").symlink_to(README.parent / "recipes")
     nip.save(nip.attach(nip.load_codec("demo-hyperprior", 1), "magnitude", budget={"macs": 0.5}).harden(), "demo-q3-2x.safetensors")
     nip.save(nip.attach(nip.load_codec("demo-hyperprior", 3), "bit_rate_modulator", qualities=[1, 2, 3]), "demo-all-rates.safetensors")
+    ladder = nip.attach(nip.load_codec("demo-hyperprior", 3), "scalable_encoder", encoders=2, share=0.3, decay_steps=8)
+    nip.fit(ladder, "samples", steps=8, batch_size=1, patch_size=64, progress=False)
+    nip.save(ladder.harden(), "demo-ladder.safetensors")
     write_png(read_image(sample_photographs("test")[0]), tmp_path / "photo.png")
     for command in commands():
         assert command[0] == "nicprune"
