@@ -15,7 +15,7 @@ from compressai.layers import GDN, GDN1, CheckerboardMaskedConv2d, MaskedConv2d
 from compressai.ops.parametrizers import NonNegativeParametrizer
 from torch import Tensor, nn
 
-from nicprune.codecs import is_bottleneck
+from nicprune.codecs import is_bottleneck, provenance, rebuild
 from nicprune.errors import CodecError, SurgeryError
 
 
@@ -185,8 +185,12 @@ def reinitialise(codec: nn.Module) -> None:
                 made.gamma.copy_(made.gamma_reparam.init(0.1 * torch.eye(len(made.beta)).to(made.gamma)))
             elif hasattr(module, "reset_parameters"):
                 made.reset_parameters()
-            else:
-                raise CodecError(f"how a {type(module).__name__} ({name}) starts is not known here: it cannot be trained from scratch")
+            else:  # parameters of the codec's own, as gains are: those of a new one, where their size is no width
+                fresh = dict(rebuild(provenance(codec).build).get_submodule(name).named_parameters(recurse=False))
+                for key, parameter in module.named_parameters(recurse=False):
+                    if key not in fresh or fresh[key].shape != parameter.shape:
+                        raise CodecError(f"how {key} of a {type(module).__name__} starts is not known here: it cannot be trained from scratch")
+                    parameter.copy_(fresh[key])
 
 
 class Affine(nn.Module):

@@ -145,6 +145,15 @@ def test_what_a_mask_takes_away_is_not_missed() -> None:
         method._mine.update(given)
         found.append(float(attached.loss({"x_hat": x}, x)))
     assert found[0] == pytest.approx(found[1], rel=1e-6)
+    # Half a mask is owed half of the teacher's channel.
+    with torch.no_grad():
+        masks.masks["g_s.4"][2:5] = 0.5
+        method._listen(method._teacher[0], theirs := {})
+        method._teacher[0](x)
+    shares = stage.share(dict(codec.named_modules())).view(1, -1, 1, 1)
+    for factor, sign in ((shares, -1), (1.0, 1)):
+        method._mine.update({key: value * (factor if key == "g_s.6" else 1.0) for key, value in theirs.items()})
+        assert sign * float(attached.loss({"x_hat": x}, x)) > (0 if sign > 0 else -1e-9)
 
 
 def test_adaptive_stages_weigh_what_is_off_the_most() -> None:
@@ -324,6 +333,7 @@ def test_files_from_before_fingerprints_left_encoders_out_are_read() -> None:
 def test_tables_stand_as_long_as_their_weights_do(tmp_path: Path) -> None:
     codec: Any = load_codec("demo-hyperprior", 1)  # its weights were rounded to float16 after its tables had been made
     tables = {k: v.clone() for k, v in codec.state_dict().items() if k.rsplit(".", 1)[-1] in TABLES}
+    fit(codec, "samples", steps=1, side="encoder", **QUICK)
     again: Any = load(save(codec, tmp_path / "a.safetensors"))
     assert all(torch.equal(again.state_dict()[k], v) for k, v in tables.items())
     with torch.no_grad():

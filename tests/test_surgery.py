@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from compressai.layers import GDN
-from conftest import built, hook_count, image, random_keep, same_state, state_of
+from conftest import ARCHITECTURES, built, hook_count, image, random_keep, same_state, state_of
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -17,6 +17,7 @@ from nicprune import layers, surgery
 from nicprune.channels import Group, Groups, Member
 from nicprune.codecs import forward_for_analysis, is_bottleneck
 from nicprune.errors import RecipeError, SurgeryError
+from nicprune.layers import reinitialise
 from nicprune.surgery import prune
 
 
@@ -284,3 +285,31 @@ def test_consumers_one_channel_off_are_caught(architecture: str) -> None:
             shifted.append(Group(group.name, group.width, members, group.latent, group.pinned))
         with pytest.raises(SurgeryError):
             prune(codec, {name: [0, 1, groups[name].width - 2]}, Groups(shifted))
+
+
+def test_a_codec_starts_anew_as_its_class_makes_it(architecture: str) -> None:
+    codec, groups = built(architecture)
+    small = prune(codec, random_keep(groups, 3), groups)
+    before = state_of(small)
+    reinitialise(small)
+    after = dict(small.named_parameters())
+    assert {k: v.shape for k, v in after.items()} == {k: before[k].shape for k in after}
+    same = {key for key, value in after.items() if torch.equal(value, before[key])}
+    assert all(key.endswith(("quantiles", "Gain")) or "factor" in key for key in same), f"left as it was: {sorted(same)[:5]}"
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        fresh = ARCHITECTURES[architecture]()
+        torch.manual_seed(7)
+        twin = ARCHITECTURES[architecture]()
+        for parameter in twin.parameters():
+            parameter.data.fill_(0.123)
+        reinitialise(twin)
+    for (key, one), (_, other) in zip(fresh.named_parameters(), twin.named_parameters(), strict=True):
+        one, other = one.detach().double(), other.detach().double()
+        if one.numel() >= 8:
+            spread = float(one.std())
+            assert abs(float(one.mean() - other.mean())) <= 7 * spread / one.numel() ** 0.5 + 1e-6, key
+        if one.numel() >= 64:
+            assert 0.6 * spread - 1e-6 <= float(other.std()) <= 1.6 * spread + 1e-6, key
+    x = image(small, 0)
+    assert bool(torch.isfinite(forward_for_analysis(small, x)["x_hat"]).all())
