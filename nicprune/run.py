@@ -221,8 +221,12 @@ def plan(recipe: Recipe) -> list[str]:
     for job in jobs(recipe, Path("runs")):
         phase = recipe.per_quality.get(job.quality, recipe.finetune)  # task: prune has none per quality
         steps = 0 if job.role == "original" and recipe.task == "prune" else recipe.sparsify.steps + phase.steps
+        if job.arm.phase is not None:
+            steps = job.arm.phase.steps
         line = f"{recipe.codec} q{job.quality} {job.arm.label} seed {job.seed}: {steps} steps, lambda {job.lmbda:g}"
-        if job.role in ("pruned", "modulated"):
+        if job.arm.scratch is not None:
+            line += f", the architecture of {job.arm.scratch}, from random weights"
+        elif job.role in ("pruned", "modulated"):
             attached = attach(start(recipe, job), job.settings)
             line += f", {attached.cost.totals().kmac_per_pixel():.2f} kMAC/pixel now, {sum(1 for _ in attached.groups.prunable())} channel groups"
         lines.append(line)
