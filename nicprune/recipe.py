@@ -47,7 +47,8 @@ class Arm(Settings):
         lmbda: where it is not the quality's.
         seeds: where they are not the recipe's.
         scratch: no method, but the architecture of the codec that the arm with this label ends with, trained from random weights.
-        phase: how a scratch arm is trained; as long as the others, with the settings of `finetune`, if not given.
+        phase: takes the place of `finetune` for this arm; one from scratch, which has no other, is trained by it alone (if it is not given, as
+            long as the others, with the settings of `finetune`).
     """
 
     label: str
@@ -136,8 +137,6 @@ class Recipe(Settings):
                     raise ValueError(f"{arm.label!r}: scratch names an arm before it that ends with one small codec (got {arm.scratch!r})")
                 if missing := sorted(set(arm.seeds or self.seeds) - set(like.seeds or self.seeds)):
                     raise ValueError(f"{arm.label!r}: {arm.scratch!r} is not run with seed {missing[0]}")
-            elif arm.phase is not None:
-                raise ValueError(f"{arm.label!r}: phase belongs to scratch; others are trained as sparsify and finetune say")
             if arm.seeds is not None and not set(arm.seeds) <= set(self.seeds):
                 raise ValueError(f"{arm.label!r}: seeds {arm.seeds} are not all among the recipe's {self.seeds}")
         for what, keys in (("lambdas", self.lambdas), ("per_quality", self.per_quality)):
@@ -263,7 +262,7 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
 def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) -> Arm:
     """A method as a recipe writes it: its settings stand beside its name."""
     here = f"{where}: methods.{number}"
-    words = ("between", "lmbda", "seeds")
+    words = ("between", "lmbda", "seeds", "phase")
     if isinstance(arm, dict) and "stack" in arm:
         if "label" not in arm or not isinstance(arm["stack"], list) or set(arm) - {"label", "stack", *words}:
             raise RecipeError(f"{here}: a stack is {{label: ..., stack: [{{name: ...}}, ...]}}")

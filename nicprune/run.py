@@ -126,14 +126,15 @@ def make(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[n
         save(codec, hardened)
         # What comes next starts from the file, whether the run was interrupted here or not.
         codec = load(hardened, factory=lambda: start(recipe, job))
-    if recipe.finetune.steps:
+    phase = job.arm.phase or recipe.finetune
+    if phase.steps:
         codec = taught(codec, teaching(job.settings), start(recipe, job))
         if isinstance(codec, Attached):
             codec.learn_from(start(recipe, job))
-        _fit(codec, recipe, recipe.finetune, job, "finetune", progress)
+        _fit(codec, recipe, phase, job, "finetune", progress)
         codec = untaught(codec)
     calibrate(codec, recipe)
-    return codec, steps + recipe.finetune.steps
+    return codec, steps + phase.steps
 
 
 def prepare(model: Any, recipe: Recipe) -> None:
@@ -222,7 +223,7 @@ def plan(recipe: Recipe) -> list[str]:
         phase = recipe.per_quality.get(job.quality, recipe.finetune)  # task: prune has none per quality
         steps = 0 if job.role == "original" and recipe.task == "prune" else recipe.sparsify.steps + phase.steps
         if job.arm.phase is not None:
-            steps = job.arm.phase.steps
+            steps = job.arm.phase.steps + (recipe.sparsify.steps if job.arm.scratch is None else 0)
         line = f"{recipe.codec} q{job.quality} {job.arm.label} seed {job.seed}: {steps} steps, lambda {job.lmbda:g}"
         if job.arm.scratch is not None:
             line += f", the architecture of {job.arm.scratch}, from random weights"

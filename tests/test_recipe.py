@@ -309,15 +309,25 @@ def test_a_small_codec_is_trained_from_scratch_too(content: dict[str, Any], tmp_
         ("an arm before it", {"scratch": "from nowhere", "label": "later"}),
         ("is not run with seed 1", {"scratch": "once"}),
         ("not all among the recipe's", {"name": "none", "label": "x", "seeds": [7]}),
-        ("phase belongs to scratch", {"label": "x", "stack": [{"name": "none"}], "phase": {"steps": 3}}),
+        ("steps", {"label": "x", "stack": [{"name": "none"}], "phase": {"steps": -3}}),
         ("unknown key", {"scratch": "once", "steps": 3}),
     ],
 )
 def test_arms_that_make_no_sense_are_one_clear_line(content: dict[str, Any], match: str, arm: dict[str, Any]) -> None:
     methods = [{"name": "magnitude", "label": "once", "budget": {"macs": 0.5}, "seeds": [0]}, arm]
-    with pytest.raises(RecipeError, match=match if "phase" not in arm else "stack") as error:
+    with pytest.raises(RecipeError, match=match) as error:
         parse_recipe(content | {"methods": methods, "seeds": [0, 1]}, "x")
     assert "\n" not in str(error.value)
+
+
+def test_an_arm_may_be_tuned_longer(content: dict[str, Any], tmp_path: Path) -> None:
+    methods = [{"name": "magnitude", "label": "short", "budget": {"macs": 0.5}, "round_to": 1}]
+    methods.append({**methods[0], "label": "long", "phase": {"steps": 6, "lr": 0.001}})
+    page = run(content | {"qualities": [1], "control": False, "methods": methods}, tmp_path)
+    table = {r["label"]: r for r in csv.DictReader((page.parent / "table.csv").read_text().splitlines())}
+    assert (table["short"]["steps"], table["long"]["steps"]) == ("5", "9") and table["short"]["psnr_db"] != table["long"]["psnr_db"]
+    lines = plan(parse_recipe(content | {"qualities": [1], "methods": methods}, "x"))
+    assert [line.split(": ")[1].split(",")[0] for line in lines][2:] == ["5 steps", "9 steps"]
 
 
 def test_what_teaches_goes_on_in_fine_tuning(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ class ScalableEncoderConfig(Settings):
         share: MACs of each, as a share of g_a's.
         widths: or the width of each of its channel groups, by name or pattern ("g_a.*": 16).
         round_to: widths that a share leads to are multiples of this.
-        form: "average" or "sum" of the encoders' latents.
+        form: "sum" or "average" of the encoders' latents. A sum starts from the level before, and came out far ahead.
         residual: whether each learns what those before it lack; without, each learns to be an encoder on its own.
         pull: weight of the distance from the teacher's latents, in bits per squared quantisation step.
         decay_steps: steps of all stages together; each encoder has an equal part of them.
@@ -63,9 +63,9 @@ class ScalableEncoderConfig(Settings):
     share: float | None = Field(default=None, gt=0, lt=1)
     widths: dict[str, int] | None = None
     round_to: int = Field(default=ROUND_TO, ge=1, le=64)
-    form: Literal["average", "sum"] = "average"
+    form: Literal["average", "sum"] = "sum"
     residual: bool = True
-    pull: float = Field(default=0.02, ge=0)
+    pull: float = Field(default=1.0, ge=0)
     decay_steps: int = Field(default=10_000, ge=8)
     lmbda: float | None = Field(default=None, gt=0)
     made: bool = False
