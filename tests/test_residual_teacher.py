@@ -187,7 +187,7 @@ def test_without_residual_learning_each_encoder_learns_alone() -> None:
 
 
 def test_the_best_level_is_the_least_cost_of_each_image() -> None:
-    attached = attach(load_codec("demo-hyperprior", 1), "scalable_encoder", encoders=3, share=0.3, decay_steps=12, lmbda=1e-4)
+    attached = attach(load_codec("demo-hyperprior", 1), "scalable_encoder", encoders=3, share=0.3, decay_steps=12, lmbda=1e-4, form="average")
     for i, factor in enumerate((0.6, 1.0, 1.4)):  # of higher rate the higher the level
         method_of(attached).encoders[i][-1].weight.data.mul_(factor)
         method_of(attached).encoders[i][-1].bias.data.mul_(factor)
