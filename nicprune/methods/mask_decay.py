@@ -147,7 +147,10 @@ class MaskDecay(Method):
         if self.config.budget is not None:
             widths = np.maximum(np.rint(soft), 1).astype(np.int64)
             totals, price = self.cost.totals(widths), np.zeros(len(self._sizes))
-            for name, limit in self.config.budget.limits(self.cost.original).items():
+            limits = self.config.budget.limits(self.cost.original)
+            # What is met already asks for nothing more, as long as something else is not.
+            missed = {name: limit for name, limit in limits.items() if getattr(totals, name) > limit}
+            for name, limit in (missed or limits).items():
                 over = max(getattr(totals, name) - limit, 0.0) + 1e-3 * limit
                 price += self.cost.decreases(widths, np.ones_like(widths), name)[self._columns] / over
         rates = torch.from_numpy(np.repeat(price, self._sizes)).to(importance) / importance.clamp_min(1e-20)
