@@ -463,3 +463,16 @@ def test_keep_lists_of_several_methods_are_joined() -> None:
     assert both.keep() == {"g_a.0": sorted(set(parts[0]["g_a.0"]) & set(parts[1]["g_a.0"])), "g_a.2": parts[1]["g_a.2"]}
     assert both.harden().g_a[2].out_channels == 5
     assert random_keep(groups, 0)
+
+
+def test_a_limit_that_is_met_draws_no_decay_to_its_side() -> None:
+    attached, method = decaying(budget={"encoder": 0.8, "decoder": 0.8})
+    values = method.current.clone()
+    parts = dict(zip(method.free_names, values.split(method._sizes), strict=True))
+    for name, part in parts.items():
+        if name.startswith("g_a"):
+            part.zero_()  # the encoder has given more than enough
+    rates = dict(zip(method.free_names, method._rates(method._soft_widths(values), torch.ones_like(values)).split(method._sizes), strict=True))
+    encoder = max(float(rates[name].max()) for name in rates if name.startswith("g_a"))
+    decoder = min(float(rates[name].min()) for name in rates if name.startswith("g_s"))
+    assert encoder < decoder
