@@ -210,6 +210,12 @@ def test_no_bd_rate_where_psnr_falls_though_the_curves_overlap() -> None:
     assert math.isnan(row["bd_rate_pct"]) and math.isfinite(row["bd_psnr_db"]) and "does not rise" in row["caution"]
 
 
+def test_a_table_of_blanks_is_one_sentence(tmp_path: Path) -> None:
+    for qualities, blank in (((1, 2), True), ((1, 2, 3), False)):
+        page = write_report([record(role, q) for q in qualities for role in ("original", "control", "pruned")], tmp_path).read_text()
+        assert ("no curve goes through three qualities" in page) == blank and ("<th>BD-rate</th>" in page) != blank
+
+
 def test_bd_without_anything_to_stand_against() -> None:
     assert len(bd_table([record("pruned", q) for q in PSNR])) == 0
     assert len(bd_table([])) == 0
