@@ -146,6 +146,12 @@ def lmbda_for(quality: int, metric: str = "mse") -> float:
     return LAMBDAS[metric][quality - 1]
 
 
+def lmbda_of(codec: nn.Module, given: float | None = None) -> float:
+    """The lambda to judge a codec by: the one given, that of its quality, or that of quality 3."""
+    record = provenance(codec)
+    return given or (lmbda_for(record.quality, record.metric) if record.quality else LAMBDAS[record.metric][2])
+
+
 def check_name(name: str, quality: int | None, metric: str) -> None:
     """Raise CodecError unless `name` has `quality` for `metric`."""
     if name not in codec_names():
@@ -312,11 +318,14 @@ def note_tables(codec: nn.Module) -> None:
     provenance(codec).tables = _bottleneck_hash(codec)
 
 
-def refresh_tables(codec: Any) -> None:
-    """Make the CDF tables anew, unless the entropy bottlenecks are still those that they were made from.
+def refresh_tables(model: nn.Module) -> None:
+    """Make the CDF tables of a codec, or of one with methods on it, anew, unless the entropy bottlenecks are still those that they were made from.
 
     Made anew they may differ in the last bit, on another machine or from weights that were rounded since: streams would not decode any more.
     """
+    codec, methods = unwrap(model), getattr(model, "methods", None)
+    for method in methods if isinstance(methods, nn.ModuleList) else ():
+        method.update(force=True)  # type: ignore[operator]
     tables: list[Any] = [m for m in entropy_models(codec) if hasattr(m, "_quantized_cdf")]
     if not all(m._quantized_cdf.numel() for m in tables) or provenance(codec).tables != _bottleneck_hash(codec):
         codec.update(force=True)

@@ -129,8 +129,6 @@ def make(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[n
     phase = job.arm.phase or recipe.finetune
     if phase.steps:
         codec = taught(codec, teaching(job.settings), start(recipe, job))
-        if isinstance(codec, Attached):
-            codec.learn_from(start(recipe, job))
         _fit(codec, recipe, phase, job, "finetune", progress)
         codec = untaught(codec)
     calibrate(codec, recipe)

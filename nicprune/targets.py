@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nicprune.budget import ROUND_TO, Budget, check_feasible, solve
 from nicprune.channels import MIN_LATENTS, Group, Groups
-from nicprune.codecs import lmbda_for, on_side, provenance, rate_distortion_loss
+from nicprune.codecs import lmbda_of, on_side, provenance, rate_distortion_loss
 from nicprune.cost import CostModel
 from nicprune.errors import BudgetError, RecipeError, TrainingError, closest
 from nicprune.masks import importance
@@ -136,11 +136,10 @@ def settled(target: Target, codec: nn.Module, groups: Groups, cost: CostModel, i
     """
     if target.budget is None or target.budget.split != "auto":
         return target
-    record = provenance(codec)
-    lmbda = lmbda or (lmbda_for(record.quality, record.metric) if record.quality else 0.0067)
-    found = importance(codec, groups, target.free(groups), images, lmbda, record.metric)
+    lmbda, metric = lmbda_of(codec, lmbda), provenance(codec).metric
+    found = importance(codec, groups, target.free(groups), images, lmbda, metric)
     scores = {name: value.double().cpu().numpy() for name, value in found.items()}
-    loss, tried, reason = rate_distortion_loss(lmbda, record.metric), {}, ""
+    loss, tried, reason = rate_distortion_loss(lmbda, metric), {}, ""
     for split in SPLITS:
         fixed = target.model_copy(update={"budget": target.budget.model_copy(update={"split": split})})
         try:

@@ -191,9 +191,7 @@ def fit(
         finally:
             run.close()
             model.train(was_training)
-        for method in getattr(model, "methods", []):
-            method.update(force=True)
-        refresh_tables(run.codec)
+        refresh_tables(model)
         if options.channels_last and not was_last:  # the same arithmetic as before, to the bit: what others wrote is still read
             run.codec.to(memory_format=torch.contiguous_format)
         return FitResult(run.step, run.last, run.skipped, time.monotonic() - started)

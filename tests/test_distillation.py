@@ -342,6 +342,15 @@ def test_tables_stand_as_long_as_their_weights_do(tmp_path: Path) -> None:
     assert again.entropy_bottleneck._quantized_cdf.shape != tables["entropy_bottleneck._quantized_cdf"].shape
 
 
+def test_masks_of_one_side_write_what_the_original_reads() -> None:
+    original: Any = load_codec("demo-hyperprior", 1)
+    attached = attach(load_codec("demo-hyperprior", 1), "mask_decay", budget={"encoder": 0.8}, side="encoder", decay_steps=2)
+    fit(attached, "samples", steps=2, **QUICK)
+    sent = attached.compress(image(original, 0, 128))
+    theirs = original.decompress(sent["strings"], sent["shape"])["x_hat"]
+    assert torch.equal(theirs, attached.decompress(sent["strings"], sent["shape"])["x_hat"])
+
+
 def test_a_side_can_be_told_and_untold() -> None:
     codec = built("bmshj2018-hyperprior")[0]
     before = state_of(codec)

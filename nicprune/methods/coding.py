@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nicprune.codecs import refresh_tables
+
 
 class Coding(nn.Module):
     """The part of `Attached` that codes images; the rest of it is what `self` stands for."""
@@ -59,7 +61,7 @@ class Coding(nn.Module):
         staying = [method for method in twin._each if method.stays]
         coder = type(self)(codec, staying, self.groups, self.cost).eval()
         coder.hang()
-        coder.update(force=True)
+        refresh_tables(coder)
         return coder
 
 

@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nicprune.channels import from_ranges
-from nicprune.codecs import is_bottleneck, lmbda_for, provenance
+from nicprune.codecs import is_bottleneck, lmbda_of, provenance
 from nicprune.errors import CodecError, RecipeError
 from nicprune.hooks import Hook, remove_hooks, tables
 from nicprune.methods.base import METHODS, Method
@@ -145,7 +145,7 @@ class Distillation(Method):
             raise CodecError("the teacher is not what this codec was made from: give the codec as it was before pruning, teacher=...")
         removed = [entry.get("removed_inputs", {}) for entry in own.history[len(theirs) :]]
         self._teacher = (teacher,)
-        self._lmbda = self.config.lmbda or (lmbda_for(own.quality, own.metric) if own.quality else 0.0067)
+        self._lmbda = lmbda_of(codec, self.config.lmbda)
         if self.config.features:
             self._stages = self._find_stages(teacher, removed)
             if not self._stages:

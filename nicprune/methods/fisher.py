@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nicprune.codecs import lmbda_for, provenance
+from nicprune.codecs import lmbda_of, provenance
 from nicprune.errors import TrainingError
 from nicprune.masks import importance
 from nicprune.methods.base import METHODS, Method
@@ -45,9 +45,9 @@ class Fisher(Method):
 
     def prepare(self, model: nn.Module, images: Sequence[Tensor]) -> None:
         super().prepare(model, images)
-        record = provenance(self._shared[0])
-        lmbda = self.config.lmbda or (lmbda_for(record.quality, record.metric) if record.quality else 0.0067)
-        self._scores = importance(self._shared[0], self.groups, self.config.free(self.groups), images, lmbda, record.metric)
+        codec = self._shared[0]
+        lmbda = lmbda_of(codec, self.config.lmbda)
+        self._scores = importance(codec, self.groups, self.config.free(self.groups), images, lmbda, provenance(codec).metric)
 
     def check_hardenable(self) -> None:
         if not self._scores:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from nicprune.budget import ROUND_TO
 from nicprune.channels import Groups
-from nicprune.codecs import lmbda_for, provenance, transform_of
+from nicprune.codecs import LAMBDAS, lmbda_of, provenance, transform_of
 from nicprune.cost import CostModel, Totals
 from nicprune.errors import CodecError, TrainingError
 from nicprune.hooks import NarrowHook, remove_hooks
@@ -51,7 +51,7 @@ class ScalableEncoderConfig(Settings):
         share: MACs of each, as a share of g_a's.
         widths: or the width of each of its channel groups, by name or pattern ("g_a.*": 16).
         round_to: widths that a share leads to are multiples of this.
-        form: "sum" or "average" of the encoders' latents. A sum starts from the level before, and came out far ahead.
+        form: "sum" or "average" of the encoders' latents. A sum starts from the level before.
         residual: whether each learns what those before it lack; without, each learns to be an encoder on its own.
         pull: weight of the distance from the teacher's latents, in bits per squared quantisation step.
         decay_steps: steps of all stages together; each encoder has an equal part of them.
@@ -240,8 +240,9 @@ class ScalableEncoder(Method):
     @property
     def lmbda(self) -> float:
         """What the best level is chosen by."""
-        quality, metric = provenance(self._shared[0]).quality, provenance(self._shared[0]).metric
-        return self.config.lmbda or (lmbda_for(quality, metric) if quality and metric == "mse" else 0.0067)
+        codec = self._shared[0]
+        # Levels are compared by squared error, which lambdas for MS-SSIM do not weigh.
+        return lmbda_of(codec, self.config.lmbda) if provenance(codec).metric == "mse" else self.config.lmbda or LAMBDAS["mse"][2]
 
     def attach(self, codec: nn.Module) -> None:
         hook = NarrowHook(self)

@@ -17,11 +17,14 @@ def teaching(settings: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[st
 
 
 def taught(model: nn.Module, settings: Sequence[tuple[str, Mapping[str, Any]]], teacher: nn.Module) -> nn.Module:
-    """A codec, or one with gates on it, with these attached to it as well; the model itself if there are none.
+    """A codec, or one with gates on it, with these attached to it as well; the model itself if there are none. What is on it learns from the
+    teacher, too, if it can.
 
     Args:
         teacher: the codec that it was pruned from.
     """
+    if isinstance(model, Attached):
+        model.learn_from(teacher)
     if not settings:
         return model
     if not isinstance(model, Attached):
