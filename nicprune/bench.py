@@ -8,13 +8,9 @@ disturbed samples count, and every figure made of them says so.
 from __future__ import annotations
 
 import math
-import os
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,120 +27,12 @@ from nicprune.methods import attach
 from nicprune.methods.magnitude import group_magnitude
 from nicprune.precision import autocast_dtype, entropy_models_in_float32
 from nicprune.runtime import machine_line, tune_allocator
+from nicprune.sampling import BUSY, Measure, Sampler, seconds_of
 from nicprune.surgery import prune, verify_same
-
-BUSY = 0.15
-"""Share of the processor that others may use during a sample."""
-
-SHORTEST = 0.1
-"""Seconds that a sample lasts at least, by repetition: the system counts processor time in ticks of 10 ms."""
 
 SIZE = (512, 768)
 SIZE_TEXT = f"{SIZE[1]}x{SIZE[0]}"
 BATCH = "batch 8 of 128x128"
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One figure: its value, its unit ("x" for a ratio), its goal, on what input, device and threads it was taken.
-
-    Attributes:
-        kept, rejected: how many samples counted, and how many were thrown away.
-        busy: others kept the processor busy throughout; the least disturbed samples were taken.
-    """
-
-    name: str
-    value: float
-    unit: str
-    goal: float | None = None
-    at_least: bool = False
-    detail: str = ""
-    size: str = ""
-    device: str = "cpu"
-    threads: int = 0
-    kept: int = 0
-    rejected: int = 0
-    busy: bool = False
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the goal is met; None without one."""
-        if self.goal is None:
-            return None
-        return self.value >= self.goal if self.at_least else self.value <= self.goal
-
-
-def _processor_time() -> tuple[float, float, float] | None:
-    """(busy, all, own) processor seconds so far; None where the system does not say."""
-    try:
-        with open("/proc/stat", encoding="utf-8") as file:
-            ticks = [int(v) for v in file.readline().split()[1:9]]
-    except (OSError, ValueError):
-        return None
-    hertz = os.sysconf("SC_CLK_TCK")
-    idle = ticks[3] + ticks[4]
-    own = os.times()
-    return (sum(ticks) - idle) / hertz, sum(ticks) / hertz, own.user + own.system
-
-
-def others_share(before: tuple[float, float, float] | None, after: tuple[float, float, float] | None) -> float:
-    """Share of the processor that other programs used between two readings."""
-    if before is None or after is None or after[1] <= before[1]:
-        return 0.0
-    return max(0.0, (after[0] - before[0]) - (after[2] - before[2])) / (after[1] - before[1])
-
-
-class Sampler:
-    """Times functions in turns; keeps the samples during which the machine was ours. One sampler makes one figure.
-
-    Args:
-        repeats: how many quiet turns are wanted.
-        limit: seconds after which the least disturbed of at least `least` turns have to do.
-    """
-
-    def __init__(self, repeats: int = 7, limit: float = 15.0, least: int = 3):
-        self.repeats, self.limit, self.least = repeats, limit, least
-        self.kept = self.rejected = 0
-        self.busy = False
-
-    def medians(self, functions: Sequence[Callable[[], Any]]) -> list[float]:
-        """Median seconds of each function, timed A B A B ...; all of a turn is thrown away if others were busy during it.
-
-        Where quiet turns do not come within the time limit, the least disturbed are taken, and `busy` says so if any of them was not.
-        """
-        calls = [_calls(function) for function in functions]
-        started = time.perf_counter()
-        turns: list[tuple[float, list[float]]] = []
-        while sum(share <= BUSY for share, _ in turns) < self.repeats:
-            if len(turns) >= self.least and time.perf_counter() - started > self.limit:
-                break
-            before = _processor_time()
-            seconds = [_seconds(function, count) / count for function, count in zip(functions, calls, strict=True)]
-            turns.append((others_share(before, _processor_time()), seconds))
-        quiet = sum(share <= BUSY for share, _ in turns)
-        taken = sorted(turns, key=lambda turn: turn[0])[: quiet if quiet >= min(self.least, self.repeats) else self.repeats]
-        self.busy = quiet < len(taken)
-        self.kept, self.rejected = len(taken), len(turns) - len(taken)
-        return [statistics.median(seconds[i] for _, seconds in taken) for i in range(len(functions))]
-
-    def measure(self, name: str, value: float, unit: str, **more: Any) -> Measure:
-        """A result with this sampler's counts."""
-        return Measure(name, value, unit, threads=torch.get_num_threads(), kept=self.kept, rejected=self.rejected, busy=self.busy, **more)
-
-
-def _seconds(function: Callable[[], Any], count: int) -> float:
-    started = time.perf_counter()
-    for _ in range(count):
-        function()
-    return time.perf_counter() - started
-
-
-def _calls(function: Callable[[], Any]) -> int:
-    """Warm a function up, and say how often a sample has to call it."""
-    seconds = _seconds(function, 1)
-    if seconds < SHORTEST:  # what the first call set up does not count
-        seconds = _seconds(function, 1)
-    return max(1, min(1000, math.ceil(SHORTEST / max(seconds, 1e-6))))
 
 
 def _training_step(model: Any, codec: nn.Module, x: Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
@@ -210,7 +98,7 @@ def bench_surgery() -> Iterator[Measure]:
 
         sampler = Sampler(3, limit=4, least=2)
         seconds, once = sampler.medians([surgery, forward])
-        checking = _seconds(lambda c=codec, s=small, k=keep, g=groups: verify_same(c, s, g.check(k), g), 1)  # type: ignore[misc]
+        checking = seconds_of(lambda c=codec, s=small, k=keep, g=groups: verify_same(c, s, g.check(k), g), 1)  # type: ignore[misc]
         goal = 3.0 if name == "cheng2020-attn" else 1.0
         detail = f"{seconds / once:.2f}x a forward pass at {SIZE_TEXT} ({once:.2f} s); verification {checking:.2f} s more"
         yield sampler.measure(f"groups + surgery, {name} q{quality}", seconds, "s", goal=goal, size="any", detail=detail)

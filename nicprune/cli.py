@@ -226,6 +226,16 @@ def report(
 
 
 @app.command()
+def overview(
+    folder: Annotated[str, typer.Argument(help="Folder of reports, with an overview.yaml that says which of their figures to show.")] = "reports",
+) -> None:
+    """Put figures of several reports on one screen, beside published ones: README.md in the folder."""
+    from nicprune.report.overview import write_overview
+
+    typer.echo(f"wrote {write_overview(folder)}")
+
+
+@app.command()
 def export(
     file: Annotated[str, typer.Argument(help="A .safetensors file of nicprune's.")],
     output: Annotated[str, typer.Argument(help="File (compressai) or folder (onnx) to write.")],
@@ -251,6 +261,29 @@ def bench(what: Annotated[list[str] | None, typer.Argument(help="Parts to measur
 
     threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or None
     typer.echo(format_bench(run_bench(what or None, threads=threads)))
+
+
+@app.command("time")
+def time_(
+    codecs: Annotated[list[str], typer.Argument(help="Names, files, or package.module:factory; the first is what the others are compared with.")],
+    image: Annotated[str | None, typer.Option(help="Photograph; by default one that comes with the demo extra.")] = None,
+    quality: Quality = None,
+    weights: Weights = "official",
+    metric: Metric = "mse",
+    seconds: Annotated[float, typer.Option(min=0, help="After which the least disturbed turns have to do, on a machine that is never quiet.")] = 60.0,
+) -> None:
+    """Show where the time of coding a photograph goes, and what of the FLOP reduction it follows."""
+    from nicprune.checkpoint import load_codec
+    from nicprune.timing import time_codecs, times_table
+
+    # The same file may be named twice: a codec against itself shows what such a ratio is worth on this machine.
+    stems = [Path(name).stem if Path(name).is_file() else name for name in codecs]
+    labels = [f"{stem} ({number})" if stems.count(stem) > 1 else stem for number, stem in enumerate(stems, 1)]
+    ready = {
+        label: load_codec(name, quality, metric=metric, weights="official" if name.endswith(".safetensors") else weights)
+        for label, name in zip(labels, codecs, strict=True)
+    }
+    typer.echo(times_table(time_codecs(ready, image, limit=seconds), Path(image).name if image else "a sample photograph"))
 
 
 def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:

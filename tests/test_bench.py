@@ -9,6 +9,7 @@ import torch
 from compressai.models import ScaleHyperprior
 
 import nicprune.bench as bench
+import nicprune.sampling as sampling
 from nicprune.errors import RecipeError
 
 
@@ -16,7 +17,7 @@ from nicprune.errors import RecipeError
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that functions advance themselves."""
     now = [0.0]
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(sampling.time, "perf_counter", lambda: now[0])
     return now
 
 
@@ -30,27 +31,27 @@ def test_turns_during_which_others_were_busy_do_not_count(clock: list[float], mo
             return 0.0, 0.0, 0.0
         return pending.pop(), 1.0, 0.0
 
-    monkeypatch.setattr(bench, "_processor_time", processor)
+    monkeypatch.setattr(sampling, "processor_time", processor)
     # The first call of each is the warm-up, long enough not to be repeated; busy turns are slow, as they would be.
     durations = {"a": iter([9, 1, 50, 3, 2, 50, 2]), "b": iter([9, 2, 90, 6, 4, 90, 4])}
 
     def advance(name: str) -> None:
         clock[0] += next(durations[name])
 
-    sampler = bench.Sampler(repeats=4, limit=1e9)
+    sampler = sampling.Sampler(repeats=4, limit=1e9)
     assert sampler.medians([lambda: advance("a"), lambda: advance("b")]) == [2, 4]
     assert (sampler.kept, sampler.rejected, sampler.busy) == (4, 2, False)
 
 
 def test_a_machine_that_is_never_quiet_gives_the_least_disturbed_and_says_so(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     shares = iter([0.9, 0.4, 0.8, 0.5, 0.9, 0.9])
-    monkeypatch.setattr(bench, "others_share", lambda before, after: next(shares))
+    monkeypatch.setattr(sampling, "others_share", lambda before, after: next(shares))
     durations = iter([1, 9, 1, 9, 3, 9, 9])
 
     def advance() -> None:
         clock[0] += next(durations)
 
-    sampler = bench.Sampler(repeats=2, limit=35)
+    sampler = sampling.Sampler(repeats=2, limit=35)
     assert sampler.medians([advance]) == [2]
     result = sampler.measure("figure", 2.0, "x", detail="detail")
     assert (result.kept, result.rejected, result.busy) == (2, 4, True)
@@ -60,13 +61,13 @@ def test_a_machine_that_is_never_quiet_gives_the_least_disturbed_and_says_so(clo
 
 def test_some_quiet_turns_are_enough_when_time_is_up(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     shares = iter([0.0, 0.9, 0.1, 0.9, 0.0])
-    monkeypatch.setattr(bench, "others_share", lambda before, after: next(shares))
+    monkeypatch.setattr(sampling, "others_share", lambda before, after: next(shares))
     durations = iter([1, 2, 50, 3, 50, 4])
 
     def advance() -> None:
         clock[0] += next(durations)
 
-    sampler = bench.Sampler(repeats=7, limit=108, least=3)
+    sampler = sampling.Sampler(repeats=7, limit=108, least=3)
     assert sampler.medians([advance]) == [3]
     assert (sampler.kept, sampler.rejected, sampler.busy) == (3, 2, False)
 
@@ -79,7 +80,7 @@ def test_short_functions_are_called_until_a_sample_lasts_long_enough(clock: list
         lasts.append(clock[0])
         return clock[0], clock[0], clock[0]
 
-    monkeypatch.setattr(bench, "_processor_time", processor)
+    monkeypatch.setattr(sampling, "processor_time", processor)
     setting_up = iter([5.0, *[0.0] * 10_000])
 
     def short() -> None:
@@ -88,8 +89,8 @@ def test_short_functions_are_called_until_a_sample_lasts_long_enough(clock: list
     def slow_at_first() -> None:
         clock[0] += 0.002 + next(setting_up) * 0.01
 
-    assert bench.Sampler(repeats=2).medians([short, slow_at_first]) == pytest.approx([0.004, 0.002])
-    assert all(after - before >= 2 * bench.SHORTEST - 1e-9 for before, after in zip(lasts[::2], lasts[1::2], strict=True))
+    assert sampling.Sampler(repeats=2).medians([short, slow_at_first]) == pytest.approx([0.004, 0.002])
+    assert all(after - before >= 2 * sampling.SHORTEST - 1e-9 for before, after in zip(lasts[::2], lasts[1::2], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -97,15 +98,15 @@ def test_short_functions_are_called_until_a_sample_lasts_long_enough(clock: list
     [((0, 0, 0), (10, 20, 10), 0.0), ((0, 0, 0), (15, 20, 10), 0.25), ((5, 10, 5), (5, 10, 5), 0.0), (None, (1, 1, 1), 0.0), ((0, 0, 0), (1, 2, 3), 0.0)],
 )
 def test_share_of_others(before: tuple[float, float, float] | None, after: tuple[float, float, float], share: float) -> None:
-    assert bench.others_share(before, after) == share
+    assert sampling.others_share(before, after) == share
 
 
 def test_parts_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
-    def part(name: str) -> Iterator[bench.Measure]:
+    def part(name: str) -> Iterator[sampling.Measure]:
         ran.append(name)
-        yield bench.Measure(name, 1.0, "x", goal=0.9, at_least=True)
+        yield sampling.Measure(name, 1.0, "x", goal=0.9, at_least=True)
 
     monkeypatch.setattr(bench, "PARTS", {name: (lambda n=name: part(n)) for name in bench.PARTS})
     assert [r.name for r in bench.run_bench(["budget", "attach"], progress=False)] == ["budget", "attach"] == ran
@@ -115,13 +116,13 @@ def test_parts_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_goals_are_said_either_way() -> None:
-    text = bench.format_bench([bench.Measure("a", 1.2, "x", 1.05), bench.Measure("b", 0.95, "x", 0.9, at_least=True), bench.Measure("c", 2.0, "x")])
+    text = bench.format_bench([sampling.Measure("a", 1.2, "x", 1.05), sampling.Measure("b", 0.95, "x", 0.9, at_least=True), sampling.Measure("c", 2.0, "x")])
     assert "<= 1.05 x: not met" in text and ">= 0.9 x: met" in text and "run again" not in text
 
 
 def test_figures_carry_the_threads_they_were_taken_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    def part() -> Iterator[bench.Measure]:
-        yield bench.Sampler().measure("figure", 1.0, "x")
+    def part() -> Iterator[sampling.Measure]:
+        yield sampling.Sampler().measure("figure", 1.0, "x")
 
     before = torch.get_num_threads()
     monkeypatch.setattr(bench, "PARTS", {"attach": part})
@@ -132,13 +133,13 @@ def test_figures_carry_the_threads_they_were_taken_with(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("part", ["attach", "surgery", "speedup", "precision"])
 def test_every_part_says_what_it_measured(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def once(self: bench.Sampler, functions: Sequence[Callable[[], object]]) -> list[float]:
+    def once(self: sampling.Sampler, functions: Sequence[Callable[[], object]]) -> list[float]:
         for function in functions:
             function()
         self.kept = 1
         return [2.0, 1.0][: len(functions)]
 
-    monkeypatch.setattr(bench.Sampler, "medians", once)
+    monkeypatch.setattr(sampling.Sampler, "medians", once)
     monkeypatch.setattr(bench, "ZOO", ("bmshj2018-hyperprior",))
     monkeypatch.setattr(bench, "SIZE", (64, 64))
     monkeypatch.setattr(bench, "_ready", lambda name, quality: ScaleHyperprior(64, 96).to(memory_format=torch.channels_last))
@@ -155,7 +156,7 @@ def test_every_part_says_what_it_measured(part: str, monkeypatch: pytest.MonkeyP
 
 
 def test_a_real_part_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "SHORTEST", 0.0)
-    monkeypatch.setattr(bench, "_processor_time", lambda: None)
+    monkeypatch.setattr(sampling, "SHORTEST", 0.0)
+    monkeypatch.setattr(sampling, "processor_time", lambda: None)
     results = list(bench.bench_budget())
     assert len(results) == 6 and all(r.value > 0 and r.unit == "s" and r.kept == 3 and r.rejected == 0 for r in results)

@@ -1,0 +1,192 @@
+"""One screen of several reports: which figures stand on it, and beside what published ones, says a YAML file; the figures are read from the reports.
+
+    write_overview("reports")   # reads reports/overview.yaml and reports/*/records.json, writes reports/README.md
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+from tabulate import tabulate
+
+from nicprune.errors import FileError, RecipeError, closest
+from nicprune.files import write_text
+from nicprune.report.gaps import cost
+from nicprune.report.lines import Line, lines
+from nicprune.report.rd import ENOUGH_POINTS, bd_table
+from nicprune.report.records import Record, counterpart, read
+from nicprune.settings import Settings, parse
+
+NOTE = (
+    "Cells: PSNR drop and change of bpp against the original, which no training touched since; control: the original trained on for as many steps. "
+    "Cost: lambda · 255² · MSE + bpp against that control, mean over qualities. BD-rate: over four qualities and more, against the original, the control. "
+    "± is the sample standard deviation over seeds."
+)
+
+
+class Row(Settings):
+    """A line of a table.
+
+    Args:
+        arm: as the report calls it, a slimmable codec's with its width ("slimmable, width 48").
+        report: the report's folder, if not the section's.
+        name: what to call it here; by default as the report does.
+        published: what its authors report.
+        run: False for what has not been run: the line stands there without figures.
+    """
+
+    arm: str
+    report: str | None = None
+    name: str | None = None
+    published: str = ""
+    run: bool = True
+
+
+class Section(Settings):
+    """A table: lines of one codec.
+
+    Args:
+        after: recipes that make what its recipes start from.
+        below: text under the table.
+    """
+
+    title: str
+    report: str | None = None
+    after: list[str] = []
+    text: str = ""
+    rows: list[Row] = Field(min_length=1)
+    below: str = ""
+
+
+class Overview(Settings):
+    """The content of overview.yaml."""
+
+    title: str
+    text: str = ""
+    sections: list[Section] = Field(min_length=1)
+
+
+def write_overview(folder: str | Path) -> Path:
+    """Write README.md into a folder of reports, as the overview.yaml in it says; return its path.
+
+    Raises:
+        FileError, RecipeError: as `overview_text`; FileError also where the README cannot be written.
+    """
+    return write_text(Path(folder) / "README.md", overview_text(folder))
+
+
+def overview_text(folder: str | Path) -> str:
+    """The overview of a folder of reports, in Markdown.
+
+    Raises:
+        FileError: overview.yaml or a report is not there or unreadable.
+        RecipeError: overview.yaml names a setting or an arm that does not exist.
+    """
+    folder = Path(folder)
+    source = folder / "overview.yaml"
+    try:
+        given = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"cannot read {source}: {error.strerror or error}; it says what stands in {folder / 'README.md'}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FileError(f"{source} is not YAML: {' '.join(str(error).split())[:160]}") from error
+    if not isinstance(given, dict):
+        raise FileError(f"{source} is not an overview: expected title and sections")
+    overview = parse(Overview, given, str(source))
+    parts = [f"# {overview.title}", *([overview.text.strip()] if overview.text else []), *(_section(folder, section) for section in overview.sections), NOTE]
+    return "\n\n".join(parts) + "\n"
+
+
+def _report(folder: Path, name: str | None, row: Row) -> Path:
+    if name is None:
+        raise RecipeError(f"overview: the line {row.arm!r} names no report, and neither does its section")
+    path = folder / name / "records.json"
+    if not path.exists():
+        there = sorted(p.parent.name for p in folder.glob("*/records.json"))
+        raise RecipeError(f"overview: no report {name!r}; {closest(name, there)}; or say run: false")
+    return path
+
+
+def _section(folder: Path, section: Section) -> str:
+    found: list[tuple[Row, list[Line], list[Record]]] = []
+    reports: dict[Path, list[Record]] = {}
+    for row in section.rows:
+        if not row.run:
+            found.append((row, [], []))
+            continue
+        path = _report(folder, row.report or section.report, row)
+        records = reports.setdefault(path, read(path) if path not in reports else [])
+        every = lines(records)
+        chosen = [line for line in every if line.label == row.arm and not line.between()]
+        if not chosen:
+            raise RecipeError(f"overview: no arm {row.arm!r} in report {path.parent.name!r}; {closest(row.arm, sorted({line.label for line in every}))}")
+        found.append((row, chosen, records))
+    qualities = sorted({line.quality for _, chosen, _ in found for line in chosen if line.quality is not None})
+    headers = ["", "FLOP reduction", *(f"q{quality}" for quality in qualities), "cost", "BD-rate", "published"]
+    body = [_cells(row, chosen, records, qualities) for row, chosen, records in found]
+    keep = [n for n, header in enumerate(headers) if header not in ("BD-rate", "published") or any(cells[n] for cells in body)]
+    align = ["left" if headers[n] in ("", "published") else "right" for n in keep]
+    text = tabulate([[cells[n] for n in keep] for cells in body], [headers[n] for n in keep], tablefmt="pipe", disable_numparse=True, colalign=align)
+    names = list(dict.fromkeys(path.parent.name for path in reports))
+    made = " ".join(f"`nicprune run {name}`" for name in [*section.after, *names])
+    linked = ", ".join(f"[{name}]({name}/table.md)" for name in names)
+    said = f"Made by {made}; every figure by quality: {linked}." if names else ""
+    return "\n\n".join(part for part in (f"## {section.title}", section.text.strip(), text, section.below.strip(), said) if part)
+
+
+def _cells(row: Row, chosen: list[Line], records: list[Record], qualities: list[int]) -> list[str]:
+    name = _plain(row.name or row.arm)
+    if not chosen:
+        return [name, "not run", *([""] * (len(qualities) + 2)), _plain(row.published)]
+    by_quality = {line.quality: line for line in chosen}
+    control = chosen[0].role == "control"
+    reduction = "" if control else _span([line.mean["flop_reduction"] for line in chosen])
+    each = [_drop(by_quality[quality]) if quality in by_quality else "" for quality in qualities]
+    return [name, reduction, *each, "" if control else _over_control(chosen, records), _bd(chosen, records), _plain(row.published)]
+
+
+def _plain(text: str) -> str:
+    """As a cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _span(values: list[float]) -> str:
+    low, high = (f"{value:.2f}" for value in (min(values), max(values)))
+    return f"{low}×" if low == high else f"{low}–{high}×"
+
+
+def _drop(line: Line) -> str:
+    return f"{line.show('psnr_drop_db', 'z.2f')} dB, {line.show('bpp_change_pct', '+.1f')} %"
+
+
+def _over_control(chosen: list[Line], records: list[Record]) -> str:
+    """Mean over qualities of the cost against the control's of the same quality, seed by seed; empty without a control."""
+    by_seed: dict[Any, list[float]] = {}
+    for line in chosen:
+        for record in line.members:
+            control = counterpart(record, records, "control")
+            costs = [cost(r) for r in (record, control) if r is not None]
+            if len(costs) == 2 and costs[0] is not None and costs[1] is not None:
+                by_seed.setdefault(record["seed"], []).append(100 * (costs[0] / costs[1] - 1))
+    means = [statistics.fmean(values) for values in by_seed.values()]
+    if not means:
+        return ""
+    return f"{statistics.fmean(means):+.1f}" + (f" ±{statistics.stdev(means):.1f}" if len(means) > 1 else "") + " %"
+
+
+def _bd(chosen: list[Line], records: list[Record]) -> str:
+    """BD-rate against the original and, of what is no control, against the control; empty below four qualities."""
+    if len({line.quality for line in chosen}) < ENOUGH_POINTS:
+        return ""
+    table = bd_table(records)
+    table = table[(table["label"] == chosen[0].arm) & (table["role"] == chosen[0].role)]
+    shown = []
+    for against in ("original", "control"):
+        rates = table[table["against"] == against]["bd_rate_pct"].dropna()
+        if len(rates):
+            shown.append(f"{rates.mean():+.1f} %")
+    return ", ".join(shown)

@@ -1,0 +1,91 @@
+"""The overview: figures of several reports in one file, none of which is typed by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import record, sweep
+
+from nicprune.errors import FileError, NicpruneError, RecipeError
+from nicprune.report.overview import overview_text, write_overview
+
+HEAD = "title: Reports\nsections:\n"
+
+
+def reports(folder: Path, content: str, **records: list[dict[str, Any]]) -> Path:
+    """A folder of reports with an overview.yaml."""
+    for name, found in records.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "records.json").write_text(json.dumps(found))
+    (folder / "overview.yaml").write_text(content)
+    return folder
+
+
+def cells(text: str, start: str) -> list[str]:
+    """The cells of the line that starts with this."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_figures_are_those_of_the_reports(tmp_path: Path) -> None:
+    rows = "- {title: A codec, report: one, rows: [{arm: control}, {arm: mask_decay, name: mask decay, published: EVC 2 %}]}\n"
+    folder = reports(tmp_path, HEAD + rows, one=sweep((1, 2, 3, 4), drop=0.7, rate=0.9))
+    text = write_overview(folder).read_text()
+    assert text.startswith("# Reports\n") and "## A codec" in text and "`nicprune run one`" in text and "(one/table.md)" in text
+    name, reduction, *qualities, cost, bd, published = cells(text, "mask decay")
+    assert (name, reduction, published) == ("mask decay", "2.00×", "EVC 2 %")
+    assert qualities == ["0.70 dB, -10.0 %"] * 4
+    # By hand: lambda 0.01, PSNR 28, 30, 32, 34 dB, the control 0.1 dB better at the same rates
+    ratios = []
+    for psnr, bpp in ((28, 0.2), (30, 0.35), (32, 0.6), (34, 1.0)):
+        pruned, control = (0.01 * 255**2 * 10 ** (-value / 10) + rate for value, rate in ((psnr - 0.7, 0.9 * bpp), (psnr + 0.1, bpp)))
+        ratios.append(100 * (pruned / control - 1))
+    assert cost == f"{sum(ratios) / 4:+.1f} %"
+    assert bd.count("%") == 2 and float(bd.split(" %")[0]) < float(bd.split(", ")[1].split(" %")[0])
+    assert cells(text, "control")[1] == cells(text, "control")[6] == "" and cells(text, "control")[2] == "-0.10 dB, +0.0 %"
+
+
+def test_seeds_give_means_with_their_spread(tmp_path: Path) -> None:
+    found = [record("original", 3), *(record(role, 3, seed=seed, drop=drop) for role in ("control", "pruned") for seed, drop in ((0, 0.2), (1, 0.4)))]
+    text = write_overview(reports(tmp_path, HEAD + "- {title: A, report: one, rows: [{arm: mask_decay}]}\n", one=found)).read_text()
+    assert cells(text, "mask_decay")[2] == "0.30 ±0.14 dB, +0.0 %"
+    assert cells(text, "mask_decay")[3] == "+0.0 ±0.0 %", "each seed against its own control"
+    assert "BD-rate" not in text.split("Cells:")[0] and "published" not in text, "no column without a figure"
+
+
+def test_what_has_not_been_run_says_so(tmp_path: Path) -> None:
+    rows = "- {title: A, report: one, rows: [{arm: mask_decay}, {arm: mask_decay 7x, published: a | b, run: false}]}\n"
+    text = write_overview(reports(tmp_path, HEAD + rows, one=sweep((3,)))).read_text()
+    line = next(line for line in text.splitlines() if line.startswith("| mask_decay 7x"))
+    assert "not run" in line and r"a \| b" in line
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        (None, FileError, "cannot read"),
+        ("- 1", FileError, "not an overview"),
+        ("a: [", FileError, "not YAML"),
+        ("title: A", RecipeError, "sections is missing"),
+        (HEAD + "- {title: A, rows: [{arm: mask_decay}]}", RecipeError, "names no report"),
+        (HEAD + "- {title: A, report: two, rows: [{arm: mask_decay}]}", RecipeError, "no report 'two'"),
+        (HEAD + "- {title: A, report: one, rows: [{arm: mask decay}]}", RecipeError, "did you mean 'mask_decay'?"),
+        (HEAD + "- {title: A, report: one, rows: [{arm: mask_decay, runs: 1}]}", RecipeError, "unknown key"),
+        (HEAD + "- {title: A, report: one, rows: []}", RecipeError, "at least 1"),
+    ],
+)
+def test_a_wrong_overview_gives_one_line(tmp_path: Path, content: str | None, kind: type[NicpruneError], message: str) -> None:
+    folder = reports(tmp_path, content or "", one=sweep((3,)))
+    if content is None:
+        (folder / "overview.yaml").unlink()
+    with pytest.raises(kind, match=message) as error:
+        write_overview(folder)
+    assert "\n" not in str(error.value) and not (folder / "README.md").exists()
+
+
+def test_the_project_s_own_overview_is_up_to_date() -> None:
+    folder = Path(__file__).parents[1] / "reports"
+    assert overview_text(folder) == (folder / "README.md").read_text(), "run nicprune overview"
