@@ -53,7 +53,20 @@ def test_seeds_give_means_with_their_spread(tmp_path: Path) -> None:
     text = write_overview(reports(tmp_path, HEAD + "- {title: A, report: one, rows: [{arm: mask_decay}]}\n", one=found)).read_text()
     assert cells(text, "mask_decay")[2] == "0.30 ±0.14 dB, +0.0 %"
     assert cells(text, "mask_decay")[3] == "+0.0 ±0.0 %", "each seed against its own control"
-    assert "BD-rate" not in text.split("Cells:")[0] and "published" not in text, "no column without a figure"
+    assert "| BD-rate" not in text and "| published" not in text, "no column without a figure"
+
+
+def test_costs_by_different_lambdas_are_not_compared(tmp_path: Path) -> None:
+    found = [record("original", 3), record("control", 3), record("pruned", 3, lmbda=0.005)]
+    text = write_overview(reports(tmp_path, HEAD + "- {title: A, report: one, rows: [{arm: mask_decay}]}\n", one=found)).read_text()
+    assert "| cost" not in text
+
+
+def test_points_are_shown_as_they_are(tmp_path: Path) -> None:
+    rows = "- {title: A, report: one, show: point, after: [base], rows: [{arm: original}]}\n"
+    text = write_overview(reports(tmp_path, HEAD + rows, one=sweep((1, 3)))).read_text()
+    assert cells(text, "original") == ["original", "28.00 dB, 0.200", "32.00 dB, 0.600"]
+    assert "`nicprune run base`, then `nicprune run one`" in text
 
 
 def test_what_has_not_been_run_says_so(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field
@@ -22,7 +22,7 @@ from nicprune.report.records import Record, counterpart, read
 from nicprune.settings import Settings, parse
 
 NOTE = (
-    "Cells: PSNR drop and change of bpp against the original, which no training touched since; control: the original trained on for as many steps. "
+    "PSNR drop, and change of bpp, against the original, which no training touched since; control: the original trained on for as many steps. "
     "Cost: lambda · 255² · MSE + bpp against that control, mean over qualities. BD-rate: over four qualities and more, against the original, the control. "
     "± is the sample standard deviation over seeds."
 )
@@ -51,6 +51,7 @@ class Section(Settings):
 
     Args:
         after: recipes that make what its recipes start from.
+        show: "drop": PSNR drop and change of bpp against the original; "point": PSNR and bpp as they are, for originals and unlike codecs.
         below: text under the table.
     """
 
@@ -58,6 +59,7 @@ class Section(Settings):
     report: str | None = None
     after: list[str] = []
     text: str = ""
+    show: Literal["drop", "point"] = "drop"
     rows: list[Row] = Field(min_length=1)
     below: str = ""
 
@@ -97,7 +99,7 @@ def overview_text(folder: str | Path) -> str:
     if not isinstance(given, dict):
         raise FileError(f"{source} is not an overview: expected title and sections")
     overview = parse(Overview, given, str(source))
-    parts = [f"# {overview.title}", *([overview.text.strip()] if overview.text else []), *(_section(folder, section) for section in overview.sections), NOTE]
+    parts = [f"# {overview.title}", *([overview.text.strip()] if overview.text else []), NOTE, *(_section(folder, section) for section in overview.sections)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -126,27 +128,28 @@ def _section(folder: Path, section: Section) -> str:
             raise RecipeError(f"overview: no arm {row.arm!r} in report {path.parent.name!r}; {closest(row.arm, sorted({line.label for line in every}))}")
         found.append((row, chosen, records))
     qualities = sorted({line.quality for _, chosen, _ in found for line in chosen if line.quality is not None})
-    headers = ["", "FLOP reduction", *(f"q{quality}" for quality in qualities), "cost", "BD-rate", "published"]
-    body = [_cells(row, chosen, records, qualities) for row, chosen, records in found]
-    keep = [n for n, header in enumerate(headers) if header not in ("BD-rate", "published") or any(cells[n] for cells in body)]
+    headers = ["", "FLOP reduction", *(f"q{quality}" for quality in qualities), "cost over control", "BD-rate", "published"]
+    body = [_cells(row, chosen, records, qualities, section.show) for row, chosen, records in found]
+    keep = [n for n, header in enumerate(headers) if any(cells[n] for cells in body)]
     align = ["left" if headers[n] in ("", "published") else "right" for n in keep]
     text = tabulate([[cells[n] for n in keep] for cells in body], [headers[n] for n in keep], tablefmt="pipe", disable_numparse=True, colalign=align)
     names = list(dict.fromkeys(path.parent.name for path in reports))
-    made = " ".join(f"`nicprune run {name}`" for name in [*section.after, *names])
+    made = ", then ".join(f"`nicprune run {name}`" for name in [*section.after, *names])
     linked = ", ".join(f"[{name}]({name}/table.md)" for name in names)
     said = f"Made by {made}; every figure by quality: {linked}." if names else ""
     return "\n\n".join(part for part in (f"## {section.title}", section.text.strip(), text, section.below.strip(), said) if part)
 
 
-def _cells(row: Row, chosen: list[Line], records: list[Record], qualities: list[int]) -> list[str]:
+def _cells(row: Row, chosen: list[Line], records: list[Record], qualities: list[int], show: str) -> list[str]:
     name = _plain(row.name or row.arm)
     if not chosen:
         return [name, "not run", *([""] * (len(qualities) + 2)), _plain(row.published)]
     by_quality = {line.quality: line for line in chosen}
-    control = chosen[0].role == "control"
-    reduction = "" if control else _span([line.mean["flop_reduction"] for line in chosen])
-    each = [_drop(by_quality[quality]) if quality in by_quality else "" for quality in qualities]
-    return [name, reduction, *each, "" if control else _over_control(chosen, records), _bd(chosen, records), _plain(row.published)]
+    whole = chosen[0].role in ("original", "control")
+    reduction = "" if whole else _span([line.mean["flop_reduction"] for line in chosen])
+    cell = _drop if show == "drop" else _point
+    each = [cell(by_quality[quality]) if quality in by_quality else "" for quality in qualities]
+    return [name, reduction, *each, "" if whole else _over_control(chosen, records), _bd(chosen, records), _plain(row.published)]
 
 
 def _plain(text: str) -> str:
@@ -163,13 +166,18 @@ def _drop(line: Line) -> str:
     return f"{line.show('psnr_drop_db', 'z.2f')} dB, {line.show('bpp_change_pct', '+.1f')} %"
 
 
+def _point(line: Line) -> str:
+    return f"{line.show('psnr_db', '.2f')} dB, {line.show('bpp', '.3f')}"
+
+
 def _over_control(chosen: list[Line], records: list[Record]) -> str:
     """Mean over qualities of the cost against the control's of the same quality, seed by seed; empty without a control."""
     by_seed: dict[Any, list[float]] = {}
     for line in chosen:
         for record in line.members:
             control = counterpart(record, records, "control")
-            costs = [cost(r) for r in (record, control) if r is not None]
+            # Costs by different lambdas, as the widths of a slimmable codec have, say nothing about each other.
+            costs = [cost(r) for r in (record, control) if r is not None and r["lmbda"] == record["lmbda"]]
             if len(costs) == 2 and costs[0] is not None and costs[1] is not None:
                 by_seed.setdefault(record["seed"], []).append(100 * (costs[0] / costs[1] - 1))
     means = [statistics.fmean(values) for values in by_seed.values()]
