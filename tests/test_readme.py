@@ -49,16 +49,22 @@ def test_commands_run_in_the_order_given(tmp_path: Path, monkeypatch: pytest.Mon
     nip.fit(ladder, "samples", steps=8, batch_size=1, patch_size=64, progress=False)
     nip.save(ladder.harden(), "demo-ladder.safetensors")
     write_png(read_image(sample_photographs("test")[0]), tmp_path / "photo.png")
+    (tmp_path / "reports").mkdir()
+    shown = "title: Reports\nsections:\n- {title: A codec, report: quickstart, rows: [{arm: mask_decay}]}\n"
+    (tmp_path / "reports" / "overview.yaml").write_text(shown, encoding="utf-8")
     for command in commands():
         assert command[0] == "nicprune"
         arguments = command[1:]
         if arguments[0] in SLOW:
             arguments = [arguments[0], "--help"]
+        if arguments[0] == "time":
+            arguments += ["--seconds", "0"]
         if arguments[:2] == ["run", "recipes/quickstart.yaml"]:
             arguments += ["--quiet", "--set", "sparsify.steps=2", "--set", "finetune.steps=1", "--set", "qualities=[1]", "--set", "training.batch_size=1"]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0 and result.exception is None, f"{' '.join(command)}: {result.output}{result.exception!r}"
     assert (tmp_path / "reports" / "again" / "index.html").exists() and (tmp_path / "onnx" / "g_a.onnx").exists()
+    assert "A codec" in (tmp_path / "reports" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_two_commands_are_those_that_ci_runs() -> None:

@@ -61,6 +61,17 @@ def test_gates_count_with_the_transform_they_are_in(clock: list[float]) -> None:
     assert encode[REST] == decode[REST] == 0
 
 
+def test_what_hooks_do_before_a_transform_counts_with_it(clock: list[float]) -> None:
+    codec: Any = load_codec("demo-hyperprior", 1)
+
+    def before(*_: Any) -> None:
+        clock[0] += 4
+
+    codec.g_a.register_forward_pre_hook(before)
+    encode, _ = stage_times(codec, torch.rand(1, 3, 64, 64))
+    assert encode["g_a"] == 4 and encode[REST] == 0
+
+
 def test_costs_are_those_of_the_codec_and_with_gates_of_the_image() -> None:
     codec = load_codec("demo-hyperprior", 1)
     gated = attach(load_codec("demo-hyperprior", 1).eval(), "channel_gating", alpha=0.5)
