@@ -26,8 +26,8 @@ from nicprune.errors import RecipeError, closest
 from nicprune.methods import attach
 from nicprune.methods.magnitude import group_magnitude
 from nicprune.precision import autocast_dtype, entropy_models_in_float32
-from nicprune.runtime import machine_line, tune_allocator
-from nicprune.sampling import BUSY, Measure, Sampler, seconds_of
+from nicprune.runtime import BUSY, machine_line, tune_allocator
+from nicprune.sampling import Measure, Sampler, seconds_of
 from nicprune.surgery import prune, verify_same
 
 SIZE = (512, 768)

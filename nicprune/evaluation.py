@@ -23,6 +23,7 @@ from nicprune.data import list_images, readable, usable_images
 from nicprune.errors import CodecError, RecipeError
 from nicprune.files import write_text
 from nicprune.methods import Attached
+from nicprune.runtime import BUSY, others_share, processor_time
 
 MS_SSIM_SIDE = 176
 """Smallest side for five-scale MS-SSIM with an 11-pixel window; smaller images have none."""
@@ -60,6 +61,8 @@ class Evaluation:
     lmbda: float | None = None
     width: int | None = None
     at: str = ""
+    busy: float = 0.0
+    """Share of the processor that other programs used meanwhile: times are worth little where it is large."""
 
     def dynamic(self) -> dict[str, tuple[float, float, float]]:
         """Mean, smallest and largest MACs at 64x64 over the images, all, per side and per transform; empty where all images cost the same."""
@@ -84,8 +87,12 @@ class Evaluation:
         return (
             f"{self.codec}{at}: {m['psnr_db']:.3f} dB at {m['bpp']:.4f} bpp (estimated {m['bpp_estimated']:.4f}){ms}  "
             f"encode {m['encode_s']:.3f} s  decode {m['decode_s']:.3f} s  {self.cost.kmac_per_pixel():.2f} kMAC/pixel{self._range()} ({COUNTER})  "
-            f"{self.cost.params:,} params  [{len(self.images)} images, {self.device}, {self.threads} threads]"
+            f"{self.cost.params:,} params  [{len(self.images)} images, {self.device}, {self.threads} threads{self.disturbed()}]"
         )
+
+    def disturbed(self) -> str:
+        """What to say behind times that were taken while other programs ran."""
+        return f", others used {self.busy:.0%} of the processor" if self.busy > BUSY else ""
 
     def _range(self) -> str:
         if not (spread := self.dynamic()):
@@ -224,6 +231,7 @@ def evaluate(
     else:
         now = cost if cost is not None else measure(bare)
     scores: list[ImageScore] = []
+    before = processor_time()
     for number, (path, image) in enumerate(readable(paths), 1):
         if not scores:  # the first call pays for set-up that no later one does
             evaluate_image(ready, image[:, :FACTOR, :FACTOR], "warm-up", **rate)
@@ -239,7 +247,7 @@ def evaluate(
     found = Evaluation(
         record.name, record.quality, now, original, tuple(scores), str(place), torch.get_num_threads(),
         position, float(rates.lmbda(torch.tensor(position))) if rates is not None and position is not None else None,
-        width, "" if widths is None or width is None else widths.name(width),
+        width, "" if widths is None or width is None else widths.name(width), others_share(before, processor_time()),
     )  # fmt: skip
     if spread := found.dynamic():
         found = replace(found, cost=replace(now, **{what: round(spread[what][0]) for what in ("macs", "encoder", "decoder")}))
@@ -266,7 +274,8 @@ class Comparison:
         ]
         lines = [f"{'':12}{'before':>14}{'after':>14}"]
         lines += [f"{name:12}{before:>14,.4g}{after:>14,.4g}   {note}" for name, before, after, note in rows]
-        lines.append(f"{len(self.after.images)} images, {self.after.device}, {self.after.threads} threads; MACs counted by {COUNTER}")
+        most = max(self.before, self.after, key=lambda evaluation: evaluation.busy)
+        lines.append(f"{len(self.after.images)} images, {self.after.device}, {self.after.threads} threads{most.disturbed()}; MACs counted by {COUNTER}")
         return "\n".join(lines)
 
 
@@ -281,7 +290,8 @@ def write_results(evaluation: Evaluation, path: str | Path) -> Path:
     content = evaluation.compressai_json() | {
         "nicprune": {
             "means": evaluation.means(), "cost_64x64": evaluation.cost.as_dict(), "original_cost_64x64": evaluation.original_cost.as_dict(),
-            "counter": COUNTER, "device": evaluation.device, "threads": evaluation.threads, "images": [asdict(i) for i in evaluation.images],
+            "counter": COUNTER, "device": evaluation.device, "threads": evaluation.threads, "busy": evaluation.busy,
+            "images": [asdict(i) for i in evaluation.images],
         }
     }  # fmt: skip
     return write_text(path, json.dumps(content, indent=1) + "\n")

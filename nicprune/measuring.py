@@ -74,7 +74,7 @@ def measure_at(
         "widths": last_change(unwrap(codec), job).get("widths", {}), **evaluation.means(), "images": [asdict(image) for image in evaluation.images],
         "test": test_name(recipe), "crops": crops, "file": "codec.safetensors", "file_bytes": size,
         "recipe": recipe.name, "recipe_sha256": digest(recipe.model_dump(mode="json")), "recipe_text": text,
-        "counter": COUNTER, "threads": evaluation.threads, "device": evaluation.device, "versions": versions(),
+        "counter": COUNTER, "threads": evaluation.threads, "busy": round(evaluation.busy, 3), "device": evaluation.device, "versions": versions(),
         "machine": machine_line(), "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
     return record, evaluation

@@ -10,6 +10,8 @@ from importlib import metadata
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 PACKAGES = ("nicprune", "torch", "compressai", "torch-pruning", "fvcore", "numpy")
+BUSY = 0.15
+"""Share of the processor that others may use during a sample."""
 
 
 def tune_allocator() -> bool:
@@ -69,3 +71,23 @@ def _memory_gb() -> float:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
     except (ValueError, OSError, AttributeError):
         return 0.0
+
+
+def processor_time() -> tuple[float, float, float] | None:
+    """(busy, all, own) processor seconds so far; None where the system does not say."""
+    try:
+        with open("/proc/stat", encoding="utf-8") as file:
+            ticks = [int(v) for v in file.readline().split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    hertz = os.sysconf("SC_CLK_TCK")
+    idle = ticks[3] + ticks[4]
+    own = os.times()
+    return (sum(ticks) - idle) / hertz, sum(ticks) / hertz, own.user + own.system
+
+
+def others_share(before: tuple[float, float, float] | None, after: tuple[float, float, float] | None) -> float:
+    """Share of the processor that other programs used between two readings."""
+    if before is None or after is None or after[1] <= before[1]:
+        return 0.0
+    return max(0.0, (after[0] - before[0]) - (after[2] - before[2])) / (after[1] - before[1])

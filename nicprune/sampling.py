@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -12,10 +11,9 @@ from typing import Any, TypeVar
 
 import torch
 
-T = TypeVar("T")
+from nicprune.runtime import BUSY, others_share, processor_time
 
-BUSY = 0.15
-"""Share of the processor that others may use during a sample."""
+T = TypeVar("T")
 
 SHORTEST = 0.1
 """Seconds that a sample lasts at least, by repetition: the system counts processor time in ticks of 10 ms."""
@@ -49,26 +47,6 @@ class Measure:
         if self.goal is None:
             return None
         return self.value >= self.goal if self.at_least else self.value <= self.goal
-
-
-def processor_time() -> tuple[float, float, float] | None:
-    """(busy, all, own) processor seconds so far; None where the system does not say."""
-    try:
-        with open("/proc/stat", encoding="utf-8") as file:
-            ticks = [int(v) for v in file.readline().split()[1:9]]
-    except (OSError, ValueError):
-        return None
-    hertz = os.sysconf("SC_CLK_TCK")
-    idle = ticks[3] + ticks[4]
-    own = os.times()
-    return (sum(ticks) - idle) / hertz, sum(ticks) / hertz, own.user + own.system
-
-
-def others_share(before: tuple[float, float, float] | None, after: tuple[float, float, float] | None) -> float:
-    """Share of the processor that other programs used between two readings."""
-    if before is None or after is None or after[1] <= before[1]:
-        return 0.0
-    return max(0.0, (after[0] - before[0]) - (after[2] - before[2])) / (after[1] - before[1])
 
 
 class Sampler:

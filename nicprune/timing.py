@@ -25,8 +25,8 @@ from nicprune.cost import CostModel, Totals
 from nicprune.data import calibration_images, read_image
 from nicprune.evaluation import pad
 from nicprune.methods import Attached
-from nicprune.runtime import machine_line
-from nicprune.sampling import BUSY, Sampler
+from nicprune.runtime import BUSY, machine_line
+from nicprune.sampling import Sampler
 
 REST = "coding"
 """What is spent outside of every module: entropy coding, and context models that CompressAI runs pixel by pixel on one thread."""

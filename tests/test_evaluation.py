@@ -12,6 +12,7 @@ from compressai.utils.eval_model.__main__ import compute_metrics
 from conftest import built, hook_count, image, same_state, state_of
 from torch import nn
 
+import nicprune.evaluation as evaluation
 from nicprune.data import read_image, write_png
 from nicprune.errors import CodecError, DataError
 from nicprune.evaluation import compare, crop, evaluate, evaluate_image, pad, psnr, string_bytes, write_results
@@ -52,6 +53,16 @@ def test_bpp_is_of_the_strings_and_near_the_estimate(photos: Path) -> None:
     assert score.bpp == pytest.approx(score.bpp_estimated, rel=0.25)
     assert torch.equal(decoded, crop(codec.decompress(sent["strings"], sent["shape"])["x_hat"], padding)[0].clamp(0, 1))
     assert decoded.shape == picture.shape and score.ms_ssim is not None
+
+
+def test_times_taken_while_others_ran_say_so(photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    codec, _ = built("bmshj2018-factorized")
+    readings = iter([(0.0, 0.0, 0.0), (8.0, 10.0, 3.0)] * 2 + [(0.0, 0.0, 0.0), (4.0, 10.0, 3.0)])
+    monkeypatch.setattr(evaluation, "processor_time", lambda: next(readings))
+    both = compare(codec, codec, photos / "0.png")
+    assert both.after.busy == 0.5 and "others used 50% of the processor" in str(both) and "others used 50%" in str(both.after)
+    assert json.loads(write_results(both.after, tmp_path / "r.json").read_text())["nicprune"]["busy"] == 0.5
+    assert "others" not in str(evaluate(codec, photos / "0.png"))
 
 
 def test_every_architecture_is_evaluated(architecture: str, photos: Path) -> None:

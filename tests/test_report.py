@@ -46,7 +46,7 @@ def record(role: str = "original", quality: int = 1, *, drop: float = 0.0, rate:
         "by_transform": {"g_a": [cost["encoder"], 10], "g_s": [cost["decoder"], 10]}, "bpp": bpp, "bpp_estimated": bpp, "psnr_db": psnr, "ms_ssim": 0.9,
         "encode_s": 0.2 / share, "decode_s": 0.4 / share, "images": images, "test": "samples", "crops": [], "file": "codec.safetensors", "recipe": "quickstart",
         "recipe_sha256": "ab" * 32, "recipe_text": "version: 1\n", "counter": "fvcore", "threads": 2, "device": "cpu", "versions": {"torch": "2.15.0"},
-        "machine": "box", "date": "2026-11-21T10:00:00",
+        "machine": "box", "busy": 0.0, "date": "2026-11-21T10:00:00",
     } | other  # fmt: skip
 
 
@@ -153,6 +153,16 @@ def test_no_drop_against_another_original_codec() -> None:
 def test_no_speedup_between_machines() -> None:
     pruned = table([record("original", machine="other"), record("pruned", drop=0.7)]).query("role == 'pruned'").iloc[0]
     assert math.isnan(pruned["decode_speedup"]) and pruned["psnr_drop_db"] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("busy", [0.5, None])
+def test_no_speedup_while_others_were_busy(busy: float | None) -> None:
+    """Nor where nothing is known of them."""
+    for ready in ([record("original", busy=busy), record("pruned", drop=0.7)], [record("original"), record("pruned", drop=0.7, busy=busy)]):
+        pruned = table(ready).query("role == 'pruned'").iloc[0]
+        assert math.isnan(pruned["decode_speedup"]) and math.isnan(pruned["encode_speedup"]) and pruned["decode_s"] == 0.2
+        assert "no speed-ups" in " ".join(text_table(ready).split()) and "as fast" not in " ".join(headline(lines(ready)))
+    assert "no speed-ups" not in " ".join(text_table([record("original"), record("pruned")]).split())
 
 
 def test_the_original_of_the_same_recipe_is_preferred() -> None:

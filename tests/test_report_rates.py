@@ -199,7 +199,7 @@ def test_report_folder_with_gates_and_rates(tmp_path: Path) -> None:
         assert words in page.replace("\u00a0", " "), words
     with open(tmp_path / "report/table.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0])[-4:] == ["level", "kmac_per_pixel_min", "kmac_per_pixel_max", "file_bytes"]
+    assert list(rows[0])[-5:] == ["level", "kmac_per_pixel_min", "kmac_per_pixel_max", "file_bytes", "busy"]
     assert [(r["quality"], r["level"], r["file_bytes"]) for r in rows[-2:]] == [("", "0.5", "2500000"), ("", "1.5", "2500000")]
     assert rows[0]["quality"] == "1"
     again = tmp_path / "again"
@@ -211,7 +211,8 @@ def test_report_folder_with_gates_and_rates(tmp_path: Path) -> None:
 def test_records_without_the_new_keys_leave_no_trace_of_them(tmp_path: Path) -> None:
     page = write_report(sweep(), tmp_path).read_text(encoding="utf-8")
     assert not any(word in page for word in ("odulated", "Per image", "Storage", "rates)", "gates", "skipping"))
-    assert list(table(sweep()).columns)[-1] == "date" and list(bd_table(sweep()).columns)[-1] == "caution"
+    old = [r | {"busy": None} for r in sweep()]
+    assert list(table(old).columns)[-1] == "date" and list(bd_table(sweep()).columns)[-1] == "caution"
     kept = json.loads((tmp_path / "records.json").read_text(encoding="utf-8"))
     assert not {"level", "dynamic", "skipping", "file_bytes"} & set(kept[0])
 

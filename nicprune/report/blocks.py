@@ -69,7 +69,7 @@ def per_image(group: Sequence[Line]) -> list[Spread]:
         # MACs follow from the architecture: the original of any quality will do.
         alike: dict[str, tuple[int, int]] = next((o["by_transform"] for o in originals if o["cost"] == member["original_cost"] and o["by_transform"]), {})
         before = {"all": member["original_cost"]["macs"]} | {name: macs for name, (macs, _) in alike.items()}
-        sides = [[record["skipping"][side] for record in line.members if record["skipping"]] for side in ("encode_s", "decode_s")]
+        sides = [[record["skipping"][side] for record in line.members if record["skipping"] and record.quiet()] for side in ("encode_s", "decode_s")]
         speed = [statistics.fmean(zeroed / left_out for left_out, zeroed in side) for side in sides if side]
         for part in ("all", *member["by_transform"]):
             spread, original = line.dynamic("macs" if part == "all" else part), before.get(part)

@@ -20,7 +20,7 @@ COLUMNS = (
     "machine", "recipe", "recipe_sha256", "file", "date",
 )  # fmt: skip
 FIRST_LATER = ("level", "kmac_per_pixel_min", "kmac_per_pixel_max", "file_bytes")
-LATER_COLUMNS = (*FIRST_LATER, "width", "encode_peak_bytes", "decode_peak_bytes")
+LATER_COLUMNS = (*FIRST_LATER, "width", "encode_peak_bytes", "decode_peak_bytes", "busy")
 """Columns behind all others, where a record has something for them."""
 NUMERIC = COLUMNS[COLUMNS.index("macs") : COLUMNS.index("seed")]
 
@@ -38,8 +38,9 @@ def row(record: Record, records: Sequence[Record]) -> dict[str, Any]:
     cost, before = record["cost"], record["original_cost"]
     original = counterpart(record, records, "original")
     base: Mapping[str, Any] = original if original is not None else dict.fromkeys(record)
-    # Seconds of another machine or thread count would make a speed-up that nobody measured.
-    clock = base if original is not None and all(base[k] == record[k] for k in ("machine", "device", "threads")) else dict.fromkeys(record)
+    # Seconds of another machine or thread count, or of one that others kept busy, would make a speed-up that nobody measured.
+    alike = original is not None and all(base[k] == record[k] for k in ("machine", "device", "threads"))
+    clock = base if original is not None and alike and record.quiet() and original.quiet() else dict.fromkeys(record)
     drop = _value(base["psnr_db"]) - _value(record["psnr_db"])
     _, least, most = record["dynamic"].get("macs", (None, None, None))
     return {key: record[key] for key in (*COLUMNS, *LATER_COLUMNS) if key in record} | {

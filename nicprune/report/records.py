@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nicprune.errors import FileError
+from nicprune.runtime import BUSY
 
 FORMAT = "nicprune-record"
 VERSION = 1
@@ -19,8 +20,9 @@ OPTIONAL: dict[str, Any] = {
     "test": None, "file": None, "recipe": None, "recipe_sha256": None, "recipe_text": None, "counter": None, "threads": None, "device": None,
     "versions": {}, "machine": None, "date": None, "level": None, "dynamic": {}, "skipping": {}, "file_bytes": None, "width": None,
     "schedule": [], "encode_peak_bytes": None, "decode_peak_bytes": None,
+    "busy": None,
 }  # fmt: skip
-LATER = ("level", "dynamic", "skipping", "file_bytes", "width", "schedule", "encode_peak_bytes", "decode_peak_bytes")
+LATER = ("level", "dynamic", "skipping", "file_bytes", "width", "schedule", "encode_peak_bytes", "decode_peak_bytes", "busy")
 """Keys that records had not from the start; left out of a report of records without them."""
 
 
@@ -53,6 +55,10 @@ class Record(dict[str, Any]):
     def between(self) -> bool:
         """Whether this is one codec for all rates at a rate between those of the qualities: nothing to compare it with, but a point of its curve."""
         return bool(self["role"] == "modulated" and self["quality"] is None)
+
+    def quiet(self) -> bool:
+        """Whether its times were taken while other programs left the processor alone; not where nothing is known of them."""
+        return self["busy"] is not None and self["busy"] <= BUSY
 
     def rate(self) -> tuple[float | None, float | None, int | None]:
         """What tells the points of a curve apart: the quality, between the qualities the level, and of a slimmable codec the width."""
@@ -93,7 +99,7 @@ def _check(record: Record, source: str | Path) -> None:
         expect(good, f"{key!r} with the whole numbers {', '.join(COSTS)}, found {cost!r}"[:200])
     for key in FIGURES:
         expect(key in record and (record[key] is None or isinstance(record[key], int | float)), f"{key!r} as a number, found {record.get(key)!r}")
-    for key in ("quality", "seed", "steps", "lmbda", "threads", "level", "file_bytes", "width", "encode_peak_bytes", "decode_peak_bytes"):
+    for key in ("quality", "seed", "steps", "lmbda", "threads", "level", "file_bytes", "width", "encode_peak_bytes", "decode_peak_bytes", "busy"):
         expect(record[key] is None or isinstance(record[key], int | float), f"{key!r} as a number, found {record[key]!r}")
     for key, count in (("widths", 2), ("by_transform", 2), ("dynamic", 3)):
         items = record[key].values() if isinstance(record[key], dict) else [None]

@@ -31,7 +31,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """
     ready = as_records(records)
     ordered = sorted(ready, key=lambda r: (r["codec"], r.between(), number(r["quality"]), ROLES.index(r["role"]), r["label"]))
-    groups = (FIRST_LATER, ("width",), ("encode_peak_bytes", "decode_peak_bytes"))
+    groups = (FIRST_LATER, ("width",), ("encode_peak_bytes", "decode_peak_bytes"), ("busy",))
     held = {key for record in ready for key in LATER if record[key] not in (None, {}, [])}
     later = [key for keys in groups if held & {*keys, *(("dynamic", "skipping") if keys is FIRST_LATER else ())} for key in keys]
     frame = pd.DataFrame([row(record, ready) for record in ordered], columns=[*COLUMNS, *later])
@@ -74,8 +74,10 @@ def footnote(group: Sequence[Line]) -> str:
 
     note = (
         f"MACs counted by {said('counter')} at 64x64. bpp of the real bitstreams. PSNR: RGB, 8-bit rounded, mean over images; drop relative to the original. "
-        f"Times: seconds per image, {said('device')}, {said('threads')} thread(s)."
+        f"Times: seconds per image, {said('device')}, {said('threads')} thread(s)"
     )
+    # Seconds stand there for orientation; `nicprune time` takes codecs in turns.
+    note += "." if all(record.quiet() for record in members) else "; other programs used the processor meanwhile, or may have: no speed-ups."
     seeds = sorted({line.seeds for line in group if line.seeds > 1})
     if seeds:
         note += f" Rows with +- are means over {' or '.join(map(str, seeds))} seeds with the sample standard deviation."
