@@ -44,7 +44,7 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
     """List what a recipe does, in order; the folder of each is its own, named by what it depends on."""
     listed = []
     photographs = [[split, path.name, path.stat().st_size] for split in ("train", "test") for path in list_images(getattr(recipe.photographs, split), split)]
-    before = ""  # in a chain, a quality depends on the one it starts from
+    trained: dict[int | None, str] = {}
     for quality in recipe.qualities:
         arms = [("original", recipe.seeds[0], _bare("original"))]
         if recipe.task == "prune":
@@ -59,11 +59,12 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
             told = [arm.told(), keys[arm.scratch, seed]] if arm.scratch is not None else arm.told()
             key = digest(
                 recipe.task, recipe.codec, recipe.metric, recipe.weights_for(quality), quality, recipe.lmbda(quality), role, told, seed,
-                photographs, file_digests(recipe, quality), recipe.training, recipe.half, before,
+                photographs, file_digests(recipe, quality), recipe.training, recipe.half,
+                trained.get(recipe.before(quality), ""),  # in a chain, a quality depends on the one it starts from
                 [] if role == "original" and recipe.task == "prune" else [recipe.sparsify, recipe.finetune, recipe.per_quality.get(quality)],
                 [recipe.lambdas, recipe.qualities] if role == "modulated" else [],
             )  # fmt: skip
-            before = key if recipe.chain else ""
+            trained[quality] = key
             keys[arm.label, seed] = key
             slug = slug_of(arm.label)
             folder = runs / recipe.name / f"q{quality}" / f"{slug}{f'-s{seed}' if len(recipe.seeds) > 1 else ''}-{key[:8]}"

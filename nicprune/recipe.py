@@ -95,7 +95,7 @@ class Recipe(Settings):
             a modulator is trained once, for all qualities, from the codec of the highest; `between: 1` measures a rate between each two.
             `{scratch: <label of another>, label: ...}` trains that one's small codec from random weights.
         per_quality: for "train": phases by quality, where they differ from `finetune`.
-        chain: for "train": each quality starts from the one before in the list.
+        chain: for "train": each quality starts from the one before in the list; or which starts from which, {2: 3, 4: 3}, an earlier one in the list.
         half: for "train": save float16.
     """
 
@@ -115,7 +115,7 @@ class Recipe(Settings):
     finetune: Phase = Phase(steps=0)
     methods: list[Arm] = Field(default_factory=list)
     per_quality: dict[int, Phase] = Field(default_factory=dict)
-    chain: bool = False
+    chain: bool | dict[int, int] = False
     half: bool = False
 
     @model_validator(mode="after")
@@ -142,6 +142,9 @@ class Recipe(Settings):
         for what, keys in (("lambdas", self.lambdas), ("per_quality", self.per_quality)):
             if left := sorted(set(keys) - set(self.qualities)):
                 raise ValueError(f"{what}: {left} are not among the qualities {self.qualities}")
+        for quality, before in self.chain.items() if isinstance(self.chain, dict) else ():
+            if before not in self.qualities[: self.qualities.index(quality) if quality in self.qualities else 0]:
+                raise ValueError(f"chain: {quality} cannot start from {before}: both must be among the qualities {self.qualities}, {before} before {quality}")
         if self.task == "prune" and (self.per_quality or self.chain or self.half):
             raise ValueError("per_quality, chain and half belong to task: train")
         if self.task == "train" and len(self.seeds) > 1:
@@ -149,6 +152,13 @@ class Recipe(Settings):
         if self.codec.endswith(".safetensors") and (self.weights != "official" or len(self.qualities) > 1):
             raise ValueError("a codec given as a file brings its own weights, and is one quality")
         return self
+
+    def before(self, quality: int) -> int | None:
+        """In a chain, the quality that this one starts from."""
+        if isinstance(self.chain, dict):
+            return self.chain.get(quality)
+        place = self.qualities.index(quality)
+        return self.qualities[place - 1] if self.chain and place else None
 
     def lmbda(self, quality: int) -> float:
         """The lambda that a quality is trained with."""
@@ -359,7 +369,9 @@ def check_paths(recipe: Recipe) -> None:
     if recipe.photographs.validation is not None:
         list_images(recipe.photographs.validation, "train")
     if recipe.weights not in ("official", "none"):
-        for quality in recipe.qualities[:1] if recipe.chain else recipe.qualities:
+        for quality in recipe.qualities:
+            if recipe.before(quality) is not None:
+                continue
             if not Path(recipe.weights_for(quality)).exists():
                 raise FileError(f"weights: no such file: {recipe.weights_for(quality)}")
     if recipe.codec.endswith(".safetensors") and not Path(recipe.codec).exists():

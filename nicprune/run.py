@@ -164,11 +164,11 @@ def from_scratch(recipe: Recipe, job: Job, listed: list[Job], progress: bool) ->
 
 def train(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[nn.Module, int]:
     """Train a codec itself, from its weights or from the quality before."""
-    before = listed.index(job) - 1
     codec = start(recipe, job)
-    if recipe.chain and before >= 0:
+    before = next((other for other in listed if other.quality == recipe.before(job.quality)), None)
+    if before is not None:
         record = provenance(codec).copy()
-        codec = load(listed[before].folder / "full.safetensors", factory=lambda: codec)
+        codec = load(before.folder / "full.safetensors", factory=lambda: codec)
         set_provenance(codec, record)
     phase = recipe.per_quality.get(job.quality, recipe.finetune)
     _fit(codec, recipe, phase, job, "train", progress)

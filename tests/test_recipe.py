@@ -147,6 +147,17 @@ def test_in_a_chain_later_qualities_depend_on_earlier_ones(content: dict[str, An
     assert first[0] != second[0] and first[1] != second[1]
 
 
+def test_a_chain_may_branch(content: dict[str, Any], tmp_path: Path) -> None:
+    content = {k: v for k, v in content.items() if k not in ("methods", "sparsify")} | {"task": "train", "codec": "demo-hyperprior", "weights": "none"}
+    content |= {"qualities": [2, 1, 3], "chain": {1: 2, 3: 2}, "finetune": {"steps": 0}, "per_quality": {2: {"steps": 1}, 1: {"steps": 1}}}
+    first, second = ([j.key for j in jobs(parse_recipe({**content, "per_quality": {2: {"steps": 1}, 1: {"steps": s}}}, "a"), tmp_path)] for s in (1, 2))
+    assert [a == b for a, b in zip(first, second, strict=True)] == [True, False, True]
+    folder = run(content, tmp_path).parent
+    states = {q: load(next((folder / "codecs").glob(f"*-q{q}-*.safetensors"))).state_dict() for q in (1, 2, 3)}
+    assert all(torch.equal(states[3][key], value) for key, value in states[2].items()), "quality 3 was trained for no steps, from quality 2"
+    assert any(not torch.equal(states[1][key], value) for key, value in states[2].items())
+
+
 def test_changed_settings_do_not_overwrite(content: dict[str, Any], tmp_path: Path) -> None:
     first = {j.folder for j in jobs(parse_recipe(content, "a"), tmp_path) if j.role != "original"}
     second = {j.folder for j in jobs(parse_recipe({**content, "finetune": {"steps": 3}}, "a"), tmp_path) if j.role != "original"}
@@ -182,6 +193,7 @@ def test_changed_settings_do_not_overwrite(content: dict[str, Any], tmp_path: Pa
         ({"lambdas": {7: 0.1}}, "lambdas: [7] are not among the qualities"),
         ({"seeds": [0, -1]}, "seeds.1: input should be greater than or equal to 0"),
         ({"chain": True}, "belong to task: train"),
+        ({"chain": {1: 2}}, "chain: 1 cannot start from 2"),
         ({"codec": "a.safetensors"}, "brings its own weights, and is one quality"),
     ],
 )
