@@ -273,7 +273,8 @@ def format_bench(results: Sequence[Measure]) -> str:
         rows.append((r.name, _value(r), goal, r.size, samples, r.detail))
     table = tabulate(rows, headers=("figure", "value", "goal", "input", "samples", "detail"), tablefmt="simple", disable_numparse=True)
     on = "; ".join(sorted({f"{r.device}, {r.threads} thread{'s' if r.threads != 1 else ''}" for r in results}))
-    lines = [table, f"{on}, torch {torch.__version__}, {machine_line()}", f"medians of samples during which others used at most {BUSY:.0%} of the processor"]
+    taken = f"during which others used at most {BUSY:.0%} of the processor" if all(r.known for r in results) else "; what others used is not known here"
+    lines = [table, f"{on}, torch {torch.__version__}, {machine_line()}", f"medians of samples {taken}".replace(" ;", ";")]
     if any(r.busy for r in results):
         lines.append("busy: others never left the processor alone, the least disturbed samples were taken; run again on a quiet machine")
     return "\n".join(lines)

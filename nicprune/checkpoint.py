@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nicprune.cdf import note_tables, refresh_tables, update_tables
 from nicprune.codecs import (
     DEMO,
     FACTOR,
@@ -29,11 +30,9 @@ from nicprune.codecs import (
     check_name,
     codec_names,
     forward_for_analysis,
-    note_tables,
     provenance,
     read_compressai_file,
     rebuild,
-    refresh_tables,
     set_provenance,
     unwrap,
 )
@@ -71,7 +70,7 @@ def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
     if attached is not None and not attached.stays or attached is None and has_hooks(codec):
         raise CodecError("this codec still has methods attached that only pruning ends; save masked.harden(), or masked.detach()")
     check_codec(codec)
-    refresh_tables(codec)
+    refresh_tables(codec if attached is None else attached)
     record = provenance(codec)
     header = {
         "format": FORMAT,
@@ -172,6 +171,7 @@ def _with_methods(codec: nn.Module, header: Mapping[str, Any], state: Mapping[st
         raise FileError(f"{where} is damaged: the state of its methods does not fit ({str(error).splitlines()[0]})") from None
     if not attached.stays:
         raise FileError(f"{where} is damaged: {', '.join(m['name'] for m in header['methods'])} cannot be part of a saved codec")
+    note_tables(attached)
     return attached
 
 
@@ -222,6 +222,7 @@ def load_codec(name: str, quality: int | None = None, *, metric: str = "mse", we
         return load(name)
     if ":" in str(name):
         codec = build_from_path(str(name), quality)
+        provenance(codec).metric = metric
         return codec.eval() if str(weights) in ("official", "none") else _load_weights(codec, weights).eval()
     if name not in codec_names() and Path(name).suffix in (".pth", ".tar", ".pt"):
         raise CodecError(f"{name} holds weights only; name its architecture and pass weights={str(name)!r}")
@@ -269,7 +270,7 @@ def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
         # Files saved before update() hold no CDF tables, others' tables have their own length: both are fine.
         differing = [k for k, v in state.items() if k in own and k.rsplit(".", 1)[-1] not in TABLES and v.shape != own[k].shape]
         fill(codec, {**{k: v for k, v in own.items() if k.rsplit(".", 1)[-1] in TABLES and k not in state}, **state}, str(weights))
-        codec.update(force=True)
+        update_tables(codec)
         if differing:
             told = f"{differing[0]} is {tuple(state[differing[0]].shape)}, usual is {tuple(own[differing[0]].shape)}"
             warnings.warn(f"{weights} has other widths than {record.name}{f' quality {record.quality}' if record.quality else ''} ({told})", stacklevel=4)

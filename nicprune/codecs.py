@@ -6,7 +6,6 @@ what it cost before any pruning, what was done to it) is kept in `provenance(cod
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 import pickle
@@ -142,14 +141,23 @@ def qualities(name: str) -> range:
 
 
 def lmbda_for(quality: int, metric: str = "mse") -> float:
-    """Return CompressAI's lambda for a quality level (1 to 8)."""
+    """Return CompressAI's lambda for a quality level (1 to 8).
+
+    Raises:
+        CodecError: there is no such quality.
+    """
+    if not 1 <= quality <= len(LAMBDAS[metric]):
+        raise CodecError(f"CompressAI has lambdas for the qualities 1 to {len(LAMBDAS[metric])}, none for {quality}: give one")
     return LAMBDAS[metric][quality - 1]
 
 
-def lmbda_of(codec: nn.Module, given: float | None = None) -> float:
-    """The lambda to judge a codec by: the one given, that of its quality, or that of quality 3."""
+def lmbda_of(codec: nn.Module, given: float | None = None, metric: str | None = None) -> float:
+    """The lambda to train and judge a codec by: the one given, that of its quality, or that of quality 3 where it has none that CompressAI knows."""
     record = provenance(codec)
-    return given or (lmbda_for(record.quality, record.metric) if record.quality else LAMBDAS[record.metric][2])
+    lambdas = LAMBDAS[metric or record.metric]
+    if given is not None:
+        return given
+    return lambdas[record.quality - 1] if record.quality and 1 <= record.quality <= len(lambdas) else lambdas[2]
 
 
 def check_name(name: str, quality: int | None, metric: str) -> None:
@@ -302,34 +310,6 @@ def transform_of(module_name: str) -> str:
 def sides_of(transform: str) -> tuple[bool, bool]:
     """Whether a transform runs (when encoding, when decoding). What is not known to be one-sided runs on both."""
     return transform not in DECODER_ONLY, transform not in ENCODER_ONLY
-
-
-def _bottleneck_hash(codec: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, module in codec.named_modules():
-        if is_bottleneck(module):
-            for key, value in module.named_parameters():
-                digest.update(f"{name}.{key}".encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def note_tables(codec: nn.Module) -> None:
-    """Remember that the CDF tables are those of the entropy bottlenecks as they are now."""
-    provenance(codec).tables = _bottleneck_hash(codec)
-
-
-def refresh_tables(model: nn.Module) -> None:
-    """Make the CDF tables of a codec, or of one with methods on it, anew, unless the entropy bottlenecks are still those that they were made from.
-
-    Made anew they may differ in the last bit, on another machine or from weights that were rounded since: streams would not decode any more.
-    """
-    codec, methods = unwrap(model), getattr(model, "methods", None)
-    for method in methods if isinstance(methods, nn.ModuleList) else ():
-        method.update(force=True)  # type: ignore[operator]
-    tables: list[Any] = [m for m in entropy_models(codec) if hasattr(m, "_quantized_cdf")]
-    if not all(m._quantized_cdf.numel() for m in tables) or provenance(codec).tables != _bottleneck_hash(codec):
-        codec.update(force=True)
-        note_tables(codec)
 
 
 def on_side(name: str, side: str | None) -> bool:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
+from nicprune.cdf import refresh_tables
 from nicprune.codecs import FACTOR, check_codec, provenance, unwrap
 from nicprune.cost import AREA, COUNTER, Totals, measure
 from nicprune.data import list_images, readable, usable_images
@@ -61,8 +62,8 @@ class Evaluation:
     lmbda: float | None = None
     width: int | None = None
     at: str = ""
-    busy: float = 0.0
-    """Share of the processor that other programs used meanwhile: times are worth little where it is large."""
+    busy: float | None = None
+    """Share of the processor that other programs used meanwhile, None if not known: times are worth little where it is large."""
 
     def dynamic(self) -> dict[str, tuple[float, float, float]]:
         """Mean, smallest and largest MACs at 64x64 over the images, all, per side and per transform; empty where all images cost the same."""
@@ -92,7 +93,7 @@ class Evaluation:
 
     def disturbed(self) -> str:
         """What to say behind times that were taken while other programs ran."""
-        return f", others used {self.busy:.0%} of the processor" if self.busy > BUSY else ""
+        return f", others used {self.busy:.0%} of the processor" if self.busy is not None and self.busy > BUSY else ""
 
     def _range(self) -> str:
         if not (spread := self.dynamic()):
@@ -222,7 +223,7 @@ def evaluate(
     record = provenance(bare)
     place = torch.device(device) if device is not None else next(codec.parameters()).device
     ready: Any = copy.deepcopy(codec).to(place).float().eval().to(memory_format=torch.channels_last)
-    ready.update(force=True)
+    refresh_tables(ready)
     if widths is not None:
         ready.set_width(widths.now if width is None else width)
         width = ready.widths.now
@@ -274,7 +275,7 @@ class Comparison:
         ]
         lines = [f"{'':12}{'before':>14}{'after':>14}"]
         lines += [f"{name:12}{before:>14,.4g}{after:>14,.4g}   {note}" for name, before, after, note in rows]
-        most = max(self.before, self.after, key=lambda evaluation: evaluation.busy)
+        most = max(self.before, self.after, key=lambda evaluation: evaluation.busy or 0.0)
         lines.append(f"{len(self.after.images)} images, {self.after.device}, {self.after.threads} threads{most.disturbed()}; MACs counted by {COUNTER}")
         return "\n".join(lines)
 

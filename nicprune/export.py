@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nicprune.cdf import refresh_tables
 from nicprune.codecs import FACTOR, check_codec, is_bottleneck, unwrap
 from nicprune.errors import CodecError, FileError
 from nicprune.files import write_atomically
@@ -32,7 +33,7 @@ def export_compressai(codec: nn.Module, path: str | Path) -> Path:
         FileError: stock CompressAI cannot load these widths (it reads only N and M); names the layers in the way.
     """
     ready = _plain_copy(codec)
-    ready.update(force=True)
+    refresh_tables(ready)
     state = {key: value.detach().clone() for key, value in ready.state_dict().items()}
     stock = _stock(ready, state)
     image = torch.rand(1, 3, FACTOR, FACTOR, generator=torch.Generator().manual_seed(0))

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from nicprune.cdf import refresh_tables
 from nicprune.channels import Groups
 from nicprune.codecs import provenance, unwrap
 from nicprune.cost import COUNTER, CostModel
@@ -74,7 +75,7 @@ def measure_at(
         "widths": last_change(unwrap(codec), job).get("widths", {}), **evaluation.means(), "images": [asdict(image) for image in evaluation.images],
         "test": test_name(recipe), "crops": crops, "file": "codec.safetensors", "file_bytes": size,
         "recipe": recipe.name, "recipe_sha256": digest(recipe.model_dump(mode="json")), "recipe_text": text,
-        "counter": COUNTER, "threads": evaluation.threads, "busy": round(evaluation.busy, 3), "device": evaluation.device, "versions": versions(),
+        "counter": COUNTER, "threads": evaluation.threads, "busy": evaluation.busy, "device": evaluation.device, "versions": versions(),
         "machine": machine_line(), "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
     return record, evaluation
@@ -83,7 +84,7 @@ def measure_at(
 def peak_memory(codec: Any, level: float | None, width: int | None) -> tuple[int, int]:
     """Bytes of tensors alive at once, at the most, to encode and to decode a 768x512 image."""
     point = {name: value for name, value in (("level", level), ("width", width)) if value is not None}
-    codec.update(force=True)
+    refresh_tables(codec)
     image, sent = torch.rand(1, 3, 512, 768, generator=torch.Generator().manual_seed(0)), {}
     encoding = peak_bytes(lambda: sent.update(codec.compress(image, **point)))
     return encoding, peak_bytes(lambda: codec.decompress(sent["strings"], sent["shape"]))

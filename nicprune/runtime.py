@@ -86,8 +86,10 @@ def processor_time() -> tuple[float, float, float] | None:
     return (sum(ticks) - idle) / hertz, sum(ticks) / hertz, own.user + own.system
 
 
-def others_share(before: tuple[float, float, float] | None, after: tuple[float, float, float] | None) -> float:
-    """Share of the processor that other programs used between two readings."""
-    if before is None or after is None or after[1] <= before[1]:
+def others_share(before: tuple[float, float, float] | None, after: tuple[float, float, float] | None) -> float | None:
+    """Share of the processor, all its cores, that other programs used between two readings; None where the system does not say."""
+    if before is None or after is None:
+        return None
+    if after[1] <= before[1]:
         return 0.0
     return max(0.0, (after[0] - before[0]) - (after[2] - before[2])) / (after[1] - before[1])

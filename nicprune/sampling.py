@@ -26,6 +26,7 @@ class Measure:
     Attributes:
         kept, rejected: how many samples counted, and how many were thrown away.
         busy: others kept the processor busy throughout; the least disturbed samples were taken.
+        known: whether this system says what others use; where it does not, every sample counts.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Measure:
     kept: int = 0
     rejected: int = 0
     busy: bool = False
+    known: bool = True
 
     @property
     def met(self) -> bool | None:
@@ -60,7 +62,7 @@ class Sampler:
     def __init__(self, repeats: int = 7, limit: float = 15.0, least: int = 3):
         self.repeats, self.limit, self.least = repeats, limit, least
         self.kept = self.rejected = 0
-        self.busy = False
+        self.busy, self.known = False, True
 
     def medians(self, functions: Sequence[Callable[[], Any]]) -> list[float]:
         """Median seconds of each function, timed A B A B ...; all of a turn is thrown away if others were busy during it.
@@ -80,7 +82,9 @@ class Sampler:
                 break
             before = processor_time()
             result = turn()
-            turns.append((others_share(before, processor_time()), result))
+            share = others_share(before, processor_time())
+            self.known &= share is not None
+            turns.append((share or 0.0, result))
         quiet = sum(share <= BUSY for share, _ in turns)
         taken = sorted(turns, key=lambda one: one[0])[: quiet if quiet >= min(self.least, self.repeats) else self.repeats]
         self.busy = quiet < len(taken)
@@ -89,10 +93,12 @@ class Sampler:
 
     def measure(self, name: str, value: float, unit: str, **more: Any) -> Measure:
         """A result with this sampler's counts."""
-        return Measure(name, value, unit, threads=torch.get_num_threads(), kept=self.kept, rejected=self.rejected, busy=self.busy, **more)
+        counts: dict[str, Any] = {"kept": self.kept, "rejected": self.rejected, "busy": self.busy, "known": self.known}
+        return Measure(name, value, unit, threads=torch.get_num_threads(), **counts, **more)
 
 
 def seconds_of(function: Callable[[], Any], count: int) -> float:
+    """Seconds that so many calls take."""
     started = time.perf_counter()
     for _ in range(count):
         function()

@@ -14,6 +14,7 @@ from compressai.latent_codecs import ChannelGroupsLatentCodec
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nicprune.cdf import update_tables
 from nicprune.channels import MIN_LATENTS, Groups, find_groups
 from nicprune.codecs import FACTOR, entropy_models, forward_for_analysis, is_bottleneck, provenance, set_provenance
 from nicprune.errors import CodecError, SurgeryError
@@ -229,7 +230,7 @@ def round_trip(codec: Any, size: int = FACTOR) -> int:
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1))
     try:
         with torch.no_grad():
-            codec.update(force=True)
+            update_tables(codec)
             sent = codec.compress(image)
             first = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
             second = codec.decompress(sent["strings"], sent["shape"])["x_hat"]

@@ -19,10 +19,12 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from nicprune.cdf import refresh_tables
 from nicprune.channels import Groups
-from nicprune.codecs import entropy_models, refresh_tables, transform_of, unwrap
+from nicprune.codecs import entropy_models, transform_of, unwrap
 from nicprune.cost import CostModel, Totals
 from nicprune.data import calibration_images, read_image
+from nicprune.errors import RecipeError
 from nicprune.evaluation import pad
 from nicprune.methods import Attached
 from nicprune.runtime import BUSY, machine_line
@@ -37,21 +39,25 @@ class Times:
     """Seconds for one image, median over turns.
 
     Attributes:
-        encode, decode: seconds by transform in the order in which they run, `REST` for what is none.
-        busy: others kept the processor busy throughout.
+        encode, decode: seconds by transform in the order in which they run, `REST` for what is none; a method's own layers under its name.
+        encode_s, decode_s: seconds of the whole.
+        kept: turns that counted; `busy`: others kept the processor busy throughout; `known`: whether this system says what others use.
     """
 
     name: str
     cost: Totals
     encode: dict[str, float]
     decode: dict[str, float]
+    encode_s: float
+    decode_s: float
     kept: int
     busy: bool
+    known: bool = True
 
 
 @contextmanager
-def _watched(codec: nn.Module, spent: dict[str, float]) -> Iterator[None]:
-    """Add to `spent` the seconds of every module that no other module runs, by transform."""
+def _watched(model: nn.Module, spent: dict[str, float]) -> Iterator[None]:
+    """Add to `spent` the seconds of every module that no other module runs, by transform, and of those of methods by the method's name."""
     depth, started, hooks = 0, 0.0, []
 
     def before(module: nn.Module, args: Any) -> None:
@@ -60,21 +66,23 @@ def _watched(codec: nn.Module, spent: dict[str, float]) -> Iterator[None]:
         if depth == 1:
             started = _now()
 
-    def after(name: str) -> Any:
+    def after(part: str) -> Any:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             nonlocal depth
             depth -= 1
             if depth == 0:
-                transform = transform_of(name)
-                spent[transform] = spent.get(transform, 0.0) + _now() - started
+                spent[part] = spent.get(part, 0.0) + _now() - started
 
         return hook
 
     try:
-        coders = {id(part) for model in entropy_models(codec) for part in model.modules()}
-        for name, module in codec.named_modules():
-            if name and id(module) not in coders:  # before all other hooks going in, behind all others coming out: gates count with their transform
-                hooks += [module.register_forward_pre_hook(before, prepend=True), module.register_forward_hook(after(name))]
+        coders = {id(part) for coder in entropy_models(model) for part in coder.modules()}
+        parts = {module: transform_of(name) for name, module in unwrap(model).named_modules() if name}
+        for method in model.methods if isinstance(model, Attached) else ():
+            parts = {module: str(method.name) for module in method.modules()} | parts
+        for module, part in parts.items():
+            if id(module) not in coders:  # before all other hooks going in, behind all others coming out: gates count with their transform
+                hooks += [module.register_forward_pre_hook(before, prepend=True), module.register_forward_hook(after(part))]
         yield
     finally:
         for hook in hooks:
@@ -100,7 +108,7 @@ def stage_times(codec: Any, image: Tensor, **rate: Any) -> tuple[dict[str, float
 @contextmanager
 def _timed(codec: nn.Module) -> Iterator[dict[str, float]]:
     spent: dict[str, float] = {}
-    with _watched(unwrap(codec), spent):
+    with _watched(codec, spent):
         started = _now()
         yield spent
         spent[REST] = _now() - started - sum(spent.values())
@@ -121,14 +129,17 @@ def time_codecs(codecs: Mapping[str, nn.Module], image: str | Path | None = None
     """Time codecs in turns on one photograph, in float32 and channels_last; turns during which others were busy do not count.
 
     Args:
-        codecs: by name; each a `CompressionModel`, or one with gates, a modulator or widths on it. They are copied.
-        image: a photograph; None takes one that comes with nicprune (768x512).
+        codecs: by name; each a `CompressionModel`, or one with gates, a modulator or widths on it, at the width or level that is set. They are copied.
+        image: a photograph; None takes one of scikit-image's (the demo extra brings it).
         repeats: quiet turns that are wanted.
         limit: seconds after which the least disturbed turns have to do.
 
     Raises:
+        RecipeError: no codec is given.
         DataError: no photograph there.
     """
+    if not codecs:
+        raise RecipeError("name at least one codec")
     shown = calibration_images("samples", 1)[0] if image is None else read_image(image).unsqueeze(0).float() / 255
     ready: dict[str, Any] = {}
     for name, codec in codecs.items():
@@ -141,8 +152,12 @@ def time_codecs(codecs: Mapping[str, nn.Module], image: str | Path | None = None
     turns = sampler.quiet(lambda: [stage_times(codec, x) for codec in ready.values()])
     found = []
     for number, name in enumerate(ready):
-        encode, decode = ({part: statistics.median(turn[number][side][part] for turn in turns) for part in turns[0][number][side]} for side in (0, 1))
-        found.append(Times(name, costs[name], encode, decode, sampler.kept, sampler.busy))
+        sides, wholes = [], []
+        for side in (0, 1):
+            spent = [turn[number][side] for turn in turns]
+            sides.append({part: statistics.median(one.get(part, 0.0) for one in spent) for part in dict.fromkeys(part for one in spent for part in one)})
+            wholes.append(statistics.median(sum(one.values()) for one in spent))
+        found.append(Times(name, costs[name], sides[0], sides[1], wholes[0], wholes[1], sampler.kept, sampler.busy, sampler.known))
     return found
 
 
@@ -154,17 +169,18 @@ def times_table(times: list[Times], image: str = "a sample photograph", tablefmt
         rows = []
         for one, spent in zip(times, sides, strict=True):
             macs, before = (getattr(t.cost, f"{side}r") for t in (one, times[0]))
-            total, reduction = sum(spent.values()), before / macs if macs else float("nan")
-            speed = sum(sides[0].values()) / total
+            total, reduction = getattr(one, f"{side}_s"), before / macs if macs else float("nan")
+            speed = getattr(times[0], f"{side}_s") / total
             ratio = [f"{speed:.2f}×", f"{speed / reduction:.2f}"] if one is not times[0] else ["", ""]
             seconds = [f"{spent[part]:.3f}" if part in spent else "" for part in (*parts, REST)]
             rows.append([one.name, f"{macs / 4096 / 1000:.2f}", f"{reduction:.2f}×", *seconds, f"{total:.3f}", *ratio])
         headers = [f"{side}, s", "kMAC/pixel", "FLOP reduction", *parts, REST, "all", "speed-up", "/ FLOP reduction"]
         blocks.append(tabulate(rows, headers, tablefmt=tablefmt, disable_numparse=True, colalign=("left", *["right"] * (len(headers) - 1))))
-    busy = " Others never left the processor alone: run again on a quiet machine." if any(t.busy for t in times) else ""
+    taken = f"during which others used at most {BUSY:.0%} of the processor"
+    if times[0].busy or not times[0].known:
+        taken = "while others kept the processor busy (run again on a quiet machine)" if times[0].busy else "(what others used is not known here)"
     blocks.append(
-        f"Seconds for {image}, medians of {times[0].kept} turns during which others used at most {BUSY:.0%} of the processor; "
-        f"{torch.get_num_threads()} thread(s), {machine_line()}, torch {torch.__version__}. {REST}: entropy coding, and context models, "
-        f"which CompressAI runs on one thread.{busy}"
+        f"Seconds for {image}, medians of {times[0].kept} turns {taken}; {torch.get_num_threads()} thread(s), {machine_line()}, "
+        f"torch {torch.__version__}. {REST}: entropy coding, and context models, which CompressAI runs on one thread."
     )
     return "\n\n".join(blocks)

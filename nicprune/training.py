@@ -21,7 +21,8 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nicprune.codecs import TABLES, on_side, provenance, rate_distortion_loss, refresh_tables, unwrap
+from nicprune.cdf import refresh_tables
+from nicprune.codecs import TABLES, lmbda_of, on_side, provenance, rate_distortion_loss, unwrap
 from nicprune.data import Patches, calibration_images, mix
 from nicprune.errors import FileError, RecipeError, TrainingError
 from nicprune.files import append_line, check_writable, write_atomically
@@ -34,12 +35,13 @@ MAX_SKIPPED = 20
 
 
 class TrainSettings(Settings):
-    """How to train. The defaults are CompressAI's where it has any. `side`: what runs when encoding alone, or decoding alone, is trained and the
-    rest left as it is; if not given, as the methods attached say, or the last one that a plain codec was pruned by."""
+    """How to train. The defaults are CompressAI's where it has any; those of `lmbda` and `metric` are the codec's own, by its quality. `side`: what
+    runs when encoding alone, or decoding alone, is trained, and the rest left as it is; if not given, as the methods attached say, or the last one
+    that a plain codec was pruned by."""
 
     steps: int = Field(ge=0)
-    lmbda: float = Field(default=0.0067, gt=0)
-    metric: Literal["mse", "ms-ssim"] = "mse"
+    lmbda: float | None = Field(default=None, gt=0)
+    metric: Literal["mse", "ms-ssim"] | None = None
     batch_size: int = Field(default=8, ge=1)
     patch_size: int = Field(default=256, ge=64)
     lr: float = Field(default=1e-4, gt=0)
@@ -74,6 +76,12 @@ class FitResult:
     metrics: dict[str, float]
     skipped: int
     seconds: float
+
+
+def _target(settings: TrainSettings) -> tuple[float, str]:
+    """Lambda and metric, which `fit` has filled in."""
+    assert settings.lmbda is not None and settings.metric is not None
+    return settings.lmbda, settings.metric
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
@@ -146,6 +154,9 @@ def fit(
         TrainingError: the loss stayed non-finite.
     """
     options = parse(TrainSettings, settings, "fit(...)")
+    metric = options.metric or provenance(unwrap(model)).metric
+    own = {"metric": metric, "lmbda": lmbda_of(unwrap(model), options.lmbda, metric)}
+    options = parse(TrainSettings, options.model_dump() | own, "fit(...)")
     patches = Patches(train, options.patch_size)
     looked_at = calibration_images(validation) if validation is not None else []
     if not looked_at and any(getattr(m.config, "schedule", None) is not None for m in getattr(model, "methods", [])):
@@ -218,7 +229,7 @@ class _Run:
         methods = [[m.name, m.config.model_dump(mode="json")] for m in getattr(model, "methods", [])] if self.attached is not None else []
         # What a checkpoint must have been made from, to be gone on from here.
         self.identity = json.dumps([provenance(self.codec).name, provenance(self.codec).quality, methods, [[p.name, p.stat().st_size] for p in photographs]])
-        self.loss = rate_distortion_loss(options.lmbda, options.metric)
+        self.loss = rate_distortion_loss(*_target(options))
         self.step = self.saved_step = self.skipped = self._skipped_in_a_row = 0
         self.last: dict[str, float] = {}
         self._clock = (time.monotonic(), 0)
@@ -284,7 +295,7 @@ class _Run:
         with torch.autocast(self.fabric.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             out = self.wrapped(batch, **at)
         out = {**out, "x_hat": out["x_hat"].float()}
-        own = self.attached.objective(out, batch, self.options.metric) if self.attached is not None else None
+        own = self.attached.objective(out, batch, _target(self.options)[1]) if self.attached is not None else None
         figures = own if own is not None else self.loss(out, batch)
         loss = figures["loss"]
         if self.attached is not None:

@@ -95,9 +95,9 @@ def test_short_functions_are_called_until_a_sample_lasts_long_enough(clock: list
 
 @pytest.mark.parametrize(
     ("before", "after", "share"),
-    [((0, 0, 0), (10, 20, 10), 0.0), ((0, 0, 0), (15, 20, 10), 0.25), ((5, 10, 5), (5, 10, 5), 0.0), (None, (1, 1, 1), 0.0), ((0, 0, 0), (1, 2, 3), 0.0)],
+    [((0, 0, 0), (10, 20, 10), 0.0), ((0, 0, 0), (15, 20, 10), 0.25), ((5, 10, 5), (5, 10, 5), 0.0), (None, (1, 1, 1), None), ((0, 0, 0), (1, 2, 3), 0.0)],
 )
-def test_share_of_others(before: tuple[float, float, float] | None, after: tuple[float, float, float], share: float) -> None:
+def test_share_of_others(before: tuple[float, float, float] | None, after: tuple[float, float, float], share: float | None) -> None:
     assert sampling.others_share(before, after) == share
 
 

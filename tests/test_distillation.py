@@ -342,6 +342,21 @@ def test_tables_stand_as_long_as_their_weights_do(tmp_path: Path) -> None:
     assert again.entropy_bottleneck._quantized_cdf.shape != tables["entropy_bottleneck._quantized_cdf"].shape
 
 
+def test_a_modulator_is_not_taught_and_stays_attached() -> None:
+    modulated = attach(load_codec("demo-hyperprior", 1).eval(), "bit_rate_modulator", qualities=[1, 2])
+    x = image(modulated.codec, 0)
+    before = modulated(x, level=0)["x_hat"]
+    for settings in ({"output": 1.0}, {"output": "much"}):
+        with pytest.raises(RecipeError):
+            taught(modulated, [("distillation", settings)], load_codec("demo-hyperprior", 1))
+        assert torch.equal(modulated(x, level=0)["x_hat"], before)
+    gated = attach(load_codec("demo-hyperprior", 1).eval(), "channel_gating", alpha=1.3)
+    before = gated(x)["x_hat"]
+    with pytest.raises(RecipeError, match="output"):
+        taught(gated, [("distillation", {"output": "much"})], load_codec("demo-hyperprior", 1))
+    assert torch.equal(gated(x)["x_hat"], before)
+
+
 def test_masks_of_one_side_write_what_the_original_reads() -> None:
     original: Any = load_codec("demo-hyperprior", 1)
     attached = attach(load_codec("demo-hyperprior", 1), "mask_decay", budget={"encoder": 0.8}, side="encoder", decay_steps=2)

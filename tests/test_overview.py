@@ -62,6 +62,23 @@ def test_costs_by_different_lambdas_are_not_compared(tmp_path: Path) -> None:
     assert "| cost" not in text
 
 
+def test_a_control_is_one_of_as_many_steps_or_the_one_named(tmp_path: Path) -> None:
+    found = [record("original", 3), record("control", 3, steps=50), record("pruned", 3), record("pruned", 3, drop=0.2, label="control longer")]
+    rows = "- {title: A, report: one, rows: [{arm: mask_decay}, {arm: mask_decay, name: again, control: control longer}]}\n"
+    text = write_overview(reports(tmp_path, HEAD + rows, one=found)).read_text()
+    assert cells(text, "mask_decay")[3] == ""
+    ratio = (0.01 * 255**2 * 10**-3.2 + 0.6) / (0.01 * 255**2 * 10**-3.18 + 0.6)
+    assert cells(text, "again")[3] == f"{100 * (ratio - 1):+.1f} %"
+
+
+def test_the_gap_to_scratch_stands_beside(tmp_path: Path) -> None:
+    found = [record("original", 3), record("control", 3), record("pruned", 3, drop=0.5)]
+    found += [record("pruned", 3, drop=drop, label=f"scratch {steps}", method="scratch", steps=steps) for drop, steps in ((4.0, 10), (1.0, 1000))]
+    text = write_overview(reports(tmp_path, HEAD + "- {title: A, report: one, rows: [{arm: mask_decay}, {arm: control}]}\n", one=found)).read_text()
+    costs = [0.01 * 255**2 * 10 ** (-(32 - drop) / 10) + 0.6 for drop in (0.0, 0.5, 1.0)]
+    assert cells(text, "mask_decay")[4] == f"{100 * (costs[2] - costs[1]) / (costs[2] - costs[0]):.0f} %" and cells(text, "control")[4] == ""
+
+
 def test_points_are_shown_as_they_are(tmp_path: Path) -> None:
     rows = "- {title: A, report: one, show: point, after: [base], rows: [{arm: original}]}\n"
     text = write_overview(reports(tmp_path, HEAD + rows, one=sweep((1, 3)))).read_text()
@@ -88,10 +105,12 @@ def test_what_has_not_been_run_says_so(tmp_path: Path) -> None:
         (HEAD + "- {title: A, report: one, rows: [{arm: mask decay}]}", RecipeError, "did you mean 'mask_decay'?"),
         (HEAD + "- {title: A, report: one, rows: [{arm: mask_decay, runs: 1}]}", RecipeError, "unknown key"),
         (HEAD + "- {title: A, report: one, rows: []}", RecipeError, "at least 1"),
+        (HEAD + "- {title: A, report: one, rows: [{arm: mask_decay, control: long}]}", RecipeError, "no arm 'long'"),
+        (HEAD + "- {title: A, report: both, rows: [{arm: mask_decay}]}", RecipeError, "several sets of photographs"),
     ],
 )
 def test_a_wrong_overview_gives_one_line(tmp_path: Path, content: str | None, kind: type[NicpruneError], message: str) -> None:
-    folder = reports(tmp_path, content or "", one=sweep((3,)))
+    folder = reports(tmp_path, content or "", one=sweep((3,)), both=sweep((3,)) + [r | {"test": "kodak"} for r in sweep((3,))])
     if content is None:
         (folder / "overview.yaml").unlink()
     with pytest.raises(kind, match=message) as error:

@@ -179,6 +179,17 @@ def test_the_order_is_what_matters_first() -> None:
         assert torch.equal(attached(x, width=2)["x_hat"], twin.eval()(x, width=2)["x_hat"])
 
 
+def test_an_order_that_was_not_measured_is_no_order(photographs: Path, tmp_path: Path) -> None:
+    attached = slim("bmshj2018-factorized", widths=[1.0, 0.5], order="importance")
+    with pytest.raises(TrainingError) as error:
+        fit(attached, photographs, steps=1, batch_size=1, patch_size=64, progress=False)
+    one_line(error, "prepare(images)")
+    attached.prepare([torch.rand(1, 3, 64, 64)])
+    fit(attached, photographs, steps=1, batch_size=1, patch_size=64, progress=False)
+    again: Any = load(save(attached, tmp_path / "a.safetensors"), factory=lambda: built("bmshj2018-factorized")[0])
+    fit(again, photographs, steps=1, batch_size=1, patch_size=64, progress=False)
+
+
 def test_widths_by_budget_are_the_largest_that_meet_it() -> None:
     attached = attach(built("mbt2018-mean")[0], "slimmable", macs=[1.0, 0.5, 0.25, 0.12], round_to=1)
     whole = attached.cost.original.macs
@@ -219,6 +230,16 @@ def test_a_slimmable_codec_is_saved_and_coded_at_any_width(tmp_path: Path) -> No
     scores = [nip.evaluate(again, [write_png(x[0], tmp_path / "a.png")], width=width) for width in range(3)]
     assert [s.cost.macs for s in scores] == sorted((s.cost.macs for s in scores), reverse=True)
     assert [s.cost.params for s in scores] == [measure(attached.extract(width)).params for width in range(3)]
+
+
+def test_reading_leaves_the_width_that_is_set() -> None:
+    attached = slim("bmshj2018-factorized", widths=[1.0, 0.5]).eval()
+    attached.update(force=True)
+    x = image(attached.codec, 0)
+    sent = attached.compress(x, width=1)
+    attached.set_width(0)
+    attached.decompress(sent["strings"], sent["shape"])
+    assert attached.widths is not None and attached.widths.now == 0
 
 
 def test_a_pruned_codec_becomes_slimmable_and_a_width_is_pruned() -> None:

@@ -11,6 +11,7 @@ from torch import nn
 import nicprune.timing as timing
 from nicprune import attach, load_codec
 from nicprune.cost import measure
+from nicprune.errors import RecipeError
 from nicprune.timing import REST, Times, stage_times, time_codecs, times_table
 
 
@@ -87,13 +88,29 @@ def test_the_table_sets_speed_beside_macs() -> None:
     cost = measure(load_codec("demo-hyperprior", 1))
     half = type(cost)(cost.macs // 2, cost.encoder // 2, cost.decoder // 4, cost.params)
     times = [
-        Times("whole", cost, {"g_a": 3.0, REST: 1.0}, {"g_s": 3.5, REST: 0.5}, 5, False),
-        Times("small", half, {"g_a": 1.5, REST: 1.0}, {"g_s": 0.5, REST: 0.5}, 5, False),
+        Times("whole", cost, {"g_a": 3.0, REST: 1.0}, {"g_s": 3.5, REST: 0.5}, 4.0, 4.0, 5, False),
+        Times("small", half, {"g_a": 1.5, REST: 1.0}, {"g_s": 0.5, REST: 0.5}, 2.5, 1.0, 5, False),
     ]
     encode, decode, note = times_table(times).split("\n\n")
     cells = [[c.strip() for c in block.splitlines()[-1].strip("|").split("|")] for block in (encode, decode)]
     assert cells[0][2:] == ["2.00×", "1.500", "1.000", "2.500", "1.60×", "0.80"]
     assert cells[1][2:] == ["4.00×", "0.500", "0.500", "1.000", "4.00×", "1.00"]
     assert "medians of 5 turns" in note and "quiet machine" not in note
-    busy = times_table([Times("whole", cost, {REST: 1.0}, {REST: 1.0}, 3, True)])
-    assert "run again on a quiet machine" in busy
+    busy = times_table([Times("whole", cost, {REST: 1.0}, {REST: 1.0}, 1.0, 1.0, 3, True)])
+    assert "run again on a quiet machine" in busy and "at most" not in busy
+    unknown = times_table([Times("whole", cost, {REST: 1.0}, {REST: 1.0}, 1.0, 1.0, 3, False, False)])
+    assert "not known here" in unknown and "at most" not in unknown
+
+
+def test_small_encoders_count_under_their_method(clock: list[float]) -> None:
+    ladder = attach(load_codec("demo-hyperprior", 1).eval(), "scalable_encoder", encoders=3, share=0.3, decay_steps=12)
+    for encoder in ladder.methods[0].encoders:  # type: ignore[union-attr]
+        advancing(encoder, clock, 1.0)
+    ladder.set_width(1)
+    encode, _ = stage_times(ladder, torch.rand(1, 3, 64, 64))
+    assert encode["scalable_encoder"] == 2.0 and encode[REST] == 0
+
+
+def test_something_must_be_timed() -> None:
+    with pytest.raises(RecipeError, match="at least one"):
+        time_codecs({})

@@ -16,6 +16,8 @@ from compressai.models import ScaleHyperprior
 from conftest import built, same_state, state_of
 from torch import nn
 
+import nicprune.training as training
+from nicprune.codecs import provenance, rate_distortion_loss
 from nicprune.data import write_png
 from nicprune.errors import FileError, RecipeError, TrainingError
 from nicprune.methods import attach
@@ -50,6 +52,26 @@ def test_resume_is_bit_equal(photos: Path, tmp_path: Path) -> None:
     logged = [[json.loads(line) for line in (tmp_path / p / "metrics.jsonl").read_text().splitlines()] for p in ("whole", "parts")]
     assert [r["step"] for r in logged[1]] == list(range(1, 9))
     assert [r["loss"] for r in logged[0]] == [r["loss"] for r in logged[1]]
+
+
+@pytest.mark.parametrize(("quality", "metric", "settings", "expected"), [
+    (1, "mse", {}, (0.0018, "mse")),
+    (4, "ms-ssim", {}, (16.64, "ms-ssim")),
+    (4, "ms-ssim", {"metric": "mse"}, (0.013, "mse")),
+    (1, "mse", {"lmbda": 0.02}, (0.02, "mse")),
+    (None, "mse", {}, (0.0067, "mse")),
+    (9, "mse", {}, (0.0067, "mse")),
+])  # fmt: skip
+def test_a_codec_is_trained_for_its_own_rate(
+    monkeypatch: pytest.MonkeyPatch, quality: int | None, metric: str, settings: dict[str, object], expected: tuple[float, str]
+) -> None:
+    asked = []
+    monkeypatch.setattr(training, "rate_distortion_loss", lambda *wanted: asked.append(wanted) or rate_distortion_loss(*wanted))
+    model = codec()
+    provenance(model).quality, provenance(model).metric = quality, metric
+    quick = {key: value for key, value in QUICK.items() if key != "lmbda"} | {"patch_size": 192, "batch_size": 1}
+    fit(model, "samples", steps=0, **quick, **settings)  # type: ignore[arg-type]
+    assert asked == [expected]
 
 
 class _Interrupting(ScaleHyperprior):

@@ -48,6 +48,8 @@ class Method(nn.Module):
     """Whether all it does is help to train, by a teacher's example; it can go on behind `harden`."""
     codes: ClassVar[bool] = True
     """Whether decoding depends on it, where it stays."""
+    tables: str = ""
+    """Hash of its own entropy bottlenecks that their CDF tables were made from, if it has any."""
 
     def __init__(self, codec: nn.Module, groups: Groups, cost: CostModel, config: Settings):
         super().__init__()

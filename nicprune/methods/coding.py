@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs import refresh_tables
+from nicprune.cdf import refresh_tables
 
 
 class Coding(nn.Module):
@@ -38,6 +38,14 @@ class Coding(nn.Module):
     def decompress(self: Any, strings: Any, *args: Any, width: int | None = None, **kwargs: Any) -> Any:
         """Read a bitstream that `compress` wrote, at the width that it says (or raise, where another is asked for)."""
         coder, strings = self._coder(), list(strings or [])
+        set_ = [(point, point.now) for point in (coder.widths, coder.levels) if point is not None]
+        try:
+            return self._read(coder, strings, width, *args, **kwargs)
+        finally:  # what a stream was written at is not what is to be written next
+            for point, now in set_:
+                point.now = now
+
+    def _read(self: Any, coder: Any, strings: list[Any], width: int | None, *args: Any, **kwargs: Any) -> Any:
         if coder.widths is not None and coder.widths.travels:
             coder.widths.read(_header(strings), width)
         if coder.levels is not None:

@@ -33,7 +33,7 @@ from nicprune.budget import ROUND_TO
 from nicprune.channels import MIN_LATENTS
 from nicprune.codecs import is_bottleneck, lmbda_for, provenance, rate_distortion_loss
 from nicprune.cost import Totals
-from nicprune.errors import BudgetError, CodecError, RecipeError
+from nicprune.errors import BudgetError, CodecError, RecipeError, TrainingError
 from nicprune.hooks import NarrowHook, remove_hooks
 from nicprune.layers import Affine, remove
 from nicprune.levels import Widths
@@ -116,6 +116,7 @@ class Slimmable(Method):
         count = len(self._table)
         self.widths = Widths(count, [float(w) for w in self.config.widths or self.config.macs or ()])
         self.extracting: int | None = None
+        self._ordered = self.config.order == "index"
         self._teacher: Tensor | None = None
         self._slice()
         given = self.config.lambdas or [lmbda_for(q, provenance(codec).metric) for q in self.config.qualities or ()]
@@ -183,6 +184,7 @@ class Slimmable(Method):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        self._ordered = True  # the order is part of what was saved
         self._slice()
 
     def _norm(self, layer: Any, name: str, i: int) -> nn.Module:
@@ -204,9 +206,10 @@ class Slimmable(Method):
     def prepare(self, model: nn.Module, images: Sequence[Tensor]) -> None:
         if self.config.order == "index":
             return
-        lmbda = float(self.schedule.lambdas[0]) or 0.0067
+        lmbda = lmbda_of(self._shared[0], float(self.schedule.lambdas[0]) or None)
         for name, scores in importance(self._shared[0], self.groups, self._free, images, lmbda, provenance(self._shared[0]).metric).items():
             getattr(self, _key("order", name)).copy_(torch.argsort(scores, descending=True, stable=True))
+        self._ordered = True
         self._slice()
         # What was cut from the codec for each width was cut in the old order.
         modules = dict(self._shared[0].named_modules())
@@ -273,6 +276,8 @@ class Slimmable(Method):
         return float(self.schedule.lambdas[width]) or None
 
     def passes(self) -> list[int]:
+        if not self._ordered:
+            raise TrainingError("order: importance is measured on photographs: call prepare(images) on what attach returned before training")
         count = len(self._slices)
         if self.config.sandwich is None or self.config.sandwich >= count - 2:
             return list(range(count))

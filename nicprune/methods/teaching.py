@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from nicprune.errors import NicpruneError, RecipeError
 from nicprune.methods.attached import Attached, attach
 from nicprune.methods.base import METHODS, Method
 
@@ -22,6 +23,9 @@ def taught(model: nn.Module, settings: Sequence[tuple[str, Mapping[str, Any]]], 
 
     Args:
         teacher: the codec that it was pruned from.
+
+    Raises:
+        RecipeError: they do not go with what is attached; the model stays as it was.
     """
     if isinstance(model, Attached):
         model.learn_from(teacher)
@@ -30,8 +34,15 @@ def taught(model: nn.Module, settings: Sequence[tuple[str, Mapping[str, Any]]], 
     if not isinstance(model, Attached):
         return attach(model, settings, teacher=teacher)
     before = cast("list[Method]", list(model.methods))
+    modulators = [method.name for method in before if method.modulates]
+    if modulators:
+        raise RecipeError(f"a teacher codes at one rate, {modulators[0]} at many: leave one of them out")
     model.detach()  # the hooks, for the moment: what is attached next must find a plain codec
-    added = attach(model.codec, settings, teacher=teacher)
+    try:
+        added = attach(model.codec, settings, teacher=teacher)
+    except NicpruneError:
+        model.hang()
+        raise
     after = cast("list[Method]", list(added.methods))
     both = Attached(model.codec, [*before, *after], model.groups, model.cost).train(model.training)
     added.detach()

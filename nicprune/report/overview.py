@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from tabulate import tabulate
 
 from nicprune.errors import FileError, RecipeError, closest
 from nicprune.files import write_text
-from nicprune.report.gaps import cost
+from nicprune.report.gaps import cost, gaps
 from nicprune.report.lines import Line, lines
 from nicprune.report.rd import ENOUGH_POINTS, bd_table
 from nicprune.report.records import Record, counterpart, read
@@ -23,8 +24,9 @@ from nicprune.settings import Settings, parse
 
 NOTE = (
     "PSNR drop, and change of bpp, against the original, which no training touched since; control: the original trained on for as many steps. "
-    "Cost: lambda · 255² · MSE + bpp against that control, mean over qualities. BD-rate: over four qualities and more, against the original, the control. "
-    "± is the sample standard deviation over seeds."
+    "Cost: lambda · 255² · MSE + bpp against that control, mean over qualities; empty where no control was trained for as many steps. Gap closed: (from "
+    "scratch - codec) / (from scratch - original), in cost, the same small codec trained from scratch. BD-rate: over four qualities and more, against the "
+    "original, the control. ± is the sample standard deviation over seeds; without, there is one seed."
 )
 
 
@@ -37,6 +39,7 @@ class Row(Settings):
         name: what to call it here; by default as the report does.
         published: what its authors report.
         run: False for what has not been run: the line stands there without figures.
+        control: the arm that its cost is compared with, if not the report's control.
     """
 
     arm: str
@@ -44,6 +47,7 @@ class Row(Settings):
     name: str | None = None
     published: str = ""
     run: bool = True
+    control: str | None = None
 
 
 class Section(Settings):
@@ -126,9 +130,13 @@ def _section(folder: Path, section: Section) -> str:
         chosen = [line for line in every if line.label == row.arm and not line.between()]
         if not chosen:
             raise RecipeError(f"overview: no arm {row.arm!r} in report {path.parent.name!r}; {closest(row.arm, sorted({line.label for line in every}))}")
-        found.append((row, chosen, records))
+        if len({line.setting for line in chosen}) > 1:
+            raise RecipeError(f"overview: arm {row.arm!r} of report {path.parent.name!r} was tested on several sets of photographs: make a report of each")
+        if row.control is not None and row.control not in {line.label for line in every}:
+            raise RecipeError(f"overview: no arm {row.control!r} in report {path.parent.name!r} to compare {row.arm!r} with")
+        found.append((row, chosen, [record for record in records if record.setting() == chosen[0].setting]))
     qualities = sorted({line.quality for _, chosen, _ in found for line in chosen if line.quality is not None})
-    headers = ["", "FLOP reduction", *(f"q{quality}" for quality in qualities), "cost over control", "BD-rate", "published"]
+    headers = ["", "FLOP reduction", *(f"q{quality}" for quality in qualities), "cost over control", "gap closed", "BD-rate", "published"]
     body = [_cells(row, chosen, records, qualities, section.show) for row, chosen, records in found]
     keep = [n for n, header in enumerate(headers) if any(cells[n] for cells in body)]
     align = ["left" if headers[n] in ("", "published") else "right" for n in keep]
@@ -143,13 +151,14 @@ def _section(folder: Path, section: Section) -> str:
 def _cells(row: Row, chosen: list[Line], records: list[Record], qualities: list[int], show: str) -> list[str]:
     name = _plain(row.name or row.arm)
     if not chosen:
-        return [name, "not run", *([""] * (len(qualities) + 2)), _plain(row.published)]
+        return [name, "not run", *([""] * (len(qualities) + 3)), _plain(row.published)]
     by_quality = {line.quality: line for line in chosen}
     whole = chosen[0].role in ("original", "control")
     reduction = "" if whole else _span([line.mean["flop_reduction"] for line in chosen])
     cell = _drop if show == "drop" else _point
     each = [cell(by_quality[quality]) if quality in by_quality else "" for quality in qualities]
-    return [name, reduction, *each, "" if whole else _over_control(chosen, records), _bd(chosen, records), _plain(row.published)]
+    over = "" if whole else _over_control(chosen, records, row.control)
+    return [name, reduction, *each, over, _closed(chosen, records), _bd(chosen, records), _plain(row.published)]
 
 
 def _plain(text: str) -> str:
@@ -170,20 +179,32 @@ def _point(line: Line) -> str:
     return f"{line.show('psnr_db', '.2f')} dB, {line.show('bpp', '.3f')}"
 
 
-def _over_control(chosen: list[Line], records: list[Record]) -> str:
-    """Mean over qualities of the cost against the control's of the same quality, seed by seed; empty without a control."""
+def _over_control(chosen: list[Line], records: list[Record], named: str | None) -> str:
+    """Mean over qualities of the cost against the control's of the same quality, seed by seed where there is one of the seed; empty where no control
+    was trained for as many steps. Named ones are taken for controls, however long they were trained."""
     by_seed: dict[Any, list[float]] = {}
     for line in chosen:
         for record in line.members:
-            control = counterpart(record, records, "control")
+            controls = [r for r in records if r["role"] == "control" and r["steps"] == record["steps"]]
+            if named is not None:
+                controls = [Record(r | {"role": "control"}) for r in records if r["label"] == named]
+            control = counterpart(record, controls, "control")
             # Costs by different lambdas, as the widths of a slimmable codec have, say nothing about each other.
-            costs = [cost(r) for r in (record, control) if r is not None and r["lmbda"] == record["lmbda"]]
+            costs = [cost(r) for r in (record, control) if r is not None and math.isclose(r["lmbda"] or 0, record["lmbda"] or 0, rel_tol=1e-4)]
             if len(costs) == 2 and costs[0] is not None and costs[1] is not None:
                 by_seed.setdefault(record["seed"], []).append(100 * (costs[0] / costs[1] - 1))
     means = [statistics.fmean(values) for values in by_seed.values()]
     if not means:
         return ""
     return f"{statistics.fmean(means):+.1f}" + (f" ±{statistics.stdev(means):.1f}" if len(means) > 1 else "") + " %"
+
+
+def _closed(chosen: list[Line], records: list[Record]) -> str:
+    """The share of the gap to the same small codec from scratch that is closed, where one was trained; the one trained longest counts."""
+    found = [gap for gap in gaps(lines(records)) if gap.arm == chosen[0].arm and gap.closed() is not None]
+    longest = [gap for gap in found if gap.steps == max(g.steps for g in found)]
+    closed = [value for gap in longest if (value := gap.closed()) is not None]
+    return f"{statistics.fmean(closed):.0f} %" if closed else ""
 
 
 def _bd(chosen: list[Line], records: list[Record]) -> str:

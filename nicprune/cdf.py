@@ -1,0 +1,61 @@
+"""CDF tables: which entropy bottlenecks they were made from, and making them anew where those have changed."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from nicprune.codecs import entropy_models, is_bottleneck, provenance, unwrap
+
+
+def _bottleneck_hash(codec: Any) -> str:
+    digest = hashlib.sha256()
+    for name, module in codec.named_modules():
+        if is_bottleneck(module):
+            for key, value in module.named_parameters():
+                raw = value.detach().cpu().contiguous().view(torch.uint8)  # numpy knows no bfloat16
+                digest.update(f"{name}.{key}".encode() + raw.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def note_tables(model: nn.Module) -> None:
+    """Remember that the CDF tables of a codec, and of the methods on it, are those of their entropy bottlenecks as they are now."""
+    provenance(unwrap(model)).tables = _bottleneck_hash(unwrap(model))
+    for method in _methods(model):
+        method.tables = _bottleneck_hash(method)
+
+
+def _methods(model: nn.Module) -> list[Any]:
+    methods = getattr(model, "methods", None)
+    return list(methods) if isinstance(methods, nn.ModuleList) else []
+
+
+def _stale(part: nn.Module, tables: str) -> bool:
+    made: list[Any] = [m for m in entropy_models(part) if hasattr(m, "_quantized_cdf")]
+    return not all(m._quantized_cdf.numel() for m in made) or tables != _bottleneck_hash(part)
+
+
+def update_tables(codec: Any) -> None:
+    """Make all CDF tables of a codec anew, for the scales of its Gaussian conditionals that it has already, if any."""
+    models: list[Any] = entropy_models(codec)
+    found = [m.scale_table for m in models if getattr(m, "scale_table", None) is not None and m.scale_table.numel()]
+    takes_scales = found and "scale_table" in inspect.signature(codec.update).parameters
+    codec.update(force=True, **({"scale_table": found[0]} if takes_scales else {}))
+
+
+def refresh_tables(model: nn.Module) -> None:
+    """Make the CDF tables of a codec, and of methods on it, anew, unless the entropy bottlenecks are still those that they were made from.
+
+    Made anew they may differ in the last bit, on another machine or from weights that were rounded since: streams would not decode any more.
+    """
+    codec = unwrap(model)
+    if _stale(codec, provenance(codec).tables):
+        update_tables(codec)
+    for method in _methods(model):
+        if _stale(method, method.tables):
+            method.update(force=True)
+    note_tables(model)
