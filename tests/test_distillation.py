@@ -351,7 +351,10 @@ def test_a_modulator_is_not_taught_and_stays_attached() -> None:
             taught(modulated, [("distillation", settings)], load_codec("demo-hyperprior", 1))
         assert torch.equal(modulated(x, level=0)["x_hat"], before)
     gated = attach(load_codec("demo-hyperprior", 1).eval(), "channel_gating", alpha=1.3)
+    for gate in gated.methods[0].each().values():  # type: ignore[operator]
+        gate.threshold.data[::2] = float("inf")
     before = gated(x)["x_hat"]
+    assert not torch.equal(before, load_codec("demo-hyperprior", 1).eval()(x)["x_hat"])
     with pytest.raises(RecipeError, match="output"):
         taught(gated, [("distillation", {"output": "much"})], load_codec("demo-hyperprior", 1))
     assert torch.equal(gated(x)["x_hat"], before)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from nicprune.budget import ROUND_TO
 from nicprune.channels import MIN_LATENTS
-from nicprune.codecs import is_bottleneck, lmbda_for, provenance, rate_distortion_loss
+from nicprune.codecs import is_bottleneck, lmbda_for, lmbda_of, provenance, rate_distortion_loss
 from nicprune.cost import Totals
 from nicprune.errors import BudgetError, CodecError, RecipeError, TrainingError
 from nicprune.hooks import NarrowHook, remove_hooks
