@@ -134,6 +134,7 @@ def eval_(
     metric: Metric = "mse",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write CompressAI results JSON here.")] = None,
     level: Level = None,
+    lmbda: Annotated[float | None, typer.Option(help="With a modulator: rate by its lambda.")] = None,
     width: Annotated[int | None, typer.Option(help="With a slimmable codec: which width, 0 being the widest.")] = None,
     per_image: Annotated[bool, typer.Option("--per-image", help="A line for each image.")] = False,
     at: Annotated[list[float] | None, typer.Option("--at", help="jpeg and webp: PSNR at this rate in bpp, between their settings.")] = None,
@@ -153,7 +154,7 @@ def eval_(
     from nicprune.checkpoint import load_codec
     from nicprune.evaluation import evaluate, write_results
 
-    result = evaluate(load_codec(codec, quality, metric=metric, weights=weights), images, progress=True, level=level, width=width)
+    result = evaluate(load_codec(codec, quality, metric=metric, weights=weights), images, progress=True, level=level, lmbda=lmbda, width=width)
     if per_image:
         for image in result.images:
             ms = f"{image.ms_ssim:.4f}" if image.ms_ssim is not None else "-"
@@ -270,6 +271,7 @@ def time_(
     quality: Quality = None,
     weights: Weights = "official",
     metric: Metric = "mse",
+    width: Annotated[int | None, typer.Option(help="For slimmable codecs among them: which width; for scalable encoders: which level.")] = None,
     seconds: Annotated[float, typer.Option(min=0, help="After which the least disturbed turns have to do, on a machine that is never quiet.")] = 60.0,
 ) -> None:
     """Show where the time of coding a photograph goes, and what of the FLOP reduction it follows."""
@@ -283,6 +285,9 @@ def time_(
         label: load_codec(name, quality, metric=metric, weights="official" if name.endswith(".safetensors") else weights)
         for label, name in zip(labels, codecs, strict=True)
     }
+    for codec in ready.values():
+        if getattr(codec, "widths", None) is not None:
+            codec.set_width(width)  # type: ignore[operator]
     typer.echo(times_table(time_codecs(ready, image, limit=seconds), Path(image).name if image else "a sample photograph"))
 
 

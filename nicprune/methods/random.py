@@ -17,7 +17,7 @@ class RandomConfig(Target):
 
 @METHODS.register("random")
 class Random(Method):
-    """Decides at once, by lot; widths follow the budget as for the other methods."""
+    """Decides at once, at random; widths follow the budget as for the other methods."""
 
     name = "random"
     summary = "one shot: channels drawn at random"
