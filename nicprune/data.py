@@ -130,7 +130,11 @@ def readable(paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
 
 
 def calibration_images(folder: str | Path | Sequence[str | Path], count: int = 8, largest: tuple[int, int] = (512, 768)) -> list[Tensor]:
-    """Whole photographs of a training set, evenly spread over it, cut at the centre to multiples of 64: float32 in [0, 1], (1, 3, H, W) each."""
+    """Whole photographs of a training set, evenly spread over it, cut at the centre to multiples of 64: float32 in [0, 1], (1, 3, H, W) each.
+
+    Raises:
+        DataError: none is usable; for "samples" also without scikit-image, whose photographs they are.
+    """
     paths = usable_images(list_images(folder, "train"))
     images = []
     for _, image in readable(paths[:: max(1, len(paths) // count)][:count]):

@@ -56,6 +56,8 @@ def test_a_file_with_widths_is_profiled_evaluated_and_coded(tmp_path: Path) -> N
     picture = str(write_png(torch.rand(3, 64, 64), tmp_path / "a.png"))
     assert "g_a.0" in call("profile", file)
     assert "width 1: " in call("eval", file, picture, "--width", "1")
+    whole, half = (call("time", file, "--image", picture, "--seconds", "0", "--width", width).splitlines()[2] for width in "01")
+    assert float(whole.split("|")[2]) > 1.5 * float(half.split("|")[2]), "kMAC/pixel of the width that was timed"
     call("encode", file, picture, str(tmp_path / "a.nic"), "--width", "1")
     call("decode", file, str(tmp_path / "a.nic"), str(tmp_path / "b.png"))
     result = CliRunner().invoke(app, ["export", file, str(tmp_path / "onnx")])
@@ -84,6 +86,7 @@ def test_encode_and_decode(tmp_path: Path) -> None:
 
     from nicprune.container import decode, encode
     from nicprune.data import read_image, write_png
+    from nicprune.evaluation import evaluate
     from nicprune.methods import attach
 
     picture = write_png(torch.rand(3, 67, 130), tmp_path / "a.png")
@@ -104,6 +107,7 @@ def test_encode_and_decode(tmp_path: Path) -> None:
         assert coded.read_bytes() == encode(modulated, picture, **{rate[0].removeprefix("--"): float(rate[1])})
         call("decode", path, str(coded), str(decoded))
         assert torch.equal(read_image(decoded), decode(modulated, coded))
+        assert str(evaluate(modulated, str(picture), **{rate[0].removeprefix("--"): float(rate[1])})).split(" dB")[0] in call("eval", path, str(picture), *rate)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nic", "a.png", "c.safetensors", "m.safetensors", "out.png"]
 
 

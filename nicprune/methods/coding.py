@@ -17,9 +17,13 @@ class Coding(nn.Module):
 
     @torch.no_grad()
     def compress(self: Any, x: Tensor, *args: Any, level: Any = None, lmbda: float | None = None, width: int | None = None, **kwargs: Any) -> Any:
-        """Write a bitstream. With a modulator, the first string says at which rate; with several widths, at which width.
+        """Write a bitstream of images (B, 3, H, W) in [0, 1], sides multiples of 64: {"strings", "shape"}, as the codec's own compress.
 
-        Masks that still decay are folded into a copy for it, which is slow: harden for good.
+        With a modulator, the first string says at which rate; with several widths, at which width. CDF tables must be current: call
+        update(force=True) after training of your own. Masks that still decay are folded into a copy for it, which is slow: harden for good.
+
+        Raises:
+            RecipeError: the codec has no such level, lambda or width.
         """
         # What both sides compute must not depend on whether the caller keeps gradients: gates skip channels only without.
         coder = self._coder()
@@ -36,7 +40,11 @@ class Coding(nn.Module):
 
     @torch.no_grad()
     def decompress(self: Any, strings: Any, *args: Any, width: int | None = None, **kwargs: Any) -> Any:
-        """Read a bitstream that `compress` wrote, at the width that it says (or raise, where another is asked for)."""
+        """Read a bitstream that `compress` wrote: {"x_hat"}, (B, 3, H, W); the rate and width that are set stay.
+
+        Raises:
+            FileError: the strings are of another codec, or of another width than is asked for.
+        """
         coder, strings = self._coder(), list(strings or [])
         set_ = [(point, point.now) for point in (coder.widths, coder.levels) if point is not None]
         try:
