@@ -40,18 +40,18 @@ class Coding(nn.Module):
 
     @torch.no_grad()
     def decompress(self: Any, strings: Any, *args: Any, width: int | None = None, **kwargs: Any) -> Any:
-        """Read a bitstream that `compress` wrote: {"x_hat"}, (B, 3, H, W); the rate and width that are set stay.
+        """Read a bitstream that `compress` wrote: {"x_hat"}, (B, 3, H, W); the width that is set stays.
 
         Raises:
             FileError: the strings are of another codec, or of another width than is asked for.
         """
         coder, strings = self._coder(), list(strings or [])
-        set_ = [(point, point.now) for point in (coder.widths, coder.levels) if point is not None]
+        before = coder.widths.now if coder.widths is not None else None
         try:
             return self._read(coder, strings, width, *args, **kwargs)
-        finally:  # what a stream was written at is not what is to be written next
-            for point, now in set_:
-                point.now = now
+        finally:  # the width that a stream was written at is not the one to write at next
+            if coder.widths is not None:
+                coder.widths.now = before
 
     def _read(self: Any, coder: Any, strings: list[Any], width: int | None, *args: Any, **kwargs: Any) -> Any:
         if coder.widths is not None and coder.widths.travels:
