@@ -72,9 +72,11 @@ def test_a_control_is_one_of_as_many_steps_or_the_one_named(tmp_path: Path) -> N
 
 
 def test_the_gap_to_scratch_stands_beside(tmp_path: Path) -> None:
-    found = [record("original", 3), record("control", 3), record("pruned", 3, drop=0.5)]
+    found = [record("original", 3), record("control", 3), record("pruned", 3, drop=0.5), record("pruned", 3, drop=1.5, label="worse")]
     found += [record("pruned", 3, drop=drop, label=f"scratch {steps}", method="scratch", steps=steps) for drop, steps in ((4.0, 10), (1.0, 1000))]
-    text = write_overview(reports(tmp_path, HEAD + "- {title: A, report: one, rows: [{arm: mask_decay}, {arm: control}]}\n", one=found)).read_text()
+    rows = "- {title: A, report: one, rows: [{arm: mask_decay}, {arm: worse}, {arm: control}]}\n"
+    text = write_overview(reports(tmp_path, HEAD + rows, one=found)).read_text()
+    assert cells(text, "worse")[4] == "none"
     costs = [0.01 * 255**2 * 10 ** (-(32 - drop) / 10) + 0.6 for drop in (0.0, 0.5, 1.0)]
     assert cells(text, "mask_decay")[4] == f"{100 * (costs[2] - costs[1]) / (costs[2] - costs[0]):.0f} %" and cells(text, "control")[4] == ""
 

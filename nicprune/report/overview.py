@@ -204,7 +204,8 @@ def _closed(chosen: list[Line], records: list[Record]) -> str:
     found = [gap for gap in gaps(lines(records)) if gap.arm == chosen[0].arm and gap.closed() is not None]
     longest = [gap for gap in found if gap.steps == max(g.steps for g in found)]
     closed = [value for gap in longest if (value := gap.closed()) is not None]
-    return f"{statistics.fmean(closed):.0f} %" if closed else ""
+    share = statistics.fmean(closed) if closed else math.nan
+    return "" if math.isnan(share) else f"{share:.0f} %" if share > 0 else "none"  # worse than from scratch, by however much
 
 
 def _bd(chosen: list[Line], records: list[Record]) -> str:
