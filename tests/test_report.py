@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import io
 import json
 import math
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.image
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ from nicprune.errors import FileError
 from nicprune.report import Record, bd_table, collect, table, text_table, write_report
 from nicprune.report.lines import lines
 from nicprune.report.page import headline, notes
-from nicprune.report.plots import rd_curves
+from nicprune.report.plots import LIGHT, _look, drop_against_reduction, rd_curves
 from nicprune.report.records import arms, as_records
 from nicprune.report.table import latex, markdown
 
@@ -148,6 +150,20 @@ def test_no_drop_against_another_original_codec() -> None:
     foreign = record("original")
     foreign["cost"] = foreign["original_cost"] = {key: value + 1 for key, value in foreign["cost"].items()}
     assert math.isnan(table([foreign, record("pruned")]).query("role == 'pruned'").iloc[0]["psnr_drop_db"])
+
+
+def test_many_arms_are_told_apart_and_leave_the_panels_their_room() -> None:
+    def drawn(count: int) -> tuple[list[Any], int, int]:
+        ready = lines([record("original"), *(record("pruned", drop=0.1 * n, label=f"arm {n:02}") for n in range(count))])
+        made = [("pruned", line.arm) for line in ready if line.role == "pruned"]
+        looks = [_look(line, made, LIGHT) for line in ready]
+        whole, above = (matplotlib.image.imread(io.BytesIO(draw(ready) or b"")) for draw in (rd_curves, drop_against_reduction))
+        return [(look["color"], look["marker"]) for look in looks], whole.shape[0], above.shape[0]
+
+    few, low, low_drop = drawn(2)
+    many, high, high_drop = drawn(40)
+    assert len(set(many)) == 41 and len(set(few)) == 3
+    assert high > low + 100 and high_drop > low_drop + 100, "a longer legend makes a higher figure"
 
 
 def test_no_speedup_between_machines() -> None:

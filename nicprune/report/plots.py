@@ -21,7 +21,10 @@ from nicprune.report.lines import Line, settings
 from nicprune.report.records import ROLES
 
 DPI = 150
-MARKERS = "os^DvPX*<>hp"
+MARKERS = "^DvPX*<>hpd"
+"""Of what was made, those of original and control apart: as many as have no divisor in common with the number of hues."""
+ROWS = 2
+"""Rows of a legend that a figure has room for as it is."""
 DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 MAX_PANELS = 4
 ROOM = 14
@@ -85,7 +88,7 @@ def _look(line: Line, pruned: Sequence[tuple[str, str]], theme: Theme) -> dict[s
     if line.role == "control":
         return {"color": theme.muted, "marker": "s", "linestyle": ":", "markerfacecolor": theme.background}
     n = pruned.index((line.role, line.arm))
-    return {"color": theme.hues[n % len(theme.hues)], "marker": MARKERS[(n + 2) % len(MARKERS)], "linestyle": DASHES[n % len(DASHES)]}
+    return {"color": theme.hues[n % len(theme.hues)], "marker": MARKERS[n % len(MARKERS)], "linestyle": DASHES[n % len(DASHES)]}
 
 
 def _pruned_arms(lines: Sequence[Line]) -> list[tuple[str, str]]:
@@ -190,6 +193,8 @@ def _legend(figure: Figure, handles: dict[tuple[str, str], Any]) -> None:
     """A legend below the panels, never over data; the original first, then the control."""
     keys = sorted(handles, key=lambda key: (ROLES.index(key[0]), key[1]))
     columns = max(1, min(len(keys), int(figure.get_figwidth() / (0.75 + 0.085 * max(len(arm) for _, arm in keys)))))
+    more = max(0, math.ceil(len(keys) / columns) - ROWS)
+    figure.set_figheight(figure.get_figheight() + 0.21 * more)  # at the expense of the page, not of the panels
     figure.legend([handles[key] for key in keys], [_plain(arm) for _, arm in keys], loc="outside lower center", ncols=columns, handlelength=3.2)
 
 
@@ -210,6 +215,7 @@ def drop_against_reduction(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes
         later = []
         for (setting, group), axes in zip(groups.items(), rows, strict=True):
             points, obstacles = [], [(1.0, 0.0)]
+            several = len({line.quality for line in group}) > 1
             curves: dict[tuple[str, str], list[Line]] = {}
             for line in group:
                 curves.setdefault((line.role, line.arm), []).append(line)
@@ -234,7 +240,7 @@ def drop_against_reduction(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes
                         continue
                     change = line.mean["bpp_change_pct"]
                     rate = f"{change:+.1f} % bpp" if len(group) <= ROOM and math.isfinite(change) else ""
-                    text = ", ".join(filter(None, (_quality(line), rate)))
+                    text = ", ".join(filter(None, (_quality(line) if several or rate else "", rate)))
                     if text:
                         points.append((*p, text, look["color"]))
             axes.axhline(0, color=theme.muted, linewidth=0.9, zorder=1)
