@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -266,29 +267,37 @@ def bench(what: Annotated[list[str] | None, typer.Argument(help="Parts to measur
 
 @app.command("time")
 def time_(
-    codecs: Annotated[list[str], typer.Argument(help="Names, files, or package.module:factory; the first is what the others are compared with.")],
+    codecs: Annotated[list[str], typer.Argument(help="Names, files, or package.module:factory, as [label=]codec[@width]; others are compared with the first.")],
     image: Annotated[str | None, typer.Option(help="Photograph; by default one that comes with the demo extra.")] = None,
     quality: Quality = None,
     weights: Weights = "official",
     metric: Metric = "mse",
-    width: Annotated[int | None, typer.Option(help="For slimmable codecs among them: which width; for scalable encoders: which level.")] = None,
+    width: Annotated[int | None, typer.Option(help="For slimmable codecs without one of their own: which width; for scalable encoders: which level.")] = None,
     seconds: Annotated[float, typer.Option(min=0, help="After which the least disturbed turns have to do, on a machine that is never quiet.")] = 60.0,
+    out: Annotated[str | None, typer.Option(help="Folder to write times.md, times.json and times.png into.")] = None,
 ) -> None:
     """Show where the time of coding a photograph goes, and what of the FLOP reduction it follows."""
     from nicprune.checkpoint import load_codec
-    from nicprune.timing import time_codecs, times_table
+    from nicprune.errors import RecipeError
+    from nicprune.report.times import write_times
+    from nicprune.timing import Named, taken_under, time_codecs, times_table
 
-    # The same file may be named twice: a codec against itself shows what such a ratio is worth on this machine.
-    stems = [Path(name).stem if Path(name).is_file() else name for name in codecs]
-    labels = [f"{stem} ({number})" if stems.count(stem) > 1 else stem for number, stem in enumerate(stems, 1)]
-    ready = {
-        label: load_codec(name, quality, metric=metric, weights="official" if name.endswith(".safetensors") else weights)
-        for label, name in zip(labels, codecs, strict=True)
-    }
-    for codec in ready.values():
-        if getattr(codec, "widths", None) is not None:
-            codec.set_width(width)  # type: ignore[operator]
-    typer.echo(times_table(time_codecs(ready, image, limit=seconds), Path(image).name if image else "a sample photograph"))
+    ready: dict[str, Any] = {}
+    named = [Named.read(text) for text in codecs]
+    for number, (one, text) in enumerate(zip(named, codecs, strict=True), 1):
+        # The same codec may be named twice: against itself it shows what such a ratio is worth on this machine.
+        label = f"{one.label} ({number})" if [other.label for other in named].count(one.label) > 1 else one.label
+        ready[label] = load_codec(one.codec, quality, metric=metric, weights="official" if one.codec.endswith(".safetensors") else weights)
+        if getattr(ready[label], "widths", None) is not None:
+            ready[label].set_width(width if one.width is None else one.width)
+        elif one.width is not None:
+            raise RecipeError(f"{text!r}: {one.codec} has no widths or levels")
+    times = time_codecs(ready, image, limit=seconds)
+    conditions = taken_under(times, Path(image).name if image else "a sample photograph")
+    typer.echo(times_table(times, conditions))
+    if out is not None:
+        asked = shlex.join(["nicprune", *sys.argv[1:]])
+        typer.echo(f"\nwrote {write_times(times, out, conditions=conditions, command=asked)}")
 
 
 def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:

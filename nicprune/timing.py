@@ -55,6 +55,27 @@ class Times:
     known: bool = True
 
 
+@dataclass(frozen=True)
+class Named:
+    """A codec as the command line names it."""
+
+    label: str
+    codec: str
+    width: int | None = None
+
+    @classmethod
+    def read(cls, text: str) -> Named:
+        """Take "[label=]codec[@width]" apart; without a label, the name of the file, or of the codec, stands for it."""
+        if Path(text).is_file():
+            return cls(Path(text).stem, text)
+        label, found, rest = text.partition("=")
+        codec, at, width = (rest if found else text).rpartition("@")
+        if not at or not width.isdigit():
+            codec, width = rest if found else text, ""
+        shown = Path(codec).stem if Path(codec).is_file() else codec
+        return cls(label if found else f"{shown}@{width}" if width else shown, codec, int(width) if width else None)
+
+
 @contextmanager
 def _watched(model: nn.Module, spent: dict[str, float]) -> Iterator[None]:
     """Add to `spent` the seconds of every module that no other module runs, by transform, and of those of methods by the method's name."""
@@ -161,8 +182,8 @@ def time_codecs(codecs: Mapping[str, nn.Module], image: str | Path | None = None
     return found
 
 
-def times_table(times: list[Times], image: str = "a sample photograph", tablefmt: str = "pipe") -> str:
-    """Two tables, encoding and decoding: seconds by part, and speed-up beside FLOP reduction against the first codec."""
+def times_table(times: list[Times], conditions: str) -> str:
+    """Two tables, encoding and decoding: seconds by part, and speed-up beside FLOP reduction against the first codec; below them the conditions."""
     blocks = []
     for side, sides in (("encode", [t.encode for t in times]), ("decode", [t.decode for t in times])):
         parts = [part for part in dict.fromkeys(part for spent in sides for part in spent) if part != REST]
@@ -175,12 +196,16 @@ def times_table(times: list[Times], image: str = "a sample photograph", tablefmt
             seconds = [f"{spent[part]:.3f}" if part in spent else "" for part in (*parts, REST)]
             rows.append([one.name, f"{macs / 4096 / 1000:.2f}", f"{reduction:.2f}×", *seconds, f"{total:.3f}", *ratio])
         headers = [f"{side}, s", "kMAC/pixel", "FLOP reduction", *parts, REST, "all", "speed-up", "/ FLOP reduction"]
-        blocks.append(tabulate(rows, headers, tablefmt=tablefmt, disable_numparse=True, colalign=("left", *["right"] * (len(headers) - 1))))
+        blocks.append(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=("left", *["right"] * (len(headers) - 1))))
+    return "\n\n".join([*blocks, conditions])
+
+
+def taken_under(times: list[Times], image: str) -> str:
+    """A sentence on what was timed, how and on what machine."""
     taken = f"during which others used at most {BUSY:.0%} of the processor"
     if times[0].busy or not times[0].known:
         taken = "while others kept the processor busy (run again on a quiet machine)" if times[0].busy else "(what others used is not known here)"
-    blocks.append(
+    return (
         f"Seconds for {image}, medians of {times[0].kept} turns {taken}; {torch.get_num_threads()} thread(s), {machine_line()}, "
         f"torch {torch.__version__}. {REST}: entropy coding, and context models, which CompressAI runs on one thread."
     )
-    return "\n\n".join(blocks)

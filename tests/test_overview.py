@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from test_report import record, sweep
 
+from nicprune.cost import Totals
 from nicprune.errors import FileError, NicpruneError, RecipeError
 from nicprune.report.overview import overview_text, write_overview
+from nicprune.report.times import write_times
+from nicprune.timing import Times
 
 HEAD = "title: Reports\nsections:\n"
 
@@ -95,6 +98,16 @@ def test_what_has_not_been_run_says_so(tmp_path: Path) -> None:
     assert "not run" in line and r"a \| b" in line
 
 
+def test_times_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
+    cost = Totals(400, 200, 100, 7)
+    times = [Times("a", cost, {"g_a": 2.0}, {"g_s": 2.0}, 2.0, 2.0, 5, False), Times("b", cost, {"g_a": 1.0}, {"g_s": 1.0}, 1.0, 1.0, 5, False)]
+    write_times(times, tmp_path / "seconds", conditions="On a Tuesday.", command="nicprune time a b")
+    text = write_overview(reports(tmp_path, HEAD + "- {title: Times, times: seconds, text: Before., below: Behind.}\n")).read_text()
+    assert cells(text, "b") == ["b", "1.00×", "1.00 + 0.00 s", "2.00×", "1.00×", "1.00 + 0.00 s", "2.00×"]
+    assert text.index("Before.") < text.index("| b") < text.index("Behind.") < text.index("On a Tuesday.")
+    assert "Made by `nicprune time a b`" in text and "(seconds/times.md)" in text
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "message"),
     [
@@ -106,7 +119,9 @@ def test_what_has_not_been_run_says_so(tmp_path: Path) -> None:
         (HEAD + "- {title: A, report: two, rows: [{arm: mask_decay}]}", RecipeError, "no report 'two'"),
         (HEAD + "- {title: A, report: one, rows: [{arm: mask decay}]}", RecipeError, "did you mean 'mask_decay'?"),
         (HEAD + "- {title: A, report: one, rows: [{arm: mask_decay, runs: 1}]}", RecipeError, "unknown key"),
-        (HEAD + "- {title: A, report: one, rows: []}", RecipeError, "at least 1"),
+        (HEAD + "- {title: A, report: one, rows: []}", RecipeError, "either rows or times"),
+        (HEAD + "- {title: A, report: one, times: one, rows: [{arm: mask_decay}]}", RecipeError, "either rows or times"),
+        (HEAD + "- {title: A, times: one}", FileError, "nicprune time --out writes it"),
         (HEAD + "- {title: A, report: one, rows: [{arm: mask_decay, control: long}]}", RecipeError, "no arm 'long'"),
         (HEAD + "- {title: A, report: both, rows: [{arm: mask_decay}]}", RecipeError, "several sets of photographs"),
     ],

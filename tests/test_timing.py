@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from torch import nn
 import nicprune.timing as timing
 from nicprune import attach, load_codec
 from nicprune.cost import measure
-from nicprune.errors import RecipeError
-from nicprune.timing import REST, Times, stage_times, time_codecs, times_table
+from nicprune.errors import FileError, RecipeError
+from nicprune.report.times import read_times, times_lines, write_times
+from nicprune.timing import REST, Named, Times, stage_times, taken_under, time_codecs, times_table
 
 
 @pytest.fixture
@@ -91,15 +93,52 @@ def test_the_table_sets_speed_beside_macs() -> None:
         Times("whole", cost, {"g_a": 3.0, REST: 1.0}, {"g_s": 3.5, REST: 0.5}, 4.0, 4.0, 5, False),
         Times("small", half, {"g_a": 1.5, REST: 1.0}, {"g_s": 0.5, REST: 0.5}, 2.5, 1.0, 5, False),
     ]
-    encode, decode, note = times_table(times).split("\n\n")
+    encode, decode, note = times_table(times, taken_under(times, "photo.png")).split("\n\n")
     cells = [[c.strip() for c in block.splitlines()[-1].strip("|").split("|")] for block in (encode, decode)]
     assert cells[0][2:] == ["2.00×", "1.500", "1.000", "2.500", "1.60×", "0.80"]
     assert cells[1][2:] == ["4.00×", "0.500", "0.500", "1.000", "4.00×", "1.00"]
-    assert "medians of 5 turns" in note and "quiet machine" not in note
-    busy = times_table([Times("whole", cost, {REST: 1.0}, {REST: 1.0}, 1.0, 1.0, 3, True)])
+    assert "photo.png, medians of 5 turns" in note and "quiet machine" not in note
+    busy = taken_under([Times("whole", cost, {REST: 1.0}, {REST: 1.0}, 1.0, 1.0, 3, True)], "it")
     assert "run again on a quiet machine" in busy and "at most" not in busy
-    unknown = times_table([Times("whole", cost, {REST: 1.0}, {REST: 1.0}, 1.0, 1.0, 3, False, False)])
+    unknown = taken_under([Times("whole", cost, {REST: 1.0}, {REST: 1.0}, 1.0, 1.0, 3, False, False)], "it")
     assert "not known here" in unknown and "at most" not in unknown
+
+
+def test_a_report_of_times_is_read_as_it_was_written(tmp_path: Path) -> None:
+    cost = measure(load_codec("demo-hyperprior", 1))
+    small = type(cost)(cost.macs // 2, cost.encoder // 2, cost.decoder // 4, cost.params)
+    times = [
+        Times("whole $", cost, {"g_a": 3.0, REST: 1.0}, {"g_s": 3.5, REST: 0.5}, 4.0, 4.0, 5, False),
+        Times("small", small, {"g_a": 1.5, "mine": 0.25, REST: 1.0}, {"g_s": 0.5}, 2.75, 0.5, 5, False),
+    ]
+    folder = write_times(times, tmp_path / "times", conditions="On a Tuesday.", command="nicprune time a b")
+    assert read_times(folder) == (times, "On a Tuesday.", "nicprune time a b")
+    text = (folder / "times.md").read_text()
+    assert text.endswith("On a Tuesday.\n\nMade by `nicprune time a b`.\n") and "| small" in text
+    first, second = ([c.strip() for c in line.strip("|").split("|")] for line in times_lines(times).splitlines()[2:])
+    assert first == ["whole $", "", "3.00 + 1.00 s", "", "", "3.50 + 0.50 s", ""]
+    assert second == ["small", "2.00×", "1.75 + 1.00 s", "1.45×", "4.00×", "0.50 + 0.00 s", "8.00×"]
+    assert (folder / "times.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("content", [None, "[]", "{", '{"times": [{"name": "a"}]}', '{"times": [], "conditions": ""}'])
+def test_a_report_of_times_that_is_none_gives_one_line(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "times.json").write_text(content)
+    with pytest.raises(FileError, match=r"^[^\n]*nicprune time --out[^\n]*$"):
+        read_times(tmp_path)
+
+
+def test_codecs_are_named_with_label_and_width(tmp_path: Path) -> None:
+    file = tmp_path / "a=b@1.safetensors"
+    file.write_text("")
+    other = tmp_path / "c.safetensors"
+    other.write_text("")
+    assert Named.read("demo-hyperprior") == Named("demo-hyperprior", "demo-hyperprior")
+    assert Named.read(str(file)) == Named("a=b@1", str(file)), "a file that is there is a file"
+    assert Named.read(f"half={other}@2") == Named("half", str(other), 2)
+    assert Named.read(f"{other}@0") == Named("c@0", str(other), 0)
+    assert Named.read("x=my.module:factory@home") == Named("x", "my.module:factory@home")
 
 
 def test_small_encoders_count_under_their_method(clock: list[float]) -> None:

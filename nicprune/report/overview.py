@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 from tabulate import tabulate
 
 from nicprune.errors import FileError, RecipeError, closest
@@ -20,6 +20,7 @@ from nicprune.report.gaps import cost, gaps
 from nicprune.report.lines import Line, lines
 from nicprune.report.rd import ENOUGH_POINTS, bd_table
 from nicprune.report.records import Record, counterpart, read
+from nicprune.report.times import read_times, times_lines
 from nicprune.settings import Settings, parse
 
 NOTE = (
@@ -55,6 +56,7 @@ class Section(Settings):
 
     Args:
         after: recipes that make what its recipes start from.
+        times: a folder of `nicprune time --out`, whose codecs stand in the table instead of rows.
         show: "drop": PSNR drop and change of bpp against the original; "point": PSNR and bpp as they are, for originals and unlike codecs.
         below: text under the table.
     """
@@ -62,10 +64,17 @@ class Section(Settings):
     title: str
     report: str | None = None
     after: list[str] = []
+    times: str | None = None
     text: str = ""
     show: Literal["drop", "point"] = "drop"
-    rows: list[Row] = Field(min_length=1)
+    rows: list[Row] = []
     below: str = ""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Section:
+        if bool(self.rows) == bool(self.times):
+            raise ValueError("a section has either rows or times")
+        return self
 
 
 class Overview(Settings):
@@ -117,7 +126,15 @@ def _report(folder: Path, name: str | None, row: Row) -> Path:
     return path
 
 
+def _timed(folder: Path, section: Section, name: str) -> str:
+    times, conditions, command = read_times(folder / name)
+    said = f"{conditions}\n\nMade by `{command}`; seconds by transform: [{name}]({name}/times.md)."
+    return "\n\n".join(part for part in (f"## {section.title}", section.text.strip(), times_lines(times), section.below.strip(), said) if part)
+
+
 def _section(folder: Path, section: Section) -> str:
+    if section.times is not None:
+        return _timed(folder, section, section.times)
     found: list[tuple[Row, list[Line], list[Record]]] = []
     reports: dict[Path, list[Record]] = {}
     for row in section.rows:

@@ -52,7 +52,8 @@ DARK = Theme("dark", "#171b20", "#e4e7eb", "#98a2ae", "#323942", ("#56b4e9", "#f
 
 
 @contextmanager
-def _style(theme: Theme) -> Iterator[None]:
+def themed(theme: Theme) -> Iterator[None]:
+    """Draw in a theme's colours."""
     rc: dict[Any, Any] = {
         "font.family": "sans-serif", "font.size": 10, "text.usetex": False, "text.color": theme.ink, "axes.labelcolor": theme.ink,
         "axes.edgecolor": theme.muted, "xtick.color": theme.muted, "ytick.color": theme.muted, "xtick.labelcolor": theme.ink, "ytick.labelcolor": theme.ink,
@@ -65,13 +66,15 @@ def _style(theme: Theme) -> Iterator[None]:
         yield
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """A figure as a PNG file's bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches."""
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04, hspace=0.06))
     FigureCanvasAgg(figure)
     return figure
@@ -151,8 +154,8 @@ def rd_curves(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
     panels: list[tuple[str, str, Callable[[float], float]]] = [("psnr_db", "PSNR, RGB (dB)", lambda v: v)]
     if structural:
         panels.append(("ms_ssim", "MS-SSIM, −10·log₁₀(1 − MS-SSIM) (dB)", lambda v: -10 * math.log10(1 - v)))
-    with _style(theme):
-        figure = _figure(5.2 * len(panels) if structural else 7.0, 0.6 + 3.9 * len(groups))
+    with themed(theme):
+        figure = new_figure(5.2 * len(panels) if structural else 7.0, 0.6 + 3.9 * len(groups))
         rows = figure.subplots(len(groups), len(panels), squeeze=False)
         handles: dict[tuple[str, str], Any] = {}
         pruned = _pruned_arms(lines)
@@ -186,7 +189,7 @@ def rd_curves(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
         _legend(figure, handles)
         for axes, points, obstacles in later:
             _annotate(axes, points, obstacles, 110)
-        return _png(figure)
+        return to_png(figure)
 
 
 def _legend(figure: Figure, handles: dict[tuple[str, str], Any]) -> None:
@@ -207,8 +210,8 @@ def drop_against_reduction(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes
     if not any(line.role == "pruned" or (line.role == "modulated" and line.mean["flop_reduction"] > 1.005) for line in shown):
         return None
     groups = settings(shown)
-    with _style(theme):
-        figure = _figure(7.6, 0.6 + 3.9 * len(groups))
+    with themed(theme):
+        figure = new_figure(7.6, 0.6 + 3.9 * len(groups))
         rows = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
         handles: dict[tuple[str, str], Any] = {}
         pruned = _pruned_arms(lines)
@@ -257,7 +260,7 @@ def drop_against_reduction(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes
         _legend(figure, handles)
         for axes, points, obstacles in later:
             _annotate(axes, points, obstacles, 0)
-        return _png(figure)
+        return to_png(figure)
 
 
 def widths(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
@@ -280,8 +283,8 @@ def widths(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
         alike = [o for o in shown if o.setting == line.setting and o.members[0]["original_cost"] == line.members[0]["original_cost"]]
         return {name: (before, before) for other in alike for name, (before, _) in other.members[0]["widths"].items()}
 
-    with _style(theme):
-        figure = _figure(1.6 + 2.9 * len(shown) if len(shown) > 1 else 6.0, 1.0 + (0.17 if small else 0.27) * len(groups))
+    with themed(theme):
+        figure = new_figure(1.6 + 2.9 * len(shown) if len(shown) > 1 else 6.0, 1.0 + (0.17 if small else 0.27) * len(groups))
         panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
         pruned = _pruned_arms(lines)
         places = list(range(len(groups)))
@@ -304,7 +307,7 @@ def widths(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
         figure.supxlabel("channels per group (wide bar: before, narrow bar: after)", fontsize=10, color=theme.ink)
         panels[0].set_yticks(places, [_plain(name) for name in groups])
         panels[0].set_ylim(len(groups) - 0.4, -0.6)
-        return _png(figure)
+        return to_png(figure)
 
 
 def width_lines(lines: Sequence[Line]) -> list[Line]:
@@ -324,8 +327,8 @@ def lambda_schedule(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None
     shown = [line for line in lines if line.members[0]["schedule"]][:MAX_PANELS]
     if not shown:
         return None
-    with _style(theme):
-        figure = _figure(10.4, 0.6 + 3.6 * len(shown))
+    with themed(theme):
+        figure = new_figure(10.4, 0.6 + 3.6 * len(shown))
         for line, (left, right) in zip(shown, figure.subplots(len(shown), 2, squeeze=False), strict=True):
             log = line.members[0]["schedule"]
             count = len(log[0]["lambdas"])
@@ -347,4 +350,4 @@ def lambda_schedule(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None
                 axes.legend()
             if len(shown) > 1:
                 left.set_title(_plain(line.arm))
-        return _png(figure)
+        return to_png(figure)
