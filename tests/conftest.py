@@ -6,7 +6,8 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from compressai.models import (
 from compressai.models.vbr import JointAutoregressiveHierarchicalPriorsVbr, MeanScaleHyperpriorVbr, ScaleHyperpriorVbr
 from torch import Tensor, nn
 
+from nicprune import data
 from nicprune.channels import Groups, find_groups
 from nicprune.codecs import is_bottleneck
 
@@ -137,6 +139,26 @@ def built(name: str) -> tuple[nn.Module, Groups]:
         _built[name] = codec, find_groups(codec)
     codec, groups = _built[name]
     return copy.deepcopy(codec), groups
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The middle of each sample photograph stands for it, so that tests do not spend their time on decoding and coding whole ones."""
+    whole, folder = data.sample_photographs, tmp_path_factory.mktemp("samples")
+
+    def cut(split: str) -> list[Path]:
+        found = []
+        for path in whole(split):
+            found.append(folder / f"{path.stem}.png")
+            if not found[-1].exists():
+                image = data.read_image(path)
+                top, left = ((side - least) // 2 for side, least in zip(image.shape[1:], (192, 256), strict=True))
+                data.write_png(image[:, top : top + 192, left : left + 256].float() / 255, found[-1])
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "sample_photographs", cut)
+        yield
 
 
 @pytest.fixture(params=sorted(ARCHITECTURES))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from nicprune import data
 from nicprune.cli import app
-from nicprune.data import read_image, sample_photographs, write_png
 
 README = Path(__file__).parent.parent / "README.md"
 pytest.importorskip("skimage", reason="the README's examples use scikit-image's photographs")
@@ -48,7 +48,7 @@ def test_commands_run_in_the_order_given(tmp_path: Path, monkeypatch: pytest.Mon
     ladder = nip.attach(nip.load_codec("demo-hyperprior", 3), "scalable_encoder", encoders=2, share=0.3, decay_steps=8)
     nip.fit(ladder, "samples", steps=8, batch_size=1, patch_size=64, progress=False)
     nip.save(ladder.harden(), "demo-ladder.safetensors")
-    write_png(read_image(sample_photographs("test")[0]), tmp_path / "photo.png")
+    data.write_png(data.read_image(data.sample_photographs("test")[0]).float() / 255, tmp_path / "photo.png")
     (tmp_path / "reports").mkdir()
     shown = "title: Reports\nsections:\n- {title: A codec, report: quickstart, rows: [{arm: mask_decay}]}\n"
     (tmp_path / "reports" / "overview.yaml").write_text(shown, encoding="utf-8")
