@@ -126,6 +126,45 @@ def run(
     run_recipe(parsed, text, reports=reports, runs=runs, say=lambda line: print(line, flush=True), progress=not quiet)
 
 
+@app.command()
+def prune(
+    codec: Annotated[str, typer.Argument(help="Name, file, or package.module:factory.")],
+    output: Annotated[Path, typer.Argument(help=".safetensors file to write.")],
+    method: Annotated[str, typer.Option(help="One that needs no training: magnitude, random, fisher.")] = "magnitude",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="The method's settings, key=value, e.g. budget.macs=0.5 or side=encoder.")] = None,
+    images: Annotated[str | None, typer.Option(help='Photographs to look at, for fisher: a folder, or "samples".')] = None,
+    quality: Quality = None,
+    weights: Weights = "official",
+    metric: Metric = "mse",
+) -> None:
+    """Prune a codec in one shot, without any training, and save what is left."""
+    from nicprune.checkpoint import load_codec, save
+    from nicprune.codecs import provenance
+    from nicprune.cost import COUNTER, measure
+    from nicprune.data import calibration_images
+    from nicprune.errors import RecipeError
+    from nicprune.methods import Attached, attach
+    from nicprune.recipe import apply_override
+
+    settings: dict[str, Any] = {}
+    for override in set_ or []:
+        apply_override(settings, override)
+    original = load_codec(codec, quality, metric=metric, weights=weights)
+    before = measure(original)
+    attached = attach(original, method, **settings)
+    if images is not None:
+        attached.prepare(calibration_images(images))
+    small = attached.harden()
+    if isinstance(small, Attached):
+        raise RecipeError(f"{method} stays on the codec and has to be trained: that is for recipes, or Python")
+    after = measure(small)
+    for what in ("macs", "encoder", "decoder"):
+        was, now = before.kmac_per_pixel(what), after.kmac_per_pixel(what)
+        typer.echo(f"{'all' if what == 'macs' else what:8} {was:9.2f} to {now:9.2f} kMAC/pixel, {was / now:.2f}x fewer ({COUNTER})")
+    typer.echo(f"params   {before.params:,} to {after.params:,}; {provenance(small).verified}")
+    typer.echo(f"wrote {save(small, output)}")
+
+
 @app.command("eval")
 def eval_(
     codec: Annotated[str, typer.Argument(help="Name, file, or package.module:factory.")],

@@ -69,6 +69,18 @@ def test_a_file_with_widths_is_profiled_evaluated_and_coded(tmp_path: Path) -> N
     assert "extract(0)" in str(result.exception)
 
 
+def test_a_codec_is_pruned_in_one_shot(tmp_path: Path) -> None:
+    from nicprune import load, load_codec, measure
+
+    before = measure(load_codec("demo-hyperprior", 3))
+    out = call("prune", "demo-hyperprior", str(tmp_path / "a.safetensors"), "-q", "3", "--set", "budget.encoder=0.6", "--set", "side=encoder")
+    after = measure(load(tmp_path / "a.safetensors"))
+    assert after.encoder <= 0.6 * before.encoder and after.decoder == before.decoder
+    assert f"{before.encoder / after.encoder:.2f}x fewer" in out and "masked = pruned" in out and f"{after.params:,}" in out
+    call("prune", "demo-hyperprior", str(tmp_path / "b.safetensors"), "-q", "3", "--method", "fisher", "--set", "budget.macs=0.5", "--images", "samples")
+    assert measure(load(tmp_path / "b.safetensors")).macs <= 0.5 * before.macs
+
+
 def test_profile() -> None:
     out = call("profile", "bmshj2018-hyperprior", "--quality", "1", "--weights", "none")
     assert "12 channel groups" in out and "34.242" in out and "g_a.1" in out and "decoder" in out and "fvcore" in out
@@ -145,6 +157,10 @@ def test_encode_and_decode_fail_in_one_line(tmp_path: Path, monkeypatch: pytest.
         (["run", "quickstart", "--set", "finetune.stepps=3"], "did you mean 'steps'"),
         (["check", "quickstart", "--set", "photographs.train=/nowhere"], "no such folder: /nowhere"),
         (["eval", "nowhere.safetensors", "samples"], "no such file"),
+        (["prune", "demo-hyperprior", "a.safetensors", "-q", "1"], "give either budget"),
+        (["prune", "demo-hyperprior", "a.safetensors", "-q", "1", "--method", "fisher", "--set", "budget.macs=0.5"], "--images folder"),
+        (["prune", "demo-hyperprior", "a.safetensors", "-q", "1", "--method", "mask_decay", "--set", "budget.macs=0.5"], "masks are not at zero yet"),
+        (["prune", "demo-hyperprior", "a.safetensors", "-q", "1", "--method", "bit_rate_modulator", "--set", "qualities=[1, 2]"], "stays on the codec"),
         (["list", "codec"], "did you mean 'codecs'"),
         (["report", "/nowhere"], "/nowhere"),
     ],

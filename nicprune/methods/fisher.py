@@ -51,7 +51,7 @@ class Fisher(Method):
 
     def check_hardenable(self) -> None:
         if not self._scores:
-            raise TrainingError("fisher has seen no photographs yet: attached.prepare(calibration_images(folder)) first")
+            raise TrainingError("fisher has seen no photographs yet: attached.prepare(calibration_images(folder)) first, or --images folder")
 
     def keep(self) -> dict[str, list[int]]:
         if not self._scores:
