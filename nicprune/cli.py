@@ -138,6 +138,8 @@ def prune(
     metric: Metric = "mse",
 ) -> None:
     """Prune a codec in one shot, without any training, and save what is left."""
+    import torch
+
     from nicprune.checkpoint import load_codec, save
     from nicprune.codecs import provenance
     from nicprune.cost import COUNTER, measure
@@ -149,6 +151,7 @@ def prune(
     settings: dict[str, Any] = {}
     for override in set_ or []:
         apply_override(settings, override)
+    torch.manual_seed(0)  # random weights are the same each time
     original = load_codec(codec, quality, metric=metric, weights=weights)
     before = measure(original)
     attached = attach(original, method, **settings)

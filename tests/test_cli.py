@@ -79,6 +79,9 @@ def test_a_codec_is_pruned_in_one_shot(tmp_path: Path) -> None:
     assert f"{before.encoder / after.encoder:.2f}x fewer" in out and "masked = pruned" in out and f"{after.params:,}" in out
     call("prune", "demo-hyperprior", str(tmp_path / "b.safetensors"), "-q", "3", "--method", "fisher", "--set", "budget.macs=0.5", "--images", "samples")
     assert measure(load(tmp_path / "b.safetensors")).macs <= 0.5 * before.macs
+    asked = ["bmshj2018-factorized", str(tmp_path / "c.safetensors"), "-q", "1", "--weights", "none", "--set", "budget.macs=0.5"]
+    twice = [(call("prune", *asked), (tmp_path / "c.safetensors").read_bytes())[1] for _ in range(2)]
+    assert twice[0] == twice[1], "random weights are the same each time"
 
 
 def test_profile() -> None:
