@@ -256,6 +256,18 @@ def test_leaving_channels_out_is_multiplying_them_by_zero(name: str) -> None:
     assert ran >= 2 * len(gates_of(attached))
 
 
+@torch.no_grad()
+def test_a_decoder_keeps_the_memory_format_of_its_weights() -> None:
+    attached = close_some(attach(built("bmshj2018-hyperprior")[0], "channel_gating", **QUICK)).eval().to(memory_format=torch.channels_last)
+    codec: Any = attached.codec
+    formats = {}
+    for name, layer in codec.g_s.named_children():
+        layer.register_forward_hook(lambda _, args, out, name=name: formats.update({name: out.is_contiguous(memory_format=torch.channels_last)}))
+    codec.g_s(torch.rand(1, codec.M, 4, 6))
+    assert min(float(gate.open.float().mean()) for name, gate in gates_of(attached).items() if name.startswith("g_s")) < 0.95, "some are left out"
+    assert len(formats) == 7 and all(formats.values()), "kernels for the other format take twice as long"
+
+
 @pytest.mark.parametrize("energy", ["mean", "max"])
 def test_a_large_map_is_pooled_over_some_of_its_pixels(energy: Any) -> None:
     gate, x = Gate(3, energy, 0, "channel"), torch.rand(2, 3, 130, 71, generator=torch.Generator().manual_seed(0))
