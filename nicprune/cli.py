@@ -316,6 +316,7 @@ def time_(
     metric: Metric = "mse",
     width: Annotated[int | None, typer.Option(help="For slimmable codecs without one of their own: which width; for scalable encoders: which level.")] = None,
     seconds: Annotated[float, typer.Option(min=0, help="After which the least disturbed turns have to do, on a machine that is never quiet.")] = 60.0,
+    layers: Annotated[bool, typer.Option("--layers", help="By layer of the transforms.")] = False,
     out: Annotated[str | None, typer.Option(help="Folder to write times.md, times.json and times.png into.")] = None,
 ) -> None:
     """Show where the time of coding a photograph goes, and what of the FLOP reduction it follows."""
@@ -334,7 +335,7 @@ def time_(
             ready[label].set_width(width if one.width is None else one.width)
         elif one.width is not None:
             raise RecipeError(f"{text!r}: {one.codec} has no widths or levels")
-    times = time_codecs(ready, image, limit=seconds)
+    times = time_codecs(ready, image, layers=layers, limit=seconds)
     conditions = taken_under(times, Path(image).name if image else "a sample photograph")
     typer.echo(times_table(times, conditions))
     if out is not None:

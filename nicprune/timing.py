@@ -39,8 +39,8 @@ class Times:
     """Seconds for one image, median over turns.
 
     Attributes:
-        encode, decode: seconds by transform in the order in which they run, `REST` for what is none; a method's own layers under its name.
-        encode_s, decode_s: seconds of the whole.
+        encode, decode: seconds by transform (or layer) in the order in which they run, `REST` for what is none; a method's own layers under its name.
+        encode_s, decode_s: seconds of the whole, the sum of these.
         kept: turns that counted; `busy`: others kept the processor busy throughout; `known`: whether this system says what others use.
     """
 
@@ -76,9 +76,17 @@ class Named:
         return cls(label if found else f"{shown}@{width}" if width else shown, codec, int(width) if width else None)
 
 
+def _part_of(name: str, module: nn.Module, layers: bool) -> str | None:
+    """What the seconds of a module count for: its transform, or by layers its place in it; None for what is in such a layer, or has them."""
+    if not layers:
+        return transform_of(name)
+    depth = name.count(".")
+    return name if depth == 1 or (depth == 0 and not any(module.children())) else None
+
+
 @contextmanager
-def _watched(model: nn.Module, spent: dict[str, float]) -> Iterator[None]:
-    """Add to `spent` the seconds of every module that no other module runs, by transform, and of those of methods by the method's name."""
+def _watched(model: nn.Module, spent: dict[str, float], layers: bool) -> Iterator[None]:
+    """Add to `spent` the seconds of every module that no other module runs, by transform or layer, and of those of methods by the method's name."""
     depth, started, hooks = 0, 0.0, []
 
     def before(module: nn.Module, args: Any) -> None:
@@ -98,7 +106,7 @@ def _watched(model: nn.Module, spent: dict[str, float]) -> Iterator[None]:
 
     try:
         coders = {id(part) for coder in entropy_models(model) for part in coder.modules()}
-        parts = {module: transform_of(name) for name, module in unwrap(model).named_modules() if name}
+        parts = {module: part for name, module in unwrap(model).named_modules() if name and (part := _part_of(name, module, layers)) is not None}
         for method in model.methods if isinstance(model, Attached) else ():
             parts = {module: str(method.name) for module in method.modules()} | parts
         for module, part in parts.items():
@@ -117,19 +125,24 @@ def _now() -> float:
 
 
 @torch.no_grad()
-def stage_times(codec: Any, image: Tensor, **rate: Any) -> tuple[dict[str, float], dict[str, float]]:
-    """Code one image (1, 3, H, W), sides multiples of 64, and decode it again; return the seconds of each, by transform, and of the rest."""
-    with _timed(codec) as encode:
+def stage_times(codec: Any, image: Tensor, *, layers: bool = False, **rate: Any) -> tuple[dict[str, float], dict[str, float]]:
+    """Code one image (1, 3, H, W), sides multiples of 64, and decode it again; return the seconds of each, by transform, and of the rest.
+
+    Args:
+        layers: by the layers of the transforms instead ("g_a.0"); what a transform does between them counts with the rest.
+        rate: for `compress`.
+    """
+    with _timed(codec, layers) as encode:
         sent = codec.compress(image, **rate)
-    with _timed(codec) as decode:
+    with _timed(codec, layers) as decode:
         codec.decompress(sent["strings"], sent["shape"])
     return encode, decode
 
 
 @contextmanager
-def _timed(codec: nn.Module) -> Iterator[dict[str, float]]:
+def _timed(codec: nn.Module, layers: bool) -> Iterator[dict[str, float]]:
     spent: dict[str, float] = {}
-    with _watched(codec, spent):
+    with _watched(codec, spent, layers):
         started = _now()
         yield spent
         spent[REST] = _now() - started - sum(spent.values())
@@ -146,12 +159,15 @@ def _cost(codec: Any, image: Tensor) -> Totals:
     return codec.totals() if spent is None else replace(codec.totals(), **{side: round(spent[0][side]) for side in ("macs", "encoder", "decoder")})
 
 
-def time_codecs(codecs: Mapping[str, nn.Module], image: str | Path | None = None, *, repeats: int = 7, limit: float = 60.0) -> list[Times]:
+def time_codecs(
+    codecs: Mapping[str, nn.Module], image: str | Path | None = None, *, layers: bool = False, repeats: int = 7, limit: float = 60.0
+) -> list[Times]:
     """Time codecs in turns on one photograph, in float32 and channels_last; turns during which others were busy do not count.
 
     Args:
         codecs: by name; each a `CompressionModel`, or one with gates, a modulator or widths on it, at the width or level that is set. They are copied.
         image: a photograph; None takes one of scikit-image's (the demo extra brings it).
+        layers: seconds of each layer of the transforms, instead of each transform.
         repeats: quiet turns that are wanted.
         limit: seconds after which the least disturbed turns have to do.
 
@@ -170,14 +186,14 @@ def time_codecs(codecs: Mapping[str, nn.Module], image: str | Path | None = None
     x = pad(shown)[0].to(device).contiguous(memory_format=torch.channels_last)
     costs = {name: _cost(codec, x) for name, codec in ready.items()}
     sampler = Sampler(repeats, limit)
-    turns = sampler.quiet(lambda: [stage_times(codec, x) for codec in ready.values()])
+    turns = sampler.quiet(lambda: [stage_times(codec, x, layers=layers) for codec in ready.values()])
     found = []
     for number, name in enumerate(ready):
         sides, wholes = [], []
         for side in (0, 1):
             spent = [turn[number][side] for turn in turns]
             sides.append({part: statistics.median(one.get(part, 0.0) for one in spent) for part in dict.fromkeys(part for one in spent for part in one)})
-            wholes.append(statistics.median(sum(one.values()) for one in spent))
+            wholes.append(sum(sides[-1].values()))
         found.append(Times(name, costs[name], sides[0], sides[1], wholes[0], wholes[1], sampler.kept, sampler.busy, sampler.known))
     return found
 

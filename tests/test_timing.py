@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import built
 from torch import nn
 
 import nicprune.timing as timing
@@ -52,6 +53,18 @@ def test_each_second_is_counted_once_and_under_its_transform(clock: list[float],
     assert encode == {"g_a": 3.0, "h_a": 0.5, "h_s": 0.25, REST: 7.0}
     assert decode == {"h_s": 0.25, "g_s": 2.0, REST: 0.0}
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in codec.modules()) == hooks
+
+
+def test_by_layer_each_second_is_counted_once_too(clock: list[float]) -> None:
+    codec: Any = built("cheng2020-anchor")[0]
+    advancing(codec.g_a[0].conv1, clock, 1.0)
+    advancing(codec.g_a[0], clock, 2.0)
+    advancing(codec.h_s[1], clock, 5.0)
+    advancing(codec.context_prediction, clock, 9.0)
+    codec.update()
+    encode, decode = stage_times(codec, torch.rand(1, 3, 64, 64), layers=True)
+    assert encode["g_a.0"] == 3.0 and encode["h_s.1"] == decode["h_s.1"] == 5.0 and "g_a" not in encode and "g_a.0.conv1" not in encode
+    assert sum(encode.values()) == clock[0] - sum(decode.values()), "all of it"
 
 
 def test_gates_count_with_the_transform_they_are_in(clock: list[float]) -> None:

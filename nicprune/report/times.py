@@ -20,6 +20,8 @@ from nicprune.timing import REST, Times, times_table
 
 FILE = "times.json"
 SIDES = ("encode", "decode")
+HATCHES = ("", "///", "...")
+FOLLOWING = "if it followed the MACs"
 
 
 def write_times(times: list[Times], folder: str | Path, *, conditions: str, command: str) -> Path:
@@ -77,20 +79,21 @@ def times_lines(times: list[Times]) -> str:
 def plot_times(times: list[Times]) -> bytes:
     """A PNG: seconds of encoding and decoding by part, codec by codec; a mark where they would end if they followed the MACs."""
     parts = [part for part in dict.fromkeys(part for one in times for side in SIDES for part in getattr(one, side)) if part != REST] + [REST]
-    colours = dict(zip(parts, LIGHT.hues, strict=False)) | {REST: LIGHT.muted}
+    looks = {part: {"color": LIGHT.hues[n % len(LIGHT.hues)], "hatch": HATCHES[n // len(LIGHT.hues) % len(HATCHES)]} for n, part in enumerate(parts)}
+    looks[REST] = {"color": LIGHT.muted, "hatch": ""}
     with themed(LIGHT):
-        figure = new_figure(10.4, 1.3 + 0.34 * len(times))
+        figure = new_figure(10.4, 1.3 + 0.34 * len(times) + 0.2 * ((len(parts) + 1) // 8))
         places = list(range(len(times)))
         for axes, side in zip(figure.subplots(1, 2, sharey=True), SIDES, strict=True):
             left = [0.0] * len(times)
             for part in parts:
                 seconds = [getattr(one, side).get(part, 0.0) for one in times]
                 if any(seconds):
-                    axes.barh(places, seconds, left=left, height=0.66, color=colours.get(part, LIGHT.ink), label=part)
+                    axes.barh(places, seconds, left=left, height=0.66, edgecolor=LIGHT.background, linewidth=0, label=part, **looks[part])
                 left = [a + b for a, b in zip(left, seconds, strict=True)]
             first = times[0]
             follow = [getattr(first, f"{side}_s") * getattr(one.cost, f"{side}r") / getattr(first.cost, f"{side}r") for one in times]
-            axes.plot(follow, places, linestyle="", marker="|", markersize=17, markeredgewidth=2, color=LIGHT.ink, label="if it followed the MACs")
+            axes.plot(follow, places, linestyle="", marker="|", markersize=17, markeredgewidth=2, color=LIGHT.ink, label=FOLLOWING)
             axes.set_title(f"{side}, seconds")
             axes.set_xlim(left=0)
         axes.set_yticks(places, [one.name.replace("$", r"\$") for one in times])
@@ -98,5 +101,7 @@ def plot_times(times: list[Times]) -> bytes:
         handles: dict[str, Any] = {}
         for axes in figure.axes:
             handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles))
+        longest = max(getattr(one, f"{side}_s") for one in times for side in SIDES)
+        seen = [part for part in parts if max(getattr(one, side).get(part, 0.0) for one in times for side in SIDES) > 0.005 * longest] + [FOLLOWING]
+        figure.legend([handles[label] for label in seen], seen, loc="outside lower center", ncols=min(len(seen), 8))
         return to_png(figure)
