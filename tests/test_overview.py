@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ def test_figures_are_those_of_the_reports(tmp_path: Path) -> None:
     assert cost == f"{sum(ratios) / 4:+.1f} %"
     assert bd.count("%") == 2 and float(bd.split(" %")[0]) < float(bd.split(", ")[1].split(" %")[0])
     assert cells(text, "control")[1] == cells(text, "control")[6] == "" and cells(text, "control")[2] == "-0.10 dB, +0.0 %"
+
+
+def test_a_bd_rate_over_little_of_the_range_says_so(tmp_path: Path) -> None:
+    rows = "- {title: A codec, report: one, rows: [{arm: control}, {arm: mask_decay}]}\n"
+    text = write_overview(reports(tmp_path, HEAD + rows, one=sweep((1, 2, 3, 4), drop=3.5, rate=0.9))).read_text()
+    assert re.fullmatch(r"[+-][\d.]+ % \(over \d\d % of the range\), [+-][\d.]+ % \(over \d\d % of the range\)", cells(text, "mask_decay")[-1])
+    assert "range" not in cells(text, "control")[-1]
 
 
 def test_seeds_give_means_with_their_spread(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ NOTE = (
     "PSNR drop, and change of bpp, against the original, which no training touched since; control: the original trained on for as many steps. "
     "Cost: lambda · 255² · MSE + bpp against that control, mean over qualities; empty where no control was trained for as many steps. Gap closed: (from "
     "scratch - codec) / (from scratch - original), in cost, the same small codec trained from scratch. BD-rate: over four qualities and more, against the "
-    "original, the control. ± is the sample standard deviation over seeds; without, there is one seed."
+    "original, the control; where two curves overlap over little of their range, over how much. ± is the sample standard deviation over seeds; without, there "
+    "is one seed."
 )
 
 
@@ -226,14 +227,15 @@ def _closed(chosen: list[Line], records: list[Record]) -> str:
 
 
 def _bd(chosen: list[Line], records: list[Record]) -> str:
-    """BD-rate against the original and, of what is no control, against the control; empty below four qualities."""
+    """BD-rate against the original and, of what is no control, against the control; empty below four qualities. Beside it the overlap if it is small."""
     if len({line.quality for line in chosen}) < ENOUGH_POINTS:
         return ""
     table = bd_table(records)
     table = table[(table["label"] == chosen[0].arm) & (table["role"] == chosen[0].role)]
     shown = []
     for against in ("original", "control"):
-        rates = table[table["against"] == against]["bd_rate_pct"].dropna()
-        if len(rates):
-            shown.append(f"{rates.mean():+.1f} %")
+        found = table[(table["against"] == against) & table["bd_rate_pct"].notna()]
+        if len(found):
+            least = found["overlap_pct"].min()
+            shown.append(f"{found['bd_rate_pct'].mean():+.1f} %" + (f" (over {least:.0f} % of the range)" if (found["caution"] != "").any() else ""))
     return ", ".join(shown)
