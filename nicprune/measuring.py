@@ -76,7 +76,7 @@ def measure_at(
         "test": test_name(recipe), "crops": crops, "file": "codec.safetensors", "file_bytes": size,
         "recipe": recipe.name, "recipe_sha256": digest(recipe.model_dump(mode="json")), "recipe_text": text,
         "counter": COUNTER, "threads": evaluation.threads, "busy": evaluation.busy, "device": evaluation.device, "versions": versions(),
-        "machine": machine_line(), "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine_line(), "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     return record, evaluation
 

@@ -99,6 +99,20 @@ def test_points_are_shown_as_they_are(tmp_path: Path) -> None:
     assert "`nicprune run base`, then `nicprune run one`" in text
 
 
+def test_costs_stand_by_quality_too(tmp_path: Path) -> None:
+    rows = "- {title: A, report: one, show: cost, rows: [{arm: original, control: control}, {arm: control}, {arm: mask_decay}]}\n"
+    text = write_overview(reports(tmp_path, HEAD + rows, one=sweep((1, 3), drop=0.7, rate=0.9))).read_text()
+    base = {1: (28, 0.2), 3: (32, 0.6)}
+
+    def over(drop: float, rate: float) -> list[float]:
+        each = [(0.01 * 255**2 * 10 ** (-(psnr - drop) / 10) + rate * bpp, 0.01 * 255**2 * 10 ** (-(psnr + 0.1) / 10) + bpp) for psnr, bpp in base.values()]
+        return [100 * (ours / control - 1) for ours, control in each]
+
+    for arm, costs in (("original", over(0, 1)), ("mask_decay", over(0.7, 0.9))):
+        assert cells(text, arm)[-3:] == [f"{cost:+.1f} %" for cost in (*costs, sum(costs) / 2)]
+    assert cells(text, "control")[-3:] == ["+0.0 %"] * 3
+
+
 def test_what_has_not_been_run_says_so(tmp_path: Path) -> None:
     rows = "- {title: A, report: one, rows: [{arm: mask_decay}, {arm: mask_decay 7x, published: a | b, run: false}]}\n"
     text = write_overview(reports(tmp_path, HEAD + rows, one=sweep((3,)))).read_text()

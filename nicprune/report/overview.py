@@ -58,7 +58,8 @@ class Section(Settings):
     Args:
         after: recipes that make what its recipes start from.
         times: a folder of `nicprune time --out`, whose codecs stand in the table instead of rows.
-        show: "drop": PSNR drop and change of bpp against the original; "point": PSNR and bpp as they are, for originals and unlike codecs.
+        show: "drop": PSNR drop and change of bpp against the original; "point": PSNR and bpp as they are, for originals and unlike codecs; "cost": the cost
+            over the control's.
         below: text under the table.
     """
 
@@ -67,7 +68,7 @@ class Section(Settings):
     after: list[str] = []
     times: str | None = None
     text: str = ""
-    show: Literal["drop", "point"] = "drop"
+    show: Literal["drop", "point", "cost"] = "drop"
     rows: list[Row] = []
     below: str = ""
 
@@ -173,9 +174,9 @@ def _cells(row: Row, chosen: list[Line], records: list[Record], qualities: list[
     by_quality = {line.quality: line for line in chosen}
     whole = chosen[0].role in ("original", "control")
     reduction = "" if whole else _span([line.mean["flop_reduction"] for line in chosen])
-    cell = _drop if show == "drop" else _point
-    each = [cell(by_quality[quality]) if quality in by_quality else "" for quality in qualities]
-    over = "" if whole else _over_control(chosen, records, row.control)
+    cells = {"drop": _drop, "point": _point, "cost": lambda line: _over_control([line], records, row.control)}
+    each = [cells[show](by_quality[quality]) if quality in by_quality else "" for quality in qualities]
+    over = "" if whole and show != "cost" else _over_control(chosen, records, row.control)
     return [name, reduction, *each, over, _closed(chosen, records), _bd(chosen, records), _plain(row.published)]
 
 
@@ -214,7 +215,7 @@ def _over_control(chosen: list[Line], records: list[Record], named: str | None) 
     means = [statistics.fmean(values) for values in by_seed.values()]
     if not means:
         return ""
-    return f"{statistics.fmean(means):+.1f}" + (f" ±{statistics.stdev(means):.1f}" if len(means) > 1 else "") + " %"
+    return f"{statistics.fmean(means):+z.1f}" + (f" ±{statistics.stdev(means):.1f}" if len(means) > 1 else "") + " %"
 
 
 def _closed(chosen: list[Line], records: list[Record]) -> str:
