@@ -191,5 +191,5 @@ except SystemExit:
 
 
 def test_module_runs() -> None:
-    done = subprocess.run([sys.executable, "-m", "nicprune", "profile", "nowhere"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("nicprune: unknown codec 'nowhere'")
+    done = subprocess.run([sys.executable, "-m", "nicprune", "report", "nowhere"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("nicprune: ") and done.stderr.count("\n") == 1

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from nicprune import data
 from nicprune.cli import app
+from nicprune.report import page
 
 README = Path(__file__).parent.parent / "README.md"
 pytest.importorskip("skimage", reason="the README's examples use scikit-image's photographs")
@@ -38,7 +39,7 @@ SLOW = {"bench"}
 """Measured elsewhere (tests/test_bench.py); here only that the README names it right."""
 
 
-def test_commands_run_in_the_order_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_run_in_the_order_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     import nicprune as nip
 
     monkeypatch.chdir(tmp_path)
@@ -52,6 +53,8 @@ def test_commands_run_in_the_order_given(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "reports").mkdir()
     shown = "title: Reports\nsections:\n- {title: A codec, report: quickstart, rows: [{arm: mask_decay}]}\n"
     (tmp_path / "reports" / "overview.yaml").write_text(shown, encoding="utf-8")
+    plots = dict(page.PLOTS)
+    request.getfixturevalue("undrawn")
     for command in commands():
         assert command[0] == "nicprune"
         arguments = command[1:]
@@ -61,6 +64,8 @@ def test_commands_run_in_the_order_given(tmp_path: Path, monkeypatch: pytest.Mon
             arguments += ["--seconds", "0"]
         if arguments[:2] == ["run", "recipes/quickstart.yaml"]:
             arguments += ["--quiet", "--set", "sparsify.steps=2", "--set", "finetune.steps=1", "--set", "qualities=[1]", "--set", "training.batch_size=1"]
+        if arguments[0] == "report":
+            monkeypatch.setattr(page, "PLOTS", plots)  # once is enough
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0 and result.exception is None, f"{' '.join(command)}: {result.output}{result.exception!r}"
     assert (tmp_path / "reports" / "again" / "index.html").exists() and (tmp_path / "onnx" / "g_a.onnx").exists()

@@ -51,7 +51,9 @@ def run(content: dict[str, Any], folder: Path, said: list[str] | None = None) ->
     return run_recipe(parse_recipe(content, "test"), yaml.safe_dump(content), reports=folder / "reports", runs=folder / "runs", say=say, progress=False)
 
 
-def test_run_writes_the_whole_report_and_skips_what_is_done(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_writes_the_whole_report_and_skips_what_is_done(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     said: list[str] = []
     page = run(content, tmp_path, said)
     folder = page.parent
@@ -75,6 +77,7 @@ def test_run_writes_the_whole_report_and_skips_what_is_done(content: dict[str, A
     assert "PSNR" in "\n".join(said)
 
     again: list[str] = []
+    request.getfixturevalue("undrawn")
     run(content, tmp_path, again)
     assert sum("done before" in line for line in again) == 8
 
@@ -95,6 +98,7 @@ def test_run_writes_the_whole_report_and_skips_what_is_done(content: dict[str, A
         assert [i["psnr_db"] for i in json.loads(record_file.read_text())["images"]] == [i["psnr_db"] for i in images]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_interrupted_between_phases_gives_the_same_codec(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content |= {"qualities": [1], "control": False, "methods": content["methods"][:1]}
     run(content, tmp_path / "whole")
@@ -117,6 +121,7 @@ def test_interrupted_between_phases_gives_the_same_codec(content: dict[str, Any]
     assert whole == parts
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_train_recipe_chains_qualities(content: dict[str, Any], tmp_path: Path) -> None:
     content = {k: v for k, v in content.items() if k not in ("methods", "sparsify")}
     content |= {"task": "train", "codec": "demo-hyperprior", "weights": "none", "qualities": [3, 2], "chain": True, "half": True}
@@ -147,6 +152,7 @@ def test_in_a_chain_later_qualities_depend_on_earlier_ones(content: dict[str, An
     assert first[0] != second[0] and first[1] != second[1]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_chain_may_branch(content: dict[str, Any], tmp_path: Path) -> None:
     content = {k: v for k, v in content.items() if k not in ("methods", "sparsify")} | {"task": "train", "codec": "demo-hyperprior", "weights": "none"}
     content |= {"qualities": [1, 2, 3], "chain": {3: 2}, "finetune": {"steps": 0}, "per_quality": {2: {"steps": 1}, 1: {"steps": 1}}}
@@ -255,6 +261,7 @@ def test_dry_run_says_what_would_be_done(content: dict[str, Any]) -> None:
     assert len(lines) == 8 and "kMAC/pixel now, 10 channel groups" in lines[2] and "0 steps" in lines[0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_seeds_draw_different_lots_and_crops(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nicprune.run as module
 
@@ -268,6 +275,7 @@ def test_seeds_draw_different_lots_and_crops(content: dict[str, Any], tmp_path: 
     assert len(seeds) == len(set(seeds)) == 4, "two phases with each of two seeds: none sees another's crops"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_arm_may_have_a_lambda_of_its_own(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nicprune.run as module
 
@@ -282,6 +290,7 @@ def test_an_arm_may_have_a_lambda_of_its_own(content: dict[str, Any], tmp_path: 
     assert int(rows[3]["decode_peak_bytes"]) < int(rows[2]["decode_peak_bytes"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_small_codec_is_trained_from_scratch_too(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nicprune.run as module
 
@@ -332,6 +341,7 @@ def test_arms_that_make_no_sense_are_one_clear_line(content: dict[str, Any], mat
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_arm_may_be_tuned_longer(content: dict[str, Any], tmp_path: Path) -> None:
     methods = [{"name": "magnitude", "label": "short", "budget": {"macs": 0.5}, "round_to": 1}]
     methods.append({**methods[0], "label": "long", "phase": {"steps": 6, "lr": 0.001}})
@@ -342,6 +352,7 @@ def test_an_arm_may_be_tuned_longer(content: dict[str, Any], tmp_path: Path) -> 
     assert [line.split(": ")[1].split(",")[0] for line in lines][2:] == ["5 steps", "9 steps"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_teaches_goes_on_in_fine_tuning(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nicprune.run as module
 
@@ -363,6 +374,7 @@ def test_what_teaches_goes_on_in_fine_tuning(content: dict[str, Any], tmp_path: 
     assert all(torch.equal(after[key], value) for key, value in before.items()), "in fine-tuning the decoder is left alone, too"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_level_of_an_encoder_is_a_curve(content: dict[str, Any], tmp_path: Path) -> None:
     methods = [{"name": "scalable_encoder", "label": "ladder", "encoders": 2, "share": 0.3, "round_to": 1}]
     content |= {"qualities": [1, 2], "control": False, "methods": methods, "sparsify": {"steps": 8}, "finetune": {"steps": 1}}

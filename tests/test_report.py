@@ -79,6 +79,7 @@ def test_collect_finds_records_below_folders_once_and_knows_their_folder(tmp_pat
     assert {r.folder for r in found} == {tmp_path / f"part{n}" for n in range(9)}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_beside_its_runs_counts_nothing_twice(tmp_path: Path) -> None:
     store(tmp_path / "runs", sweep())
     write_report(collect([tmp_path / "runs"]), tmp_path / "report")
@@ -236,6 +237,7 @@ def test_no_bd_rate_where_psnr_falls_though_the_curves_overlap() -> None:
     assert math.isnan(row["bd_rate_pct"]) and math.isfinite(row["bd_psnr_db"]) and "does not rise" in row["caution"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_table_of_blanks_is_one_sentence(tmp_path: Path) -> None:
     for qualities, blank in (((1, 2), True), ((1, 2, 3), False)):
         page = write_report([record(role, q) for q in qualities for role in ("original", "control", "pruned")], tmp_path).read_text()
@@ -318,6 +320,7 @@ def test_report_is_the_same_from_its_own_records_and_names_no_place_on_disk(tmp_
     assert json.loads((tmp_path / "one/records.json").read_text())[0]["file"] == "codec.safetensors"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_page_escapes_what_records_say(tmp_path: Path) -> None:
     ready = sweep(label=NASTY)
     for r in ready:
@@ -326,6 +329,7 @@ def test_page_escapes_what_records_say(tmp_path: Path) -> None:
     assert "<script" not in html and "&lt;script&gt;alert(1)" in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_crops_come_only_from_beside_the_record_and_only_pictures(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(PNG + b"secret")
     run = store(tmp_path / "run", [record("original")])
@@ -358,6 +362,7 @@ def test_sparse_records_still_make_a_report(tmp_path: Path) -> None:
     assert "nan" not in text_table(bare) and "NaN" not in (tmp_path / "records.json").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(FileError) as caught:

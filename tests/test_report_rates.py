@@ -208,6 +208,7 @@ def test_report_folder_with_gates_and_rates(tmp_path: Path) -> None:
         assert (again / name).read_bytes() == (tmp_path / "report" / name).read_bytes(), name
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_records_without_the_new_keys_leave_no_trace_of_them(tmp_path: Path) -> None:
     page = write_report(sweep(), tmp_path).read_text(encoding="utf-8")
     assert not any(word in page for word in ("odulated", "Per image", "Storage", "rates)", "gates", "skipping"))
@@ -277,6 +278,7 @@ def scratched(psnr: float, rate: float, label: str, method: str, steps: int, see
     return made | {"bpp": rate, "psnr_db": psnr, "images": [image | {"psnr_db": psnr} for image in made["images"]]}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_share_of_the_gap_that_is_closed(tmp_path: Path) -> None:
     original = record("original", 1, lmbda=0.01)
     original |= {"bpp": 0.3, "images": [image | {"psnr_db": 30.0} for image in original["images"]]}
