@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nicprune.budget import Budget as Budget
+    from nicprune.cdf import fast_indexes as fast_indexes
     from nicprune.channels import Group as Group
     from nicprune.channels import Groups as Groups
     from nicprune.checkpoint import load as load
@@ -42,10 +43,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "METHODS": "methods", "Attached": "methods", "Budget": "budget", "CostModel": "cost", "Group": "channels", "Groups": "channels", "Method": "methods",
+    "Attached": "methods", "Budget": "budget", "CostModel": "cost", "Group": "channels", "Groups": "channels", "METHODS": "methods", "Method": "methods",
     "NicpruneError": "errors", "analyse": "surgery", "attach": "methods", "calibration_images": "data", "compare": "evaluation", "decode": "container",
-    "encode": "container", "evaluate": "evaluation", "fit": "training", "load": "checkpoint", "load_codec": "checkpoint", "measure": "cost",
-    "provenance": "codecs", "prune": "surgery", "read_recipe": "recipe", "run_recipe": "run", "save": "checkpoint",
+    "encode": "container", "evaluate": "evaluation", "fast_indexes": "cdf", "fit": "training", "load": "checkpoint", "load_codec": "checkpoint",
+    "measure": "cost", "provenance": "codecs", "prune": "surgery", "read_recipe": "recipe", "run_recipe": "run", "save": "checkpoint",
 }  # fmt: skip
 __all__ = sorted(_HOME)  # noqa: PLE0605
 

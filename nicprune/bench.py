@@ -18,6 +18,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from nicprune.budget import Budget, solve
+from nicprune.cdf import fast_indexes, refresh_tables
 from nicprune.channels import find_groups
 from nicprune.checkpoint import load_codec
 from nicprune.codecs import ZOO, forward_for_analysis, qualities, rate_distortion_loss
@@ -32,6 +33,8 @@ from nicprune.surgery import prune, verify_same
 
 SIZE = (512, 768)
 SIZE_TEXT = f"{SIZE[1]}x{SIZE[0]}"
+CODED = (256, 384)
+"""Smaller, for codecs that code pixel by pixel."""
 BATCH = "batch 8 of 128x128"
 
 
@@ -157,6 +160,28 @@ def bench_gating() -> Iterator[Measure]:
             yield sampler.measure(label, saved, "x", goal=0.8, at_least=True, size=SIZE_TEXT, detail=detail)
 
 
+def bench_coding() -> Iterator[Measure]:
+    """Coding an image with and without `fast_indexes`; both with the same transforms."""
+    for name in ("bmshj2018-hyperprior", "mbt2018"):
+        codec = _ready(name, 1).eval()
+        refresh_tables(codec)
+        image = torch.rand(1, 3, *CODED).to(memory_format=torch.channels_last)
+
+        def code(codec: Any = codec, image: Tensor = image) -> None:
+            with torch.no_grad():
+                sent = codec.compress(image)
+                codec.decompress(sent["strings"], sent["shape"])
+
+        def quick(code: Callable[[], None] = code) -> None:
+            with fast_indexes():
+                code()
+
+        sampler = Sampler(7, limit=30)
+        before, after = sampler.medians([code, quick])
+        detail = f"{before * 1e3:.0f} to {after * 1e3:.0f} ms to encode and decode"
+        yield sampler.measure(f"scale table by bisection, {name}", before / after, "x", size=f"{CODED[1]}x{CODED[0]}", detail=detail)
+
+
 def bench_slimmable() -> Iterator[Measure]:
     """Slimmable codecs: the time of a width against its MACs, of a step over all widths, and of switching."""
     name, quality, widths = "bmshj2018-hyperprior", 1, (1.0, 0.75, 0.5, 0.25)
@@ -230,6 +255,7 @@ PARTS: dict[str, Callable[[], Iterator[Measure]]] = {
     "precision": bench_precision,
     "gating": bench_gating,
     "slimmable": bench_slimmable,
+    "coding": bench_coding,
 }
 
 

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from nicprune.cdf import fast_indexes
 from nicprune.codecs import ENCODER_ONLY, TABLES, check_codec, transform_of, unwrap
 from nicprune.data import read_image
 from nicprune.errors import CodecError, DataError, FileError, RecipeError
@@ -65,7 +66,8 @@ def encode(codec: nn.Module, image: Tensor | str | Path, *, level: Any = None, l
         raise DataError(f"expected a uint8 image of shape (3, H, W), got {str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}")
     ready = _ready(codec)
     x = image.unsqueeze(0).to(next(ready.parameters()).device).float().div(255)
-    sent = ready.compress(pad(x)[0], **rate)
+    with fast_indexes():
+        sent = ready.compress(pad(x)[0], **rate)
     header = HEADER.pack(MAGIC, VERSION, fingerprint(ready), _tables(ready))
     data = header + b"".join(_pack(value) for value in (image.shape[2], image.shape[1], sent["shape"], sent["strings"]))
     return data + zlib.crc32(data).to_bytes(4, "big")
@@ -113,7 +115,8 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
     try:
         width, height, shape, strings = _unpack_all(data[HEADER.size : -4], 4)
         padded, padding = pad(torch.empty(1, 3, height, width, device="meta"))
-        x_hat = ready.decompress(strings, shape)["x_hat"]
+        with fast_indexes():
+            x_hat = ready.decompress(strings, shape)["x_hat"]
         if x_hat.shape != padded.shape:
             raise ValueError(f"decoded {tuple(x_hat.shape)}, expected {tuple(padded.shape)}")
     except Exception as error:  # of the codec's own making, where it reads what its encoder did not write

@@ -19,7 +19,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from nicprune.cdf import refresh_tables
+from nicprune.cdf import fast_indexes, refresh_tables
 from nicprune.channels import Groups
 from nicprune.codecs import entropy_models, transform_of, unwrap
 from nicprune.cost import CostModel, Totals
@@ -132,10 +132,11 @@ def stage_times(codec: Any, image: Tensor, *, layers: bool = False, **rate: Any)
         layers: by the layers of the transforms instead ("g_a.0"); what a transform does between them counts with the rest.
         rate: for `compress`.
     """
-    with _timed(codec, layers) as encode:
-        sent = codec.compress(image, **rate)
-    with _timed(codec, layers) as decode:
-        codec.decompress(sent["strings"], sent["shape"])
+    with fast_indexes():
+        with _timed(codec, layers) as encode:
+            sent = codec.compress(image, **rate)
+        with _timed(codec, layers) as decode:
+            codec.decompress(sent["strings"], sent["shape"])
     return encode, decode
 
 

@@ -35,7 +35,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "safetensors": ("checkpoint",),
     "onnx": ("export",),
     "pytorch_msssim": ("evaluation",),
-    "compressai": ("codecs", "tracing", "layers", "surgery"),
+    "compressai": ("cdf", "codecs", "tracing", "layers", "surgery"),
 }
 """The only files that may import each heavy library."""
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from compressai.entropy_models import GaussianConditional
 from compressai.models.base import get_scale_table
+from conftest import built, image
 
-from nicprune.cdf import note_tables, refresh_tables
+from nicprune import cdf
+from nicprune.cdf import fast_indexes, note_tables, refresh_tables
 from nicprune.checkpoint import load, load_codec, save
 from nicprune.evaluation import evaluate
 from nicprune.methods import attach
@@ -66,3 +69,80 @@ def test_any_precision_has_tables(dtype: torch.dtype) -> None:
     codec: Any = load_codec("demo-hyperprior", 1)
     note_tables(codec)
     refresh_tables(codec.to(dtype))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bound", [0.11, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_indexes_by_bisection_are_those_by_comparison(dtype: torch.dtype, bound: float) -> None:
+    conditional = GaussianConditional(get_scale_table().tolist(), scale_bound=bound).to(dtype)
+    table = conditional.scale_table
+    drawn = torch.exp(torch.empty(2, 3, 8, 5).uniform_(-4, 7, generator=torch.Generator().manual_seed(0))).to(dtype)
+    near = torch.cat([table, torch.nextafter(table, torch.zeros_like(table)), torch.nextafter(table, table * 2)])
+    odd = torch.tensor([0.0, -1.0, float("inf"), float("-inf"), float("nan")], dtype=dtype)
+    for scales in (drawn, drawn.to(memory_format=torch.channels_last), near, odd, drawn.to(torch.float32), drawn[:0]):
+        compared = conditional.build_indexes(scales)
+        with fast_indexes():
+            found = conditional.build_indexes(scales)
+        assert torch.equal(compared, found) and compared.dtype == found.dtype
+    indexes = conditional.build_indexes(drawn)
+    assert len(indexes.unique()) > 30 and int(indexes.max()) == 63
+
+
+def test_scales_of_another_type_than_the_table_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cdf, "_COMPARED", lambda self, scales: "compared")
+    conditional = GaussianConditional(get_scale_table().tolist())
+    assert cdf._bisected(conditional, torch.ones(3, dtype=torch.bfloat16)) == "compared" != cdf._bisected(conditional, torch.ones(3))
+
+
+@torch.no_grad()
+def test_streams_are_the_same_with_fast_indexes(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec: Any = built(architecture)[0]
+    codec.update(force=True)
+    x, own, calls, bisected = image(codec, 2), GaussianConditional.build_indexes, [], cdf._bisected
+    monkeypatch.setattr(cdf, "_bisected", lambda self, scales: calls.append(1) or bisected(self, scales))
+    sent = codec.compress(x)
+    decoded = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
+    assert not calls
+    with fast_indexes():
+        with fast_indexes():
+            again = codec.compress(x)
+        before = len(calls)
+        assert torch.equal(codec.decompress(again["strings"], again["shape"])["x_hat"], decoded)
+        assert len(calls) > before > 0 or "factorized" in architecture, "the outer one goes on"
+    assert sent["strings"] == again["strings"] and GaussianConditional.build_indexes is own
+
+
+def test_an_own_way_to_the_indexes_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def own(self: Any, scales: Any) -> Any:
+        return scales
+
+    monkeypatch.setattr(GaussianConditional, "build_indexes", own)
+    with fast_indexes():
+        assert GaussianConditional.build_indexes is own
+    with pytest.raises(KeyError), fast_indexes():
+        raise KeyError
+    assert GaussianConditional.build_indexes is own
+
+
+def test_what_codes_here_codes_with_fast_indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation, files, times, and codecs with methods on them."""
+    from nicprune import container
+    from nicprune.evaluation import evaluate_image
+    from nicprune.timing import stage_times
+
+    codec: Any = built("bmshj2018-hyperprior")[0]
+    codec.update(force=True)
+    masked = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={"macs": 0.5}, round_to=1)
+    masked.update(force=True)
+    picture = (image(codec, 2)[0] * 255).byte()
+    monkeypatch.setattr(cdf, "_bisected", lambda self, scales: calls.append(1) or torch.zeros_like(scales, dtype=torch.int32))
+    for code, times in (
+        (lambda: container.decode(codec, container.encode(codec, picture)), 2),
+        (lambda: evaluate_image(codec, picture, "a"), 2),
+        (lambda: stage_times(codec, image(codec, 2)), 2),
+        (lambda: masked.decompress(*masked.compress(image(codec, 2)).values()), 2),
+    ):
+        calls: list[int] = []
+        code()  # type: ignore[no-untyped-call]
+        assert len(calls) == times

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nicprune.cdf import refresh_tables
+from nicprune.cdf import fast_indexes, refresh_tables
 
 
 class Coding(nn.Module):
@@ -34,7 +34,7 @@ class Coding(nn.Module):
             header.append([coder.levels.write(level, lmbda)])
         else:
             coder._set(level, lmbda)
-        with coder._narrowed():
+        with fast_indexes(), coder._narrowed():
             sent = coder.codec.compress(x, *args, **kwargs)
         return {**sent, "strings": [*header, *sent["strings"]]}
 
@@ -58,7 +58,7 @@ class Coding(nn.Module):
             coder.widths.read(_header(strings), width)
         if coder.levels is not None:
             coder.levels.read(_header(strings))
-        with coder._narrowed():
+        with fast_indexes(), coder._narrowed():
             return coder.codec.decompress(strings, *args, **kwargs)
 
     @contextmanager
