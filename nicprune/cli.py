@@ -16,7 +16,7 @@ from nicprune.errors import NicpruneError
 
 app = typer.Typer(
     help="Make learned image codecs smaller and faster: prune any CompressAI model, and see what was won and lost.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )  # fmt: skip
 
 Weights = Annotated[str, typer.Option(help="official, none (random), or a file.")]
@@ -259,12 +259,13 @@ def report(
     paths: Annotated[list[str], typer.Argument(help="Folders of runs or reports, or record files.")],
     output: Annotated[str, typer.Option("--output", "-o", help="Folder for the report.")] = "reports/report",
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
+    crops: Annotated[bool, typer.Option(help="Pieces of the photographs, where the records have them.")] = True,
 ) -> None:
     """Join finished runs by quality into one report: tables, plots, page."""
     from nicprune.report import collect, text_table, write_report
 
     records = collect(paths)
-    page = write_report(records, output, title=title)
+    page = write_report(records, output, title=title, crops=crops)
     typer.echo(text_table(records))
     typer.echo(f"\nreport: {page}")
 

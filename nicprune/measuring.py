@@ -41,7 +41,7 @@ def measure_at(
     crops: list[dict[str, Any]] = []
 
     def keep(name: str, original: Tensor, decoded: Tensor, score: ImageScore) -> None:
-        if len(crops) < CROPPED_IMAGES and quality is not None:
+        if recipe.photographs.crops and len(crops) < CROPPED_IMAGES and quality is not None:
             crops.append(save_crops(job.folder / place, len(crops), name, original, decoded, score, job.folder))
 
     place = f"level-{level:g}" if level is not None else f"width-{width}" if width is not None else ""

@@ -180,11 +180,16 @@ class Recipe(Settings):
 
 
 class Photographs(Settings):
-    """Where photographs are: one folder, several, or "samples"; `validation` for what is chosen while training."""
+    """Where photographs are: one folder, several, or "samples"; `validation` for what is chosen while training.
+
+    Args:
+        crops: whether pieces of the test photographs stand in the report; not where their licence speaks against publishing them.
+    """
 
     train: str | list[str]
     test: str | list[str]
     validation: str | list[str] | None = None
+    crops: bool = True
 
 
 Recipe.model_rebuild()

@@ -72,7 +72,7 @@ def report(recipe: Recipe, listed: list[Job], folder: Path, say: Callable[[str],
         for record in found:
             record["file"] = file
         records += found
-    page = write_report(records, folder)
+    page = write_report(records, folder, crops=recipe.photographs.crops)
     say("")
     say(text_table(records))
     say(f"\nreport: {page}")
@@ -144,9 +144,7 @@ def prepare(model: Any, recipe: Recipe) -> None:
 def calibrate(model: Any, recipe: Recipe) -> None:
     """Let what was learnt on patches settle on whole photographs, of the training set."""
     if isinstance(model, Attached):
-        images = calibration_images(recipe.photographs.train)
-        device = next(model.parameters()).device
-        model.calibrate([image.to(device) for image in images])
+        model.calibrate(calibration_images(recipe.photographs.train))
 
 
 def from_scratch(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[nn.Module, int]:

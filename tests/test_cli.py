@@ -177,6 +177,11 @@ def test_unknown_commands_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "prnue" in fails(monkeypatch, capsys, "prnue")
 
 
+def test_help_says_what_is_written() -> None:
+    out = CliRunner().invoke(app, ["time", "--help"]).output + CliRunner().invoke(app, ["decode", "--help"]).output
+    assert "[label=]codec[@width]" in out and "package.module:factory" in out
+
+
 def test_help_does_not_wait_for_torch() -> None:
     code = """
 import sys

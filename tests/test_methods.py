@@ -476,3 +476,14 @@ def test_a_limit_that_is_met_draws_no_decay_to_its_side() -> None:
     encoder = max(float(rates[name].max()) for name in rates if name.startswith("g_a"))
     decoder = min(float(rates[name].min()) for name in rates if name.startswith("g_s"))
     assert encoder < decoder
+
+
+def test_photographs_go_where_the_codec_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    attached = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={"macs": 0.5}, round_to=1)
+    x, seen = image(attached.codec), []
+    for what in ("prepare", "calibrate"):
+        monkeypatch.setattr(type(attached.methods[0]), what, lambda self, model, images: seen.append([i.device.type for i in images]))
+    attached.codec.to("meta")
+    attached.prepare([x])
+    attached.calibrate([x, x])
+    assert seen == [["meta"], ["meta", "meta"]]

@@ -76,6 +76,8 @@ def test_run_writes_the_whole_report_and_skips_what_is_done(
     assert not list((tmp_path / "runs").rglob("checkpoint.pt")), "optimiser state is not left behind"
     assert "PSNR" in "\n".join(said)
 
+    assert list((folder / "crops").iterdir())
+
     again: list[str] = []
     request.getfixturevalue("undrawn")
     run(content, tmp_path, again)
@@ -339,6 +341,14 @@ def test_arms_that_make_no_sense_are_one_clear_line(content: dict[str, Any], mat
     with pytest.raises(RecipeError, match=match) as error:
         parse_recipe(content | {"methods": methods, "seeds": [0, 1]}, "x")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_photographs_that_may_not_be_shown_are_not(content: dict[str, Any], tmp_path: Path) -> None:
+    content["photographs"]["crops"] = False
+    content |= {"qualities": [1], "control": False, "methods": content["methods"][1:]}
+    run(content, tmp_path)
+    assert not list(tmp_path.rglob("crops"))
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -345,6 +345,15 @@ def test_crops_come_only_from_beside_the_record_and_only_pictures(tmp_path: Path
         assert not any(b"secret" in p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_may_leave_the_photographs_out(tmp_path: Path) -> None:
+    found = collect([store(tmp_path / "run", [record("original"), record("pruned")])])
+    html = write_report(found, tmp_path / "out", crops=False).read_text(encoding="utf-8")
+    assert not (tmp_path / "out" / "crops").exists() and "photograph</b>" not in html and "crops were not found" not in html
+    assert "photograph</b>" in write_report(found, tmp_path / "with").read_text(encoding="utf-8")
+    assert not any(r["crops"] for r in collect([tmp_path / "out"]))
+
+
 def test_report_without_pruned_codecs_leaves_no_stale_plot(tmp_path: Path) -> None:
     write_report(sweep(), tmp_path)
     assert (tmp_path / "widths.png").exists()

@@ -260,6 +260,7 @@ def test_each_width_has_a_line_and_all_are_one_curve() -> None:
     assert "one codec of 3 widths" in said
     (stored,) = [s for s in storage(next(iter(compact(ready).values()))) if s.arm == "slim"]
     assert stored.size == SIZE and stored.originals == sum(4 * r["cost"]["params"] for r in slimmable())
+    assert "(parameters alone): " in stored.swap()
 
 
 def test_widths_and_their_schedule_are_on_the_page(tmp_path: Path) -> None:

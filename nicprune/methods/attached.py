@@ -167,6 +167,7 @@ class Attached(Coding):
 
     def prepare(self, images: Sequence[Tensor]) -> None:
         """Let methods look at photographs before training, (1, 3, H, W) in [0, 1] with sides that are multiples of 64."""
+        images = self._here(images)
         for method in self._each:
             method.prepare(self.codec, images)
 
@@ -203,8 +204,14 @@ class Attached(Coding):
     def calibrate(self, images: Sequence[Tensor]) -> None:
         """Settle on whole images, (1, 3, H, W) in [0, 1] with sides that are multiples of 64, what was learnt on patches."""
         self._set(None, None)
+        images = self._here(images)
         for method in self._each:
             method.calibrate(self.codec, images)
+
+    def _here(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """On the codec's device, where `fit` may have left it."""
+        device = next(self.codec.parameters()).device
+        return [image.to(device) for image in images]
 
     def image_cost(self) -> tuple[dict[str, float], dict[str, float]] | None:
         """What the last image cost where that depends on the image; see `Method.image_cost`."""

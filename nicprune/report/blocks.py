@@ -81,7 +81,7 @@ def per_image(group: Sequence[Line]) -> list[Spread]:
 
 @dataclass(frozen=True)
 class Stored:
-    """Bytes of an arm's files for its qualities, and of the originals' files for the same ones."""
+    """Bytes of an arm's files for its qualities, and of the originals' files for the same ones; for widths, of parameters of codecs as wide."""
 
     arm: str
     role: str
@@ -89,6 +89,7 @@ class Stored:
     files: int
     size: int
     originals: int | None
+    widths: bool = False
 
     def saving(self) -> str:
         """The saving against the originals in words; empty where nothing is known, or to compare."""
@@ -101,7 +102,8 @@ class Stored:
         """What one codec for all rates takes the place of, in words."""
         if self.originals is None:
             return f"one file of {megabytes(self.size)}; how large the originals' files are is not known"
-        return f"one file of {megabytes(self.size)} instead of {len(self.qualities)} of {megabytes(self.originals)}: {self.saving()}"
+        before = f"{len(self.qualities)} of {megabytes(self.originals)}{' (parameters alone)' if self.widths else ''}"
+        return f"one file of {megabytes(self.size)} instead of {before}: {self.saving()}"
 
 
 def megabytes(count: float) -> str:
@@ -119,11 +121,12 @@ def storage(group: Sequence[Line]) -> list[Stored]:
     found = []
     for (role, arm), members in arms.items():
         one = role == "modulated"
+        widths = any(record["width"] is not None for record in members.values())
         sizes = [record["file_bytes"] for record in members.values()]
         # A slimmable codec takes the place of one codec for each width: float32 parameters each.
         before = [_original(record, group) if record["width"] is None else 4 * record["cost"]["params"] for record in members.values()]
         known = None if None in before else sum(b for b in before if b is not None)
-        found.append(Stored(arm, role, tuple(members), 1 if one else len(sizes), sizes[0] if one else sum(sizes), known))
+        found.append(Stored(arm, role, tuple(members), 1 if one else len(sizes), sizes[0] if one else sum(sizes), known, widths))
     return found if any(stored.role == "modulated" for stored in found) else []
 
 

@@ -33,13 +33,14 @@ PICTURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 PLOTS = {"rd.png": plots.rd_curves, "drop_vs_reduction.png": plots.drop_against_reduction, "widths.png": plots.widths, "schedule.png": plots.lambda_schedule}
 
 
-def write_report(records: Sequence[Mapping[str, Any]], folder: str | Path, title: str | None = None) -> Path:
+def write_report(records: Sequence[Mapping[str, Any]], folder: str | Path, title: str | None = None, *, crops: bool = True) -> Path:
     """Write tables, plots, crops and the page into `folder`, the page last; return the path of its index.html.
 
     Args:
         records: what `collect` found. Plain mappings do too, without crops.
         folder: made if it does not exist; files of an earlier report are replaced one by one, each whole.
         title: the page's heading; by default the recipe's and codecs' names.
+        crops: False leaves pieces of photographs out; those of an earlier report stay where they are.
 
     Raises:
         FileError: no records, or the folder cannot be written to.
@@ -48,19 +49,19 @@ def write_report(records: Sequence[Mapping[str, Any]], folder: str | Path, title
     if not ready:
         raise FileError("no records to report on; `nicprune run RECIPE` writes them")
     joined = lines(ready)
-    crops, copies, lost = _crops(ready)
+    shown, copies, lost = _crops(ready) if crops else ([[] for _ in ready], {}, [])
     bd = bd_table(ready)
     drawn = {name: (draw(joined), draw(joined, plots.DARK)) for name, draw in PLOTS.items()}
     heading = title or _title(ready)
     at_qualities = [line for line in joined if not line.between()]
-    page = _page(heading, ready, at_qualities, bd, drawn, crops, copies, notes(ready, at_qualities) + lost)
+    page = _page(heading, ready, at_qualities, bd, drawn, shown, copies, notes(ready, at_qualities) + lost)
     write_text(folder / "table.csv", table(ready).to_csv(index=False, lineterminator="\n"))
     write_text(folder / "table.md", markdown(ready))
     write_text(folder / "table.tex", latex(ready))
     write_text(folder / "bd.csv", bd.to_csv(index=False, lineterminator="\n"))
     for name, content in copies.items():
         _write_bytes(folder / name, content)
-    kept = [_portable(record, folder, crop) for record, crop in zip(ready, crops, strict=True)]
+    kept = [_portable(record, folder, crop) for record, crop in zip(ready, shown, strict=True)]
     write_text(folder / "records.json", json.dumps(kept, indent=1) + "\n")
     for name, (light, _) in drawn.items():
         if light is not None:
