@@ -146,7 +146,7 @@ def prune(
     from nicprune.data import calibration_images
     from nicprune.errors import RecipeError
     from nicprune.methods import Attached, attach
-    from nicprune.recipe import apply_override
+    from nicprune.settings import apply_override
 
     settings: dict[str, Any] = {}
     for override in set_ or []:

@@ -245,7 +245,7 @@ def evaluate(
             print(f"\r{number}/{len(paths)} {path.name}  {score.bpp:.3f} bpp  {score.psnr_db:.2f} dB\033[K", end="", file=sys.stderr)
     if progress and sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
-    original = Totals(**record.original) if record.original else now
+    original = Totals(**record.original) if record.original else codec.cost.original if isinstance(codec, Attached) else now
     found = Evaluation(
         record.name, record.quality, now, original, tuple(scores), str(place), torch.get_num_threads(),
         position, float(rates.lmbda(torch.tensor(position))) if rates is not None and position is not None else None,

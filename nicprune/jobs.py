@@ -44,6 +44,8 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
     """List what a recipe does, in order; the folder of each is its own, named by what it depends on."""
     listed = []
     photographs = [[split, path.name, path.stat().st_size] for split in ("train", "test") for path in list_images(getattr(recipe.photographs, split), split)]
+    validation = recipe.photographs.validation
+    looked_at = [["validation", path.name, path.stat().st_size] for path in list_images(validation, "validation")] if validation is not None else []
     trained: dict[int | None, str] = {}
     for quality in recipe.qualities:
         arms = [("original", recipe.seeds[0], _bare("original"))]
@@ -59,7 +61,8 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
             told = [arm.told(), keys[arm.scratch, seed]] if arm.scratch is not None else arm.told()
             key = digest(
                 recipe.task, recipe.codec, recipe.metric, recipe.weights_for(quality), quality, recipe.lmbda(quality), role, told, seed,
-                photographs, file_digests(recipe, quality), recipe.training, recipe.half,
+                photographs + (looked_at if any(part.settings.get("schedule") for part in arm.stack) else []),
+                file_digests(recipe, quality), recipe.training, recipe.half,
                 trained.get(recipe.before(quality), ""),  # in a chain, a quality depends on the one it starts from
                 [] if role == "original" and recipe.task == "prune" else [recipe.sparsify, recipe.finetune, recipe.per_quality.get(quality)],
                 [recipe.lambdas, recipe.qualities] if role == "modulated" else [],
@@ -68,7 +71,8 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
             keys[arm.label, seed] = key
             slug = slug_of(arm.label)
             folder = runs / recipe.name / f"q{quality}" / f"{slug}{f'-s{seed}' if len(recipe.seeds) > 1 else ''}-{key[:8]}"
-            listed.append(Job(quality, seed, role, arm, folder, key, arm.lmbda or recipe.lmbda(quality)))
+            like = next((other for other in recipe.methods if other.label == arm.scratch), arm)
+            listed.append(Job(quality, seed, role, arm, folder, key, arm.lmbda or like.lmbda or recipe.lmbda(quality)))
     return listed
 
 

@@ -53,6 +53,8 @@ class Levels:
             return float(np.interp(math.log(lmbda), self._logs, np.arange(len(self))))
         if level is None:
             return float(self.top)
+        if isinstance(level, str):
+            raise RecipeError(f"a modulator's level is a number, 0 to {self.top} (got {level!r}); best is for scalable encoders")
         if not 0 <= level <= self.top:
             reach = f"0 (lambda {self.lambdas[0]:g}) to {self.top} ({self.lambdas[-1]:g})"
             raise RecipeError(f"level {level:g} lies outside what the codec was trained for: {reach}")

@@ -16,7 +16,7 @@ from nicprune.codecs import LAMBDAS, check_name, codec_names, lmbda_for
 from nicprune.data import list_images
 from nicprune.errors import FileError, RecipeError, closest
 from nicprune.methods import METHODS
-from nicprune.settings import Settings, parse
+from nicprune.settings import Settings, apply_override, parse
 from nicprune.training import TrainSettings
 
 FIXED = ("lmbda", "metric", "seed", "steps")
@@ -73,6 +73,11 @@ class Arm(Settings):
     def modulated(self) -> bool:
         """Whether one codec stands for all rates."""
         return any(METHODS[part.name].modulates or METHODS[part.name].slims for part in self.stack)
+
+    @property
+    def stays(self) -> bool:
+        """Whether methods remain on the codec that it ends with."""
+        return any(METHODS[part.name].stays_with(METHODS[part.name].Config(**part.settings)) for part in self.stack)
 
 
 class Recipe(Settings):
@@ -133,7 +138,7 @@ class Recipe(Settings):
         for number, arm in enumerate(self.methods):
             if arm.scratch is not None:
                 like = next((other for other in self.methods[:number] if other.label == arm.scratch), None)
-                if like is None or like.scratch is not None or like.modulated:
+                if like is None or like.scratch is not None or like.modulated or like.stays:
                     raise ValueError(f"{arm.label!r}: scratch names an arm before it that ends with one small codec (got {arm.scratch!r})")
                 if missing := sorted(set(arm.seeds or self.seeds) - set(like.seeds or self.seeds)):
                     raise ValueError(f"{arm.label!r}: {arm.scratch!r} is not run with seed {missing[0]}")
@@ -328,39 +333,6 @@ def _lambdas(content: Mapping[str, Any], here: str) -> list[float]:
         return sorted(own[q] if q in own else lmbda_for(q, metric) for q in content["qualities"])
     except (KeyError, TypeError, IndexError):
         raise RecipeError(f"{here}: a modulator takes the recipe's qualities as its rates; state them above, qualities: [1, 2, 3]") from None
-
-
-def apply_override(content: dict[str, Any], override: str) -> None:
-    """Apply one `a.b.0.c=value` (value as YAML) to a recipe's content, in place."""
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"--set wants key=value, for example finetune.steps=100 (got {override!r})")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {key}: {value!r} is not a YAML value") from None
-    target: Any = content
-    *path, last = key.split(".")
-    for part in path:
-        if isinstance(target, list):
-            target = _item(target, part, override)
-        else:
-            if target.get(part) is None:
-                target[part] = {}
-            target = target[part]
-        if not isinstance(target, (dict, list)):
-            raise RecipeError(f"--set {override}: {part!r} is a value, not a section")
-    if isinstance(target, list):
-        _item(target, last, override)
-        target[int(last)] = parsed
-    else:
-        target[last] = parsed
-
-
-def _item(items: list[Any], part: str, override: str) -> Any:
-    if not (part.isascii() and part.isdecimal()) or int(part) >= len(items):
-        raise RecipeError(f"--set {override}: {part!r} is not an index below {len(items)}")
-    return items[int(part)]
 
 
 def check_paths(recipe: Recipe) -> None:

@@ -162,8 +162,8 @@ def from_scratch(recipe: Recipe, job: Job, listed: list[Job], progress: bool) ->
 
 def train(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[nn.Module, int]:
     """Train a codec itself, from its weights or from the quality before."""
-    codec = start(recipe, job)
     before = next((other for other in listed if other.quality == recipe.before(job.quality)), None)
+    codec = start(recipe if before is None else recipe.model_copy(update={"weights": "none"}), job)
     if before is not None:
         record = provenance(codec).copy()
         codec = load(before.folder / "full.safetensors", factory=lambda: codec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nicprune.errors import RecipeError, closest
@@ -62,3 +63,41 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     given = first.get("input")
     shown = "" if isinstance(given, dict) or given is None else f" (got {given!r})"
     return f"{key}: {message[:1].lower() + message[1:]}{shown}"
+
+
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Apply one `a.b.0.c=value` (value as YAML) to a recipe's content, in place."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set wants key=value, for example finetune.steps=100 (got {override!r})")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {key}: {value!r} is not a YAML value") from None
+    target: Any = content
+    *path, last = key.split(".")
+    for part in path:
+        if isinstance(target, list):
+            target = _item(target, part, override)
+        else:
+            if target.get(_key(part)) is None:
+                target[_key(part)] = {}
+            target = target[_key(part)]
+        if not isinstance(target, (dict, list)):
+            raise RecipeError(f"--set {override}: {part!r} is a value, not a section")
+    if isinstance(target, list):
+        _item(target, last, override)
+        target[int(last)] = parsed
+    else:
+        target[_key(last)] = parsed
+
+
+def _key(part: str) -> str | int:
+    """A key as YAML reads it: qualities are numbers."""
+    return int(part) if part.isascii() and part.isdecimal() else part
+
+
+def _item(items: list[Any], part: str, override: str) -> Any:
+    if not (part.isascii() and part.isdecimal()) or int(part) >= len(items):
+        raise RecipeError(f"--set {override}: {part!r} is not an index below {len(items)}")
+    return items[int(part)]

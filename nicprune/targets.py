@@ -32,6 +32,7 @@ class Target(Settings):
         side: "encoder" or "decoder": only what runs on this side alone shrinks and is trained. What writes or reads the bitstream stays as it
             is, so that the other side need not be changed.
         only: names or patterns of the groups that may shrink; all if not given.
+        lmbda: trade-off by which photographs decide (`split: auto`, fisher); that of the codec's quality if not given.
     """
 
     budget: Budget | None = None
@@ -40,6 +41,7 @@ class Target(Settings):
     latents: bool = False
     side: Literal["encoder", "decoder"] | None = None
     only: list[str] | None = Field(default=None, min_length=1)
+    lmbda: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _one(self) -> Target:

@@ -13,6 +13,7 @@ from conftest import built, hook_count, image, same_state, state_of
 from torch import nn
 
 import nicprune.evaluation as evaluation
+from nicprune.cost import measure
 from nicprune.data import read_image, write_png
 from nicprune.errors import CodecError, DataError
 from nicprune.evaluation import compare, crop, evaluate, evaluate_image, pad, psnr, string_bytes, write_results
@@ -134,3 +135,11 @@ def test_classical_codecs_follow_their_settings(photos: Path) -> None:
         assert psnr_at(points, 100) is None
     with pytest.raises(CodecError, match="did you mean 'jpeg'"):
         evaluate_classical("jpg", photos)
+
+
+def test_a_codec_that_was_not_hardened_is_beside_its_whole(tmp_path: Path) -> None:
+    codec, _ = built("bmshj2018-hyperprior")
+    slim = attach(codec, "slimmable", widths=[1.0, 0.5], round_to=1)
+    write_png(torch.rand(3, 64, 64), tmp_path / "a.png")
+    found = evaluate(slim, tmp_path, width=1)
+    assert found.original_cost == measure(built("bmshj2018-hyperprior")[0]) and found.cost.macs < 0.5 * found.original_cost.macs

@@ -1018,3 +1018,25 @@ def test_calibrating_without_images_is_refused() -> None:
     with pytest.raises(NicpruneError) as error:
         gated("bmshj2018-hyperprior").calibrate([])
     one_line(error, "image")
+
+
+def test_an_optimiser_that_is_given_thresholds_does_not_move_them() -> None:
+    found = []
+    for given in (False, True):
+        torch.manual_seed(0)
+        attached = attach(built("bmshj2018-hyperprior")[0], "channel_gating", budget={"macs": 0.5}, gating_steps=20).train()
+        gates = list(gates_of(attached).values())
+        own = {id(p) for p in attached.self_updated()}
+        optimizer = torch.optim.Adam([p for p in attached.parameters() if given or id(p) not in own], lr=1e-2)
+        for number in range(4):
+            x = picture(attached.codec, number)
+            torch.manual_seed(number)
+            optimizer.zero_grad()
+            (attached(x)["x_hat"] - x).square().mean().backward()
+            optimizer.step()
+            attached.after_step()
+        found.append(torch.cat([gate.threshold.detach() for gate in gates]))
+        assert float(found[-1].std()) > 0
+        gates[0].load_state_dict(gates[0].state_dict() | {"threshold": torch.full((gates[0].channels,), 0.25)})
+        assert torch.equal(gates[0].placed(), torch.full((gates[0].channels,), 0.25))
+    assert torch.equal(*found)

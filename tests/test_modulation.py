@@ -437,6 +437,13 @@ def test_rates_that_are_none_are_refused(rates: dict[str, Any], said: str) -> No
     assert hook_count(codec) == 0 and same_state(state, codec.state_dict())
 
 
+def test_a_level_is_a_number() -> None:
+    attached = attach(built("bmshj2018-hyperprior")[0], "bottleneck_scaling", qualities=[1, 3])
+    with pytest.raises(RecipeError) as error:
+        attached.compress(image(attached.codec), level="best")
+    one_line(error, "is a number, 0 to 1", "scalable encoders")
+
+
 def test_a_codec_has_one_modulator() -> None:
     codec, _ = built("bmshj2018-hyperprior")
     with pytest.raises(RecipeError) as error:

@@ -15,7 +15,7 @@ import yaml
 from conftest import built
 from torch import nn
 
-from nicprune.checkpoint import load
+from nicprune.checkpoint import load, save
 from nicprune.cost import measure
 from nicprune.data import write_png
 from nicprune.errors import DataError, FileError, RecipeError
@@ -147,6 +147,43 @@ def test_changed_inputs_are_not_done_before(content: dict[str, Any], tmp_path: P
     assert not keys & {j.key for j in jobs(parse_recipe(content, "a"), tmp_path)}
 
 
+def test_photographs_that_decide_a_schedule_count_too(content: dict[str, Any], tmp_path: Path) -> None:
+    write_png(torch.rand(3, 80, 90), tmp_path / "other" / "0.png")
+    arms = [{"name": "slimmable", "widths": [1.0, 0.5], "round_to": 1, "lambdas": [0.0067, 0.0067], "schedule": {"first": 1, "every": 1}}, *content["methods"]]
+    keys = []
+    for folder in ("photos", "other"):
+        photographs = content["photographs"] | {"validation": str(tmp_path / folder)}
+        keys.append({job.arm.label: job.key for job in jobs(parse_recipe(content | {"methods": arms, "photographs": photographs}, "a"), tmp_path)})
+    assert [label for label in keys[0] if keys[0][label] != keys[1][label]] == ["slimmable"]
+
+
+def test_in_a_chain_only_the_first_needs_weights(content: dict[str, Any], tmp_path: Path) -> None:
+    save(built("bmshj2018-hyperprior")[0], tmp_path / "base-q3.safetensors")
+    content = {k: v for k, v in content.items() if k not in ("methods", "sparsify")} | {"task": "train"}
+    content["weights"] = str(tmp_path / "base-q{quality}.safetensors")
+    recipe = parse_recipe(content | {"qualities": [3, 2], "chain": True, "finetune": {"steps": 0}}, "a")
+    check_paths(recipe)
+    listed = jobs(recipe, tmp_path)
+    listed[0].folder.mkdir(parents=True)
+    save(load(tmp_path / "base-q3.safetensors", factory=lambda: built("bmshj2018-hyperprior")[0]), listed[0].folder / "full.safetensors")
+    from nicprune.run import train
+
+    codec, _ = train(recipe, listed[1], listed, False)
+    assert all(torch.equal(a, b) for a, b in zip(codec.parameters(), built("bmshj2018-hyperprior")[0].parameters(), strict=True))
+
+
+def test_an_arm_from_scratch_has_the_lambda_of_the_one_it_is_like(content: dict[str, Any], tmp_path: Path) -> None:
+    arms = [content["methods"][1] | {"lmbda": 0.02}, {"scratch": "one-shot"}, {"scratch": "one-shot", "label": "own", "lmbda": 0.03}]
+    listed = jobs(parse_recipe(content | {"methods": arms, "qualities": [1]}, "a"), tmp_path)
+    assert [job.lmbda for job in listed] == [0.0018, 0.0018, 0.02, 0.02, 0.03]
+
+
+def test_methods_that_look_at_photographs_do_so_by_the_recipes_lambda(content: dict[str, Any], tmp_path: Path) -> None:
+    arms = [content["methods"][1] | {"budget": {"macs": 0.5, "split": "auto"}}]
+    listed = jobs(parse_recipe(content | {"methods": arms, "qualities": [1], "lambdas": {1: 0.05}}, "a"), tmp_path)
+    assert listed[-1].settings[0][1]["lmbda"] == 0.05
+
+
 def test_in_a_chain_later_qualities_depend_on_earlier_ones(content: dict[str, Any], tmp_path: Path) -> None:
     base = {k: v for k, v in content.items() if k not in ("methods", "sparsify")} | {"task": "train", "codec": "demo-hyperprior", "weights": "none"}
     base |= {"qualities": [3, 2], "chain": True, "per_quality": {3: {"steps": 1}}}
@@ -219,6 +256,12 @@ def test_overrides(content: dict[str, Any], tmp_path: Path) -> None:
     recipe, text = read_recipe(str(file), ["finetune.steps=7", "methods.0.budget.macs=0.4", "qualities=[2]"])
     assert recipe.finetune.steps == 7 and recipe.methods[0].stack[0].settings["budget"] == {"macs": 0.4} and recipe.qualities == [2]
     assert "steps: 7" in text
+    by_quality, _ = read_recipe(str(file), ["lambdas.1=0.01", "lambdas.2=0.02"])
+    assert by_quality.lambdas == {1: 0.01, 2: 0.02}
+    file.write_text(yaml.safe_dump(content | {"lambdas": {1: 0.01, 2: 0.02}, "methods": [{"name": "bit_rate_modulator"}]}))
+    changed, _ = read_recipe(str(file), ["lambdas.2=0.03"])
+    assert changed.lambdas == {1: 0.01, 2: 0.03} and changed.methods[0].stack[0].settings["lambdas"] == [0.01, 0.03]
+    file.write_text(yaml.safe_dump(content))
     for bad, message in (
         ("finetune", "wants key=value"),
         ("finetune.stepps=1", "did you mean 'steps'"),
@@ -328,6 +371,8 @@ def test_a_small_codec_is_trained_from_scratch_too(content: dict[str, Any], tmp_
 @pytest.mark.parametrize(
     ("match", "arm"),
     [
+        ("ends with one small codec", {"scratch": "gated"}),
+        ("ends with one small codec", {"scratch": "ladder"}),
         ("an arm before it", {"scratch": "later"}),
         ("an arm before it", {"scratch": "from nowhere", "label": "later"}),
         ("is not run with seed 1", {"scratch": "once"}),
@@ -338,8 +383,12 @@ def test_a_small_codec_is_trained_from_scratch_too(content: dict[str, Any], tmp_
 )
 def test_arms_that_make_no_sense_are_one_clear_line(content: dict[str, Any], match: str, arm: dict[str, Any]) -> None:
     methods = [{"name": "magnitude", "label": "once", "budget": {"macs": 0.5}, "seeds": [0]}, arm]
+    if arm.get("scratch") == "gated":
+        methods.insert(0, {"name": "channel_gating", "label": "gated", "budget": {"macs": 0.5}})
+    if arm.get("scratch") == "ladder":
+        methods.insert(0, {"name": "scalable_encoder", "label": "ladder", "encoders": 2, "share": 0.3})
     with pytest.raises(RecipeError, match=match) as error:
-        parse_recipe(content | {"methods": methods, "seeds": [0, 1]}, "x")
+        parse_recipe(content | {"methods": methods, "seeds": [0, 1], "sparsify": {"steps": 20}}, "x")
     assert "\n" not in str(error.value)
 
 

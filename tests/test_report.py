@@ -21,7 +21,7 @@ from nicprune.report import Record, bd_table, collect, table, text_table, write_
 from nicprune.report.lines import lines
 from nicprune.report.page import headline, notes
 from nicprune.report.plots import LIGHT, _look, drop_against_reduction, rd_curves
-from nicprune.report.records import arms, as_records
+from nicprune.report.records import arms, as_records, counterpart
 from nicprune.report.table import latex, markdown
 
 PNG = bytes.fromhex(
@@ -186,6 +186,16 @@ def test_the_original_of_the_same_recipe_is_preferred() -> None:
     other = record("original", recipe="b", recipe_sha256="cd" * 32, psnr_db=20.0)
     for order in ([other, record("original")], [record("original"), other]):
         assert table([*order, record("pruned", drop=0.7)]).query("role == 'pruned'").iloc[0]["psnr_drop_db"] == pytest.approx(0.7)
+
+
+def test_the_seed_counts_before_the_text_of_the_recipe() -> None:
+    """A recipe may grow by an arm and a seed together."""
+    grown = "cd" * 32
+    controls = [record("control", psnr_db=27.0), record("control", seed=1, recipe_sha256=grown, psnr_db=26.0)]
+    arm = as_records([record("pruned", recipe_sha256=grown)])[0]
+    for order in (controls, controls[::-1]):
+        found = counterpart(arm, as_records(order), "control")
+        assert found is not None and found["seed"] == 0
 
 
 def test_one_label_for_two_results_is_told_apart() -> None:

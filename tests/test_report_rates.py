@@ -299,6 +299,8 @@ def test_the_share_of_the_gap_that_is_closed(tmp_path: Path) -> None:
     whole = by_hand(28, 0.4) - by_hand(30, 0.3)
     assert found["pruned"].closed() == pytest.approx(100 * (by_hand(28, 0.4) - by_hand(29, 0.32)) / whole)
     assert found["worse"].closed() == pytest.approx(100 * (by_hand(28, 0.4) - by_hand(27, 0.4)) / whole) and (found["worse"].closed() or 0) < 0
+    ((_, other),) = compact([r | {"lmbda": 0.02} if r["label"] == "pruned" else r for r in records]).items()
+    assert {gap.arm for gap in gaps(other)} == {"worse"}, "costs by another lambda are not compared"
     folder = write_report(records, tmp_path).parent
     for file in ("index.html", "table.md"):
         text = (folder / file).read_text()

@@ -99,6 +99,20 @@ def test_each_width_is_a_codec_of_its_own(name: str, gdn: str, latents: str) -> 
     assert not any("weight" in m.__dict__ or "gamma" in m.__dict__ for m in attached.codec.modules())
 
 
+def test_cdf_tables_of_widths_need_not_be_as_long_as_each_other(tmp_path: Path) -> None:
+    attached = slim("bmshj2018-hyperprior", gdn="slim", latents="slim")
+    with torch.no_grad():  # what training comes to
+        attached.codec.entropy_bottleneck.quantiles[:, :, 2] += 40  # type: ignore[union-attr,index]
+    attached.update(force=True)
+    sizes = [b._quantized_cdf.shape[1] for b in (attached.codec.entropy_bottleneck, *slimmable(attached).bottlenecks.values())]  # type: ignore[union-attr]
+    assert len(set(sizes)) > 1
+    again = load(save(attached, tmp_path / "c.safetensors"), factory=lambda: built("bmshj2018-hyperprior")[0])
+    x = image(attached.codec, 1)
+    for other in (again, attached.harden(), copy.deepcopy(attached)):
+        for width in range(3):
+            assert other.compress(x, width=width)["strings"] == attached.compress(x, width=width)["strings"]
+
+
 def test_layers_compute_with_what_is_active_alone() -> None:
     attached, seen = slim("mbt2018"), {}
     for name, layer in attached.codec.named_modules():

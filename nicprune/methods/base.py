@@ -138,10 +138,15 @@ class Method(nn.Module):
 
     # Methods that are part of the codec when it codes: gates, modulators, widths.
 
+    @classmethod
+    def stays_with(cls, config: Any) -> bool:
+        """Whether it remains on the codec behind `harden` with these settings, and is saved with it."""
+        return False
+
     @property
     def stays(self) -> bool:
-        """Whether it remains on the codec behind `harden`, and is saved with it."""
-        return False
+        """Whether it remains on the codec behind `harden`."""
+        return self.stays_with(self.config)
 
     def settings(self) -> dict[str, Any]:
         """The settings with which it is attached again behind `harden`."""

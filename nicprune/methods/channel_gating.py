@@ -153,9 +153,9 @@ class ChannelGating(Method):
     def detach(self, codec: nn.Module) -> None:
         unhang(codec, {id(m) for m in (*self.each().values(), *self._meters().values())})
 
-    @property
-    def stays(self) -> bool:
-        return self.config.rest == "dynamic"
+    @classmethod
+    def stays_with(cls, config: Any) -> bool:
+        return bool(config.rest == "dynamic")
 
     @property
     def done(self) -> bool:
@@ -229,7 +229,7 @@ class ChannelGating(Method):
             return
         self.step += 1
         sizes = [gate.channels for gate in gates]
-        alpha = torch.cat([gate.threshold.data for gate in gates])
+        alpha = torch.cat([gate.placed() for gate in gates])
         gradient = torch.cat([g.threshold.grad if g.threshold.grad is not None else torch.zeros_like(g.threshold) for g in gates])
         if not bool(torch.isfinite(gradient).all()):
             gradient = torch.zeros_like(gradient)
@@ -254,8 +254,7 @@ class ChannelGating(Method):
         left = max(0.0, 1 - int(self.step) / (RAMP * self.config.gating_steps))
         for gate, part in zip(gates, alpha.clamp(min=START).split(sizes), strict=True):
             gate.softness.fill_(SOFT * left)
-            gate.threshold.copy_(part)
-            gate.threshold.grad = None
+            gate.put(part)
         if self.done:
             self._hold()
 

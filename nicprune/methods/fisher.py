@@ -17,24 +17,14 @@ from nicprune.methods.base import METHODS, Method
 from nicprune.targets import Target
 
 
-class FisherConfig(Target):
-    """A target, and the loss to judge by.
-
-    Attributes:
-        lmbda: its trade-off; that of the codec's quality if not given.
-    """
-
-    lmbda: float | None = None
-
-
 @METHODS.register("fisher")
 class Fisher(Method):
     """Decides as soon as it has seen some photographs."""
 
     name = "fisher"
     summary = "one shot: smallest squared mask gradient (Fisher, Taylor) per MAC goes first; looks at photographs"
-    Config = FisherConfig
-    config: FisherConfig
+    Config = Target
+    config: Target
 
     def __init__(self, *args: object):
         super().__init__(*args)  # type: ignore[arg-type]

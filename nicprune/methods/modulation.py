@@ -136,8 +136,8 @@ class Modulation(Method):
         """Scale and bias at a site for the levels set now, shape (images or 1, channels) each."""
         raise NotImplementedError
 
-    @property
-    def stays(self) -> bool:
+    @classmethod
+    def stays_with(cls, config: Any) -> bool:
         return True
 
     @property

@@ -259,8 +259,8 @@ class ScalableEncoder(Method):
     def _decays(self) -> list[Any]:
         return list(self.decays)
 
-    @property
-    def stays(self) -> bool:
+    @classmethod
+    def stays_with(cls, config: Any) -> bool:
         return True
 
     def totals(self) -> Totals:

@@ -35,7 +35,7 @@ from nicprune.codecs import is_bottleneck, lmbda_for, lmbda_of, provenance, rate
 from nicprune.cost import Totals
 from nicprune.errors import BudgetError, CodecError, RecipeError, TrainingError
 from nicprune.hooks import NarrowHook, remove_hooks
-from nicprune.layers import Affine, remove
+from nicprune.layers import Affine, remove, resize
 from nicprune.levels import Widths
 from nicprune.masks import importance
 from nicprune.methods.base import METHODS, Method
@@ -182,8 +182,11 @@ class Slimmable(Method):
             keeps.append({name: sorted(kept) for name, kept in orders.items() if len(kept) < self.groups[name].width})
         self._slices = [Slices(self._shared[0], self.groups, keep) for keep in keeps]
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
+        for key, bottleneck in self.bottlenecks.items():  # CDF tables are as long as their widest channel wants
+            start = f"{prefix}bottlenecks.{key}."
+            resize(bottleneck, {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)})
+        super()._load_from_state_dict(state, prefix, *args)  # type: ignore[arg-type]
         self._ordered = True  # the order is part of what was saved
         self._slice()
 
@@ -260,8 +263,8 @@ class Slimmable(Method):
     def detach(self, codec: nn.Module) -> None:
         remove_hooks(codec, lambda hook: hook.owner is self)
 
-    @property
-    def stays(self) -> bool:
+    @classmethod
+    def stays_with(cls, config: Any) -> bool:
         return True
 
     def totals(self) -> Totals:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,9 @@ def gaps(group: Sequence[Line]) -> list[Gap]:
             macs = [other.mean["macs"] for other in (line, scratch)]
             values = [_mean(other) for other in (original, scratch, line) if other is not None]
             if scratch.quality != line.quality or abs(macs[0] / macs[1] - 1) > ALIKE or len(values) < 3 or None in values:
+                continue
+            # Costs by different lambdas say nothing about each other.
+            if any(not math.isclose(other.members[0]["lmbda"] or 0, line.members[0]["lmbda"] or 0, rel_tol=1e-4) for other in (original, scratch) if other):
                 continue
             before, from_scratch, after = (float(value) for value in values if value is not None)
             steps = int(scratch.members[0]["steps"] or 0)

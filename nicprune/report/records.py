@@ -213,7 +213,7 @@ def counterpart(record: Record, records: Sequence[Record], role: str) -> Record 
     """The original or control that `record` is compared to: same setting, quality and original codec; else None.
 
     One codec for all rates is compared at each quality with the codec of that quality, where that has the architecture which it started from.
-    Where several fit, the one of the same recipe, seed, steps and machine is taken, in this order.
+    Where several fit, the one of the same recipe (by name), seed, steps, text of the recipe and machine is taken, in this order.
     """
     def fits(other: Record) -> bool:
         return (
@@ -226,4 +226,4 @@ def counterpart(record: Record, records: Sequence[Record], role: str) -> Record 
 
 def closeness(record: Record, other: Record) -> tuple[bool, ...]:
     """How much of the circumstances two records share; larger is closer."""
-    return tuple(record[key] == other[key] for key in ("recipe_sha256", "seed", "steps", "machine", "threads"))
+    return tuple(record[key] == other[key] for key in ("recipe", "seed", "steps", "recipe_sha256", "machine", "threads"))
