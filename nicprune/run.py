@@ -71,6 +71,7 @@ def report(recipe: Recipe, listed: list[Job], folder: Path, say: Callable[[str],
             file = f"codecs/{name}"
         for record in found:
             record["file"] = file
+            record["recipe"] = recipe.name  # its folder may have been copied from another recipe's, which does the same job
         records += found
     page = write_report(records, folder, crops=recipe.photographs.crops)
     say("")

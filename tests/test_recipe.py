@@ -82,6 +82,10 @@ def test_run_writes_the_whole_report_and_skips_what_is_done(
     request.getfixturevalue("undrawn")
     run(content, tmp_path, again)
     assert sum("done before" in line for line in again) == 8
+    (tmp_path / "runs" / "tiny").rename(tmp_path / "runs" / "other")  # another recipe that does the same jobs has nothing left to do
+    other = run(content | {"name": "other"}, tmp_path).parent
+    assert {r["recipe"] for r in json.loads((other / "records.json").read_text())} == {"other"}
+    (tmp_path / "runs" / "other").rename(tmp_path / "runs" / "tiny")
 
     record_file = next((tmp_path / "runs").rglob("mask_decay*/record.json"))
     before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("codec.safetensors")}
