@@ -125,24 +125,24 @@ class Gate(nn.Module):
         self.register_buffer("importance", torch.zeros(channels))
         self.register_buffer("softness", torch.zeros(()))
         self.learns = True
-        self._put: Tensor | None = None
+        self._current: Tensor | None = None
         self.open = torch.ones(channels, dtype=torch.bool)
         self.fraction = 1.0
         self.recorded: list[Tensor] | None = None
 
-    def placed(self) -> Tensor:
+    def current(self) -> Tensor:
         """Thresholds as they were put last: an optimiser that was given them may have moved them since."""
-        return self.threshold.data if self._put is None else self._put.to(self.threshold)
+        return self.threshold.data if self._current is None else self._current.to(self.threshold)
 
-    def put(self, threshold: Tensor) -> None:
+    def write(self, threshold: Tensor) -> None:
         """Set the thresholds while they learn; their gradient has been used."""
         self.threshold.data.copy_(threshold)
-        self._put = threshold.clone()
+        self._current = threshold.clone()
         self.threshold.grad = None
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._put = None
+        self._current = None
 
     def sample(self, x: Tensor) -> Tensor:
         """The pixels that energy is pooled over; `fraction` says how many of all they are."""
@@ -178,8 +178,8 @@ class Gate(nn.Module):
         """The same from energies."""
         if self.training and self.learns:
             with torch.no_grad():
-                if self._put is None:
-                    self._put = self.threshold.detach().clone()
+                if self._current is None:
+                    self._current = self.threshold.detach().clone()
                 memory = min(MEMORY, int(self.seen) / (int(self.seen) + 1))  # a plain mean at first
                 usual = energy.mean(0) if self.relative == "channel" else energy.mean().expand(self.channels)
                 self.scale.mul_(memory).add_(usual.to(self.scale), alpha=1 - memory)

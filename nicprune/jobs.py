@@ -43,9 +43,7 @@ def _bare(label: str) -> Arm:
 def jobs(recipe: Recipe, runs: Path) -> list[Job]:
     """List what a recipe does, in order; the folder of each is its own, named by what it depends on."""
     listed = []
-    photographs = [[split, path.name, path.stat().st_size] for split in ("train", "test") for path in list_images(getattr(recipe.photographs, split), split)]
-    validation = recipe.photographs.validation
-    looked_at = [["validation", path.name, path.stat().st_size] for path in list_images(validation, "validation")] if validation is not None else []
+    train, test, validation = (_photographs(recipe, split) for split in ("train", "test", "validation"))
     trained: dict[int | None, str] = {}
     for quality in recipe.qualities:
         arms = [("original", recipe.seeds[0], _bare("original"))]
@@ -61,7 +59,7 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
             told = [arm.told(), keys[arm.scratch, seed]] if arm.scratch is not None else arm.told()
             key = digest(
                 recipe.task, recipe.codec, recipe.metric, recipe.weights_for(quality), quality, recipe.lmbda(quality), role, told, seed,
-                photographs + (looked_at if any(part.settings.get("schedule") for part in arm.stack) else []),
+                train + test + (validation if any(part.settings.get("schedule") for part in arm.stack) else []),
                 file_digests(recipe, quality), recipe.training, recipe.half,
                 trained.get(recipe.before(quality), ""),  # in a chain, a quality depends on the one it starts from
                 [] if role == "original" and recipe.task == "prune" else [recipe.sparsify, recipe.finetune, recipe.per_quality.get(quality)],
@@ -74,6 +72,11 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
             like = next((other for other in recipe.methods if other.label == arm.scratch), arm)
             listed.append(Job(quality, seed, role, arm, folder, key, arm.lmbda or like.lmbda or recipe.lmbda(quality)))
     return listed
+
+
+def _photographs(recipe: Recipe, split: str) -> list[list[Any]]:
+    given = getattr(recipe.photographs, split)
+    return [] if given is None else [[split, path.name, path.stat().st_size] for path in list_images(given, split)]
 
 
 def file_digests(recipe: Recipe, quality: int) -> list[str]:

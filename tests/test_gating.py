@@ -1038,5 +1038,5 @@ def test_an_optimiser_that_is_given_thresholds_does_not_move_them() -> None:
         found.append(torch.cat([gate.threshold.detach() for gate in gates]))
         assert float(found[-1].std()) > 0
         gates[0].load_state_dict(gates[0].state_dict() | {"threshold": torch.full((gates[0].channels,), 0.25)})
-        assert torch.equal(gates[0].placed(), torch.full((gates[0].channels,), 0.25))
+        assert torch.equal(gates[0].current(), torch.full((gates[0].channels,), 0.25))
     assert torch.equal(*found)

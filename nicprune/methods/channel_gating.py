@@ -229,7 +229,7 @@ class ChannelGating(Method):
             return
         self.step += 1
         sizes = [gate.channels for gate in gates]
-        alpha = torch.cat([gate.placed() for gate in gates])
+        alpha = torch.cat([gate.current() for gate in gates])
         gradient = torch.cat([g.threshold.grad if g.threshold.grad is not None else torch.zeros_like(g.threshold) for g in gates])
         if not bool(torch.isfinite(gradient).all()):
             gradient = torch.zeros_like(gradient)
@@ -254,7 +254,7 @@ class ChannelGating(Method):
         left = max(0.0, 1 - int(self.step) / (RAMP * self.config.gating_steps))
         for gate, part in zip(gates, alpha.clamp(min=START).split(sizes), strict=True):
             gate.softness.fill_(SOFT * left)
-            gate.put(part)
+            gate.write(part)
         if self.done:
             self._hold()
 
