@@ -364,6 +364,18 @@ def test_a_report_may_leave_the_photographs_out(tmp_path: Path) -> None:
     assert not any(r["crops"] for r in collect([tmp_path / "out"]))
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_page_of_many_codecs_shows_fewer_photographs(tmp_path: Path) -> None:
+    for number, codecs in enumerate((10, 60)):
+        run = store(tmp_path / f"run{number}", [record("pruned", label=f"arm {n}") for n in range(codecs)])
+        for file in run.rglob("record.json"):
+            content = json.loads(file.read_text())
+            content["crops"] = [content["crops"][0] | {"image": f"{name}.png"} for name in "abc"]
+            file.write_text(json.dumps(content))
+        html = write_report(collect([run]), tmp_path / f"out{number}").read_text(encoding="utf-8")
+        assert [name for name in "abc" if f"<h3>{name}.png" in html] == (list("abc"), ["a"])[number]
+
+
 def test_report_without_pruned_codecs_leaves_no_stale_plot(tmp_path: Path) -> None:
     write_report(sweep(), tmp_path)
     assert (tmp_path / "widths.png").exists()

@@ -29,6 +29,8 @@ from nicprune.report.table import footnote, latex, markdown, table
 
 MAX_CROP_IMAGES = 4
 """Photographs whose crops go into the page of each codec; all of them are in the folder crops/."""
+MAX_PICTURES = 100
+"""Crops in a page, if they are of several photographs: a page of many codecs shows fewer photographs, and stays small enough to be sent."""
 PICTURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 PLOTS = {"rd.png": plots.rd_curves, "drop_vs_reduction.png": plots.drop_against_reduction, "widths.png": plots.widths, "schedule.png": plots.lambda_schedule}
 
@@ -275,7 +277,10 @@ def _pictures(setting_records: Sequence[tuple[Record, str, list[dict[str, Any]]]
     """Crops by photograph and quality: the photograph, then each codec's decoding; the first seed of each arm."""
     names = list(dict.fromkeys(crop["image"] for _, _, crops in setting_records for crop in crops))
     shown = []
-    for name in names[:MAX_CROP_IMAGES]:
+    for number, name in enumerate(names[:MAX_CROP_IMAGES], 1):
+        each = sum(len(row["figures"]) for row in shown) // max(1, number - 1)  # pictures of a photograph
+        if number > 1 and number * each > MAX_PICTURES:
+            break
         for quality in dict.fromkeys(record["quality"] for record, _, _ in setting_records):
             figures: dict[str, dict[str, Any]] = {}
             for record, arm, crops in setting_records:
