@@ -50,6 +50,9 @@ class Levels:
         if lmbda is not None:
             if not self.lambdas[0] * (1 - 1e-9) <= lmbda <= self.lambdas[-1] * (1 + 1e-9):
                 raise RecipeError(f"lmbda {lmbda:g} lies outside what the codec was trained for: {self.lambdas[0]:g} to {self.lambdas[-1]:g}")
+            for trained, known in enumerate(self.lambdas):  # a trained lambda is exactly its level, whatever the processor's logarithm rounds to
+                if math.isclose(lmbda, known, rel_tol=1e-6):  # also after float32, and as tables print it
+                    return float(trained)
             return float(np.interp(math.log(lmbda), self._logs, np.arange(len(self))))
         if level is None:
             return float(self.top)

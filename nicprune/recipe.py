@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +30,11 @@ class Phase(Settings):
     lr: float | None = Field(default=None, gt=0)
     schedule: Literal["constant", "cosine", "linear"] | None = None
     warmup: int | None = Field(default=None, ge=0)
+    optimizer: Literal["adam", "soap"] | None = None
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Without an optimizer that is not set: adding the field does not make cached runs invalid, whose keys hold this text."""
+        return [(name, value) for name, value in super().__repr_args__() if name != "optimizer" or value is not None]
 
 
 class Part(Settings):

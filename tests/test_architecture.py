@@ -14,7 +14,7 @@ ROOT = Path(nicprune.__file__).parent
 FLOORS: dict[str, int] = {
     **dict.fromkeys(("errors", "registry", "files", "settings", "progress", "runtime", "memory"), 0),
     **dict.fromkeys(("codecs", "cdf", "operations", "following", "tracing", "channels", "levels", "sampling"), 1),
-    **dict.fromkeys(("layers", "masks", "surgery", "cost", "budget", "precision", "targets", "hooks", "gates", "skipping", "slicing", "schedule"), 2),
+    **dict.fromkeys(("layers", "masks", "surgery", "cost", "budget", "precision", "optimizers", "targets", "hooks", "gates", "skipping", "slicing", "schedule"), 2),
     **dict.fromkeys(("methods/*", "checkpoint", "profile"), 3),
     **dict.fromkeys(("training", "evaluation", "recipe", "data", "export", "container"), 4),
     **dict.fromkeys(("run", "jobs", "measuring", "report/*", "classical", "bench", "timing"), 5),
@@ -32,6 +32,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "typer": ("cli",),
     "lightning_fabric": ("training",),
     "lightning": (),
+    "pytorch_optimizer": ("optimizers",),
     "safetensors": ("checkpoint",),
     "onnx": ("export",),
     "pytorch_msssim": ("evaluation",),
