@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nicprune.channels import Group, Groups
 from nicprune.codecs import rate_distortion_loss
 from nicprune.hooks import Hook, remove_hooks
+from nicprune.kernel_faults import strided_pointwise_by_slicing
 
 
 class Masks(nn.Module):
@@ -156,7 +157,7 @@ def importance(codec: nn.Module, groups: Groups, which: Sequence[Group], images:
     masks.attach(codec, groups)
     try:
         # Noise in place of rounding has gradients; it is drawn apart from everybody else's.
-        with torch.enable_grad(), torch.random.fork_rng():
+        with torch.enable_grad(), torch.random.fork_rng(), strided_pointwise_by_slicing(codec):
             torch.manual_seed(0)
             codec.train()
             for image in images:

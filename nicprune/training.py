@@ -26,6 +26,7 @@ from nicprune.codecs import TABLES, lmbda_of, on_side, provenance, rate_distorti
 from nicprune.data import Patches, calibration_images, mix
 from nicprune.errors import FileError, RecipeError, TrainingError
 from nicprune.files import append_line, check_writable, write_atomically
+from nicprune.kernel_faults import strided_pointwise_by_slicing
 from nicprune.optimizers import DEFAULT_LR, make_optimizer
 from nicprune.precision import autocast_dtype, entropy_models_in_float32
 from nicprune.progress import Progress
@@ -186,6 +187,7 @@ def fit(
                 stack.callback(bar.close)
                 stack.callback(patches.close)
                 stack.enter_context(entropy_models_in_float32(model))
+                stack.enter_context(strided_pointwise_by_slicing(model))
                 model.train()
                 run.resume()
                 bar.start(run.step)

@@ -12,7 +12,7 @@ import nicprune
 ROOT = Path(nicprune.__file__).parent
 
 FLOORS: dict[str, int] = {
-    **dict.fromkeys(("errors", "registry", "files", "settings", "progress", "runtime", "memory"), 0),
+    **dict.fromkeys(("errors", "registry", "files", "settings", "progress", "runtime", "memory", "kernel_faults"), 0),
     **dict.fromkeys(("codecs", "cdf", "operations", "following", "tracing", "channels", "levels", "sampling"), 1),
     **dict.fromkeys(("layers", "masks", "surgery", "cost", "budget", "precision", "optimizers", "targets", "hooks", "gates", "skipping", "slicing", "schedule"), 2),
     **dict.fromkeys(("methods/*", "checkpoint", "profile"), 3),

@@ -21,6 +21,7 @@ from nicprune.codecs import provenance, rate_distortion_loss
 from nicprune.data import write_png
 from nicprune.errors import FileError, RecipeError, TrainingError
 from nicprune.methods import attach
+from nicprune.optimizers import OPTIMIZERS
 from nicprune.training import TrainSettings, fit, learning_rate
 
 QUICK = {"batch_size": 2, "patch_size": 64, "lr": 1e-3, "lmbda": 0.01, "precision": "32", "progress": False, "log_every": 1}
@@ -40,14 +41,16 @@ def codec() -> nn.Module:
     return built("bmshj2018-hyperprior")[0]
 
 
-def test_resume_is_bit_equal(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resume_is_bit_equal(photos: Path, tmp_path: Path, optimizer: str) -> None:
     whole, parts = codec(), codec()
-    fit(whole, photos, steps=8, folder=tmp_path / "whole", **QUICK)
+    quick = {**QUICK, "optimizer": optimizer}
+    fit(whole, photos, steps=8, folder=tmp_path / "whole", **quick)
     with pytest.raises(TrainingError, match="interrupted at step 5 of 8; run again to go on from step 4"):
         interrupted = _Interrupting(parts, at=5)
-        fit(interrupted, photos, steps=8, folder=tmp_path / "parts", checkpoint_every=2, **QUICK)
+        fit(interrupted, photos, steps=8, folder=tmp_path / "parts", checkpoint_every=2, **quick)
     resumed = codec()
-    fit(resumed, photos, steps=8, folder=tmp_path / "parts", checkpoint_every=2, **QUICK)
+    fit(resumed, photos, steps=8, folder=tmp_path / "parts", checkpoint_every=2, **quick)
     assert same_state(state_of(whole), state_of(resumed))
     logged = [[json.loads(line) for line in (tmp_path / p / "metrics.jsonl").read_text().splitlines()] for p in ("whole", "parts")]
     assert [r["step"] for r in logged[1]] == list(range(1, 9))
@@ -126,19 +129,24 @@ from conftest import built
 from nicprune.methods import attach
 from nicprune.training import fit
 model = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={{"macs": 0.5}}, round_to=1, decay_steps=40)
-fit(model, {photos!r}, steps={steps}, folder={folder!r}, checkpoint_every=5, batch_size=2, patch_size=64, lr=1e-3, precision="32", progress=False)
+fit(
+    model, {photos!r}, steps={steps}, folder={folder!r}, checkpoint_every=5, optimizer={optimizer!r},
+    batch_size=2, patch_size=64, lr=1e-3, precision="32", progress=False,
+)
 torch.save(model.state_dict(), {out!r})
 """
 
 
-def _script(path: Path, photos: Path, folder: Path, steps: int) -> list[str]:
-    path.write_text(SCRIPT.format(tests=str(Path(__file__).parent), photos=str(photos), folder=str(folder), steps=steps, out=str(path.with_suffix(".pt"))))
+def _script(path: Path, photos: Path, folder: Path, steps: int, optimizer: str) -> list[str]:
+    out, tests = str(path.with_suffix(".pt")), str(Path(__file__).parent)
+    path.write_text(SCRIPT.format(tests=tests, photos=str(photos), folder=str(folder), steps=steps, out=out, optimizer=optimizer))
     return [sys.executable, "-W", "ignore", str(path)]
 
 
-def test_kill_9_and_resume_equals_the_uninterrupted_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_kill_9_and_resume_equals_the_uninterrupted_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
     steps = 40
-    killed = subprocess.Popen(_script(tmp_path / "killed.py", photos, tmp_path / "run", steps), stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(_script(tmp_path / "killed.py", photos, tmp_path / "run", steps, optimizer), stderr=subprocess.DEVNULL)
     checkpoint = tmp_path / "run" / "checkpoint.pt"
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and killed.poll() is None and time.monotonic() < deadline:
@@ -147,11 +155,11 @@ def test_kill_9_and_resume_equals_the_uninterrupted_run(photos: Path, tmp_path: 
     killed.wait()
     step = torch.load(checkpoint, weights_only=True)["step"]
     assert 0 < step < steps, "the run was meant to be killed between its first checkpoint and its end"
-    subprocess.run(_script(tmp_path / "killed.py", photos, tmp_path / "run", steps), check=True)
+    subprocess.run(_script(tmp_path / "killed.py", photos, tmp_path / "run", steps, optimizer), check=True)
     monkeypatch.setattr(sys, "path", list(sys.path))
     threads = torch.get_num_threads()
     try:
-        exec(Path(_script(tmp_path / "whole.py", photos, tmp_path / "other", steps)[-1]).read_text(), {})  # in this process: nothing kills it
+        exec(Path(_script(tmp_path / "whole.py", photos, tmp_path / "other", steps, optimizer)[-1]).read_text(), {})  # in this process: nothing kills it
     finally:
         torch.set_num_threads(threads)
     ends = [torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("killed", "whole")]
@@ -167,7 +175,7 @@ from conftest import built
 from nicprune.methods import attach
 from nicprune.training import fit
 model = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={{"macs": 0.5}}, round_to=1, decay_steps=6)
-fit(model, {photos!r}, steps=6, devices=2, accelerator="cpu", batch_size=2, patch_size=64, lr=1e-3, precision="32", progress=False)
+fit(model, {photos!r}, steps=6, devices=2, accelerator="cpu", optimizer={optimizer!r}, batch_size=2, patch_size=64, lr=1e-3, precision="32", progress=False)
 import os
 torch.save({{**model.state_dict(), "x": torch.zeros(())}}, {out!r} + os.environ["LOCAL_RANK"])
 assert model.harden() is not None
@@ -176,7 +184,7 @@ assert model.harden() is not None
 
 def test_two_processes_stay_in_step(photos: Path, tmp_path: Path) -> None:
     script = tmp_path / "two.py"
-    script.write_text(TWO.format(tests=str(Path(__file__).parent), photos=str(photos), out=str(tmp_path / "rank")))
+    script.write_text(TWO.format(tests=str(Path(__file__).parent), photos=str(photos), out=str(tmp_path / "rank"), optimizer="soap"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)

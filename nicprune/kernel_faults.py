@@ -1,0 +1,61 @@
+"""Ways around faults of torch's CPU kernels.
+
+oneDNN, in torch 2.14.1 on CPU: the backward pass of a 1x1 convolution with a stride and fewer input channels than a
+vector register holds writes outside its memory when the input is channels_last (segmentation faults, aborts, or silent
+damage). The first skip of every cheng2020-like codec is such a layer. Reproduction, exit code 139 in one thread:
+
+    layer = torch.nn.Conv2d(3, 64, 1, stride=2).to(memory_format=torch.channels_last)
+    image = torch.rand(1, 3, 128, 128).contiguous(memory_format=torch.channels_last)
+    for _ in range(25):
+        layer(image).sum().backward()
+
+Of 1x1 layers with stride 2 or 4, those with 2 to 7 input channels fail, from 16,384 pixels a batch on; those with 1 and
+with 8 to 100 do not, nor do those of stride 1, larger kernels, grouped or transposed convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+VECTOR = 16
+"""float32 numbers in the largest vector register of a CPU (AVX-512)."""
+
+
+def is_affected(layer: nn.Module) -> bool:
+    """Whether the backward pass of a layer may write outside its memory."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and max(layer.kernel_size) == 1
+        and max(layer.stride) > 1
+        and layer.padding in (0, (0, 0), "valid")
+        and layer.in_channels // layer.groups < VECTOR
+    )
+
+
+def _every(stride: tuple[int, ...]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Any, ...]]:
+    def subsample(layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        image, *rest = args
+        return image[..., :: stride[0], :: stride[1]].contiguous(memory_format=torch.channels_last), *rest
+
+    return subsample
+
+
+@contextmanager
+def strided_pointwise_by_slicing(codec: nn.Module) -> Iterator[None]:
+    """Compute the layers of `codec` that are affected as what they are equal to, a convolution without stride of every n-th pixel, inside the block."""
+    changed = []
+    try:
+        for layer in codec.modules():
+            if is_affected(layer):
+                changed.append((layer, layer.stride, layer.register_forward_pre_hook(_every(layer.stride))))  # type: ignore[arg-type]
+                layer.stride = (1, 1)  # type: ignore[assignment]
+        yield
+    finally:
+        for layer, stride, handle in changed:
+            handle.remove()
+            layer.stride = stride  # type: ignore[assignment]

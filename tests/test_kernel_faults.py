@@ -1,0 +1,82 @@
+"""Faults of CPU kernels are gone around, with the same result."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import built, image
+from torch import nn
+
+from nicprune.data import write_png
+from nicprune.kernel_faults import is_affected, strided_pointwise_by_slicing
+
+
+def test_the_first_skip_of_cheng2020_is_affected(architecture: str) -> None:
+    names = [name for name, module in built(architecture)[0].named_modules() if is_affected(module)]
+    assert names == (["g_a.0.skip"] if architecture.startswith("cheng2020") else [])
+
+
+@pytest.mark.parametrize(("layer", "affected"), [
+    (nn.Conv2d(3, 8, 1, stride=2), True),
+    (nn.Conv2d(2, 8, 1, stride=(1, 4)), True),
+    (nn.Conv2d(6, 8, 1, stride=2, groups=2), True),
+    (nn.Conv2d(32, 8, 1, stride=2), False),
+    (nn.Conv2d(3, 8, 1), False),
+    (nn.Conv2d(3, 8, 3, stride=2, padding=1), False),
+    (nn.ConvTranspose2d(3, 8, 1, stride=2), False),
+], ids=str)  # fmt: skip
+def test_layers_computed_by_slicing_are_the_same(layer: nn.Module, affected: bool) -> None:
+    assert is_affected(layer) == affected
+    layer = layer.double()
+    other = copy.deepcopy(layer)
+    pictures = torch.rand(2, layer.in_channels, 11, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # type: ignore[call-overload]
+    mine, plain = (pictures.clone().requires_grad_() for _ in range(2))
+    with strided_pointwise_by_slicing(layer):
+        assert (layer.stride == (1, 1)) == (affected or other.stride == (1, 1))
+        out = layer(mine)
+    expected = other(plain)
+    weight = torch.linspace(0, 1, out.numel(), dtype=torch.float64).view(out.shape)
+    (out * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert torch.allclose(out, expected, rtol=0, atol=1e-12) and torch.allclose(mine.grad, plain.grad, rtol=0, atol=1e-12)
+    assert all(torch.allclose(a.grad, b.grad, rtol=0, atol=1e-12) for a, b in zip(layer.parameters(), other.parameters(), strict=True))
+
+
+def test_layers_are_as_before_whatever_happens() -> None:
+    codec = built("cheng2020-anchor")[0]
+    before = codec(image(codec))["x_hat"]
+    with pytest.raises(RuntimeError, match="stop"), strided_pointwise_by_slicing(codec):
+        assert codec.g_a[0].skip.stride == (1, 1)
+        raise RuntimeError("stop")
+    assert codec.g_a[0].skip.stride == (2, 2) and not codec.g_a[0].skip._forward_pre_hooks
+    assert torch.equal(codec(image(codec))["x_hat"], before)
+
+
+EVERY = """
+import sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from conftest import ARCHITECTURES, built
+from nicprune.kernel_faults import is_affected
+from nicprune.training import fit
+for name in ARCHITECTURES:
+    codec = built(name)[0]
+    steps = 12 if any(map(is_affected, codec.modules())) else 2
+    for precision in ("32", "bf16")[: 1 + (steps > 2)]:
+        fit(codec, {photos!r}, steps=steps, batch_size=2, patch_size=128, lmbda=0.01, precision=precision, progress=False)
+    print(name, flush=True)
+"""
+
+
+def test_every_architecture_trains_at_128_pixels(tmp_path: Path) -> None:
+    """In a process of its own, since the fault ends the process: every layer of every architecture, in channels_last."""
+    write_png(torch.rand(3, 140, 160, generator=torch.Generator().manual_seed(0)), tmp_path / "a.png")
+    script = EVERY.format(tests=str(Path(__file__).parent), photos=str(tmp_path))
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, f"ended with {done.returncode} after {done.stdout.split()}: {done.stderr[-1000:]}"
