@@ -26,6 +26,7 @@ from nicprune.cost import CostModel
 from nicprune.errors import RecipeError, closest
 from nicprune.methods import attach
 from nicprune.methods.magnitude import group_magnitude
+from nicprune.optimizer_bench import bench_optimizer
 from nicprune.precision import autocast_dtype, entropy_models_in_float32
 from nicprune.runtime import BUSY, machine_line, tune_allocator
 from nicprune.sampling import Measure, Sampler, seconds_of
@@ -256,6 +257,7 @@ PARTS: dict[str, Callable[[], Iterator[Measure]]] = {
     "gating": bench_gating,
     "slimmable": bench_slimmable,
     "coding": bench_coding,
+    "optimizer": bench_optimizer,
 }
 
 

@@ -38,7 +38,7 @@ from nicprune.codecs import (
 )
 from nicprune.cost import Totals
 from nicprune.errors import CodecError, FileError, NicpruneError
-from nicprune.files import write_atomically
+from nicprune.files import expand, write_atomically
 from nicprune.hooks import has_hooks
 from nicprune.layers import resize
 from nicprune.methods import Attached, Method, attach
@@ -223,7 +223,7 @@ def load_codec(name: str, quality: int | None = None, *, metric: str = "mse", we
     if ":" in str(name):
         codec = build_from_path(str(name), quality)
         provenance(codec).metric = metric
-        return codec.eval() if str(weights) in ("official", "none") else _load_weights(codec, weights).eval()
+        return codec.eval() if str(weights) in ("official", "none") else _load_weights(codec, expand(weights)).eval()
     if name not in codec_names() and Path(name).suffix in (".pth", ".tar", ".pt"):
         raise CodecError(f"{name} holds weights only; name its architecture and pass weights={str(name)!r}")
     check_name(name, quality, metric)
@@ -233,7 +233,8 @@ def load_codec(name: str, quality: int | None = None, *, metric: str = "mse", we
         return _embedded(quality)
     if str(weights) in ("official", "none"):
         return build_named(name, quality, metric, official=str(weights) == "official")
-    if not Path(weights).exists():
+    weights = expand(weights)
+    if not weights.exists():
         raise FileError(f"no such weights file: {weights} (or use weights='official' or 'none')")
     return _load_weights(build_named(name, quality, metric, official=False), weights).eval()
 

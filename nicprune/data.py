@@ -14,8 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from nicprune.errors import DataError
-from nicprune.files import write_atomically
+from nicprune.errors import DataError, FileError
+from nicprune.files import expand, write_atomically
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
 SAMPLES = "samples"
@@ -64,16 +64,19 @@ def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[P
     """List the image files below one folder or several, sorted.
 
     A folder with a sub-folder named `split` ("train" or "test", CompressAI's layout) stands for that sub-folder.
-    The name "samples" stands for the photographs of scikit-image.
+    The name "samples" stands for the photographs of scikit-image; `~` and variables, `${NAME}`, are filled in.
 
     Raises:
-        DataError: a folder is missing or holds no image.
+        DataError: a folder is missing or holds no image, or a variable is not set.
     """
     if not isinstance(folder, (str, Path)):
         return [path for one in folder for path in list_images(one, split)]
     if str(folder) == SAMPLES:
         return sample_photographs(split)
-    root = Path(folder).expanduser()
+    try:
+        root = expand(folder)
+    except FileError as error:
+        raise DataError(str(error)) from None
     if not root.exists():
         raise DataError(f"no such folder: {root}")
     if root.is_file():

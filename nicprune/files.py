@@ -4,11 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from nicprune.errors import FileError
+
+VARIABLES = {
+    "NICPRUNE_DATA": "the folder that holds the photographs of nicprune's recipes: kodak/, val/cid22/, train/...; docs/data.md says where each is had",
+    "NICPRUNE_START": "the weights that training starts from, a .pth.tar or .safetensors",
+}
+"""Variables that nicprune's own recipes name, and what each stands for."""
+
+
+def expand(path: str | Path) -> Path:
+    """Fill in `~` and variables of the environment, `$NAME` or `${NAME}`.
+
+    Raises:
+        FileError: a variable is not set.
+    """
+    filled = os.path.expandvars(str(path))
+    if missing := re.search(r"\$(\w+|\{\w+\})", filled):
+        name = missing[1].strip("{}")
+        hint = f" ({VARIABLES[name]})" if name in VARIABLES else ""
+        raise FileError(f"{path}: the variable {name} is not set{hint}; export {name}=... or name another path")
+    return Path(filled).expanduser()
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:

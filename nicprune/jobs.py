@@ -13,6 +13,7 @@ from torch import nn
 from nicprune.checkpoint import embedded_file, load_codec
 from nicprune.codecs import DEMO
 from nicprune.data import list_images
+from nicprune.files import expand
 from nicprune.methods import METHODS
 from nicprune.recipe import Arm, Part, Recipe, digest, slug_of
 
@@ -85,7 +86,8 @@ def file_digests(recipe: Recipe, quality: int) -> list[str]:
     named += [recipe.weights_for(quality)] if recipe.weights not in ("official", "none") else []
     if recipe.codec == DEMO and recipe.weights == "official":
         named.append(str(embedded_file(quality)))
-    return [hashlib.sha256(Path(name).read_bytes()).hexdigest() if Path(name).exists() else "" for name in named]
+    files = [expand(name) for name in named]
+    return [hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else "" for file in files]
 
 
 def start(recipe: Recipe, job: Job) -> nn.Module:

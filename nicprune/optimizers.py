@@ -46,9 +46,9 @@ class ConvolutionSOAP(SOAP):
         state["exp_avg_sq"] = _like(seen["exp_avg_sq"], squares)
         return bases
 
-    def init_pre_conditioner(self, grad: Tensor, state: Any, **settings: Any) -> None:
+    def init_pre_conditioner(self, grad: Tensor, state: Any, *args: Any, **settings: Any) -> None:
         """See the parent class."""
-        super().init_pre_conditioner(_axes(grad), state, **settings)
+        super().init_pre_conditioner(_axes(grad), state, *args, **settings)
 
     def update_pre_conditioner(
         self, grad: Tensor, state: Any, step: int, max_precondition_dim: int = MAX_PRECONDITIONED, precondition_1d: bool = False, merge_dims: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 
 from nicprune.codecs import LAMBDAS, check_name, codec_names, lmbda_for
 from nicprune.data import list_images
-from nicprune.errors import FileError, RecipeError, closest
+from nicprune.errors import FileError, NicpruneError, RecipeError, closest
+from nicprune.files import expand
 from nicprune.methods import METHODS
 from nicprune.settings import Settings, apply_override, parse
 from nicprune.training import TrainSettings
@@ -54,6 +55,7 @@ class Arm(Settings):
         scratch: no method, but the architecture of the codec that the arm with this label ends with, trained from random weights.
         phase: takes the place of `finetune` for this arm; one from scratch, which has no other, is trained by it alone (if it is not given, as
             long as the others, with the settings of `finetune`).
+        training: settings of training that differ for this arm, in all its phases.
     """
 
     label: str
@@ -62,6 +64,7 @@ class Arm(Settings):
     seeds: list[Annotated[int, Field(ge=0)]] | None = None
     scratch: str | None = None
     phase: Phase | None = None
+    training: dict[str, Any] | None = None
     stack: list[Part] = Field(min_length=1)
 
     @property
@@ -71,7 +74,7 @@ class Arm(Settings):
 
     def told(self) -> dict[str, Any]:
         """What a result depends on: what was not said is left out, so that new words do not make old results other ones."""
-        content = self.model_dump(exclude={name for name in ("lmbda", "scratch", "phase") if getattr(self, name) is None})
+        content = self.model_dump(exclude={name for name in ("lmbda", "scratch", "phase", "training") if getattr(self, name) is None})
         return {name: value for name, value in content.items() if name != "seeds"}
 
     @property
@@ -179,10 +182,11 @@ class Recipe(Settings):
         """The quality of the highest rate: a codec for all rates starts from it."""
         return max(self.qualities, key=self.lmbda)
 
-    def train_settings(self, phase: Phase, quality: int, seed: int) -> dict[str, Any]:
-        """Everything `fit` is told for one phase."""
+    def train_settings(self, phase: Phase, quality: int, seed: int, arm: Arm | None = None) -> dict[str, Any]:
+        """Everything `fit` is told for one phase, of one arm."""
         own = {k: v for k, v in phase.model_dump().items() if v is not None}
-        return {**self.training, **own, "lmbda": self.lmbda(quality), "metric": self.metric, "seed": seed}
+        arms = (arm.training if arm is not None else None) or {}
+        return {**self.training, **own, **arms, "lmbda": self.lmbda(quality), "metric": self.metric, "seed": seed}
 
     def weights_for(self, quality: int) -> str:
         """The weights that a quality starts from."""
@@ -273,21 +277,24 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
     for quality in recipe.qualities:
         if quality not in recipe.lambdas and not 1 <= quality <= len(LAMBDAS[recipe.metric]):
             raise RecipeError(f"{where}: quality {quality} has no lambda of CompressAI's; state it below lambdas:")
-    for key in recipe.training:
+    for key in (key for settings in (recipe.training, *(arm.training or {} for arm in recipe.methods)) for key in settings):
         if key in FIXED:
             places = {"lmbda": "lambdas:", "metric": "metric:", "seed": "seeds:", "steps": "sparsify: and finetune:"}
             raise RecipeError(f"{where}: training.{key} is stated at {places[key]}")
-    for phase in (recipe.sparsify, recipe.finetune, *recipe.per_quality.values()):
-        settings = parse(TrainSettings, recipe.train_settings(phase, recipe.qualities[0], recipe.seeds[0]), f"{where}: training")
-    if settings.devices > 1:
-        raise RecipeError(f"{where}: a recipe trains on one device; call nicprune.fit(devices=...) in a script of your own for more")
+    for arm in (None, *recipe.methods):
+        own = [arm.phase] if arm is not None and arm.phase is not None else []
+        for phase in (recipe.sparsify, recipe.finetune, *recipe.per_quality.values(), *own):
+            told = f"{where}: training" if arm is None else f"{where}: {arm.label!r}: training"
+            settings = parse(TrainSettings, recipe.train_settings(phase, recipe.qualities[0], recipe.seeds[0], arm), told)
+            if settings.devices > 1:
+                raise RecipeError(f"{where}: a recipe trains on one device; call nicprune.fit(devices=...) in a script of your own for more")
     return recipe
 
 
 def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) -> Arm:
     """A method as a recipe writes it: its settings stand beside its name."""
     here = f"{where}: methods.{number}"
-    words = ("between", "lmbda", "seeds", "phase")
+    words = ("between", "lmbda", "seeds", "phase", "training")
     if isinstance(arm, dict) and "stack" in arm:
         if "label" not in arm or not isinstance(arm["stack"], list) or set(arm) - {"label", "stack", *words}:
             raise RecipeError(f"{here}: a stack is {{label: ..., stack: [{{name: ...}}, ...]}}")
@@ -341,23 +348,35 @@ def _lambdas(content: Mapping[str, Any], here: str) -> list[float]:
 
 
 def check_paths(recipe: Recipe) -> None:
-    """Raise unless everything that the recipe reads is there, before any work is done.
+    """Raise unless everything that the recipe reads is there, before any work is done; all that is missing is said at once.
 
     Raises:
         DataError, FileError: photographs or weights are missing.
     """
-    list_images(recipe.photographs.train, "train")
-    list_images(recipe.photographs.test, "test")
-    if recipe.photographs.validation is not None:
-        list_images(recipe.photographs.validation, "train")
+    missing: list[NicpruneError] = []
+
+    def collect(where: str, look: Callable[[], Any]) -> None:
+        try:
+            look()
+        except NicpruneError as error:
+            missing.append(type(error)(f"{where}: {error}"))
+
+    for split in ("train", "test", "validation"):
+        if (folder := getattr(recipe.photographs, split)) is not None:
+            collect(f"photographs.{split}", lambda f=folder, s=split: list_images(f, "test" if s == "test" else "train"))  # type: ignore[misc]
     if recipe.weights not in ("official", "none"):
         for quality in recipe.qualities:
-            if recipe.before(quality) is not None:
-                continue
-            if not Path(recipe.weights_for(quality)).exists():
-                raise FileError(f"weights: no such file: {recipe.weights_for(quality)}")
-    if recipe.codec.endswith(".safetensors") and not Path(recipe.codec).exists():
-        raise FileError(f"codec: no such file: {recipe.codec} (known names: {', '.join(codec_names())})")
+            if recipe.before(quality) is None:
+                collect("weights", lambda q=quality: _check_exists(recipe.weights_for(q)))  # type: ignore[misc]
+    if recipe.codec.endswith(".safetensors"):
+        collect("codec", lambda: _check_exists(recipe.codec, f" (known names: {', '.join(codec_names())})"))
+    if missing:
+        raise type(missing[0])("\n".join(dict.fromkeys(map(str, missing))))
+
+
+def _check_exists(path: str, hint: str = "") -> None:
+    if not expand(path).exists():
+        raise FileError(f"no such file: {path}{hint}")
 
 
 def slug_of(label: str) -> str:

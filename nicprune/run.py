@@ -180,7 +180,7 @@ def _fit(model: nn.Module, recipe: Recipe, phase: Phase, job: Job, name: str, pr
         label = f"q{job.quality} {job.arm.label} {name}"
         # The two phases of pruning see different crops; a recipe's seeds stay apart.
         seed = job.seed if recipe.task == "train" else 2 * job.seed + (name == "finetune")
-        settings = recipe.train_settings(phase, job.quality, seed)
+        settings = recipe.train_settings(phase, job.quality, seed, job.arm)
         settings["lmbda"] = job.lmbda
         if recipe.photographs.validation is not None and isinstance(model, Attached) and model.widths is not None:
             settings["validation"] = recipe.photographs.validation

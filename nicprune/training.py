@@ -37,9 +37,14 @@ MAX_SKIPPED = 20
 
 
 class TrainSettings(Settings):
-    """How to train. The defaults are CompressAI's where it has any; those of `lmbda` and `metric` are the codec's own, by its quality; that of `lr` is
-    the optimiser's. `optimizer`: "adam", or "soap", which learns several times as fast (see `nicprune.optimizers`). `side`: what runs when encoding alone, or decoding alone, is trained, and the rest left as it is; if not given, as the methods attached say, or the last one
-    that a plain codec was pruned by."""
+    """How to train. Defaults are CompressAI's where it has any; those of `lmbda` and `metric` are the codec's own, by its quality, that of `lr` is the
+    optimiser's.
+
+    Attributes:
+        optimizer: "adam", or "soap", which learns several times as fast (see `nicprune.optimizers`).
+        side: what runs when encoding alone, or decoding alone, is trained, and the rest left as it is; if not given, as the methods attached say, or
+            the last one that a plain codec was pruned by.
+    """
 
     steps: int = Field(ge=0)
     lmbda: float | None = Field(default=None, gt=0)

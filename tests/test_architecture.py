@@ -14,10 +14,11 @@ ROOT = Path(nicprune.__file__).parent
 FLOORS: dict[str, int] = {
     **dict.fromkeys(("errors", "registry", "files", "settings", "progress", "runtime", "memory", "kernel_faults"), 0),
     **dict.fromkeys(("codecs", "cdf", "operations", "following", "tracing", "channels", "levels", "sampling"), 1),
-    **dict.fromkeys(("layers", "masks", "surgery", "cost", "budget", "precision", "optimizers", "targets", "hooks", "gates", "skipping", "slicing", "schedule"), 2),
+    **dict.fromkeys(("layers", "masks", "surgery", "cost", "budget", "precision", "optimizers", "targets", "hooks"), 2),
+    **dict.fromkeys(("gates", "skipping", "slicing", "schedule"), 2),
     **dict.fromkeys(("methods/*", "checkpoint", "profile"), 3),
     **dict.fromkeys(("training", "evaluation", "recipe", "data", "export", "container"), 4),
-    **dict.fromkeys(("run", "jobs", "measuring", "report/*", "classical", "bench", "timing"), 5),
+    **dict.fromkeys(("run", "jobs", "measuring", "report/*", "classical", "bench", "optimizer_bench", "timing"), 5),
     **dict.fromkeys(("__init__", "__main__", "cli"), 6),
 }
 """The floor of each file; a file imports from its own floor or below."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -18,7 +20,9 @@ from torch import nn
 from nicprune.checkpoint import load, save
 from nicprune.cost import measure
 from nicprune.data import write_png
-from nicprune.errors import DataError, FileError, RecipeError
+from nicprune.errors import DataError, FileError, NicpruneError, RecipeError
+from nicprune.files import VARIABLES
+from nicprune.jobs import file_digests, start
 from nicprune.recipe import check_paths, find_recipe, parse_recipe, read_recipe, recipe_names
 from nicprune.run import jobs, plan, run_recipe
 
@@ -159,6 +163,48 @@ def test_photographs_that_decide_a_schedule_count_too(content: dict[str, Any], t
         photographs = content["photographs"] | {"validation": str(tmp_path / folder)}
         keys.append({job.arm.label: job.key for job in jobs(parse_recipe(content | {"methods": arms, "photographs": photographs}, "a"), tmp_path)})
     assert [label for label in keys[0] if keys[0][label] != keys[1][label]] == ["slimmable"]
+
+
+def test_everything_that_is_missing_is_said_at_once(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("NICPRUNE_DATA", raising=False)
+    photographs = {"train": ["${NICPRUNE_DATA}/train", "samples"], "test": "$NICPRUNE_DATA/kodak", "validation": str(tmp_path / "none")}
+    recipe = parse_recipe({**content, "photographs": photographs, "weights": "w{quality}.pth", "qualities": [1, 2]}, "x")
+    with pytest.raises(DataError) as raised:
+        check_paths(recipe)
+    lines = str(raised.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["photographs.train", "photographs.test", "photographs.validation", "weights", "weights"]
+    assert "${NICPRUNE_DATA}/train: the variable NICPRUNE_DATA is not set (the folder that holds the photographs" in lines[0]
+    assert "export NICPRUNE_DATA=... or name another path" in lines[1]
+    assert lines[2].endswith(f"no such folder: {tmp_path / 'none'}") and lines[4].endswith("no such file: w2.pth")
+
+
+@pytest.mark.parametrize("name", sorted(recipe_names()))
+def test_recipes_of_the_package_name_folders_that_anyone_can_have(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = recipe_names()[name].read_text()
+    assert ".." not in yaml.safe_dump(yaml.safe_load(text)).replace("...", "")
+    used = set(re.findall(r"\$\{(\w+)\}", text))
+    assert used <= VARIABLES.keys()
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    if used:
+        with pytest.raises(NicpruneError) as raised:
+            check_paths(read_recipe(name)[0])
+        assert all(f"the variable {variable} is not set ({VARIABLES[variable]})" in str(raised.value) for variable in used)
+
+
+def test_variables_in_paths_are_filled_in(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    paths = {"photographs": {"train": "${NICPRUNE_DATA}/photos", "test": "$NICPRUNE_DATA/photos"}, "weights": "${NICPRUNE_DATA}/base.safetensors"}
+    recipe = parse_recipe({**content, **paths}, "x")
+    keys = []
+    for place in ("here", "there"):
+        save(built("bmshj2018-hyperprior")[0], tmp_path / place / "base.safetensors")
+        write_png(torch.zeros(3, 64, 64), tmp_path / place / "photos" / "a.png")
+        monkeypatch.setenv("NICPRUNE_DATA", str(tmp_path / place))
+        check_paths(recipe)
+        assert file_digests(recipe, 1) == [hashlib.sha256((tmp_path / place / "base.safetensors").read_bytes()).hexdigest()]
+        assert start(recipe, jobs(recipe, tmp_path)[0]) is not None
+        keys.append([job.key for job in jobs(recipe, tmp_path)])
+    assert keys[0] == keys[1]  # the same photographs and weights elsewhere: what is done is done
 
 
 def test_in_a_chain_only_the_first_needs_weights(content: dict[str, Any], tmp_path: Path) -> None:

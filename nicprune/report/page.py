@@ -276,7 +276,7 @@ def _uri(content: bytes) -> str:
 def _pictures(setting_records: Sequence[tuple[Record, str, list[dict[str, Any]]]], copies: Mapping[str, bytes]) -> list[dict[str, Any]]:
     """Crops by photograph and quality: the photograph, then each codec's decoding; the first seed of each arm."""
     names = list(dict.fromkeys(crop["image"] for _, _, crops in setting_records for crop in crops))
-    shown = []
+    shown: list[dict[str, Any]] = []
     for number, name in enumerate(names[:MAX_CROP_IMAGES], 1):
         each = sum(len(row["figures"]) for row in shown) // max(1, number - 1)  # pictures of a photograph
         if number > 1 and number * each > MAX_PICTURES:
