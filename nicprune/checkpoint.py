@@ -31,6 +31,7 @@ from nicprune.codecs import (
     codec_names,
     forward_for_analysis,
     provenance,
+    qualities,
     read_compressai_file,
     rebuild,
     set_provenance,
@@ -246,7 +247,7 @@ def embedded_file(quality: int) -> Path:
 
 def _embedded(quality: int | None) -> nn.Module:
     if quality is None:
-        raise CodecError(f"{DEMO} needs a quality (1 to 3)")
+        raise CodecError(f"{DEMO} needs a quality ({qualities(DEMO).start} to {qualities(DEMO).stop - 1})")
     path = embedded_file(quality)
     if not path.exists():
         raise CodecError(f"the weights of {DEMO} quality {quality} are missing from this installation; reinstall nicprune")

@@ -136,7 +136,7 @@ def codec_names() -> tuple[str, ...]:
 def qualities(name: str) -> range:
     """Quality levels of a named codec."""
     if name == DEMO:
-        return range(1, 4)
+        return range(1, 5)
     return range(1, 7) if name.startswith("cheng2020") and name in ZOO else range(1, 9)
 
 
