@@ -98,16 +98,17 @@ def test_tables_of_another_size_do_not_stand_in_the_way(photos: Path, tmp_path: 
     assert fit(updated, photos, steps=2, folder=tmp_path, **QUICK).step == 2
 
 
-def test_resume_of_mask_decay_is_bit_equal(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resume_of_mask_decay_is_bit_equal(photos: Path, tmp_path: Path, optimizer: str) -> None:
     settings = {"budget": {"macs": 0.5}, "round_to": 1, "decay_steps": 8}
     whole = attach(codec(), "mask_decay", **settings)
-    fit(whole, photos, steps=8, **QUICK)
+    fit(whole, photos, steps=8, optimizer=optimizer, **QUICK)
     first = attach(codec(), "mask_decay", **settings)
     first.codec.g_a.register_forward_pre_hook(_stop_after(6))
     with pytest.raises(TrainingError, match="interrupted"):
-        fit(first, photos, steps=8, folder=tmp_path, checkpoint_every=3, **QUICK)
+        fit(first, photos, steps=8, folder=tmp_path, checkpoint_every=3, optimizer=optimizer, **QUICK)
     resumed = attach(codec(), "mask_decay", **settings)
-    fit(resumed, photos, steps=8, folder=tmp_path, checkpoint_every=3, **QUICK)
+    fit(resumed, photos, steps=8, folder=tmp_path, checkpoint_every=3, optimizer=optimizer, **QUICK)
     assert same_state(state_of(whole), state_of(resumed)) and whole.keep() == resumed.keep()
 
 
@@ -192,6 +193,48 @@ def test_two_processes_stay_in_step(photos: Path, tmp_path: Path) -> None:
     assert same_state(*(torch.load(tmp_path / f"rank{r}", weights_only=True) for r in (0, 1)))
 
 
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_soap_leaves_the_other_side_as_it_is(photos: Path, side: str) -> None:
+    model = codec()
+    before = state_of(model)
+    fit(model, photos, steps=4, optimizer="soap", side=side, **QUICK)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(before[name], p)}
+    own = {"encoder": ("g_a.", "h_a."), "decoder": ("g_s.",)}[side]
+    assert moved and all(name.startswith(own) for name in moved)
+
+
+@pytest.mark.parametrize(("method", "settings"), [
+    ("slimmable", {"widths": [1.0, 0.5], "round_to": 1}),
+    ("channel_gating", {"budget": {"macs": 0.7}, "gating_steps": 6}),
+    ("scalable_encoder", {"encoders": 2, "share": 0.3, "round_to": 1, "decay_steps": 8}),
+    ("modulated_autoencoder", {"lambdas": [0.005, 0.01]}),
+])  # fmt: skip
+def test_soap_resumes_bit_equal_with_methods_that_change_what_learns(photos: Path, tmp_path: Path, method: str, settings: dict[str, object]) -> None:
+    """Several widths in a step, gates, encoders that learn one after the other, parameters beside the codec's."""
+    def attached() -> nn.Module:
+        torch.manual_seed(0)
+        return attach(codec(), method, **settings)
+
+    ends = []
+    for stop in (None, 5):
+        model = attached()
+        options = {**QUICK, "steps": 8, "optimizer": "soap", "checkpoint_every": 4, "folder": tmp_path / f"{stop}"}
+        if stop is not None:
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingError, match="interrupted"):
+                advance, count = training._Run.advance, iter(range(stop))
+                patch.setattr(training._Run, "advance", lambda run, batch: advance(run, batch) if next(count, None) is not None else _stop())
+                fit(model, photos, **options)
+            model = attached()
+        fit(model, photos, **options)
+        ends.append(state_of(model))
+    assert same_state(*ends)
+    assert not same_state(ends[0], state_of(attached()))
+
+
+def _stop() -> None:
+    raise KeyboardInterrupt
+
+
 def test_training_lowers_the_loss(photos: Path) -> None:
     torch.manual_seed(0)
     fresh = ScaleHyperprior(16, 24)
@@ -219,7 +262,8 @@ def test_ms_ssim_loss(photos: Path, tmp_path: Path) -> None:
     assert 0 <= result.metrics["ms_ssim"] <= 1
 
 
-def test_non_finite_gradient_is_skipped_then_ends_the_run(photos: Path) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_non_finite_gradient_is_skipped_then_ends_the_run(photos: Path, optimizer: str) -> None:
     model = codec()
     poison = [False]
 
@@ -229,11 +273,11 @@ def test_non_finite_gradient_is_skipped_then_ends_the_run(photos: Path) -> None:
     model.g_s[-1].register_forward_hook(hook)
     calls = iter([False, True, False])
     model.g_a.register_forward_pre_hook(lambda m, a: poison.__setitem__(0, next(calls, True)))
-    result = fit(model, photos, steps=3, **QUICK)
+    result = fit(model, photos, steps=3, optimizer=optimizer, **QUICK)
     assert result.skipped == 1 and all(torch.isfinite(p).all() for p in model.parameters())
     before = state_of(model)
     with pytest.raises(TrainingError, match="not finite: 21 steps in a row.*try a lower lr"):
-        fit(model, photos, steps=30, **QUICK)
+        fit(model, photos, steps=30, optimizer=optimizer, **QUICK)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items() if "quantiles" not in k and k[0] != "_" and "cdf" not in k)
 
 
