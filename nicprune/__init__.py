@@ -14,40 +14,63 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nicprune.budget import Budget as Budget
-    from nicprune.cdf import fast_indexes as fast_indexes
-    from nicprune.channels import Group as Group
-    from nicprune.channels import Groups as Groups
-    from nicprune.checkpoint import load as load
-    from nicprune.checkpoint import load_codec as load_codec
-    from nicprune.checkpoint import save as save
-    from nicprune.codecs import provenance as provenance
-    from nicprune.container import decode as decode
-    from nicprune.container import encode as encode
-    from nicprune.cost import CostModel as CostModel
-    from nicprune.cost import measure as measure
-    from nicprune.data import calibration_images as calibration_images
-    from nicprune.errors import NicpruneError as NicpruneError
-    from nicprune.evaluation import compare as compare
-    from nicprune.evaluation import evaluate as evaluate
+    from nicprune.channels.groups import Group as Group
+    from nicprune.channels.groups import Groups as Groups
+    from nicprune.codecs.anatomy import provenance as provenance
+    from nicprune.codecs.cdf import fast_indexes as fast_indexes
+    from nicprune.common.errors import NicpruneError as NicpruneError
+    from nicprune.data.images import calibration_images as calibration_images
+    from nicprune.evaluation.evaluate import compare as compare
+    from nicprune.evaluation.evaluate import evaluate as evaluate
+    from nicprune.experiments.recipe import read_recipe as read_recipe
+    from nicprune.experiments.run import run_recipe as run_recipe
     from nicprune.methods import METHODS as METHODS
     from nicprune.methods import Attached as Attached
     from nicprune.methods import Method as Method
     from nicprune.methods import attach as attach
-    from nicprune.recipe import read_recipe as read_recipe
-    from nicprune.run import run_recipe as run_recipe
-    from nicprune.surgery import analyse as analyse
-    from nicprune.surgery import prune as prune
-    from nicprune.training import fit as fit
+    from nicprune.pruning.budget import Budget as Budget
+    from nicprune.pruning.cost import CostModel as CostModel
+    from nicprune.pruning.cost import measure as measure
+    from nicprune.pruning.surgery import analyse as analyse
+    from nicprune.pruning.surgery import prune as prune
+    from nicprune.storage.checkpoint import load as load
+    from nicprune.storage.checkpoint import load_codec as load_codec
+    from nicprune.storage.checkpoint import save as save
+    from nicprune.storage.container import decode as decode
+    from nicprune.storage.container import encode as encode
+    from nicprune.training.loop import fit as fit
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Attached": "methods", "Budget": "budget", "CostModel": "cost", "Group": "channels", "Groups": "channels", "METHODS": "methods", "Method": "methods",
-    "NicpruneError": "errors", "analyse": "surgery", "attach": "methods", "calibration_images": "data", "compare": "evaluation", "decode": "container",
-    "encode": "container", "evaluate": "evaluation", "fast_indexes": "cdf", "fit": "training", "load": "checkpoint", "load_codec": "checkpoint",
-    "measure": "cost", "provenance": "codecs", "prune": "surgery", "read_recipe": "recipe", "run_recipe": "run", "save": "checkpoint",
-}  # fmt: skip
+    "Attached": "methods",
+    "Budget": "pruning.budget",
+    "CostModel": "pruning.cost",
+    "Group": "channels.groups",
+    "Groups": "channels.groups",
+    "METHODS": "methods",
+    "Method": "methods",
+    "NicpruneError": "common.errors",
+    "analyse": "pruning.surgery",
+    "attach": "methods",
+    "calibration_images": "data.images",
+    "compare": "evaluation.evaluate",
+    "decode": "storage.container",
+    "encode": "storage.container",
+    "evaluate": "evaluation.evaluate",
+    "fast_indexes": "codecs.cdf",
+    "fit": "training.loop",
+    "load": "storage.checkpoint",
+    "load_codec": "storage.checkpoint",
+    "measure": "pruning.cost",
+    "provenance": "codecs.anatomy",
+    "prune": "pruning.surgery",
+    "read_recipe": "experiments.recipe",
+    "run_recipe": "experiments.run",
+    "save": "storage.checkpoint",
+}
+"""The module, below this package, of each public name."""
+
 __all__ = sorted(_HOME)  # noqa: PLE0605
 
 

@@ -29,9 +29,9 @@ from compressai.models import (
 from compressai.models.vbr import JointAutoregressiveHierarchicalPriorsVbr, MeanScaleHyperpriorVbr, ScaleHyperpriorVbr
 from torch import Tensor, nn
 
-from nicprune import data
-from nicprune.channels import Groups, find_groups
-from nicprune.codecs import is_bottleneck
+from nicprune.channels.groups import Groups, find_groups
+from nicprune.codecs.anatomy import is_bottleneck
+from nicprune.data import images as data
 from nicprune.report import page
 
 if "PYTEST_XDIST_WORKER" in os.environ:

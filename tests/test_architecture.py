@@ -1,4 +1,4 @@
-"""The floors of the package: who may import whom, where each heavy library lives, and how long a file may be."""
+"""The folders of the package: who may import whom, and where each heavy library lives."""
 
 from __future__ import annotations
 
@@ -11,43 +11,38 @@ import nicprune
 
 ROOT = Path(nicprune.__file__).parent
 
-FLOORS: dict[str, int] = {
-    **dict.fromkeys(("errors", "registry", "files", "settings", "progress", "runtime", "memory", "kernel_faults"), 0),
-    **dict.fromkeys(("codecs", "cdf", "operations", "following", "tracing", "channels", "levels", "sampling"), 1),
-    **dict.fromkeys(("layers", "masks", "surgery", "cost", "budget", "precision", "optimizers", "targets", "hooks"), 2),
-    **dict.fromkeys(("gates", "skipping", "slicing", "schedule"), 2),
-    **dict.fromkeys(("methods/*", "checkpoint", "profile"), 3),
-    **dict.fromkeys(("training", "evaluation", "recipe", "data", "export", "container"), 4),
-    **dict.fromkeys(("run", "jobs", "measuring", "report/*", "classical", "bench", "optimizer_bench", "timing"), 5),
-    **dict.fromkeys(("__init__", "__main__", "cli"), 6),
-}
-"""The floor of each file; a file imports from its own floor or below."""
+FOLDERS = [
+    "cli", "bench", "experiments", "report", "storage", "evaluation", "methods", "training", "pruning", "channels", "codecs", "data", "common",
+]  # fmt: skip
+"""From top to bottom: a file imports from its own folder or from those below it. The files at the root are above all."""
 
 HOMES: dict[str, tuple[str, ...]] = {
-    "torch_pruning": ("layers",),
-    "fvcore": ("cost",),
-    "pandas": ("report/*",),
-    "matplotlib": ("report/*",),
-    "jinja2": ("report/*",),
-    "bjontegaard": ("report/*",),
-    "typer": ("cli",),
-    "lightning_fabric": ("training",),
+    "torch_pruning": ("codecs.layer_kinds",),
+    "fvcore": ("pruning.cost",),
+    "pandas": ("report.*",),
+    "matplotlib": ("report.*",),
+    "jinja2": ("report.*",),
+    "bjontegaard": ("report.*",),
+    "typer": ("cli.*",),
+    "lightning_fabric": ("training.loop",),
     "lightning": (),
-    "pytorch_optimizer": ("optimizers",),
-    "safetensors": ("checkpoint",),
-    "onnx": ("export",),
-    "pytorch_msssim": ("evaluation",),
-    "compressai": ("cdf", "codecs", "tracing", "layers", "surgery"),
+    "pytorch_optimizer": ("training.optimizers",),
+    "safetensors": ("storage.checkpoint",),
+    "onnx": ("storage.export",),
+    "pytorch_msssim": ("evaluation.evaluate",),
+    "compressai": ("codecs.*", "channels.tracer", "pruning.surgery"),
 }
 """The only files that may import each heavy library."""
 
 FILES = sorted(path for path in ROOT.rglob("*.py"))
 
 
-def name_of(path: Path) -> str:
-    """A file's name in the tables above: its stem, or its folder with a star."""
-    relative = path.relative_to(ROOT).with_suffix("")
-    return f"{relative.parts[0]}/*" if len(relative.parts) > 1 else relative.name
+def module_of(path: Path) -> str:
+    """A file's dotted name below the package; of a folder's `__init__`, the folder's."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+MODULES = {module_of(path): path for path in FILES}
 
 
 def imports(path: Path) -> list[str]:
@@ -58,44 +53,56 @@ def imports(path: Path) -> list[str]:
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: imports are absolute"
-            found.append(node.module or "")
-            if node.module == "nicprune":  # `from nicprune import cost` imports a file too
-                found += [f"nicprune.{alias.name}" for alias in node.names if (ROOT / f"{alias.name}.py").exists() or (ROOT / alias.name).is_dir()]
-    return found
+            module = node.module or ""
+            for alias in node.names:  # `from nicprune.report import plots` imports a file too
+                inner = f"{module}.{alias.name}"
+                found.append(inner if inner.removeprefix("nicprune.") in MODULES else module)
+    return list(dict.fromkeys(found))
 
 
-def target_of(module: str) -> str:
-    """The file, as named in the tables, that `nicprune.x.y` stands for."""
-    parts = module.split(".")[1:]
-    if not parts:
-        return "__init__"
-    return f"{parts[0]}/*" if (ROOT / parts[0]).is_dir() else parts[0]
+def own_imports(path: Path) -> list[str]:
+    """The files of this package that a file imports, by their names in `MODULES`."""
+    return [module.removeprefix("nicprune").lstrip(".") for module in imports(path) if module.split(".")[0] == "nicprune"]
+
+
+def rank(module: str) -> int:
+    """0 for the files at the root, then by `FOLDERS`."""
+    return 0 if module in ("", "__main__") else 1 + FOLDERS.index(module.split(".")[0])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_file_imports_from_its_own_floor_or_below(path: Path) -> None:
-    name = name_of(path)
-    assert name in FLOORS, f"{path.name} is new: state its floor in FLOORS of {Path(__file__).name}"
-    for module in imports(path):
-        if module.split(".")[0] != "nicprune" or (module == "nicprune" and FLOORS[name] == 6):
+def test_a_file_imports_from_its_own_folder_or_below(path: Path) -> None:
+    module = module_of(path)
+    assert module in ("", "__main__") or module.split(".")[0] in FOLDERS, f"{path.name} lies in no folder of FOLDERS"
+    for target in own_imports(path):
+        if target == "" and module:
+            assert module.startswith("cli") or rank(module) <= 3, f"{module} imports the package itself"
             continue
-        target = target_of(module)
-        assert target in FLOORS, f"{name} imports {module}, whose floor is not stated"
-        assert FLOORS[target] <= FLOORS[name], f"{name} (floor {FLOORS[name]}) imports {module} (floor {FLOORS[target]}) from above"
+        assert rank(target) >= rank(module), f"{module} imports {target} from above"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.stem == "__init__"], ids=lambda p: module_of(p) or "nicprune")
+def test_a_folder_says_what_lives_in_it(path: Path) -> None:
+    told = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    assert told and (path.parent == ROOT or "May use" in told), f"{path}: say in one sentence what lives here, and what it may use"
 
 
 def test_methods_never_import_each_other() -> None:
-    machinery = ("base", "coding", "attached", "teaching")  # no methods themselves, each on those before it
-    for path in (ROOT / "methods").glob("*.py"):
-        if path.stem == "__init__":
-            continue
-        below = machinery[: machinery.index(path.stem)] if path.stem in machinery else ("base",)
-        others = {m for m in imports(path) if m.startswith("nicprune.methods") and m not in [f"nicprune.methods.{name}" for name in below]}
-        assert not others, f"{path.name} imports {others}; methods know only methods.base"
+    machinery = {"methods.contract", "methods.levels", "methods.bitstream", "methods.composition", "methods.with_teacher"}
+    parts = {  # of one method, in several files
+        "methods.gating.method": {"methods.gating.gate", "methods.gating.execution"},
+        "methods.gating.execution": {"methods.gating.gate"},
+        "methods.multi_width.slimmable": {"methods.multi_width.lambda_schedule"},
+        "methods.composition": {"methods.multi_width.lambda_schedule"},
+    }
+    for module, path in MODULES.items():
+        if module.startswith("methods."):
+            others = {target for target in own_imports(path) if target.startswith("methods")} - machinery - parts.get(module, set())
+            assert not others, f"{module} imports {others}; methods know only the contract"
 
 
 def test_no_imports_go_in_a_circle() -> None:
-    graph = {name_of(p): {target_of(m) for m in imports(p) if m.startswith("nicprune.")} - {name_of(p)} for p in FILES if "*" not in name_of(p)}
+    graph = {module: set(own_imports(path)) - {module} for module, path in MODULES.items()}
     for start in graph:
         reached: set[str] = set()
         todo = [start]
@@ -109,13 +116,9 @@ def test_no_imports_go_in_a_circle() -> None:
 
 @pytest.mark.parametrize("library", sorted(HOMES))
 def test_a_heavy_library_lives_in_its_own_file(library: str) -> None:
-    users = {name_of(path) for path in FILES if any(m.split(".")[0] == library for m in imports(path))}
-    assert users <= set(HOMES[library]), f"{library} is imported in {sorted(users - set(HOMES[library]))}, its home is {HOMES[library]}"
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_file_is_over_400_lines(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    users = {module for module, path in MODULES.items() if any(m.split(".")[0] == library for m in imports(path))}
+    strangers = {user for user in users if not any(user == home or home == f"{user.split('.')[0]}.*" for home in HOMES[library])}
+    assert not strangers, f"{library} is imported in {sorted(strangers)}, its home is {HOMES[library]}"
 
 
 def test_public_names_are_things_and_not_modules() -> None:

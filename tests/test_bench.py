@@ -8,9 +8,9 @@ import pytest
 import torch
 from compressai.models import ScaleHyperprior
 
-import nicprune.bench as bench
-import nicprune.sampling as sampling
-from nicprune.errors import RecipeError
+import nicprune.bench.suite as bench
+import nicprune.evaluation.timer as sampling
+from nicprune.common.errors import RecipeError
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ import pytest
 import torch
 from conftest import built, same_state, state_of
 
-from nicprune.budget import Budget, meet, next_width, solve
-from nicprune.channels import Groups
-from nicprune.codecs import provenance
-from nicprune.cost import CostModel
-from nicprune.errors import BudgetError, RecipeError
+from nicprune.channels.groups import Groups
+from nicprune.codecs.anatomy import provenance
+from nicprune.common.config import parse
+from nicprune.common.errors import BudgetError, RecipeError
 from nicprune.methods import attach
-from nicprune.settings import parse
-from nicprune.targets import Target
+from nicprune.pruning.budget import Budget, meet, next_width, solve
+from nicprune.pruning.cost import CostModel
+from nicprune.pruning.target import Target
 
 BUDGETS = [{"macs": 0.5}, {"macs": 0.2}, {"encoder": 0.6, "decoder": 0.4}, {"decoder": 0.35}, {"params": 0.4}, {"macs": 0.5, "params": 0.3}]
 

@@ -12,11 +12,11 @@ from compressai.entropy_models import GaussianConditional
 from compressai.models.base import get_scale_table
 from conftest import built, image
 
-from nicprune import cdf
-from nicprune.cdf import fast_indexes, note_tables, refresh_tables
-from nicprune.checkpoint import load, load_codec, save
-from nicprune.evaluation import evaluate
+from nicprune.codecs import cdf
+from nicprune.codecs.cdf import fast_indexes, note_tables, refresh_tables
+from nicprune.evaluation.evaluate import evaluate
 from nicprune.methods import attach
+from nicprune.storage.checkpoint import load, load_codec, save
 
 
 def marked(bottleneck: Any) -> None:
@@ -127,9 +127,9 @@ def test_an_own_way_to_the_indexes_stays(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_codes_here_codes_with_fast_indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluation, files, times, and codecs with methods on them."""
-    from nicprune import container
-    from nicprune.evaluation import evaluate_image
-    from nicprune.timing import stage_times
+    from nicprune.evaluation.evaluate import evaluate_image
+    from nicprune.evaluation.transform_times import stage_times
+    from nicprune.storage import container
 
     codec: Any = built("bmshj2018-hyperprior")[0]
     codec.update(force=True)

@@ -18,10 +18,10 @@ from compressai.models import CompressionModel
 from conftest import ARCHITECTURES, built, hook_count, image, make_telling, random_keep, same_state, state_of
 from torch import Tensor, nn
 
-from nicprune import layers
-from nicprune.channels import Groups, find_groups
-from nicprune.errors import CodecError, RecipeError
-from nicprune.surgery import analyse, prune
+from nicprune.channels.groups import Groups, find_groups
+from nicprune.codecs import layer_kinds as layers
+from nicprune.common.errors import CodecError, RecipeError
+from nicprune.pruning.surgery import analyse, prune
 
 
 def described(groups: Groups) -> list[Any]:

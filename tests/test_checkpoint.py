@@ -16,11 +16,11 @@ from compressai.models import FactorizedPrior, MeanScaleHyperprior, ScaleHyperpr
 from conftest import built, image, random_keep, same_state, state_of
 from torch import nn
 
-from nicprune.checkpoint import load, load_codec, read_header, save
-from nicprune.codecs import CompressionModel, provenance
-from nicprune.errors import BudgetError, CodecError, FileError, RecipeError, SurgeryError
+from nicprune.codecs.anatomy import CompressionModel, provenance
+from nicprune.common.errors import BudgetError, CodecError, FileError, RecipeError, SurgeryError
 from nicprune.methods import attach
-from nicprune.surgery import prune
+from nicprune.pruning.surgery import prune
+from nicprune.storage.checkpoint import load, load_codec, read_header, save
 
 
 def test_round_trip_is_exact_and_decodes(architecture: str, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_failed_save_leaves_the_old_file_whole(tmp_path: Path, hyperprior: nn.
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nicprune.checkpoint.save_file", full)
+    monkeypatch.setattr("nicprune.storage.checkpoint.save_file", full)
     with pytest.raises(FileError, match="cannot write .*No space left"):
         save(hyperprior, path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
@@ -269,7 +269,7 @@ def test_official_weights_come_through_compressais_downloader(tmp_path: Path, mo
 
 @pytest.mark.parametrize("name", ["bmshj2018-factorized", "bmshj2018-factorized-relu", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-anchor"])
 def test_every_quality_has_its_widths(name: str) -> None:
-    from nicprune.codecs import qualities
+    from nicprune.codecs.anatomy import qualities
 
     ends = [load_codec(name, q, weights="none").g_a[0] for q in (qualities(name)[0], qualities(name)[-1])]
     widths = [layer.out_channels if hasattr(layer, "out_channels") else layer.conv1.out_channels for layer in ends]

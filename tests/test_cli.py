@@ -11,8 +11,8 @@ import torch
 from conftest import built
 from typer.testing import CliRunner
 
-from nicprune.checkpoint import save
-from nicprune.cli import app, main
+from nicprune.cli.app import app, main
+from nicprune.storage.checkpoint import save
 
 
 def call(*arguments: str) -> str:
@@ -38,8 +38,8 @@ def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
 @pytest.fixture(autouse=True)
 def _keep_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     """`main` sets warning filters for its process; tests keep their own."""
-    monkeypatch.setattr("nicprune.cli.warnings.simplefilter", lambda *a, **k: None)
-    monkeypatch.setattr("nicprune.cli.warnings.showwarning", None, raising=False)
+    monkeypatch.setattr("nicprune.cli.app.warnings.simplefilter", lambda *a, **k: None)
+    monkeypatch.setattr("nicprune.cli.app.warnings.showwarning", None, raising=False)
 
 
 def test_list() -> None:
@@ -50,7 +50,7 @@ def test_list() -> None:
 
 def test_a_file_with_widths_is_profiled_evaluated_and_coded(tmp_path: Path) -> None:
     from nicprune import attach, load_codec, save
-    from nicprune.data import write_png
+    from nicprune.data.images import write_png
 
     file = str(save(attach(load_codec("demo-hyperprior", 3), "slimmable", widths=[1.0, 0.5]), tmp_path / "slim.safetensors"))
     picture = str(write_png(torch.rand(3, 64, 64), tmp_path / "a.png"))
@@ -93,7 +93,7 @@ def test_eval_and_export(tmp_path: Path) -> None:
     path = save(built("bmshj2018-hyperprior")[0], tmp_path / "c.safetensors")
     import torch
 
-    from nicprune.data import write_png
+    from nicprune.data.images import write_png
 
     write_png(torch.rand(3, 64, 64), tmp_path / "a.png")
     out = call("eval", str(path), str(tmp_path / "a.png"), "--per-image", "--output", str(tmp_path / "r.json"))
@@ -104,10 +104,10 @@ def test_eval_and_export(tmp_path: Path) -> None:
 def test_encode_and_decode(tmp_path: Path) -> None:
     import torch
 
-    from nicprune.container import decode, encode
-    from nicprune.data import read_image, write_png
-    from nicprune.evaluation import evaluate
+    from nicprune.data.images import read_image, write_png
+    from nicprune.evaluation.evaluate import evaluate
     from nicprune.methods import attach
+    from nicprune.storage.container import decode, encode
 
     picture = write_png(torch.rand(3, 67, 130), tmp_path / "a.png")
     codec = built("bmshj2018-hyperprior")[0]
@@ -134,7 +134,7 @@ def test_encode_and_decode(tmp_path: Path) -> None:
 def test_encode_and_decode_fail_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    from nicprune.data import write_png
+    from nicprune.data.images import write_png
 
     picture = str(write_png(torch.rand(3, 64, 64), tmp_path / "a.png"))
     codec = str(save(built("bmshj2018-hyperprior")[0], tmp_path / "c.safetensors"))
@@ -186,7 +186,7 @@ def test_help_does_not_wait_for_torch() -> None:
     code = """
 import sys
 sys.argv = ["nicprune", "--help"]
-from nicprune.cli import main
+from nicprune.cli.app import main
 try:
     main()
 except SystemExit:

@@ -12,12 +12,12 @@ import torch
 from conftest import ELIC_GROUPS, built, hook_count, same_state, state_of
 from torch import Tensor, nn
 
-from nicprune.checkpoint import load, save
-from nicprune.container import HEADER, MAGIC, _pack, decode, encode, fingerprint
-from nicprune.data import read_image, write_png
-from nicprune.errors import CodecError, DataError, FileError, NicpruneError, RecipeError
-from nicprune.evaluation import crop, pad, string_bytes
+from nicprune.common.errors import CodecError, DataError, FileError, NicpruneError, RecipeError
+from nicprune.data.images import read_image, write_png
+from nicprune.evaluation.evaluate import crop, pad, string_bytes
 from nicprune.methods import Attached, attach
+from nicprune.storage.checkpoint import load, save
+from nicprune.storage.container import HEADER, MAGIC, _pack, decode, encode, fingerprint
 
 LAMBDAS = (0.0018, 0.0067, 0.025)
 

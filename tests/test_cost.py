@@ -8,9 +8,9 @@ from compressai.zoo import image_models
 from conftest import GROUP_COUNTS, built, image, random_keep
 from torch.utils.flop_counter import FlopCounterMode
 
-from nicprune.codecs import forward_for_analysis
-from nicprune.cost import CostModel, count_modules, measure
-from nicprune.surgery import prune
+from nicprune.codecs.anatomy import forward_for_analysis
+from nicprune.pruning.cost import CostModel, count_modules, measure
+from nicprune.pruning.surgery import prune
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nicprune.data import Patches, list_images, mix, read_image, readable, usable_images, write_png
-from nicprune.errors import DataError
+from nicprune.common.errors import DataError
+from nicprune.data.images import Patches, list_images, mix, read_image, readable, usable_images, write_png
 
 
 @pytest.fixture

@@ -12,16 +12,16 @@ from conftest import built, image, random_keep, same_state, state_of
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nicprune import container
-from nicprune.channels import from_ranges, to_ranges
-from nicprune.checkpoint import load, load_codec, save
-from nicprune.codecs import TABLES, provenance, rate_distortion_loss
-from nicprune.data import calibration_images
-from nicprune.errors import CodecError, RecipeError, TrainingError
+from nicprune.channels.groups import from_ranges, to_ranges
+from nicprune.codecs.anatomy import TABLES, provenance, rate_distortion_loss
+from nicprune.common.errors import CodecError, RecipeError, TrainingError
+from nicprune.data.images import calibration_images
 from nicprune.methods import Attached, attach
-from nicprune.methods.teaching import taught, untaught
-from nicprune.surgery import masked_copy
-from nicprune.training import fit
+from nicprune.methods.with_teacher import taught, untaught
+from nicprune.pruning.surgery import masked_copy
+from nicprune.storage import container
+from nicprune.storage.checkpoint import load, load_codec, save
+from nicprune.training.loop import fit
 
 ARCHITECTURES = ["bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018", "cheng2020-attn", "elic2022-chandelier"]
 DECAY = ("mask_decay", {"budget": {"macs": 0.5}, "round_to": 1, "decay_steps": 6})

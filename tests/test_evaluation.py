@@ -12,12 +12,12 @@ from compressai.utils.eval_model.__main__ import compute_metrics
 from conftest import built, hook_count, image, same_state, state_of
 from torch import nn
 
-import nicprune.evaluation as evaluation
-from nicprune.cost import measure
-from nicprune.data import read_image, write_png
-from nicprune.errors import CodecError, DataError
-from nicprune.evaluation import compare, crop, evaluate, evaluate_image, pad, psnr, string_bytes, write_results
+import nicprune.evaluation.evaluate as evaluation
+from nicprune.common.errors import CodecError, DataError
+from nicprune.data.images import read_image, write_png
+from nicprune.evaluation.evaluate import compare, crop, evaluate, evaluate_image, pad, psnr, string_bytes, write_results
 from nicprune.methods import attach
+from nicprune.pruning.cost import measure
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_image_of_the_attached_codec_is_that_of_its_plain_copy(hyperprior: nn.Mo
 
 
 def test_classical_codecs_follow_their_settings(photos: Path) -> None:
-    from nicprune.classical import evaluate_classical, psnr_at
+    from nicprune.evaluation.classical import evaluate_classical, psnr_at
 
     for name in ("jpeg", "jpeg-optimized", "webp"):
         points = evaluate_classical(name, photos, [10, 50, 90])

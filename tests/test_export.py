@@ -11,10 +11,10 @@ from compressai.models import ScaleHyperprior
 from conftest import built, image, random_keep, same_state, state_of
 from torch import nn
 
-from nicprune.errors import CodecError, FileError
-from nicprune.export import export_compressai, export_onnx
+from nicprune.common.errors import CodecError, FileError
 from nicprune.methods import attach
-from nicprune.surgery import prune
+from nicprune.pruning.surgery import prune
+from nicprune.storage.export import export_compressai, export_onnx
 
 
 def test_uniform_widths_load_in_stock_compressai(tmp_path: Path, hyperprior: nn.Module) -> None:
@@ -75,7 +75,7 @@ def test_pruned_transforms_run_in_onnx_runtime(tmp_path: Path) -> None:
 def test_a_wrong_file_is_noticed(tmp_path: Path, hyperprior: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    import nicprune.export as module
+    import nicprune.storage.export as module
 
     real = module._write
     monkeypatch.setattr(module, "_write", lambda m, x, path: real(nn.Sequential(m, nn.Hardtanh(-0.1, 0.1)), x, path))
@@ -91,7 +91,7 @@ def test_what_cannot_be_traced_is_said_in_one_line(tmp_path: Path, hyperprior: n
     def fails(*args: object) -> None:
         raise RuntimeError("no such operator\nand a long explanation")
 
-    monkeypatch.setattr("nicprune.export._write", fails)
+    monkeypatch.setattr("nicprune.storage.export._write", fails)
     with pytest.raises(FileError, match="g_a cannot be exported to ONNX: RuntimeError: no such operator$"):
         export_onnx(hyperprior, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -18,13 +18,13 @@ from conftest import N, built, hook_count, make_telling, same_state, state_of
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from nicprune.codecs import transform_of
-from nicprune.cost import count_modules
-from nicprune.errors import BudgetError, CodecError, NicpruneError, RecipeError, TrainingError
-from nicprune.gates import Gate, recording
+from nicprune.codecs.anatomy import transform_of
+from nicprune.common.errors import BudgetError, CodecError, NicpruneError, RecipeError, TrainingError
 from nicprune.methods import Attached, attach
-from nicprune.methods.channel_gating import ChannelGating
-from nicprune.skipping import set_skipping
+from nicprune.methods.gating.execution import set_skipping
+from nicprune.methods.gating.gate import Gate, recording
+from nicprune.methods.gating.method import ChannelGating
+from nicprune.pruning.cost import count_modules
 
 CODECS = ["bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-attn", "elic2022-chandelier"]
 QUICK = {"alpha": 1.0, "gating_steps": 2, "round_to": 1}

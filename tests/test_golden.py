@@ -26,15 +26,15 @@ from test_methods import SETTINGS
 from torch import nn
 
 import nicprune as nip
-from nicprune.checkpoint import save
-from nicprune.cli import app
-from nicprune.container import encode
-from nicprune.cost import CostModel, measure
-from nicprune.data import write_png
+from nicprune.cli.app import app
+from nicprune.data.images import write_png
+from nicprune.experiments.recipe import Recipe, parse_recipe
+from nicprune.experiments.run import run_recipe
 from nicprune.methods import METHODS, attach
-from nicprune.recipe import Recipe, parse_recipe
-from nicprune.run import run_recipe
-from nicprune.training import TrainSettings, fit
+from nicprune.pruning.cost import CostModel, measure
+from nicprune.storage.checkpoint import save
+from nicprune.storage.container import encode
+from nicprune.training.loop import TrainSettings, fit
 
 FILE = Path(__file__).with_name("golden.json")
 FIGURES = {"rel": 2e-3, "abs": 1e-6}
@@ -206,13 +206,12 @@ def record() -> dict[str, Any]:
     """Everything, measured now."""
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as scratch:
-        found = {
+        return {
             "surface": of_surface(),
             "architectures": {name: of_architecture(name) for name in CODECS},
             "methods": {name: of_method(name, pictures(Path(scratch) / name)) for name in sorted(METHODS)},
             "recipe": of_recipe(pictures(Path(scratch) / "recipe")),
         }
-    return found
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import torch
 from conftest import built, image
 from torch import nn
 
-from nicprune.data import write_png
-from nicprune.kernel_faults import is_affected, strided_pointwise_by_slicing
+from nicprune.codecs.kernel_faults import is_affected, strided_pointwise_by_slicing
+from nicprune.data.images import write_png
 
 
 def test_the_first_skip_of_cheng2020_is_affected(architecture: str) -> None:
@@ -63,8 +63,8 @@ import sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from conftest import ARCHITECTURES, built
-from nicprune.kernel_faults import is_affected
-from nicprune.training import fit
+from nicprune.codecs.kernel_faults import is_affected
+from nicprune.training.loop import fit
 for name in ARCHITECTURES:
     codec = built(name)[0]
     steps = 12 if any(map(is_affected, codec.modules())) else 2

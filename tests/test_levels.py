@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from nicprune.errors import FileError, RecipeError
-from nicprune.levels import Levels
+from nicprune.common.errors import FileError, RecipeError
+from nicprune.methods.levels import Levels
 
 TRAINED = [(0.0018, 0.0035), (0.0018, 0.0067, 0.18), (0.0018, 0.0035, 0.0067, 0.013, 0.025, 0.0483, 0.0932, 0.18), (2.4, 8.73, 220.0)]
 

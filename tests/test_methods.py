@@ -10,12 +10,12 @@ import torch
 from conftest import built, hook_count, image, random_keep, same_state, state_of
 from torch import Tensor, nn
 
-from nicprune.codecs import forward_for_analysis
-from nicprune.cost import CostModel
-from nicprune.errors import NicpruneError, RecipeError, TrainingError
+from nicprune.codecs.anatomy import forward_for_analysis
+from nicprune.common.errors import NicpruneError, RecipeError, TrainingError
 from nicprune.methods import METHODS, Attached, Method, attach
-from nicprune.methods.mask_decay import MaskDecay
-from nicprune.precision import entropy_models_in_float32
+from nicprune.methods.pruners.mask_decay import MaskDecay
+from nicprune.pruning.cost import CostModel
+from nicprune.training.precision import entropy_models_in_float32
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "mask_decay": {"budget": {"macs": 0.5}, "round_to": 1, "decay_steps": 6},

@@ -15,13 +15,13 @@ from compressai.models import CompressionModel
 from conftest import built, hook_count, image, same_state, state_of
 from torch import Tensor, nn
 
-from nicprune.checkpoint import load_codec
-from nicprune.codecs import LAMBDAS, provenance
-from nicprune.data import read_image, sample_photographs
-from nicprune.errors import CodecError, FileError, NicpruneError, RecipeError
-from nicprune.levels import Levels
+from nicprune.codecs.anatomy import LAMBDAS, provenance
+from nicprune.common.errors import CodecError, FileError, NicpruneError, RecipeError
+from nicprune.data.images import read_image, sample_photographs
 from nicprune.methods import METHODS, Attached, attach
-from nicprune.methods.modulation import Modulation
+from nicprune.methods.levels import Levels
+from nicprune.methods.variable_rate.modulation import Modulation
+from nicprune.storage.checkpoint import load_codec
 
 MODULATORS = sorted(name for name in METHODS if METHODS[name].modulates)
 

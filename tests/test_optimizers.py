@@ -9,8 +9,8 @@ import torch
 from pytorch_optimizer import SOAP
 from torch import Tensor, nn
 
-from nicprune.errors import RecipeError
-from nicprune.optimizers import DEFAULT_LR, OPTIMIZERS, ConvolutionSOAP, make_optimizer
+from nicprune.common.errors import RecipeError
+from nicprune.training.optimizers import DEFAULT_LR, OPTIMIZERS, ConvolutionSOAP, make_optimizer
 
 SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.0, "precondition_frequency": 3, "max_precondition_dim": 64}
 

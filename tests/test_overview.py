@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from test_report import record, sweep
 
-from nicprune.cost import Totals
-from nicprune.errors import FileError, NicpruneError, RecipeError
+from nicprune.common.errors import FileError, NicpruneError, RecipeError
+from nicprune.evaluation.transform_times import Times
+from nicprune.pruning.cost import Totals
 from nicprune.report.overview import overview_text, write_overview
 from nicprune.report.times import write_times
-from nicprune.timing import Times
 
 HEAD = "title: Reports\nsections:\n"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nicprune import data
-from nicprune.cli import app
+from nicprune.cli.app import app
+from nicprune.data import images as data
 from nicprune.report import page
 
 README = Path(__file__).parent.parent / "README.md"

@@ -17,14 +17,14 @@ import yaml
 from conftest import built
 from torch import nn
 
-from nicprune.checkpoint import load, save
-from nicprune.cost import measure
-from nicprune.data import write_png
-from nicprune.errors import DataError, FileError, NicpruneError, RecipeError
-from nicprune.files import VARIABLES
-from nicprune.jobs import file_digests, start
-from nicprune.recipe import check_paths, find_recipe, parse_recipe, read_recipe, recipe_names
-from nicprune.run import jobs, plan, run_recipe
+from nicprune.common.errors import DataError, FileError, NicpruneError, RecipeError
+from nicprune.common.files import VARIABLES
+from nicprune.data.images import write_png
+from nicprune.experiments.plan import file_digests, start
+from nicprune.experiments.recipe import check_paths, find_recipe, parse_recipe, read_recipe, recipe_names
+from nicprune.experiments.run import jobs, plan, run_recipe
+from nicprune.pruning.cost import measure
+from nicprune.storage.checkpoint import load, save
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_run_writes_the_whole_report_and_skips_what_is_done(
         third: list[str] = []
         with monkeypatch.context() as patch:
             if trained:
-                patch.setattr("nicprune.run._fit", None)  # what is trained is only measured again
+                patch.setattr("nicprune.experiments.run._fit", None)  # what is trained is only measured again
             run(content, tmp_path, third)
         assert sum("done before" in line for line in third) == 7
         assert before == {p: p.read_bytes() for p in (tmp_path / "runs").rglob("codec.safetensors")}, "the same run gives the same codec, bit for bit"
@@ -112,7 +112,7 @@ def test_run_writes_the_whole_report_and_skips_what_is_done(
 def test_interrupted_between_phases_gives_the_same_codec(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content |= {"qualities": [1], "control": False, "methods": content["methods"][:1]}
     run(content, tmp_path / "whole")
-    import nicprune.run as module
+    import nicprune.experiments.run as module
 
     real, calls = module._fit, []
 
@@ -216,7 +216,7 @@ def test_in_a_chain_only_the_first_needs_weights(content: dict[str, Any], tmp_pa
     listed = jobs(recipe, tmp_path)
     listed[0].folder.mkdir(parents=True)
     save(load(tmp_path / "base-q3.safetensors", factory=lambda: built("bmshj2018-hyperprior")[0]), listed[0].folder / "full.safetensors")
-    from nicprune.run import train
+    from nicprune.experiments.run import train
 
     codec, _ = train(recipe, listed[1], listed, False)
     assert all(torch.equal(a, b) for a, b in zip(codec.parameters(), built("bmshj2018-hyperprior")[0].parameters(), strict=True))
@@ -358,7 +358,7 @@ def test_dry_run_says_what_would_be_done(content: dict[str, Any]) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_seeds_draw_different_lots_and_crops(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import nicprune.run as module
+    import nicprune.experiments.run as module
 
     real, seeds = module.fit, []
     monkeypatch.setattr(module, "fit", lambda *a, **settings: (seeds.append(settings["seed"]), real(*a, **settings))[1])
@@ -372,7 +372,7 @@ def test_seeds_draw_different_lots_and_crops(content: dict[str, Any], tmp_path: 
 
 @pytest.mark.usefixtures("undrawn")
 def test_an_arm_may_have_a_lambda_of_its_own(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import nicprune.run as module
+    import nicprune.experiments.run as module
 
     real, given = module.fit, []
     monkeypatch.setattr(module, "fit", lambda *a, **settings: (given.append(settings["lmbda"]), real(*a, **settings))[1])
@@ -387,7 +387,7 @@ def test_an_arm_may_have_a_lambda_of_its_own(content: dict[str, Any], tmp_path: 
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_small_codec_is_trained_from_scratch_too(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import nicprune.run as module
+    import nicprune.experiments.run as module
 
     real, told = module.fit, []
     monkeypatch.setattr(module, "fit", lambda model, *a, **s: (told.append((s["steps"], s.get("lr"))), real(model, *a, **s))[1])
@@ -463,7 +463,7 @@ def test_an_arm_may_be_tuned_longer(content: dict[str, Any], tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("undrawn")
 def test_what_teaches_goes_on_in_fine_tuning(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import nicprune.run as module
+    import nicprune.experiments.run as module
 
     real, attached = module.fit, []
     monkeypatch.setattr(module, "fit", lambda model, *a, **s: (attached.append([m.name for m in getattr(model, "methods", [])]), real(model, *a, **s))[1])

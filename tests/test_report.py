@@ -16,9 +16,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from nicprune.errors import FileError
+from nicprune.common.errors import FileError
 from nicprune.report import Record, bd_table, collect, table, text_table, write_report
-from nicprune.report.lines import lines
+from nicprune.report.aggregate import lines
 from nicprune.report.page import headline, notes
 from nicprune.report.plots import LIGHT, _look, drop_against_reduction, rd_curves
 from nicprune.report.records import arms, as_records, counterpart

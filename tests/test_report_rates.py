@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from test_report import BPP, PSNR, record, store, sweep
 
-from nicprune.errors import FileError
+from nicprune.common.errors import FileError
 from nicprune.report import bd_table, collect, plots, table, text_table, write_report
-from nicprune.report.blocks import per_image, storage
-from nicprune.report.gaps import gaps
-from nicprune.report.lines import compact, lines
+from nicprune.report.aggregate import compact, lines
+from nicprune.report.mac_spread import per_image, storage
 from nicprune.report.page import headline, notes, transforms
 from nicprune.report.records import as_records
+from nicprune.report.scratch_gap import gaps
 from nicprune.report.table import latex, markdown
 
 SIZE = 5_000_000

@@ -11,15 +11,15 @@ import torch
 from conftest import built, image, same_state, state_of
 from torch import Tensor, nn
 
-from nicprune import container
-from nicprune.channels import Groups
-from nicprune.checkpoint import load, load_codec, save
-from nicprune.codecs import TABLES
-from nicprune.cost import CostModel
-from nicprune.errors import BudgetError, RecipeError, TrainingError
-from nicprune.evaluation import evaluate
+from nicprune.channels.groups import Groups
+from nicprune.codecs.anatomy import TABLES
+from nicprune.common.errors import BudgetError, RecipeError, TrainingError
+from nicprune.evaluation.evaluate import evaluate
 from nicprune.methods import Attached, attach
-from nicprune.training import fit
+from nicprune.pruning.cost import CostModel
+from nicprune.storage import container
+from nicprune.storage.checkpoint import load, load_codec, save
+from nicprune.training.loop import fit
 
 ARCHITECTURES = ["bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-attn", "elic2022-chandelier"]
 SETTINGS: dict[str, Any] = {"encoders": 3, "share": 0.3, "round_to": 1, "decay_steps": 15}

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from nicprune import runtime
-from nicprune.memory import peak_bytes
-from nicprune.runtime import describe_machine, tune_allocator, versions
+from nicprune.common import machine as runtime
+from nicprune.common.machine import describe_machine, tune_allocator, versions
+from nicprune.evaluation.memory import peak_bytes
 
 
 def test_versions_and_machine_are_said() -> None:

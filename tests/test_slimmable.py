@@ -14,16 +14,16 @@ from conftest import built, image, same_state, state_of
 from torch import Tensor, nn
 
 import nicprune as nip
-from nicprune.checkpoint import load, save
-from nicprune.codecs import is_bottleneck
-from nicprune.cost import measure
-from nicprune.data import write_png
-from nicprune.errors import BudgetError, CodecError, FileError, NicpruneError, RecipeError, TrainingError
+from nicprune.codecs.anatomy import is_bottleneck
+from nicprune.common.errors import BudgetError, CodecError, FileError, NicpruneError, RecipeError, TrainingError
+from nicprune.data.images import write_png
 from nicprune.methods import Attached, attach
-from nicprune.methods.slimmable import Slimmable
-from nicprune.schedule import LambdaSchedule, ScheduleConfig
-from nicprune.slicing import in_front
-from nicprune.training import fit
+from nicprune.methods.multi_width.lambda_schedule import LambdaSchedule, ScheduleConfig
+from nicprune.methods.multi_width.slimmable import Slimmable
+from nicprune.pruning.cost import measure
+from nicprune.pruning.views import in_front
+from nicprune.storage.checkpoint import load, save
+from nicprune.training.loop import fit
 
 CODECS = ["bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-anchor", "cheng2020-attn"]
 KINDS = [("switch", "fixed"), ("slim", "slim"), ("slim+", "slim"), ("slim+", "fixed")]

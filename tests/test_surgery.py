@@ -13,12 +13,13 @@ from conftest import ARCHITECTURES, built, hook_count, image, random_keep, same_
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nicprune import layers, surgery
-from nicprune.channels import Group, Groups, Member
-from nicprune.codecs import forward_for_analysis, is_bottleneck
-from nicprune.errors import RecipeError, SurgeryError
-from nicprune.layers import reinitialise
-from nicprune.surgery import prune
+from nicprune.channels.groups import Group, Groups, Member
+from nicprune.codecs import layer_kinds as layers
+from nicprune.codecs.anatomy import forward_for_analysis, is_bottleneck
+from nicprune.codecs.layer_kinds import reinitialise
+from nicprune.common.errors import RecipeError, SurgeryError
+from nicprune.pruning import surgery
+from nicprune.pruning.surgery import prune
 
 
 class NoRounding(TorchFunctionMode):

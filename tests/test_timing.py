@@ -10,12 +10,12 @@ import torch
 from conftest import built
 from torch import nn
 
-import nicprune.timing as timing
+import nicprune.evaluation.transform_times as timing
 from nicprune import attach, load_codec
-from nicprune.cost import measure
-from nicprune.errors import FileError, RecipeError
+from nicprune.common.errors import FileError, RecipeError
+from nicprune.evaluation.transform_times import REST, Named, Times, stage_times, taken_under, time_codecs, times_table
+from nicprune.pruning.cost import measure
 from nicprune.report.times import read_times, times_lines, write_times
-from nicprune.timing import REST, Named, Times, stage_times, taken_under, time_codecs, times_table
 
 
 @pytest.fixture

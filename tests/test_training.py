@@ -16,13 +16,13 @@ from compressai.models import ScaleHyperprior
 from conftest import built, same_state, state_of
 from torch import nn
 
-import nicprune.training as training
-from nicprune.codecs import provenance, rate_distortion_loss
-from nicprune.data import write_png
-from nicprune.errors import FileError, RecipeError, TrainingError
+import nicprune.training.loop as training
+from nicprune.codecs.anatomy import provenance, rate_distortion_loss
+from nicprune.common.errors import FileError, RecipeError, TrainingError
+from nicprune.data.images import write_png
 from nicprune.methods import attach
-from nicprune.optimizers import OPTIMIZERS
-from nicprune.training import TrainSettings, fit, learning_rate
+from nicprune.training.loop import TrainSettings, fit, learning_rate
+from nicprune.training.optimizers import OPTIMIZERS
 
 QUICK = {"batch_size": 2, "patch_size": 64, "lr": 1e-3, "lmbda": 0.01, "precision": "32", "progress": False, "log_every": 1}
 
@@ -128,7 +128,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from conftest import built
 from nicprune.methods import attach
-from nicprune.training import fit
+from nicprune.training.loop import fit
 model = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={{"macs": 0.5}}, round_to=1, decay_steps=40)
 fit(
     model, {photos!r}, steps={steps}, folder={folder!r}, checkpoint_every=5, optimizer={optimizer!r},
@@ -174,7 +174,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from conftest import built
 from nicprune.methods import attach
-from nicprune.training import fit
+from nicprune.training.loop import fit
 model = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={{"macs": 0.5}}, round_to=1, decay_steps=6)
 fit(model, {photos!r}, steps=6, devices=2, accelerator="cpu", optimizer={optimizer!r}, batch_size=2, patch_size=64, lr=1e-3, precision="32", progress=False)
 import os
@@ -221,8 +221,7 @@ def test_soap_resumes_bit_equal_with_methods_that_change_what_learns(photos: Pat
         options = {**QUICK, "steps": 8, "optimizer": "soap", "checkpoint_every": 4, "folder": tmp_path / f"{stop}"}
         if stop is not None:
             with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingError, match="interrupted"):
-                advance, count = training._Run.advance, iter(range(stop))
-                patch.setattr(training._Run, "advance", lambda run, batch: advance(run, batch) if next(count, None) is not None else _stop())
+                patch.setattr(training._Run, "advance", _interrupted_after(stop))
                 fit(model, photos, **options)
             model = attached()
         fit(model, photos, **options)
@@ -231,8 +230,15 @@ def test_soap_resumes_bit_equal_with_methods_that_change_what_learns(photos: Pat
     assert not same_state(ends[0], state_of(attached()))
 
 
-def _stop() -> None:
-    raise KeyboardInterrupt
+def _interrupted_after(steps: int):  # type: ignore[no-untyped-def]
+    advance, count = training._Run.advance, iter(range(steps))
+
+    def step(run: training._Run, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        return advance(run, batch)
+
+    return step
 
 
 def test_training_lowers_the_loss(photos: Path) -> None:
@@ -301,7 +307,7 @@ def test_unwritable_folder_is_one_line(photos: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import nicprune.training as module
+    import nicprune.training.loop as module
 
     real, saves = torch.save, []
 
@@ -318,7 +324,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(photos: Path
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.pt", "metrics.jsonl"}
     device = Path("/dev/full")
     if device.exists():
-        from nicprune.files import append_line
+        from nicprune.common.files import append_line
 
         with pytest.raises(FileError, match="cannot write /dev/full: No space left"):
             append_line(device, "x" * 100_000)

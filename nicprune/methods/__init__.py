@@ -1,14 +1,14 @@
-"""Sparsity methods, one file each. Importing a file registers its method; nothing else names it."""
+"""Sparsity methods, one file each. Importing a file registers its method; nothing else names it. May use `training` and what is below it."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 
-from nicprune.methods.attached import Attached, attach
-from nicprune.methods.base import METHODS, Method
+from nicprune.methods.composition import Attached, attach
+from nicprune.methods.contract import METHODS, Method
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
 
 __all__ = ["METHODS", "Attached", "Method", "attach"]

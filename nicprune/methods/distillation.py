@@ -26,12 +26,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nicprune.channels import from_ranges
-from nicprune.codecs import is_bottleneck, lmbda_of, provenance
-from nicprune.errors import CodecError, RecipeError
-from nicprune.hooks import Hook, remove_hooks, tables
-from nicprune.methods.base import METHODS, Method
-from nicprune.settings import Settings
+from nicprune.channels.groups import from_ranges
+from nicprune.codecs.anatomy import is_bottleneck, lmbda_of, provenance
+from nicprune.codecs.hooks import Hook, remove_hooks, tables
+from nicprune.common.config import Settings
+from nicprune.common.errors import CodecError, RecipeError
+from nicprune.methods.contract import METHODS, Method
 
 MEMORY = 0.99
 """Share of the past in a stage's running distance."""

@@ -1,4 +1,4 @@
-"""Joins records of evaluated codecs into tables, BD-rates, plots and one self-contained page.
+"""Records of evaluated codecs to tables, BD-rates, plots and one self-contained page. May use `storage` and what is below it.
 
     records = collect(["runs/quickstart"])
     print(text_table(records))
@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
+from nicprune.report.bd_rate import bd_table
 from nicprune.report.page import write_report
-from nicprune.report.rd import bd_table
 from nicprune.report.records import Record, collect
 from nicprune.report.table import table, text_table
 

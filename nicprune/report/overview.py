@@ -14,14 +14,14 @@ import yaml
 from pydantic import Field, model_validator
 from tabulate import tabulate
 
-from nicprune.errors import FileError, RecipeError, closest
-from nicprune.files import write_text
-from nicprune.report.gaps import cost, gaps
-from nicprune.report.lines import Line, lines
-from nicprune.report.rd import ENOUGH_POINTS, bd_table
+from nicprune.common.config import Settings, parse
+from nicprune.common.errors import FileError, RecipeError, closest
+from nicprune.common.files import write_text
+from nicprune.report.aggregate import Line, lines
+from nicprune.report.bd_rate import ENOUGH_POINTS, bd_table
 from nicprune.report.records import Record, counterpart, read
+from nicprune.report.scratch_gap import cost, gaps
 from nicprune.report.times import read_times, times_lines
-from nicprune.settings import Settings, parse
 
 NOTE = (
     "PSNR drop, and change of bpp, against the original, which no training touched since; control: the original trained on for as many steps. "

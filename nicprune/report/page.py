@@ -15,16 +15,16 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from nicprune.errors import FileError
-from nicprune.files import write_atomically, write_text
+from nicprune.common.errors import FileError
+from nicprune.common.files import write_atomically, write_text
 from nicprune.report import plots
-from nicprune.report.blocks import SPEEDS, megabytes, per_image, storage, timed
-from nicprune.report.gaps import HEADERS as GAP_HEADERS
-from nicprune.report.gaps import NOTE as GAP_NOTE
-from nicprune.report.gaps import gaps
-from nicprune.report.lines import AREA, Line, blank, lines, settings
-from nicprune.report.rd import RATES, bd_table
+from nicprune.report.aggregate import AREA, Line, blank, lines, settings
+from nicprune.report.bd_rate import RATES, bd_table
+from nicprune.report.mac_spread import SPEEDS, megabytes, per_image, storage, timed
 from nicprune.report.records import COSTS, LATER, Record, arms, as_records, counterpart
+from nicprune.report.scratch_gap import HEADERS as GAP_HEADERS
+from nicprune.report.scratch_gap import NOTE as GAP_NOTE
+from nicprune.report.scratch_gap import gaps
 from nicprune.report.table import footnote, latex, markdown, table
 
 MAX_CROP_IMAGES = 4

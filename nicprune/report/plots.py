@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from nicprune.report.lines import Line, settings
+from nicprune.report.aggregate import Line, settings
 from nicprune.report.records import ROLES
 
 DPI = 150

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nicprune.errors import FileError
-from nicprune.runtime import BUSY
+from nicprune.common.errors import FileError
+from nicprune.common.machine import BUSY
 
 FORMAT = "nicprune-record"
 VERSION = 1

@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from nicprune.report.blocks import SPEEDS, columns, per_image, storage, timed
-from nicprune.report.gaps import HEADERS as HEADERS_OF_GAPS
-from nicprune.report.gaps import NOTE, gaps
-from nicprune.report.lines import COLUMNS, FIRST_LATER, Line, blank, compact, row
+from nicprune.report.aggregate import COLUMNS, FIRST_LATER, Line, blank, compact, row
+from nicprune.report.mac_spread import SPEEDS, columns, per_image, storage, timed
 from nicprune.report.records import LATER, ROLES, as_records, number
+from nicprune.report.scratch_gap import HEADERS as HEADERS_OF_GAPS
+from nicprune.report.scratch_gap import NOTE, gaps
 
 WIDTH = 120
 MS_SSIM = 7

@@ -12,11 +12,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from nicprune.cost import Totals
-from nicprune.errors import FileError
-from nicprune.files import write_atomically, write_text
+from nicprune.common.errors import FileError
+from nicprune.common.files import write_atomically, write_text
+from nicprune.evaluation.transform_times import REST, Times, times_table
+from nicprune.pruning.cost import Totals
 from nicprune.report.plots import LIGHT, new_figure, themed, to_png
-from nicprune.timing import REST, Times, times_table
 
 FILE = "times.json"
 SIDES = ("encode", "decode")

@@ -1,0 +1,204 @@
+"""Find a codec's channel groups: the widths that can shrink, and everything that shrinks with each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from nicprune.channels.tracer import CONVOLUTIONS, Tracer
+from nicprune.codecs.anatomy import check_codec
+from nicprune.common.errors import CodecError, RecipeError, closest
+
+MIN_LATENTS = 2
+"""Autoregressive codecs cannot code a single latent channel."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One layer's share in a group.
+
+    Attributes:
+        module: dotted name of the layer.
+        axis: "out", "in", or "both" (GDN, entropy bottleneck, depthwise convolution).
+        index: shape (width, k): the layer's k channels that belong to each of the group's channels.
+    """
+
+    module: str
+    axis: str
+    index: np.ndarray
+
+    def __str__(self) -> str:
+        times = f" x{self.index.shape[1]}" if self.index.shape[1] > 1 else ""
+        return f"{self.module}{'' if self.axis == 'both' else '.' + self.axis}{times}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels of several layers that can only live or die together: one width.
+
+    Attributes:
+        name: the first layer that produces them, with its range of channels where it feeds several groups.
+        width: how many channels.
+        members: every layer that has them.
+        latent: "y" or "z" if the bitstream carries them.
+        pinned: why they can never be removed, None if they can.
+    """
+
+    name: str
+    width: int
+    members: tuple[Member, ...]
+    latent: str | None = None
+    pinned: str | None = None
+
+
+class Groups(Sequence[Group]):
+    """The channel groups of one codec, in the order of its forward pass."""
+
+    def __init__(self, groups: Sequence[Group]):
+        self._groups = tuple(groups)
+        self._by_name = {group.name: group for group in self._groups}
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self._groups)
+
+    def __getitem__(self, key):  # type: ignore[no-untyped-def, override]
+        if isinstance(key, str):
+            if key not in self._by_name:
+                raise RecipeError(f"no channel group {key!r}; {closest(key, self._by_name)}")
+            return self._by_name[key]
+        return self._groups[key]
+
+    def prunable(self, *, latents: bool = False) -> list[Group]:
+        """The groups that may shrink, the latents y and z among them only if asked."""
+        return [g for g in self._groups if g.pinned is None and (latents or g.latent is None)]
+
+    def full(self) -> dict[str, list[int]]:
+        """The keep-list of every group that keeps everything."""
+        return {g.name: list(range(g.width)) for g in self._groups}
+
+    def check(self, keep: Mapping[str, Sequence[int]], *, latents: bool = True) -> dict[str, np.ndarray]:
+        """Validate keep-lists; groups not named keep everything.
+
+        Raises:
+            RecipeError: a group is unknown, pinned, or an index is out of range, repeated or unsorted.
+        """
+        checked = {}
+        for name, indices in keep.items():
+            group: Group = self[name]
+            kept = np.asarray(list(indices), dtype=np.int64)
+            if len(kept) == group.width:
+                continue
+            if group.pinned is not None:
+                raise RecipeError(f"channel group {name!r} cannot shrink: {group.pinned}")
+            if group.latent is not None and not latents:
+                raise RecipeError(f"channel group {name!r} is the latent {group.latent}; open it with latents: true")
+            least = MIN_LATENTS if group.latent else 1
+            if len(kept) < least:
+                raise RecipeError(f"channel group {name!r} must keep at least {least} of {group.width} channels (got {len(kept)})")
+            if kept.min() < 0 or kept.max() >= group.width or (np.diff(kept) <= 0).any():
+                raise RecipeError(f"the keep-list of {name!r} must be increasing indices below {group.width}")
+            checked[name] = kept
+        return checked
+
+
+def find_groups(codec: nn.Module) -> Groups:
+    """Find the channel groups of any `CompressionModel` built of convolutions, GDN and CompressAI's entropy models.
+
+    The codec is traced once on a 64x64 image and left as it was.
+
+    Raises:
+        CodecError: nothing in the codec can be pruned safely; names the layers that stand in the way.
+    """
+    check_codec(codec)
+    tracer = Tracer(codec)
+    try:
+        tracer.run()
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        raise CodecError(f"the forward pass of {type(codec).__name__} cannot be followed, at {tracer.where}: {error}") from error
+    pins: dict[int, str] = {}
+    for number, reason in tracer.pins.items():
+        pins.setdefault(tracer.root(number), reason)
+    latents = {tracer.root(number): name for number, name in tracer.latents.items()}
+    modules = dict(codec.named_modules())
+
+    # Channels with the same members, the same reason to stay and the same role are one group.
+    sets: dict[tuple[object, str | None, str | None], list[list[tuple[str, str, int]]]] = {}
+    for root, members in tracer.classes().items():
+        shape = tuple(sorted((m, a, sum(1 for x in members if x[:2] == (m, a))) for m, a in {x[:2] for x in members}))
+        sets.setdefault((shape, pins.get(root), latents.get(root)), []).append(members)
+
+    groups: list[tuple[Member, Group]] = []
+    for (_, pinned, latent), channels in sets.items():
+        channels.sort(key=lambda members: members[0][2])
+        order = list(dict.fromkeys((module, axis) for module, axis, _ in channels[0]))
+        shares = tuple(
+            Member(module, axis, np.array([[i for m, a, i in channel if (m, a) == (module, axis)] for channel in channels]))
+            for module, axis in order
+        )
+        if pinned is None and not any(m.axis == "out" and type(modules[m.module]) in CONVOLUTIONS for m in shares):
+            pinned = "no convolution produces these channels"
+        first = next((m for m in shares if m.axis == "out"), shares[0])
+        groups.append((first, Group(first.module, len(channels), shares, latent, pinned)))
+
+    named = _unique_names([(first, g) for first, g in groups if g.pinned != "image"])
+    found = Groups(named)
+    if not found.prunable():
+        reasons = sorted({g.pinned for g in named if g.pinned})
+        raise CodecError(f"nothing in {type(codec).__name__} can be pruned safely: {'; '.join(reasons[:4]) or 'no convolution was run'}")
+    return found
+
+
+def _unique_names(groups: Sequence[tuple[Member, Group]]) -> list[Group]:
+    count: dict[str, int] = {}
+    for _, group in groups:
+        count[group.name] = count.get(group.name, 0) + 1
+    named = []
+    for first, group in groups:
+        name = group.name
+        if count[name] > 1:
+            name = f"{name}[{int(first.index.min())}:{int(first.index.max()) + 1}]"
+        named.append(Group(name, group.width, group.members, group.latent, group.pinned))
+    return named
+
+
+def removed_inputs(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """Which input channels every layer loses under keep-lists, by its name, as ranges ("0-3,7"): what a pruned codec tells of itself."""
+    gone: dict[str, set[int]] = {}
+    for name, kept in keep.items():
+        for member in groups[name].members:
+            if member.axis == "in":
+                gone.setdefault(member.module, set()).update(member.index[np.setdiff1d(np.arange(groups[name].width), kept)].ravel().tolist())
+    return {module: to_ranges(sorted(indices)) for module, indices in gone.items() if indices}
+
+
+def to_ranges(indices: Sequence[int]) -> str:
+    """Increasing indices in short: "0-3,7"."""
+    runs: list[list[int]] = []
+    for i in indices:
+        if runs and runs[-1][1] == i - 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ",".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)
+
+
+def from_ranges(text: str) -> list[int]:
+    """What `to_ranges` was given."""
+    ends = [part.partition("-") for part in text.split(",") if part]
+    return [i for first, _, last in ends for i in range(int(first), int(last or first) + 1)]
+
+
+def kept_channels(groups: Groups, keep: Mapping[str, Sequence[int]], module: str, axis: str, width: int) -> np.ndarray:
+    """Which of a layer's channels along an axis ("out", "in", "both") stay under keep-lists, increasing."""
+    gone = np.zeros(width, bool)
+    for name, kept in keep.items():
+        for member in groups[name].members:
+            if member.module == module and member.axis == axis:
+                gone[member.index[np.setdiff1d(np.arange(groups[name].width), kept)].ravel()] = True
+    return np.flatnonzero(~gone)

@@ -1,0 +1,1 @@
+"""What a CompressAI model is. May use `data` and `common`."""

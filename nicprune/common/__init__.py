@@ -1,0 +1,1 @@
+"""Errors, files, configuration, progress, the machine: nothing that knows torch models. May use nothing else of this package."""

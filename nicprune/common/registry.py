@@ -1,0 +1,45 @@
+"""A table of named things that fill themselves in when their file is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from nicprune.common.errors import NicpruneError, closest
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names to things of one kind; a name is taken once, an unknown one is answered with the closest known."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._items: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorate what shall be known as `name`."""
+        if not name.replace("_", "").isalnum() or name != name.lower():
+            raise NicpruneError(f"a {self.kind}'s name is lower case letters, digits and underscores (got {name!r})")
+        if name in self._items:
+            raise NicpruneError(f"there is a {self.kind} {name!r} already: {self._items[name]!r}")
+
+        def keep(item: T) -> T:
+            self._items[name] = item
+            return item
+
+        return keep
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._items:
+            raise NicpruneError(f"unknown {self.kind} {name!r}; {closest(name, self._items)}")
+        return self._items[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._items))
+
+    def __len__(self) -> int:
+        return len(self._items)

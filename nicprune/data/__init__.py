@@ -1,0 +1,1 @@
+"""Photographs: images and patches. May use `common`."""

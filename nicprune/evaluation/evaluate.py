@@ -1,0 +1,299 @@
+"""Real bitstreams over a folder of photographs: bpp, PSNR, MS-SSIM and times, per image and in the mean."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_msssim import ms_ssim
+from torch import Tensor, nn
+
+from nicprune.codecs.anatomy import FACTOR, check_codec, provenance, unwrap
+from nicprune.codecs.cdf import fast_indexes, refresh_tables
+from nicprune.common.errors import CodecError, RecipeError
+from nicprune.common.files import write_text
+from nicprune.common.machine import BUSY, others_share, processor_time
+from nicprune.data.images import list_images, readable, usable_images
+from nicprune.methods import Attached
+from nicprune.pruning.cost import AREA, COUNTER, Totals, measure
+
+MS_SSIM_SIDE = 176
+"""Smallest side for five-scale MS-SSIM with an 11-pixel window; smaller images have none."""
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One image through the codec. bpp counts the bytes of the strings; bpp_estimated is the likelihoods' entropy."""
+
+    name: str
+    width: int
+    height: int
+    bpp: float
+    bpp_estimated: float
+    psnr_db: float
+    ms_ssim: float | None
+    encode_s: float
+    decode_s: float
+    macs: dict[str, float] | None = None
+    """With gates: what this image cost at 64x64, "macs", "encoder", "decoder", and each transform by name."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A codec over a folder: its cost (with gates: on average over the images), each image, and the means over images."""
+
+    codec: str
+    quality: int | None
+    cost: Totals
+    original_cost: Totals
+    images: tuple[ImageScore, ...]
+    device: str
+    threads: int
+    level: float | None = None
+    lmbda: float | None = None
+    width: int | None = None
+    at: str = ""
+    busy: float | None = None
+    """Share of the processor that other programs used meanwhile, None if not known: times are worth little where it is large."""
+
+    def dynamic(self) -> dict[str, tuple[float, float, float]]:
+        """Mean, smallest and largest MACs at 64x64 over the images, all, per side and per transform; empty where all images cost the same."""
+        costs = [image.macs for image in self.images if image.macs is not None]
+        each = {what: [cost[what] for cost in costs] for what in (costs[0] if costs else ())}
+        return {what: (sum(values) / len(values), min(values), max(values)) for what, values in each.items()}
+
+    def mean(self, what: str) -> float | None:
+        """Mean of one figure over the images that have it."""
+        values = [v for v in (getattr(image, what) for image in self.images) if v is not None]
+        return sum(values) / len(values) if values else None
+
+    def means(self) -> dict[str, Any]:
+        """All means by name."""
+        return {what: self.mean(what) for what in ("bpp", "bpp_estimated", "psnr_db", "ms_ssim", "encode_s", "decode_s")}
+
+    def __str__(self) -> str:
+        m = self.means()
+        ms = f"  MS-SSIM {m['ms_ssim']:.4f}" if m["ms_ssim"] is not None else ""
+        at = f" q{self.quality}" if self.quality else ""
+        at = f" level {self.level:g}" if self.level is not None else f" {self.at}" if self.at else at
+        return (
+            f"{self.codec}{at}: {m['psnr_db']:.3f} dB at {m['bpp']:.4f} bpp (estimated {m['bpp_estimated']:.4f}){ms}  "
+            f"encode {m['encode_s']:.3f} s  decode {m['decode_s']:.3f} s  {self.cost.kmac_per_pixel():.2f} kMAC/pixel{self._range()} ({COUNTER})  "
+            f"{self.cost.params:,} params  [{len(self.images)} images, {self.device}, {self.threads} threads{self.disturbed()}]"
+        )
+
+    def disturbed(self) -> str:
+        """What to say behind times that were taken while other programs ran."""
+        return f", others used {self.busy:.0%} of the processor" if self.busy is not None and self.busy > BUSY else ""
+
+    def _range(self) -> str:
+        if not (spread := self.dynamic()):
+            return ""
+        return f" on average, {spread['macs'][1] / AREA / 1000:.2f} to {spread['macs'][2] / AREA / 1000:.2f}"
+
+    def compressai_json(self) -> dict[str, Any]:
+        """The same in the layout of CompressAI's results files, which `compressai.utils.plot` draws."""
+        m = self.means()
+        results = {"psnr-rgb": m["psnr_db"], "bpp": m["bpp"], "encoding_time": m["encode_s"], "decoding_time": m["decode_s"]}
+        if m["ms_ssim"] is not None:
+            results["ms-ssim-rgb"] = m["ms_ssim"]
+        return {
+            "name": self.codec,
+            "description": f"{self.codec}, {self.cost.kmac_per_pixel():.2f} kMAC/pixel",
+            "results": {name: [value] for name, value in results.items()},
+        }
+
+
+def pad(x: Tensor, factor: int = FACTOR) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """Pad an image (..., H, W) with zeros to multiples of `factor`, centred as CompressAI does.
+
+    Returns the padded image, and the padding (left, right, top, bottom).
+    """
+    height, width = x.shape[-2:]
+    extra_h, extra_w = -height % factor, -width % factor
+    padding = (extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2)
+    return F.pad(x, padding), padding
+
+
+def crop(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """Undo `pad`."""
+    left, right, top, bottom = padding
+    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
+
+
+def psnr(reference: Tensor, decoded: Tensor) -> float:
+    """PSNR in dB over RGB of two images in [0, 1], both rounded to 8 bits: CompressAI's definition."""
+    a, b = (t.detach().cpu().clamp(0, 1).mul(255).round().double() for t in (reference, decoded))
+    mse = float((a - b).square().mean())
+    return math.inf if mse == 0 else 20 * math.log10(255) - 10 * math.log10(mse)
+
+
+def string_bytes(strings: Any) -> int:
+    """Bytes of the nested lists of strings that `compress` returns."""
+    return len(strings) if isinstance(strings, bytes) else sum(string_bytes(s) for s in strings)
+
+
+@torch.no_grad()
+def evaluate_image(codec: Any, image: Tensor, name: str, **rate: Any) -> tuple[ImageScore, Tensor]:
+    """Encode and decode one uint8 image (3, H, W), with a modulator at a rate; return its scores and the decoded image, float in [0, 1] on the CPU."""
+    device = next(codec.parameters()).device
+    x = image.unsqueeze(0).float().div(255).to(device)
+    padded, padding = pad(x)
+    padded = padded.contiguous(memory_format=torch.channels_last)
+    pixels = x.shape[-2] * x.shape[-1]
+    with fast_indexes():
+        started = _now(device)
+        sent = codec.compress(padded, **rate)
+        encoded = _now(device)
+        received = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
+        decoded = _now(device)
+    likelihoods = codec(padded, **rate)["likelihoods"].values()
+    cost = codec.image_cost() if isinstance(codec, Attached) else None
+    estimate = sum(float(-torch.log2(likelihood.cpu().double()).sum()) for likelihood in likelihoods) / pixels
+    x_hat = crop(received, padding).clamp(0, 1)
+    structural = None
+    if min(x.shape[-2:]) >= MS_SSIM_SIDE:
+        structural = float(ms_ssim(x_hat.mul(255).round(), x.mul(255).round(), data_range=255.0))
+    score = ImageScore(
+        name, x.shape[-1], x.shape[-2], 8 * string_bytes(sent["strings"]) / pixels, estimate, psnr(x, x_hat), structural,
+        encoded - started, decoded - encoded, cost[0] | cost[1] if cost is not None else None,
+    )  # fmt: skip
+    return score, x_hat[0].cpu()
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def evaluate(
+    codec: nn.Module,
+    images: str | Path | Sequence[str | Path],
+    *,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+    keep_decoded: Callable[[str, Tensor, Tensor, ImageScore], None] | None = None,
+    cost: Totals | None = None,
+    level: Any = None,
+    lmbda: float | None = None,
+    width: int | None = None,
+) -> Evaluation:
+    """Write and read real bitstreams of every photograph.
+
+    Args:
+        codec: a `CompressionModel` of any width, or one with gates or a modulator on it (as `attach` or `harden` gave it). A float32
+            copy is used; the codec is left as it was. A bare codec with masks still on it is evaluated as it is: whole, and masked.
+        images: a folder (its `test/` sub-folder if there is one), files, or "samples". Any size: images are padded to a
+            multiple of 64 and cropped back; bpp counts the pixels of the image, not of the padding. Broken ones are named and skipped.
+        device: where to run; the codec's own device if not given.
+        keep_decoded: called with (name, original, decoded, score) of each image; both images in [0, 1], (3, H, W).
+        cost: the codec's cost where it is known already.
+        level, lmbda: with a modulator, the rate to code at (the highest if not given); with a scalable encoder, the level: see `Attached.forward`.
+        width: with a slimmable codec, which of its widths (the one that is set if not given).
+
+    Raises:
+        CodecError: what `attach` returned, with methods on it that only pruning ends.
+        RecipeError: a rate that the codec does not have.
+        DataError: no usable image.
+    """
+    if isinstance(codec, Attached) and not codec.stays:
+        raise CodecError("evaluate a plain codec: masked.harden(), or masked.plain() for the masks as they are now")
+    bare = unwrap(codec)
+    check_codec(bare)
+    rates = codec.levels if isinstance(codec, Attached) else None
+    widths = codec.widths if isinstance(codec, Attached) else None
+    if widths is not None and widths.word == "level":
+        level, width = None, level if width is None else width
+    if rates is None and (level is not None or lmbda is not None):
+        raise RecipeError("level and lmbda need a codec with a modulator; this one has a single rate")
+    position = rates.resolve(level, lmbda) if rates is not None else None
+    rate: dict[str, Any] = {"level": position} if position is not None else {}
+    if width is not None and widths is None:
+        raise RecipeError("width needs a slimmable codec; this one has a single width")
+    paths = usable_images(list_images(images, "test"))
+    record = provenance(bare)
+    place = torch.device(device) if device is not None else next(codec.parameters()).device
+    ready: Any = copy.deepcopy(codec).to(place).float().eval().to(memory_format=torch.channels_last)
+    refresh_tables(ready)
+    if widths is not None:
+        ready.set_width(widths.now if width is None else width)
+        width = ready.widths.now
+    if isinstance(ready, Attached):
+        now = ready.totals()
+    else:
+        now = cost if cost is not None else measure(bare)
+    scores: list[ImageScore] = []
+    before = processor_time()
+    for number, (path, image) in enumerate(readable(paths), 1):
+        if not scores:  # the first call pays for set-up that no later one does
+            evaluate_image(ready, image[:, :FACTOR, :FACTOR], "warm-up", **rate)
+        score, decoded = evaluate_image(ready, image, path.name, **rate)
+        scores.append(score)
+        if keep_decoded is not None:
+            keep_decoded(path.name, image.float() / 255, decoded, score)
+        if progress and sys.stderr.isatty():
+            print(f"\r{number}/{len(paths)} {path.name}  {score.bpp:.3f} bpp  {score.psnr_db:.2f} dB\033[K", end="", file=sys.stderr)
+    if progress and sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    original = Totals(**record.original) if record.original else codec.cost.original if isinstance(codec, Attached) else now
+    found = Evaluation(
+        record.name, record.quality, now, original, tuple(scores), str(place), torch.get_num_threads(),
+        position, float(rates.lmbda(torch.tensor(position))) if rates is not None and position is not None else None,
+        width, "" if widths is None or width is None else widths.name(width), others_share(before, processor_time()),
+    )  # fmt: skip
+    if spread := found.dynamic():
+        found = replace(found, cost=replace(now, **{what: round(spread[what][0]) for what in ("macs", "encoder", "decoder")}))
+    return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two codecs over the same photographs."""
+
+    before: Evaluation
+    after: Evaluation
+
+    def __str__(self) -> str:
+        b, a = self.before.means(), self.after.means()
+        drop = b["psnr_db"] - a["psnr_db"]
+        rows = [
+            ("kMAC/pixel", self.before.cost.kmac_per_pixel(), self.after.cost.kmac_per_pixel(), f"{self.before.cost.macs / self.after.cost.macs:.2f}x fewer"),
+            ("params", self.before.cost.params, self.after.cost.params, f"{self.before.cost.params / self.after.cost.params:.2f}x fewer"),
+            ("bpp", b["bpp"], a["bpp"], f"{100 * (a['bpp'] / b['bpp'] - 1):+.2f} %"),
+            ("PSNR dB", b["psnr_db"], a["psnr_db"], f"drop {drop:.3f} dB, {100 * drop / b['psnr_db']:.2f} %"),
+            ("encode s", b["encode_s"], a["encode_s"], f"{b['encode_s'] / a['encode_s']:.2f}x faster"),
+            ("decode s", b["decode_s"], a["decode_s"], f"{b['decode_s'] / a['decode_s']:.2f}x faster"),
+        ]
+        lines = [f"{'':12}{'before':>14}{'after':>14}"]
+        lines += [f"{name:12}{before:>14,.4g}{after:>14,.4g}   {note}" for name, before, after, note in rows]
+        most = max(self.before, self.after, key=lambda evaluation: evaluation.busy or 0.0)
+        lines.append(f"{len(self.after.images)} images, {self.after.device}, {self.after.threads} threads{most.disturbed()}; MACs counted by {COUNTER}")
+        return "\n".join(lines)
+
+
+def compare(before: nn.Module, after: nn.Module, images: str | Path | Sequence[str | Path]) -> Comparison:
+    """Evaluate two codecs over the same photographs; print the result for a table."""
+    device = next(after.parameters()).device  # times of two devices do not compare
+    return Comparison(evaluate(before, images, device=device), evaluate(after, images, device=device))
+
+
+def write_results(evaluation: Evaluation, path: str | Path) -> Path:
+    """Write an evaluation as CompressAI results JSON, with the images and our own figures below extra keys."""
+    content = evaluation.compressai_json() | {
+        "nicprune": {
+            "means": evaluation.means(), "cost_64x64": evaluation.cost.as_dict(), "original_cost_64x64": evaluation.original_cost.as_dict(),
+            "counter": COUNTER, "device": evaluation.device, "threads": evaluation.threads, "busy": evaluation.busy,
+            "images": [asdict(i) for i in evaluation.images],
+        }
+    }  # fmt: skip
+    return write_text(path, json.dumps(content, indent=1) + "\n")

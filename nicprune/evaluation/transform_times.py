@@ -1,0 +1,228 @@
+"""Where the time of coding goes: each transform, and what is none (entropy coding, context models), of several codecs in turns.
+
+    for times in time_codecs({"original": codec, "pruned": small}, "photo.png"):
+        print(times.name, times.encode, times.decode)
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from nicprune.channels.groups import Groups
+from nicprune.codecs.anatomy import entropy_models, transform_of, unwrap
+from nicprune.codecs.cdf import fast_indexes, refresh_tables
+from nicprune.common.errors import RecipeError
+from nicprune.common.machine import BUSY, machine_line
+from nicprune.data.images import calibration_images, read_image
+from nicprune.evaluation.evaluate import pad
+from nicprune.evaluation.timer import Sampler
+from nicprune.methods import Attached
+from nicprune.pruning.cost import CostModel, Totals
+
+REST = "coding"
+"""What is spent outside of every module: entropy coding, and context models that CompressAI runs pixel by pixel on one thread."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds for one image, median over turns.
+
+    Attributes:
+        encode, decode: seconds by transform (or layer) in the order in which they run, `REST` for what is none; a method's own layers under its name.
+        encode_s, decode_s: seconds of the whole, the sum of these.
+        kept: turns that counted; `busy`: others kept the processor busy throughout; `known`: whether this system says what others use.
+    """
+
+    name: str
+    cost: Totals
+    encode: dict[str, float]
+    decode: dict[str, float]
+    encode_s: float
+    decode_s: float
+    kept: int
+    busy: bool
+    known: bool = True
+
+
+@dataclass(frozen=True)
+class Named:
+    """A codec as the command line names it."""
+
+    label: str
+    codec: str
+    width: int | None = None
+
+    @classmethod
+    def read(cls, text: str) -> Named:
+        """Take "[label=]codec[@width]" apart; without a label, the name of the file, or of the codec, stands for it."""
+        if Path(text).is_file():
+            return cls(Path(text).stem, text)
+        label, found, rest = text.partition("=")
+        codec, at, width = (rest if found else text).rpartition("@")
+        if not at or not width.isdigit():
+            codec, width = rest if found else text, ""
+        shown = Path(codec).stem if Path(codec).is_file() else codec
+        return cls(label if found else f"{shown}@{width}" if width else shown, codec, int(width) if width else None)
+
+
+def _part_of(name: str, module: nn.Module, layers: bool) -> str | None:
+    """What the seconds of a module count for: its transform, or by layers its place in it; None for what is in such a layer, or has them."""
+    if not layers:
+        return transform_of(name)
+    depth = name.count(".")
+    return name if depth == 1 or (depth == 0 and not any(module.children())) else None
+
+
+@contextmanager
+def _watched(model: nn.Module, spent: dict[str, float], layers: bool) -> Iterator[None]:
+    """Add to `spent` the seconds of every module that no other module runs, by transform or layer, and of those of methods by the method's name."""
+    depth, started, hooks = 0, 0.0, []
+
+    def before(module: nn.Module, args: Any) -> None:
+        nonlocal depth, started
+        depth += 1
+        if depth == 1:
+            started = _now()
+
+    def after(part: str) -> Any:
+        def hook(module: nn.Module, args: Any, out: Any) -> None:
+            nonlocal depth
+            depth -= 1
+            if depth == 0:
+                spent[part] = spent.get(part, 0.0) + _now() - started
+
+        return hook
+
+    try:
+        coders = {id(part) for coder in entropy_models(model) for part in coder.modules()}
+        parts = {module: part for name, module in unwrap(model).named_modules() if name and (part := _part_of(name, module, layers)) is not None}
+        for method in model.methods if isinstance(model, Attached) else ():
+            parts = {module: str(method.name) for module in method.modules()} | parts
+        for module, part in parts.items():
+            if id(module) not in coders:  # before all other hooks going in, behind all others coming out: gates count with their transform
+                hooks += [module.register_forward_pre_hook(before, prepend=True), module.register_forward_hook(after(part))]
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@torch.no_grad()
+def stage_times(codec: Any, image: Tensor, *, layers: bool = False, **rate: Any) -> tuple[dict[str, float], dict[str, float]]:
+    """Code one image (1, 3, H, W), sides multiples of 64, and decode it again; return the seconds of each, by transform, and of the rest.
+
+    Args:
+        layers: by the layers of the transforms instead ("g_a.0"); what a transform does between them counts with the rest.
+        rate: for `compress`.
+    """
+    with fast_indexes():
+        with _timed(codec, layers) as encode:
+            sent = codec.compress(image, **rate)
+        with _timed(codec, layers) as decode:
+            codec.decompress(sent["strings"], sent["shape"])
+    return encode, decode
+
+
+@contextmanager
+def _timed(codec: nn.Module, layers: bool) -> Iterator[dict[str, float]]:
+    spent: dict[str, float] = {}
+    with _watched(codec, spent, layers):
+        started = _now()
+        yield spent
+        spent[REST] = _now() - started - sum(spent.values())
+
+
+def _cost(codec: Any, image: Tensor) -> Totals:
+    """What a codec costs for this image, warmed up on the way."""
+    stage_times(codec, image)
+    if not isinstance(codec, Attached):
+        return CostModel(codec, Groups([])).totals()
+    with torch.no_grad():
+        codec(image)
+    spent = codec.image_cost()  # where gates decide by image
+    return codec.totals() if spent is None else replace(codec.totals(), **{side: round(spent[0][side]) for side in ("macs", "encoder", "decoder")})
+
+
+def time_codecs(
+    codecs: Mapping[str, nn.Module], image: str | Path | None = None, *, layers: bool = False, repeats: int = 7, limit: float = 60.0
+) -> list[Times]:
+    """Time codecs in turns on one photograph, in float32 and channels_last; turns during which others were busy do not count.
+
+    Args:
+        codecs: by name; each a `CompressionModel`, or one with gates, a modulator or widths on it, at the width or level that is set. They are copied.
+        image: a photograph; None takes one of scikit-image's (the demo extra brings it).
+        layers: seconds of each layer of the transforms, instead of each transform.
+        repeats: quiet turns that are wanted.
+        limit: seconds after which the least disturbed turns have to do.
+
+    Raises:
+        RecipeError: no codec is given.
+        DataError: no photograph there.
+    """
+    if not codecs:
+        raise RecipeError("name at least one codec")
+    shown = calibration_images("samples", 1)[0] if image is None else read_image(image).unsqueeze(0).float() / 255
+    ready: dict[str, Any] = {}
+    for name, codec in codecs.items():
+        ready[name] = copy.deepcopy(codec).float().eval().to(memory_format=torch.channels_last)
+        refresh_tables(ready[name])
+    device = next(iter(next(iter(ready.values())).parameters())).device
+    x = pad(shown)[0].to(device).contiguous(memory_format=torch.channels_last)
+    costs = {name: _cost(codec, x) for name, codec in ready.items()}
+    sampler = Sampler(repeats, limit)
+    turns = sampler.quiet(lambda: [stage_times(codec, x, layers=layers) for codec in ready.values()])
+    found = []
+    for number, name in enumerate(ready):
+        sides, wholes = [], []
+        for side in (0, 1):
+            spent = [turn[number][side] for turn in turns]
+            sides.append({part: statistics.median(one.get(part, 0.0) for one in spent) for part in dict.fromkeys(part for one in spent for part in one)})
+            wholes.append(sum(sides[-1].values()))
+        found.append(Times(name, costs[name], sides[0], sides[1], wholes[0], wholes[1], sampler.kept, sampler.busy, sampler.known))
+    return found
+
+
+def times_table(times: list[Times], conditions: str) -> str:
+    """Two tables, encoding and decoding: seconds by part, and speed-up beside FLOP reduction against the first codec; below them the conditions."""
+    blocks = []
+    for side, sides in (("encode", [t.encode for t in times]), ("decode", [t.decode for t in times])):
+        parts = [part for part in dict.fromkeys(part for spent in sides for part in spent) if part != REST]
+        rows = []
+        for one, spent in zip(times, sides, strict=True):
+            macs, before = (getattr(t.cost, f"{side}r") for t in (one, times[0]))
+            total, reduction = getattr(one, f"{side}_s"), before / macs if macs else float("nan")
+            speed = getattr(times[0], f"{side}_s") / total
+            ratio = [f"{speed:.2f}×", f"{speed / reduction:.2f}"] if one is not times[0] else ["", ""]
+            seconds = [f"{spent[part]:.3f}" if part in spent else "" for part in (*parts, REST)]
+            rows.append([one.name, f"{macs / 4096 / 1000:.2f}", f"{reduction:.2f}×", *seconds, f"{total:.3f}", *ratio])
+        headers = [f"{side}, s", "kMAC/pixel", "FLOP reduction", *parts, REST, "all", "speed-up", "/ FLOP reduction"]
+        blocks.append(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=("left", *["right"] * (len(headers) - 1))))
+    return "\n\n".join([*blocks, conditions])
+
+
+def taken_under(times: list[Times], image: str) -> str:
+    """A sentence on what was timed, how and on what machine."""
+    taken = f"during which others used at most {BUSY:.0%} of the processor"
+    if times[0].busy or not times[0].known:
+        taken = "while others kept the processor busy (run again on a quiet machine)" if times[0].busy else "(what others used is not known here)"
+    return (
+        f"Seconds for {image}, medians of {times[0].kept} turns {taken}; {torch.get_num_threads()} thread(s), {machine_line()}, "
+        f"torch {torch.__version__}. {REST}: entropy coding, and context models, which CompressAI runs on one thread."
+    )

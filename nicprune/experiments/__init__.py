@@ -1,0 +1,1 @@
+"""A recipe to measured runs. May use everything but `cli` and `bench`."""

@@ -1,0 +1,389 @@
+"""Recipes: one YAML file says which codec, which photographs, which methods, how long. Strict: what is not known is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from nicprune.codecs.anatomy import LAMBDAS, check_name, codec_names, lmbda_for
+from nicprune.common.config import Settings, apply_override, parse
+from nicprune.common.errors import FileError, NicpruneError, RecipeError, closest
+from nicprune.common.files import expand
+from nicprune.data.images import list_images
+from nicprune.methods import METHODS
+from nicprune.training.loop import TrainSettings
+
+FIXED = ("lmbda", "metric", "seed", "steps")
+"""Training settings that a recipe states elsewhere than below `training:`."""
+
+
+class Phase(Settings):
+    """One stretch of training: its steps, and what differs from `training:`."""
+
+    steps: int = Field(ge=0)
+    lr: float | None = Field(default=None, gt=0)
+    schedule: Literal["constant", "cosine", "linear"] | None = None
+    warmup: int | None = Field(default=None, ge=0)
+    optimizer: Literal["adam", "soap"] | None = None
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Without an optimizer that is not set: adding the field does not make cached runs invalid, whose keys hold this text."""
+        return [(name, value) for name, value in super().__repr_args__() if name != "optimizer" or value is not None]
+
+
+class Part(Settings):
+    """One method, and its own settings."""
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Arm(Settings):
+    """What to run: a method, or a stack of several on one codec; a label for tables.
+
+    Attributes:
+        between: with a modulator, rates to measure between two qualities.
+        lmbda: where it is not the quality's.
+        seeds: where they are not the recipe's.
+        scratch: no method, but the architecture of the codec that the arm with this label ends with, trained from random weights.
+        phase: takes the place of `finetune` for this arm; one from scratch, which has no other, is trained by it alone (if it is not given, as
+            long as the others, with the settings of `finetune`).
+        training: settings of training that differ for this arm, in all its phases.
+    """
+
+    label: str
+    between: int = Field(default=0, ge=0, le=20)
+    lmbda: float | None = Field(default=None, gt=0)
+    seeds: list[Annotated[int, Field(ge=0)]] | None = None
+    scratch: str | None = None
+    phase: Phase | None = None
+    training: dict[str, Any] | None = None
+    stack: list[Part] = Field(min_length=1)
+
+    @property
+    def name(self) -> str:
+        """The method's name; of a stack, all names."""
+        return "scratch" if self.scratch is not None else " + ".join(part.name for part in self.stack)
+
+    def told(self) -> dict[str, Any]:
+        """What a result depends on: what was not said is left out, so that new words do not make old results other ones."""
+        content = self.model_dump(exclude={name for name in ("lmbda", "scratch", "phase", "training") if getattr(self, name) is None})
+        return {name: value for name, value in content.items() if name != "seeds"}
+
+    @property
+    def modulated(self) -> bool:
+        """Whether one codec stands for all rates."""
+        return any(METHODS[part.name].modulates or METHODS[part.name].slims for part in self.stack)
+
+    @property
+    def stays(self) -> bool:
+        """Whether methods remain on the codec that it ends with."""
+        return any(METHODS[part.name].stays_with(METHODS[part.name].Config(**part.settings)) for part in self.stack)
+
+
+class Recipe(Settings):
+    """What a recipe may say.
+
+    Attributes:
+        version: of this schema.
+        name: of the report; the file's name if not given.
+        task: "prune" runs methods on a codec; "train" trains the codec itself, from `weights`.
+        codec, qualities, metric, weights: what `load_codec` takes; `{quality}` in weights is filled in. A codec given as
+            `package.module:factory` may have a single quality, of any number.
+        lambdas: per quality; CompressAI's if not given.
+        photographs: train and test folders, or "samples".
+        seeds: every method is run once with each.
+        control: also train the original on for the same steps.
+        training: settings of every phase (see TrainSettings).
+        sparsify, finetune: the two phases of "prune": with the method attached, and after the channels are gone. Methods that
+            decide at once are hardened first, and spend both phases on fine-tuning.
+        methods: what to run: `{name: ..., <its settings>}`, or several on one codec, `{label: ..., stack: [{name: ...}, ...]}`. One with
+            a modulator is trained once, for all qualities, from the codec of the highest; `between: 1` measures a rate between each two.
+            `{scratch: <label of another>, label: ...}` trains that one's small codec from random weights.
+        per_quality: for "train": phases by quality, where they differ from `finetune`.
+        chain: for "train": each quality starts from the one before in the list; or which starts from which, {2: 3, 4: 3}, an earlier one in the list.
+        half: for "train": save float16.
+    """
+
+    version: Literal[1]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    task: Literal["prune", "train"] = "prune"
+    codec: str
+    qualities: list[int] = Field(min_length=1)
+    metric: Literal["mse", "ms-ssim"] = "mse"
+    weights: str = "official"
+    lambdas: dict[int, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    photographs: Photographs
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    control: bool = True
+    training: dict[str, Any] = Field(default_factory=dict)
+    sparsify: Phase = Phase(steps=0)
+    finetune: Phase = Phase(steps=0)
+    methods: list[Arm] = Field(default_factory=list)
+    per_quality: dict[int, Phase] = Field(default_factory=dict)
+    chain: bool | dict[int, int] = False
+    half: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.task == "prune" and not self.methods:
+            raise ValueError("methods: name at least one, for example - name: mask_decay")
+        if self.task == "train" and (self.methods or self.sparsify.steps):
+            raise ValueError("a recipe with task: train has no methods and no sparsify phase")
+        labels = [slug_of(a.label).lower() for a in self.methods]
+        for what, values in (("qualities", self.qualities), ("seeds", self.seeds), ("labels of methods", labels)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{what} must differ (got {values})")
+        if {"original", "control"} & set(labels):
+            raise ValueError("labels of methods cannot be original or control")
+        for number, arm in enumerate(self.methods):
+            if arm.scratch is not None:
+                like = next((other for other in self.methods[:number] if other.label == arm.scratch), None)
+                if like is None or like.scratch is not None or like.modulated or like.stays:
+                    raise ValueError(f"{arm.label!r}: scratch names an arm before it that ends with one small codec (got {arm.scratch!r})")
+                if missing := sorted(set(arm.seeds or self.seeds) - set(like.seeds or self.seeds)):
+                    raise ValueError(f"{arm.label!r}: {arm.scratch!r} is not run with seed {missing[0]}")
+            if arm.seeds is not None and not set(arm.seeds) <= set(self.seeds):
+                raise ValueError(f"{arm.label!r}: seeds {arm.seeds} are not all among the recipe's {self.seeds}")
+        for what, keys in (("lambdas", self.lambdas), ("per_quality", self.per_quality)):
+            if left := sorted(set(keys) - set(self.qualities)):
+                raise ValueError(f"{what}: {left} are not among the qualities {self.qualities}")
+        for quality, before in self.chain.items() if isinstance(self.chain, dict) else ():
+            if before not in self.qualities[: self.qualities.index(quality) if quality in self.qualities else 0]:
+                raise ValueError(f"chain: {quality} cannot start from {before}: both must be among the qualities {self.qualities}, {before} before {quality}")
+        if self.task == "prune" and (self.per_quality or self.chain or self.half):
+            raise ValueError("per_quality, chain and half belong to task: train")
+        if self.task == "train" and len(self.seeds) > 1:
+            raise ValueError("task: train takes one seed")
+        if self.codec.endswith(".safetensors") and (self.weights != "official" or len(self.qualities) > 1):
+            raise ValueError("a codec given as a file brings its own weights, and is one quality")
+        return self
+
+    def before(self, quality: int) -> int | None:
+        """In a chain, the quality that this one starts from."""
+        if isinstance(self.chain, dict):
+            return self.chain.get(quality)
+        place = self.qualities.index(quality)
+        return self.qualities[place - 1] if self.chain and place else None
+
+    def lmbda(self, quality: int) -> float:
+        """The lambda that a quality is trained with."""
+        return self.lambdas[quality] if quality in self.lambdas else lmbda_for(quality, self.metric)
+
+    @property
+    def top(self) -> int:
+        """The quality of the highest rate: a codec for all rates starts from it."""
+        return max(self.qualities, key=self.lmbda)
+
+    def train_settings(self, phase: Phase, quality: int, seed: int, arm: Arm | None = None) -> dict[str, Any]:
+        """Everything `fit` is told for one phase, of one arm."""
+        own = {k: v for k, v in phase.model_dump().items() if v is not None}
+        arms = (arm.training if arm is not None else None) or {}
+        return {**self.training, **own, **arms, "lmbda": self.lmbda(quality), "metric": self.metric, "seed": seed}
+
+    def weights_for(self, quality: int) -> str:
+        """The weights that a quality starts from."""
+        return self.weights.replace("{quality}", str(quality))
+
+
+class Photographs(Settings):
+    """Where photographs are: one folder, several, or "samples"; `validation` for what is chosen while training.
+
+    Args:
+        crops: whether pieces of the test photographs stand in the report; not where their licence speaks against publishing them.
+    """
+
+    train: str | list[str]
+    test: str | list[str]
+    validation: str | list[str] | None = None
+    crops: bool = True
+
+
+Recipe.model_rebuild()
+
+
+def recipe_folders() -> list[Path]:
+    """Where recipes are looked for by name: beside the package in a clone, inside it when installed."""
+    package = Path(str(resources.files("nicprune")))
+    return [folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir()]
+
+
+def recipe_names() -> dict[str, Path]:
+    """The recipes that come with nicprune."""
+    return {path.stem: path for folder in reversed(recipe_folders()) for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe given by path or by name.
+
+    Raises:
+        RecipeError: there is none; names the closest.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    known = recipe_names()
+    stem = path.stem if path.suffix in (".yaml", ".yml") else name
+    if stem in known and (path.parent == Path(".") or path.parent.name == "recipes"):
+        return known[stem]
+    raise RecipeError(f"no recipe {name!r}; {closest(stem, known)}")
+
+
+def read_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
+    """Read a recipe and apply `key=value` overrides; return it with the text it amounts to.
+
+    Raises:
+        RecipeError: not YAML, an unknown key, a value out of range, a codec, quality or method that does not exist.
+        FileError: the file cannot be read.
+    """
+    path = find_recipe(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"cannot read {path}: {error}") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise RecipeError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping that starts with version: 1 (found {type(content).__name__})")
+    for override in overrides:
+        apply_override(content, override)
+    content.setdefault("name", path.stem)
+    return parse_recipe(content, str(path)), yaml.safe_dump(content, sort_keys=False) if overrides else text
+
+
+def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
+    """Validate a recipe's content, methods and training settings included; see `read_recipe`."""
+    content = dict(content)
+    arms = content.get("methods")
+    if isinstance(arms, list):
+        content["methods"] = [_parse_arm(arm, i, content, where) for i, arm in enumerate(arms)]
+    recipe = parse(Recipe, content, where)
+    if ":" not in recipe.codec and not recipe.codec.endswith(".safetensors"):
+        for quality in recipe.qualities:
+            try:
+                check_name(recipe.codec, quality, recipe.metric)
+            except Exception as error:
+                raise RecipeError(f"{where}: {error}") from None
+    for quality in recipe.qualities:
+        if quality not in recipe.lambdas and not 1 <= quality <= len(LAMBDAS[recipe.metric]):
+            raise RecipeError(f"{where}: quality {quality} has no lambda of CompressAI's; state it below lambdas:")
+    for key in (key for settings in (recipe.training, *(arm.training or {} for arm in recipe.methods)) for key in settings):
+        if key in FIXED:
+            places = {"lmbda": "lambdas:", "metric": "metric:", "seed": "seeds:", "steps": "sparsify: and finetune:"}
+            raise RecipeError(f"{where}: training.{key} is stated at {places[key]}")
+    for arm in (None, *recipe.methods):
+        own = [arm.phase] if arm is not None and arm.phase is not None else []
+        for phase in (recipe.sparsify, recipe.finetune, *recipe.per_quality.values(), *own):
+            told = f"{where}: training" if arm is None else f"{where}: {arm.label!r}: training"
+            settings = parse(TrainSettings, recipe.train_settings(phase, recipe.qualities[0], recipe.seeds[0], arm), told)
+            if settings.devices > 1:
+                raise RecipeError(f"{where}: a recipe trains on one device; call nicprune.fit(devices=...) in a script of your own for more")
+    return recipe
+
+
+def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) -> Arm:
+    """A method as a recipe writes it: its settings stand beside its name."""
+    here = f"{where}: methods.{number}"
+    words = ("between", "lmbda", "seeds", "phase", "training")
+    if isinstance(arm, dict) and "stack" in arm:
+        if "label" not in arm or not isinstance(arm["stack"], list) or set(arm) - {"label", "stack", *words}:
+            raise RecipeError(f"{here}: a stack is {{label: ..., stack: [{{name: ...}}, ...]}}")
+        parts = [_parse_part(part, content, f"{here}.stack.{i}") for i, part in enumerate(arm["stack"])]
+        found = parse(Arm, {**arm, "stack": [p.model_dump() for p in parts]}, here)
+    elif isinstance(arm, dict) and "scratch" in arm:
+        found = parse(Arm, {"label": f"{arm['scratch']} from scratch", **arm, "stack": [{"name": "none"}]}, here)
+    else:
+        part = _parse_part({k: v for k, v in arm.items() if k not in ("label", *words)} if isinstance(arm, dict) else arm, content, here)
+        own = {k: arm[k] for k in words if k in arm}
+        found = parse(Arm, {"label": arm.get("label", part.name), "stack": [part.model_dump()], **own}, here)
+    if found.between and not any(METHODS[part.name].modulates for part in found.stack):
+        raise RecipeError(f"{here}: between is for codecs of many rates; {found.label!r} has no modulator")
+    return found
+
+
+def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> Part:
+    if not isinstance(part, dict) or "name" not in part:
+        raise RecipeError(f"{here} needs a name; {closest(str(part), METHODS)}")
+    if not isinstance(part["name"], str) or part["name"] not in METHODS:
+        raise RecipeError(f"{here}: unknown method {part['name']!r}; {closest(str(part['name']), METHODS)}")
+    settings = {k: v for k, v in part.items() if k != "name"}
+    method = METHODS[part["name"]]
+    sparsify = content.get("sparsify")
+    steps = sparsify.get("steps", 0) if isinstance(sparsify, dict) else 0
+    for length in {"decay_steps", "gating_steps"} & set(method.Config.model_fields):
+        if not isinstance(steps, int):
+            continue
+        if not steps:
+            raise RecipeError(f"{here}: {part['name']} learns while the codec trains; give it steps, sparsify: {{steps: 500}}")
+        settings.setdefault(length, steps)
+        parsed: Any = parse(method.Config, settings, here)
+        if getattr(parsed, length) > steps:
+            raise RecipeError(f"{here}: {length} {getattr(parsed, length)} does not fit into sparsify.steps {steps}")
+    if method.modulates and not {"lambdas", "qualities"} & set(settings):
+        settings["lambdas"] = _lambdas(content, here)
+    parse(method.Config, settings, here)
+    photographs = content.get("photographs")
+    if settings.get("schedule") is not None and not (isinstance(photographs, dict) and photographs.get("validation")):
+        raise RecipeError(f"{here}: a schedule decides by validation photographs; name them, photographs: {{validation: folder}}")
+    return parse(Part, {"name": part["name"], "settings": settings}, here)
+
+
+def _lambdas(content: Mapping[str, Any], here: str) -> list[float]:
+    """The recipe's own rates, increasing, for a modulator that names none."""
+    own, metric = content.get("lambdas") or {}, content.get("metric", "mse")
+    try:
+        return sorted(own[q] if q in own else lmbda_for(q, metric) for q in content["qualities"])
+    except (KeyError, TypeError, IndexError):
+        raise RecipeError(f"{here}: a modulator takes the recipe's qualities as its rates; state them above, qualities: [1, 2, 3]") from None
+
+
+def check_paths(recipe: Recipe) -> None:
+    """Raise unless everything that the recipe reads is there, before any work is done; all that is missing is said at once.
+
+    Raises:
+        DataError, FileError: photographs or weights are missing.
+    """
+    missing: list[NicpruneError] = []
+
+    def collect(where: str, look: Callable[[], Any]) -> None:
+        try:
+            look()
+        except NicpruneError as error:
+            missing.append(type(error)(f"{where}: {error}"))
+
+    for split in ("train", "test", "validation"):
+        if (folder := getattr(recipe.photographs, split)) is not None:
+            collect(f"photographs.{split}", lambda f=folder, s=split: list_images(f, "test" if s == "test" else "train"))  # type: ignore[misc]
+    if recipe.weights not in ("official", "none"):
+        for quality in recipe.qualities:
+            if recipe.before(quality) is None:
+                collect("weights", lambda q=quality: _check_exists(recipe.weights_for(q)))  # type: ignore[misc]
+    if recipe.codec.endswith(".safetensors"):
+        collect("codec", lambda: _check_exists(recipe.codec, f" (known names: {', '.join(codec_names())})"))
+    if missing:
+        raise type(missing[0])("\n".join(dict.fromkeys(map(str, missing))))
+
+
+def _check_exists(path: str, hint: str = "") -> None:
+    if not expand(path).exists():
+        raise FileError(f"no such file: {path}{hint}")
+
+
+def slug_of(label: str) -> str:
+    """A label as part of a file's name."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in label)
+
+
+def digest(*parts: Any) -> str:
+    """Hash of anything that JSON can write, for telling runs apart."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,203 @@
+"""What a method is.
+
+To add one: a file in this folder with a class decorated by `@METHODS.register("name")`, and a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from nicprune.channels.groups import Groups
+from nicprune.codecs.anatomy import on_side
+from nicprune.common.config import Settings
+from nicprune.common.registry import Registry
+from nicprune.methods.levels import Levels, Widths
+from nicprune.pruning.cost import CostModel, Totals
+from nicprune.pruning.target import Target, settled
+
+
+class Method(nn.Module):
+    """One sparsity technique. Every hook does nothing by default, so methods compose in a list.
+
+    Learnt state is parameters and buffers of this module, so `state_dict`, `.to(device)` and DDP know it.
+
+    Attributes:
+        name: what recipes call it (set by registration's name).
+        summary: one line for listings.
+        Config: its settings; unknown keys are refused.
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    Config: ClassVar[type[Settings]] = Settings
+    narrows: ClassVar[bool] = False
+    """Whether its hooks hand layers fewer channels; they come last then."""
+    modulates: ClassVar[bool] = False
+    """Whether it makes one codec code at many rates; it has `levels` then."""
+    levels: Levels | None = None
+    slims: ClassVar[bool] = False
+    """Whether it gives one codec several widths, each with a rate of its own; it has `widths` then."""
+    widths: Widths | None = None
+    alone: ClassVar[bool] = False
+    """Whether nothing else can be attached beside it."""
+    teaches: ClassVar[bool] = False
+    """Whether all it does is help to train, by a teacher's example; it can go on behind `harden`."""
+    codes: ClassVar[bool] = True
+    """Whether decoding depends on it, where it stays."""
+    tables: str = ""
+    """Hash of its own entropy bottlenecks that their CDF tables were made from, if it has any."""
+
+    def __init__(self, codec: nn.Module, groups: Groups, cost: CostModel, config: Settings):
+        super().__init__()
+        self.config = config
+        # Through a tuple, so that the codec does not become a sub-module of its own method.
+        self._shared = (codec, groups, cost)
+        self.validate()
+
+    @property
+    def groups(self) -> Groups:
+        """The codec's channel groups."""
+        return self._shared[1]
+
+    @property
+    def cost(self) -> CostModel:
+        """The codec's cost."""
+        return self._shared[2]
+
+    def validate(self) -> None:
+        """Refuse a configuration that this codec cannot follow, before anything is changed."""
+
+    def learn_from(self, teacher: nn.Module) -> None:
+        """Take a codec (a copy, its own to keep) as the teacher; called before `attach`."""
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter of the codec, by name, is to be trained."""
+        return on_side(name, getattr(self.config, "side", None))
+
+    def attach(self, codec: nn.Module) -> None:
+        """Put hooks on the codec. The forward pass must stay the same, exactly."""
+
+    def detach(self, codec: nn.Module) -> None:
+        """Take every hook of this method off the codec again."""
+
+    def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
+        """Extra terms of the loss, a scalar."""
+        return x.new_zeros(())
+
+    def after_step(self) -> None:
+        """Called behind every `optimizer.step()`."""
+
+    def prepare(self, model: nn.Module, images: Sequence[Tensor]) -> None:
+        """Look at some photographs, (1, 3, H, W) each, before training starts."""
+        if isinstance(self.config, Target):
+            self.config = settled(self.config, self._shared[0], self.groups, self.cost, images, getattr(self.config, "lmbda", None))
+
+    def passes(self) -> list[int]:
+        """The widths that one step trains, one after the other; none: the codec as it is."""
+        return []
+
+    @property
+    def wants_validation(self) -> bool:
+        """Whether this step is one at which something depends on validation photographs."""
+        return False
+
+    def observe(self, figures: Sequence[tuple[float, float]]) -> None:
+        """Take in what validation found: (bpp, PSNR) of each width."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the method has nothing left to learn."""
+        return True
+
+    @property
+    def steps_left(self) -> int:
+        """How many more steps it needs until it is done."""
+        return 0
+
+    def figures(self) -> dict[str, float]:
+        """Numbers for the progress line and metrics.jsonl."""
+        return {}
+
+    def self_updated(self) -> list[nn.Parameter]:
+        """Parameters that `after_step` moves by itself; the optimiser leaves them alone."""
+        return []
+
+    def keep(self) -> dict[str, list[int]]:
+        """The keep-lists decided so far, by group; groups not named keep everything."""
+        return {}
+
+    def fold(self, codec: nn.Module) -> None:
+        """Write what was learnt into the weights of `codec` (a copy without hooks), in place."""
+
+    def check_hardenable(self) -> None:
+        """Raise if the decision is not made yet."""
+
+    # Methods that are part of the codec when it codes: gates, modulators, widths.
+
+    @classmethod
+    def stays_with(cls, config: Any) -> bool:
+        """Whether it remains on the codec behind `harden` with these settings, and is saved with it."""
+        return False
+
+    @property
+    def stays(self) -> bool:
+        """Whether it remains on the codec behind `harden`."""
+        return self.stays_with(self.config)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings with which it is attached again behind `harden`."""
+        return self.config.model_dump()
+
+    def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
+        """Hand what was learnt to `other`, the same method on the codec pruned to these keep-lists."""
+
+    def factors_folded(self, codec: nn.Module) -> dict[tuple[str, str], Tensor]:
+        """What `fold` moves into weights: factors of shape (C,) by module name and side, "in" or "out"."""
+        return {}
+
+    def absorb(self, layer: str, side: str, factor: Tensor) -> None:
+        """Learn that another method's factor at a layer's input or output is in the weights from now on."""
+
+    def calibrate(self, model: nn.Module, images: Sequence[Tensor]) -> None:
+        """Settle on whole images, (1, 3, H, W) each, what was learnt on patches."""
+
+    def lmbda_at(self, width: int) -> float | None:
+        """The lambda that a width was trained with, where it has one of its own."""
+        return None
+
+    def by_transform(self) -> dict[str, tuple[int, int]]:
+        """(MACs at 64x64, params) of each transform, as the codec is set now."""
+        return self.cost.by_transform()
+
+    def image_cost(self) -> tuple[dict[str, float], dict[str, float]] | None:
+        """What the last image cost: "macs", "encoder", "decoder" at 64x64, and MACs by transform; None if it costs what all do."""
+        return None
+
+    def totals(self) -> Totals | None:
+        """What the codec costs as it is set now; None if it costs what its layers say."""
+        return None
+
+    def aux_loss(self) -> Tensor | None:
+        """The auxiliary loss of entropy bottlenecks of its own."""
+        return None
+
+    def update(self, force: bool = False) -> None:
+        """Update CDF tables of its own."""
+
+    def narrowed(self, codec: nn.Module) -> AbstractContextManager[None]:
+        """Let the codec's layers be as they are set, also for what calls them one by one: compress, decompress."""
+        return nullcontext()
+
+    def finish(self, small: nn.Module) -> None:
+        """Put into a hardened codec what neither weights nor keep-lists say."""
+
+    def objective(self, out: Mapping[str, Any], x: Tensor, metric: str) -> dict[str, Tensor] | None:
+        """The rate-distortion loss in place of the loop's own, with its parts, as CompressAI names them; None to leave it."""
+        return None
+
+
+METHODS: Registry[type[Method]] = Registry("method")

@@ -1,0 +1,1 @@
+"""Channel gating: channels closed per image. May use `methods.contract` and what is below `methods`."""

@@ -1,0 +1,399 @@
+"""Energy-based channel gating (Yin et al., "Universal Efficient Variable-rate Neural Image Compression", ICASSP 2022).
+
+In front of each convolution a gate looks at the energy of every input channel over the image (global pooling), mixes it with its
+neighbours' (1-D convolution across channels) and closes the channels that are below a learnt threshold alpha. The paper's loss adds
+gamma * sum (alpha - alpha_t)^2; its gate formula and settings are not public. Ours, and why:
+
+*The score* of a channel is a root of its energy relative to its own running mean: alpha = 1 means "closed where there is less than
+usual", alike for all channels, so that how loud a channel is does not decide how dispensable it is. The step has the gradient of a
+sigmoid behind it (straight-through). While thresholds learn it is a ramp that narrows to the step: channels fade before they close,
+and the layers behind them have time to do without. A hard step from the start ended at a far higher loss.
+
+*The rule.* After each optimiser step
+
+    alpha <- alpha + rho * r * (alpha_t - alpha) - eta * clip(g / rms(g))
+
+with g the rate-distortion gradient: the decoupled gradient step of gamma * (alpha - alpha_t)^2, 2 * gamma = rho. Within the loss,
+Adam's normaliser would take gamma out again. With `alpha` as target rho is constant and r = 1, as published. With a budget alpha_t
+closes everything, r is the MACs that go with a channel over its importance (running mean of the squared gradient by the gate),
+relative to the median, and rho is steered so that the measured cost follows a straight line from the whole to the budget, and stays.
+
+*Skipping.* With one image, closed channels are left out of the convolution, and of the GDN in front of it where nothing else reads
+that (its output at some pixels says which will be open).
+
+*Whole images* hold less extreme energies than training patches. `calibrate` measures how often each channel is open on whole
+photographs and shifts all thresholds by one amount, so that the budget holds there.
+
+*Freezing.* Channels that hardly ever open are removed by `harden`. They no longer reach GDN's pool then, as they did when a gate
+closed them behind it: beta takes over what they added to it on average.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nicprune.channels.groups import kept_channels
+from nicprune.codecs.anatomy import transform_of
+from nicprune.codecs.layer_kinds import zero
+from nicprune.common.errors import BudgetError, RecipeError, TrainingError
+from nicprune.methods.contract import METHODS, Method
+from nicprune.methods.gating.execution import hang, pooled_before, unhang
+from nicprune.methods.gating.gate import START, Gate, GatingConfig, Power, gatable, input_sizes, key_of, opened, recording, sampling_step
+from nicprune.pruning.budget import meet
+
+CLOSED = 3.0
+"""alpha_t with a budget: closed wherever there is less than 3^4 times a channel's usual energy."""
+
+RAMP = 0.7
+"""Share of the gating steps until the budget is reached."""
+
+SOFT = 1.0
+"""Width of the ramp that stands for the step at first; it narrows to a step over the same share."""
+
+PHOTOGRAPH = 96
+"""Pixels of a photograph (768x512) for each of a 64x64 image's."""
+
+SPREAD, STEER = 30.0, 0.05
+"""As in mask decay: rates stay within this factor of their median; how much rho changes in a step, relative."""
+
+
+@METHODS.register("channel_gating")
+class ChannelGating(Method):
+    """Closes channels per image; what hardly ever opens can be removed for good."""
+
+    name = "channel_gating"
+    summary = "gates close channels of little energy, per image (ECG); what never opens is removed"
+    Config = GatingConfig
+    narrows = True
+    config: GatingConfig
+
+    step: Tensor
+    rho: Tensor
+    frozen: Tensor
+    sampled: Tensor
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        codec = self._shared[0]
+        self.gated = gatable(codec, self.groups, self.config.transforms)
+        modules = dict(codec.named_modules())
+        self.gates = nn.ModuleDict({key_of(n): Gate(modules[n].in_channels, self.config.energy, self.config.kernel, self.config.relative) for n in self.gated})
+        pools = [n for n, m in modules.items() if hasattr(m, "gamma_reparam") and transform_of(n) in self.config.transforms]
+        self.powers = nn.ModuleDict({key_of(n): Power(modules[n].beta.numel()) for n in pools})
+        self._pools = pools
+        self._sizes = input_sizes(codec, self.gated)
+        # How much of a map is looked at to pool it: of a photograph's at first, of those calibrated with later.
+        sides = [math.isqrt(self._sizes[n] * PHOTOGRAPH) for n in self.gated]
+        self.register_buffer("sampled", torch.tensor([1.0 / sampling_step(side, side) ** 2 for side in sides]))
+        self._find_pools(codec)
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.register_buffer("rho", torch.tensor(self._first_rho()))
+        # Whether channels that never open have been removed: those that are found later are still there, and cost.
+        self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
+        self._check_budget()
+
+    def _find_pools(self, codec: nn.Module) -> None:
+        self._behind = pooled_before(codec, self.groups, self.gated)
+        self._prices = self._price_channels()
+
+    def _price_channels(self) -> np.ndarray:
+        """MACs that each gated channel stands for: the convolution's, its GDN's, and a share of what goes with it if it never opens."""
+        prices = {name: np.full(gate.channels, float(self.cost.per_input(name))) for name, gate in self.each().items()}
+        for pool, name in self._behind.items():
+            prices[name] += self.cost.per_output(pool)
+        whole = dict(zip(self.cost.names, self.cost.per_channel(), strict=True))
+        for group in self.groups.prunable():
+            readers = [m for m in group.members if m.axis == "in"]
+            if readers and all(m.module in prices for m in readers):
+                direct = sum(float(prices[m.module][m.index].sum()) for m in readers) / group.width
+                for m in readers:
+                    prices[m.module][m.index] *= max(1.0, whole[group.name] / direct)
+        return np.concatenate(list(prices.values()))
+
+    def _first_rho(self) -> float:
+        if self.config.gamma is not None:
+            return 2 * self.config.gamma
+        return (5.0 if self.config.alpha is not None else 1.0) / self.config.gating_steps
+
+    def validate(self) -> None:
+        if self.config.budget is not None and self.config.budget.params is not None:
+            raise RecipeError("budget params: gates leave parameters where they are; name macs, encoder or decoder")
+        gatable(self._shared[0], self.groups, self.config.transforms)
+
+    def _check_budget(self) -> None:
+        """Raise BudgetError if even one open channel in front of each convolution costs more than the budget."""
+        if self.config.budget is None:
+            return
+        least = self._costs(dict.fromkeys(self.gated, 1.0), dict(zip(self.gated, self.sampled.tolist(), strict=True)))[0]
+        for name, limit in self.config.budget.limits(self.cost.original).items():
+            if least[name] > limit:
+                share, asked = (value / getattr(self.cost.original, name) for value in (least[name], limit))
+                raise BudgetError(
+                    f"budget {name}: {asked:g} cannot be met by gating alone: with one channel open before each of "
+                    f"{len(self.gated)} convolutions {share:.3f} are left (layers without a gate, GDN); ask for more, or gate a pruned codec"
+                )
+
+    def each(self) -> dict[str, Gate]:
+        """The gates by the name of the convolution behind them."""
+        return {name: self.gates[key_of(name)] for name in self.gated}  # type: ignore[misc]
+
+    def _meters(self) -> dict[str, Power]:
+        return {name: self.powers[key_of(name)] for name in self._pools}  # type: ignore[misc]
+
+    def attach(self, codec: nn.Module) -> None:
+        self._find_pools(codec)  # another method may stand between the two by now
+        hang(codec, self.each(), self._meters(), self._behind)
+
+    def detach(self, codec: nn.Module) -> None:
+        unhang(codec, {id(m) for m in (*self.each().values(), *self._meters().values())})
+
+    @classmethod
+    def stays_with(cls, config: Any) -> bool:
+        return bool(config.rest == "dynamic")
+
+    @property
+    def done(self) -> bool:
+        return self.steps_left == 0
+
+    @property
+    def steps_left(self) -> int:
+        return max(0, self.config.gating_steps - int(self.step))
+
+    def self_updated(self) -> list[nn.Parameter]:
+        return [gate.threshold for gate in self.each().values()]
+
+    # -- cost ---------------------------------------------------------------------------------------------------------
+
+    def _costs(
+        self, inputs: Mapping[str, float], sampled: Mapping[str, float], keep: Mapping[str, Sequence[int]] | None = None
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """MACs with so many open channels, the gates' own included: a multiply-add per square, the 1-D convolution, the GDN of the sample."""
+        outputs = {pool: inputs[name] for pool, name in self._behind.items() if sampled[name] < 1}
+        totals, by_transform = self.cost.with_fewer(inputs, outputs, keep)
+        twice = {self._behind[pool] for pool in outputs}
+        for name, gate in self.each().items():
+            transform, width = transform_of(name), gate.channels
+            if keep:
+                width = len(kept_channels(self.groups, keep, name, "in", width))
+            own = width * (self._sizes[name] * sampled[name] * (1 + width * (name in twice)) + self.config.kernel)
+            by_transform[transform] += own
+            for what in ("macs", *[w for w, runs in (("encoder", transform != "g_s"), ("decoder", transform in ("g_s", "h_s"))) if runs]):
+                totals[what] += own
+        return totals, by_transform
+
+    def image_cost(self) -> tuple[dict[str, float], dict[str, float]]:
+        return self._costs({n: float(gate.open.sum()) for n, gate in self.each().items()}, {n: gate.fraction for n, gate in self.each().items()})
+
+    def expected(self) -> dict[str, float]:
+        """Mean MACs as the running rates say, freezing included."""
+        keep = {} if bool(self.frozen) else self.keep()
+        inputs = {}
+        for name, gate in self.each().items():
+            kept = kept_channels(self.groups, keep, name, "in", gate.channels)
+            inputs[name] = float(gate.open_rate[torch.from_numpy(kept).to(gate.open_rate.device)].sum())
+        return self._costs(inputs, dict(zip(self.gated, self.sampled.tolist(), strict=True)), keep)[0]
+
+    def figures(self) -> dict[str, float]:
+        rates = torch.cat([gate.open_rate for gate in self.each().values()])
+        return {
+            "macs": self.expected()["macs"] / self.cost.original.macs,
+            "density": float(rates.mean()),
+            "dynamic": float(((rates > 0.02) & (rates < 0.98)).float().mean()),
+            "rho": float(self.rho),
+        }
+
+    # -- learning -----------------------------------------------------------------------------------------------------
+
+    def _ahead(self) -> float:
+        """How far the codec is from its planned cost, as a share of the whole way; positive: it costs too much still."""
+        assert self.config.budget is not None
+        planned = min(1.0, int(self.step) / max(1.0, RAMP * self.config.gating_steps))
+        now = self.expected()
+        gaps = []
+        for name, limit in self.config.budget.limits(self.cost.original).items():
+            whole = getattr(self.cost.totals(), name)
+            way = max(whole - limit, 0.01 * whole)
+            gaps.append((now[name] - (whole - planned * way)) / way)
+        return max(gaps)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        gates = list(self.each().values())
+        if self.done:
+            return
+        self.step += 1
+        sizes = [gate.channels for gate in gates]
+        alpha = torch.cat([gate.current() for gate in gates])
+        gradient = torch.cat([g.threshold.grad if g.threshold.grad is not None else torch.zeros_like(g.threshold) for g in gates])
+        if not bool(torch.isfinite(gradient).all()):
+            gradient = torch.zeros_like(gradient)
+        importance = torch.cat([gate.importance for gate in gates])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():  # every process must move alike
+            both = torch.cat([importance, *[gate.open_rate for gate in gates], *[gate.scale for gate in gates]])
+            torch.distributed.all_reduce(both)
+            importance, rates, scales = (both / torch.distributed.get_world_size()).split(len(importance))
+            for gate, rate, scale in zip(gates, rates.split(sizes), scales.split(sizes), strict=True):
+                gate.open_rate.copy_(rate)
+                gate.scale.copy_(scale)
+        pull = gradient / gradient.square().mean().sqrt().clamp_min(1e-20)
+        eta = 2.0 / self.config.gating_steps
+        if self.config.budget is not None:
+            self.rho.mul_(float(np.exp(STEER * np.clip(10 * self._ahead(), -1, 1)))).clamp_(1e-3 / self.config.gating_steps, 0.5)
+            rates = torch.from_numpy(self._prices).to(importance) / importance.clamp_min(1e-20)
+            rates = (rates / rates.median().clamp_min(1e-20)).clamp(1 / SPREAD, SPREAD)
+            goal = torch.full_like(alpha, CLOSED)
+        else:
+            rates, goal = torch.ones_like(alpha), torch.full_like(alpha, float(self.config.alpha or 0))
+        alpha = alpha + (self.rho * rates).clamp(max=1) * (goal - alpha) - eta * pull.clamp(-1, 1)
+        left = max(0.0, 1 - int(self.step) / (RAMP * self.config.gating_steps))
+        for gate, part in zip(gates, alpha.clamp(min=START).split(sizes), strict=True):
+            gate.softness.fill_(SOFT * left)
+            gate.write(part)
+        if self.done:
+            self._hold()
+
+    def _hold(self) -> None:
+        """Once done, thresholds, scales and the mixing stay as they are; the codec's weights may go on learning."""
+        parts: list[Any] = [*self.each().values(), *self._meters().values()]
+        for part in parts:
+            part.learns = not self.done
+            for parameter in part.parameters():
+                parameter.requires_grad_(not self.done)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._hold()
+
+    @torch.no_grad()
+    def calibrate(self, model: nn.Module, images: Sequence[Tensor]) -> None:
+        if not images:
+            raise TrainingError("calibrating gates needs at least one image")
+        modes = {module: module.training for module in (*model.modules(), *self.modules())}
+        model.eval()
+        self.eval()
+        try:
+            if self.config.budget is None:
+                self._measure(model, images)
+            else:
+                self._meet(model, images)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    def _measure(self, model: nn.Module, images: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Run these images; what is open and pooled becomes theirs. Return each gate's margins, shape (images, C)."""
+        gates, meters, looked_at = self.each(), self._meters(), []
+        with recording(gates, meters):
+            for image in images:
+                model(image)
+                looked_at.append(torch.tensor([gate.fraction for gate in gates.values()]))
+            self.sampled.copy_(torch.stack(looked_at).mean(0))
+            margins = {name: torch.cat(gate.recorded or []) for name, gate in gates.items()}
+            for meter in meters.values():
+                meter.value.copy_(torch.stack(meter.recorded or []).mean(0))
+                meter.seen.fill_(len(images))
+        for name, gate in gates.items():
+            gate.open_rate.copy_(opened(margins[name]).mean(0))
+        return margins
+
+    def _used(self) -> float:
+        """The largest share of its limit that a budget's quantity costs by the running rates."""
+        assert self.config.budget is not None
+        now = self.expected()
+        return max(now[name] / limit for name, limit in self.config.budget.limits(self.cost.original).items())
+
+    def _meet(self, model: nn.Module, images: Sequence[Tensor]) -> None:
+        margins: dict[str, Tensor] = {}
+
+        def measure() -> float:
+            margins.update(self._measure(model, images))
+            return self._used()
+
+        meet([gate.threshold.data for gate in self.each().values()], measure, lambda: self._shift(margins), 2 * CLOSED)
+
+    def _shift(self, margins: Mapping[str, Tensor]) -> float:
+        """How much all thresholds would have to move for the recorded images to cost what the budget says, energies staying."""
+        before = {name: gate.open_rate.clone() for name, gate in self.each().items()}
+        low, high = -CLOSED, CLOSED
+        for middle in ((low + high) / 2 for _ in range(20)):
+            for name, gate in self.each().items():
+                gate.open_rate.copy_(opened(margins[name] - middle).mean(0))
+            low, high = (middle, high) if self._used() > 1 else (low, middle)
+        for name, gate in self.each().items():
+            gate.open_rate.copy_(before[name])
+        return high
+
+    # -- freezing -----------------------------------------------------------------------------------------------------
+
+    def keep(self) -> dict[str, list[int]]:
+        gates = self.each()
+        found: dict[str, list[int]] = {}
+        for group in self.groups.prunable():
+            readers = [m for m in group.members if m.axis == "in"]
+            pools = [m for m in group.members if m.axis == "both"]
+            if not readers or any(m.module not in gates for m in readers) or any(m.module not in self._pools for m in pools):
+                continue
+            rate = np.zeros(group.width)
+            for member in readers:
+                rate = np.maximum(rate, gates[member.module].open_rate.cpu().numpy()[member.index].max(1))
+            step = min(self.config.round_to, group.width)
+            count = max(int((rate > self.config.freeze).sum()), 1)
+            count = min(-(-count // step) * step, group.width)
+            if count < group.width:
+                found[group.name] = sorted(np.argsort(-rate, kind="stable")[:count].tolist())
+        return found
+
+    def check_hardenable(self) -> None:
+        if not self.done:
+            raise TrainingError(
+                f"channel gating is at step {int(self.step)} of {self.config.gating_steps}: thresholds are still learning; "
+                "train on until gated.done, or attach with fewer gating_steps"
+            )
+
+    @torch.no_grad()
+    def fold(self, codec: nn.Module) -> None:
+        modules, meters = dict(codec.named_modules()), self._meters()
+        for name, kept in self.keep().items():
+            gone = np.setdiff1d(np.arange(self.groups[name].width), kept)
+            for member in self.groups[name].members:
+                layer: Any = modules[member.module]
+                channels = member.index[gone].ravel()
+                if member.axis == "out":
+                    zero(layer, "out", channels.tolist())
+                elif member.axis == "both":
+                    gamma, beta = layer.gamma_reparam(layer.gamma), layer.beta_reparam(layer.beta)
+                    index = torch.from_numpy(channels).to(gamma.device)
+                    added = gamma[:, index] @ meters[member.module].value.to(gamma)[index]
+                    layer.beta.copy_(layer.beta_reparam.init(beta + added))
+
+    @torch.no_grad()
+    def absorb(self, layer: str, side: str, factor: Tensor) -> None:
+        if side == "in" and layer in self.each():
+            self.each()[layer].gain.mul_(factor.to(self.each()[layer].gain))
+
+    def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
+        assert isinstance(other, ChannelGating)
+        for name, gate in self.each().items():
+            kept = torch.from_numpy(kept_channels(self.groups, keep, name, "in", gate.channels))
+            _take(gate, other.each()[name], kept)
+        for name, meter in self._meters().items():
+            kept = torch.from_numpy(kept_channels(self.groups, keep, name, "both", len(meter.value)))
+            _take(meter, other._meters()[name], kept)
+        other.step.copy_(self.step)
+        other.rho.copy_(self.rho)
+        other.sampled.copy_(self.sampled)
+        other.frozen.fill_(True)
+        other._hold()
+
+
+def _take(source: nn.Module, target: nn.Module, kept: Tensor) -> None:
+    """Copy state, of what has a value per channel only the kept ones."""
+    own = target.state_dict()
+    for name, value in source.state_dict().items():
+        own[name].copy_(value[kept.to(value.device)] if value.dim() and name != "mix" else value)

@@ -1,0 +1,124 @@
+"""The lambda schedule of slimmable codecs: narrow widths are given lower rates, until the curve through all bends where it should.
+
+As in the authors' train_loop (Yang et al., CVPR 2021; SlimCAE.py): training starts with all lambdas alike. Then, for each pair of
+neighbouring widths from the widest on, all narrower lambdas are multiplied by 0.8 again and again, with some training in between, as long as
+the slope (PSNR_i - PSNR_i+1) / (bpp_i - bpp_i+1) on a validation set falls; when it rises, or after 7 times, the next pair follows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from nicprune.common.config import Settings
+
+
+class ScheduleConfig(Settings):
+    """When lambdas of narrow widths are lowered.
+
+    Attributes:
+        first: steps with the lambdas that were given.
+        every: steps between two decisions.
+        factor: what narrower lambdas are multiplied by.
+        most: how often at most for each pair of neighbours.
+    """
+
+    first: int = Field(ge=1)
+    every: int = Field(ge=1)
+    factor: float = Field(default=0.8, gt=0, lt=1)
+    most: int = Field(default=7, ge=1)
+
+
+def mean_figures(codec: nn.Module, images: Sequence[Tensor], **at: int) -> tuple[float, float]:
+    """Mean estimated bpp and PSNR (of images as they are, not rounded) of a codec over photographs, (1, 3, H, W) in [0, 1]."""
+    found = []
+    for image in images:
+        out = codec(image, **at)
+        bits = sum(float(-torch.log2(v.double()).sum()) for v in out["likelihoods"].values())
+        mse = float((out["x_hat"].clamp(0, 1) - image).square().mean())
+        found.append((bits / image[0, 0].numel(), -10 * math.log10(max(mse, 1e-10))))
+    return sum(b for b, _ in found) / len(found), sum(p for _, p in found) / len(found)
+
+
+class LambdaSchedule(nn.Module):
+    """Lambdas and where the schedule is, all in buffers: a run that resumes goes on as it would have.
+
+    Attributes:
+        lambdas: of each width, widest first, float64.
+        log: a row for each validation: step, pair in question, then lambdas, bpp and PSNR of each width.
+    """
+
+    lambdas: Tensor
+    log: Tensor
+    position: Tensor
+    slope: Tensor
+
+    def __init__(self, count: int, lambdas: Sequence[float], config: ScheduleConfig | None):
+        super().__init__()
+        self.config, self.count = config, count
+        rows = 1 + (config.most * (count - 1) if config is not None else 0)
+        self.register_buffer("lambdas", torch.tensor(list(lambdas), dtype=torch.float64))
+        self.register_buffer("slope", torch.tensor(math.inf, dtype=torch.float64))
+        # Steps taken, the step of the last validation, the pair in question (-1: none yet), how often its lambdas were lowered, rows logged.
+        self.register_buffer("position", torch.tensor([0, -1, -1, 0, 0]))
+        self.register_buffer("log", torch.zeros(rows, 2 + 3 * count, dtype=torch.float64))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every pair has been settled."""
+        return self.config is None or int(self.position[2]) >= self.count - 1
+
+    @property
+    def wants_validation(self) -> bool:
+        """Whether this step is one to decide at."""
+        if self.config is None or self.finished:
+            return False
+        step, last = int(self.position[0]), int(self.position[1])
+        return step != last and step >= self.config.first and (step - self.config.first) % self.config.every == 0
+
+    @property
+    def steps_left(self) -> int:
+        """Steps until every pair is settled, at the most."""
+        if self.config is None or self.finished:
+            return 0
+        left = (self.count - 1 - max(int(self.position[2]), 0)) * self.config.most - int(self.position[3])
+        return max(0, self.config.first - int(self.position[0])) + max(left, 1) * self.config.every
+
+    def advance(self) -> None:
+        """Count a training step."""
+        self.position[0] += 1
+
+    def observe(self, bpp: Sequence[float], psnr: Sequence[float]) -> None:
+        """Take in what validation found for each width, and lower lambdas where it is time to."""
+        assert self.config is not None
+        step, _, pair, times, rows = self.position.tolist()
+        if rows < len(self.log):
+            self.log[rows] = torch.tensor([step, pair, *self.lambdas.tolist(), *bpp, *psnr], dtype=torch.float64)
+            rows += 1
+        slope = _slope(bpp, psnr, pair) if pair >= 0 else math.inf
+        if pair < 0 or slope > float(self.slope) or times >= self.config.most:
+            pair, times = pair + 1, 0
+            slope = _slope(bpp, psnr, pair) if pair < self.count - 1 else math.inf
+        if pair < self.count - 1:
+            self.lambdas[pair + 1 :] *= self.config.factor
+            times += 1
+        self.slope.fill_(slope)
+        self.position.copy_(torch.tensor([step, step, pair, times, rows]))
+
+    def history(self) -> list[dict[str, list[float] | float]]:
+        """The log as records, for reports."""
+        k = self.count
+        return [
+            {"step": row[0], "pair": row[1], "lambdas": row[2 : 2 + k], "bpp": row[2 + k : 2 + 2 * k], "psnr_db": row[2 + 2 * k :]}
+            for row in self.log[: int(self.position[4])].tolist()
+        ]
+
+
+def _slope(bpp: Sequence[float], psnr: Sequence[float], pair: int) -> float:
+    """Of the curve between two neighbours; as steep as can be where the narrower one needs as many bits: there is nothing between them yet."""
+    rate = bpp[pair] - bpp[pair + 1]
+    return (psnr[pair] - psnr[pair + 1]) / rate if rate > 1e-6 else math.inf

@@ -1,0 +1,383 @@
+"""A scalable encoder: several small encoders in place of the large one, each of which makes good what those before it lack (Wang et al., "EVC:
+Towards Real-Time Neural Image Compression with Mask Decay", ICLR 2023, residual representation learning; the authors' scalable_encoder_model.py).
+
+Decoder, hyperprior and entropy models stay as they are: what any level writes, the original decoder reads. With encoders e_0 ... e_K-1, level i
+gives the latents
+
+    average (EVC's):  y_i = (e_0(x) + ... + e_i(x)) / (i + 1)          sum:  y_i = e_0(x) + ... + e_i(x),
+
+where the gradient of level i reaches e_i alone. Each is the large encoder decayed to the size asked for, by mask decay, one after the other:
+e_i learns what e_0 ... e_i-1, decided by then, are off by, under the rate-distortion loss plus
+
+    pull * |y_i - y_teacher|^2        (summed over channels, per pixel; the quantiser's step is 1).
+
+The authors' training loss is not public; the pull is ours, as is `sum`. Behind `harden`, all levels are fine-tuned in each step. To code at the best
+level, every one is tried, decoder included, and the one of the least lambda * 255^2 * MSE + bpp taken, image by image.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from nicprune.channels.groups import Groups
+from nicprune.codecs.anatomy import LAMBDAS, lmbda_of, provenance, transform_of
+from nicprune.codecs.hooks import NarrowHook, remove_hooks
+from nicprune.codecs.layer_kinds import resize, zero
+from nicprune.common.config import Settings, parse
+from nicprune.common.errors import CodecError, TrainingError
+from nicprune.methods.contract import METHODS, Method
+from nicprune.methods.levels import Widths
+from nicprune.pruning.budget import ROUND_TO
+from nicprune.pruning.cost import CostModel, Totals
+from nicprune.pruning.surgery import prune
+from nicprune.pruning.views import in_front
+
+DECAYING = 0.6
+"""Share of a stage's steps in which masks decay; in the rest, what is left learns."""
+
+
+class ScalableEncoderConfig(Settings):
+    """Settings of a scalable encoder; exactly one of `share` and `widths`.
+
+    Attributes:
+        encoders: how many.
+        share: MACs of each, as a share of g_a's.
+        widths: or the width of each of its channel groups, by name or pattern ("g_a.*": 16).
+        round_to: widths that a share leads to are multiples of this.
+        form: "sum" or "average" of the encoders' latents. A sum starts from the level before.
+        residual: whether each learns what those before it lack; without, each learns to be an encoder on its own.
+        pull: weight of the distance from the teacher's latents, in bits per squared quantisation step.
+        decay_steps: steps of all stages together; each encoder has an equal part of them.
+        lmbda: what the best level is chosen by; that of the codec's quality if not given.
+        made: whether the encoders are small already (set by `harden`).
+    """
+
+    encoders: int = Field(default=4, ge=2, le=16)
+    share: float | None = Field(default=None, gt=0, lt=1)
+    widths: dict[str, int] | None = None
+    round_to: int = Field(default=ROUND_TO, ge=1, le=64)
+    form: Literal["average", "sum"] = "sum"
+    residual: bool = True
+    pull: float = Field(default=1.0, ge=0)
+    decay_steps: int = Field(default=10_000, ge=8)
+    lmbda: float | None = Field(default=None, gt=0)
+    made: bool = False
+
+    @model_validator(mode="after")
+    def _one(self) -> ScalableEncoderConfig:
+        if (self.share is None) == (self.widths is None):
+            raise ValueError("give either share: 0.125, of g_a's MACs, or widths: {'g_a.*': 16}")
+        if self.decay_steps < 4 * self.encoders:
+            raise ValueError(f"decay_steps are for all {self.encoders} encoders: at least {4 * self.encoders} (got {self.decay_steps})")
+        return self
+
+
+class EncoderLevels(Widths):
+    """Which level is set: 0 the first encoder alone; behind the last, the best of all; None the large encoder. The bitstream does not tell."""
+
+    word = "level"
+    travels = False
+
+    def __init__(self, encoders: int, made: bool):
+        super().__init__(encoders + 1, [])
+        self.now = encoders - 1 if made else None
+
+    @property
+    def best(self) -> int:
+        """The number that stands for the best level of each image."""
+        return self.count - 1
+
+    def set(self, width: int | str | None) -> int | None:
+        if width == "best":
+            width = self.best
+        if isinstance(width, float) and width.is_integer():
+            width = int(width)
+        return super().set(width)
+
+    def told(self) -> str:
+        return f"0 to {self.best - 1}, or best"
+
+    def name(self, width: int) -> str:
+        return "best level" if width == self.best else f"level {width}"
+
+
+class Standing(nn.Module):
+    """Stands in front of a codec's g_a."""
+
+    def __init__(self, made: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.made = made
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The latents, (B, M, H / 16, W / 16), of images (B, 3, H, W)."""
+        return self.made(x)
+
+
+class Given(nn.Module):
+    """Stands there, too, and has the answer already."""
+
+    def __init__(self, y: Tensor):
+        super().__init__()
+        self.y = y
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The latents that it was given."""
+        return self.y
+
+
+@METHODS.register("scalable_encoder")
+class ScalableEncoder(Method):
+    """Small encoders that add up; nothing else of the codec changes."""
+
+    name = "scalable_encoder"
+    summary = "small encoders that add up (EVC's residual learning): encoding effort by level, the decoder unchanged"
+    Config = ScalableEncoderConfig
+    config: ScalableEncoderConfig
+    alone = True
+    codes = False
+    widths: EncoderLevels
+    step: Tensor
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        codec: Any = self._shared[0]
+        count, made = self.config.encoders, self.config.made
+        self.widths = EncoderLevels(count, made)
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.encoders = nn.ModuleList(copy.deepcopy(codec.g_a) for _ in range(count - made))
+        self.decays = nn.ModuleList() if made else nn.ModuleList(self._decay(i) for i in range(count))
+        self._teacher: tuple[nn.Module, ...] = () if made else (copy.deepcopy(codec.g_a).requires_grad_(False),)
+        self._y: Tensor | None = None
+        self._macs: list[tuple[int, int]] = []
+
+    def validate(self) -> None:
+        if not isinstance(getattr(self._shared[0], "g_a", None), nn.Module):
+            raise CodecError(f"{type(self._shared[0]).__name__} has no g_a, which a scalable encoder stands in for")
+
+    def _decay(self, i: int) -> Method:
+        """Mask decay of one encoder."""
+        steps = max(2, int(DECAYING * self._stage_steps))
+        target: dict[str, Any] = {"decay_steps": steps, "round_to": self.config.round_to, "side": "encoder"}
+        if self.config.share is not None:
+            analysis = self.cost.by_transform()["g_a"][0]
+            left = self.cost.totals().encoder - (1 - self.config.share) * analysis
+            target |= {"budget": {"encoder": left / self.cost.original.encoder}, "only": ["g_a*"]}
+        else:
+            target["widths"] = self.config.widths
+        holder = self._holder(i)
+        return METHODS["mask_decay"](holder, self.groups, self.cost, parse(METHODS["mask_decay"].Config, target, "method 'scalable_encoder'"))
+
+    def _holder(self, i: int) -> Any:
+        """The codec with one of the encoders as its g_a; all else is the codec's own."""
+        holder = copy.copy(self._shared[0])
+        holder.__dict__["_modules"] = {**self._shared[0]._modules, "g_a": self._encoder(i)}
+        return holder
+
+    def _encoder(self, i: int) -> nn.Module:
+        if self.config.made:
+            first: Any = self._shared[0]._modules["g_a"]
+            return first if i == 0 else self.encoders[i - 1]
+        return self.encoders[i]
+
+    def _load_from_state_dict(self, state: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
+        for i, encoder in enumerate(self.encoders):  # small ones need not be as wide as each other
+            start = f"{prefix}encoders.{i}."
+            resize(encoder, {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)})
+        self._macs.clear()
+        super()._load_from_state_dict(state, prefix, *args)  # type: ignore[arg-type]
+
+    # -- computing at a level -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def narrowed(self, codec: nn.Module) -> Iterator[None]:
+        """Let the encoders up to the level that is set be the codec's g_a, inside the block."""
+        level = self.widths.now
+        if level is None:
+            yield
+            return
+        made = self._best(codec) if level == self.widths.best else self._at(level)
+        with in_front([(codec, {"g_a": Standing(made)})]):
+            yield
+
+    def _at(self, level: int) -> Callable[[Tensor], Tensor]:
+        def latents(x: Tensor) -> Tensor:
+            alone = self.training and not self.config.residual
+            with torch.no_grad():
+                before = [self._encoder(j)(x) for j in range(0 if not alone else level, level)]
+            found = self._join([*before, self._encoder(level)(x)])
+            self._y = found if self.training else None
+            return found
+
+        return latents
+
+    def _join(self, parts: Sequence[Tensor]) -> Tensor:
+        total = torch.stack(list(parts)).sum(0) if len(parts) > 1 else parts[0]
+        return total / len(parts) if self.config.form == "average" else total
+
+    def _best(self, codec: Any) -> Callable[[Tensor], Tensor]:
+        def latents(x: Tensor) -> Tensor:
+            parts, tried, costs = [], [], []
+            for i in range(self.config.encoders):
+                parts.append(self._encoder(i)(x))
+                tried.append(self._join(parts))
+                with in_front([(codec, {"g_a": Given(tried[-1])})]):
+                    out = codec.forward(x)
+                bits = sum(-torch.log2(v).flatten(1).sum(1) for v in out["likelihoods"].values())
+                mse = (out["x_hat"].clamp(0, 1) - x).square().flatten(1).mean(1)
+                costs.append(self.lmbda * 255**2 * mse + bits / (x.shape[2] * x.shape[3]))
+            chosen = torch.stack(costs).argmin(0)
+            return torch.stack(tried)[chosen, torch.arange(len(x), device=x.device)]
+
+        return latents
+
+    @property
+    def lmbda(self) -> float:
+        """What the best level is chosen by."""
+        codec = self._shared[0]
+        # Levels are compared by squared error, which lambdas for MS-SSIM do not weigh.
+        return lmbda_of(codec, self.config.lmbda) if provenance(codec).metric == "mse" else self.config.lmbda or LAMBDAS["mse"][2]
+
+    def attach(self, codec: nn.Module) -> None:
+        hook = NarrowHook(self)
+        codec.register_forward_pre_hook(hook.before)
+        codec.register_forward_hook(hook, always_call=True)
+        for i, decay in enumerate(self._decays()):
+            decay.attach(self._holder(i))
+
+    def detach(self, codec: nn.Module) -> None:
+        remove_hooks(codec, lambda hook: hook.owner is self)
+        for i, decay in enumerate(self._decays()):
+            decay.detach(self._holder(i))
+
+    def _decays(self) -> list[Any]:
+        return list(self.decays)
+
+    @classmethod
+    def stays_with(cls, config: Any) -> bool:
+        return True
+
+    def totals(self) -> Totals:
+        now, level = self.cost.totals(), self.widths.now
+        if level is None:
+            return now
+        costs = self._costs()
+        every = level == self.widths.best
+        macs = sum(m for m, _ in (costs if every else costs[: level + 1])) - self.cost.by_transform()["g_a"][0]
+        params = sum(p for _, p in costs) - self.cost.by_transform()["g_a"][1]
+        if every:  # what comes behind the encoder is run once more for each trial
+            macs += len(costs) * sum(m for name, (m, _) in self.cost.by_transform().items() if name != "g_a")
+        return Totals(now.macs + macs, now.encoder + macs, now.decoder, now.params + params)
+
+    def by_transform(self) -> dict[str, tuple[int, int]]:
+        found, level = self.cost.by_transform(), self.widths.now
+        if level is not None:
+            costs = self._costs()[: level + 1]
+            found["g_a"] = (sum(m for m, _ in costs), sum(p for _, p in costs))
+        return found
+
+    def _costs(self) -> list[tuple[int, int]]:
+        """MACs at 64x64 and parameters of each encoder."""
+        if not self._macs:
+            self._macs = [CostModel(self._holder(i), Groups([])).by_transform()["g_a"] for i in range(self.config.encoders)]
+        return self._macs
+
+    # -- learning -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _stage_steps(self) -> int:
+        return self.config.decay_steps // self.config.encoders
+
+    @property
+    def stage(self) -> int:
+        """Which encoder learns now."""
+        return min(int(self.step) // self._stage_steps, self.config.encoders - 1)
+
+    def learn_from(self, teacher: nn.Module) -> None:
+        """Take a codec's encoder as the teacher of encoders that are small already."""
+        given: Any = teacher
+        self._teacher = (given.g_a,)
+
+    def trains(self, name: str) -> bool:
+        return self.config.made and transform_of(name) == "g_a"
+
+    def self_updated(self) -> list[nn.Parameter]:
+        return [p for decay in self._decays() for p in decay.self_updated()]
+
+    def passes(self) -> list[int]:
+        if self.config.made:
+            return list(range(self.config.encoders))
+        if int(self.step) % self._stage_steps == 0 and self.config.form == "sum" and self.stage and not self.done:
+            self._silence(self.stage)
+        return [self.stage]
+
+    @torch.no_grad()
+    def _silence(self, i: int) -> None:
+        """Let an encoder that is to be added start from nothing."""
+        modules = dict(self._encoder(i).named_modules())
+        for group in self.groups:
+            for member in group.members if group.latent == "y" else ():
+                if member.axis == "out" and transform_of(member.module) == "g_a":
+                    zero(modules[member.module.removeprefix("g_a.")], "out", member.index.ravel().tolist())
+
+    def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
+        mine, self._y = self._y, None
+        if not self.config.pull or mine is None or self.widths.now in (None, self.widths.best):
+            return x.new_zeros(())
+        if not self._teacher:
+            raise TrainingError("the large encoder that the small ones learn from is not in their file: attached.learn_from(codec) first")
+        teacher = self._teacher[0]
+        if next(teacher.parameters()).device != x.device:
+            teacher.to(x.device)
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            target = teacher(x)
+        return self.config.pull * (mine.float() - target).square().sum() / (x.shape[0] * x.shape[2] * x.shape[3])
+
+    def after_step(self) -> None:
+        if not self.done and not self.config.made:
+            self._decays()[self.stage].after_step()
+            self.step += 1
+
+    @property
+    def steps_left(self) -> int:
+        return 0 if self.config.made else max(0, self._stage_steps * self.config.encoders - int(self.step))
+
+    @property
+    def done(self) -> bool:
+        return self.steps_left == 0
+
+    def figures(self) -> dict[str, float]:
+        return {} if self.config.made else {"encoder": float(self.stage), **self._decays()[self.stage].figures()}
+
+    # -- small encoders -----------------------------------------------------------------------------------------------
+
+    def check_hardenable(self) -> None:
+        if not self.done:
+            raise TrainingError(f"encoder {self.stage} of {self.config.encoders} still learns: {self.steps_left} steps are left")
+
+    def keep(self) -> dict[str, list[int]]:
+        return {} if self.config.made else self._decays()[0].keep()
+
+    def fold(self, codec: Any) -> None:
+        if self.config.made:
+            return
+        for i, decay in enumerate(self._decays()):
+            decay.fold(self._holder(i))
+        codec.g_a = self.encoders[0]
+
+    def settings(self) -> dict[str, Any]:
+        return {**self.config.model_dump(), "made": True}
+
+    def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
+        assert isinstance(other, ScalableEncoder)
+        for i in range(1, self.config.encoders):
+            small: Any = self._holder(i) if self.config.made else prune(self._holder(i), self._decays()[i].keep(), self.groups)
+            other.encoders[i - 1] = copy.deepcopy(small.g_a)
+        other._teacher = self._teacher
+        other.step.copy_(self.step)

@@ -1,0 +1,399 @@
+"""One codec, many rates: modulators scale the latents (or more) as the lambda asks, as plug-ins on any codec.
+
+- `bit_rate_modulator`: two fully connected layers from lambda to a value per latent channel, and their inverse at the decoder
+  (Yin et al., "Universal Efficient Variable-rate Neural Image Compression", ICASSP 2022).
+- `bottleneck_scaling`: a value per latent channel and trained rate, the codec frozen (Theis et al., "Lossy Image Compression with
+  Compressive Autoencoders", ICLR 2017).
+- `modulated_autoencoder`: a small network per convolution of g_a and g_s (Yang et al., "Variable Rate Deep Image Compression With
+  Modulated Autoencoder", IEEE SPL 2020; its entropy model per rate is one for all here).
+- `conditional_autoencoder`: scale and bias of every convolution by a table over the trained rates, and a step size in between
+  (Choi et al., "Variable Rate Deep Image Compression With a Conditional Autoencoder", ICCV 2019).
+- `quantisation_steps`: one step per latent channel times one per rate (Wang et al., "EVC", ICLR 2023).
+
+All start where theory puts them: the step that suits lambda grows as lambda^(-1/2), so latents are scaled by (lambda / highest)^(1/2) and
+back, and at the highest rate the codec is what it was. Each training image has a rate of its own, drawn evenly over all of them.
+A modulator multiplies activations; fvcore counts no such products, and neither do we.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from nicprune.channels.groups import kept_channels
+from nicprune.codecs.anatomy import lmbda_for, provenance, rate_distortion_loss, transform_of
+from nicprune.codecs.hooks import Hook, remove_hooks
+from nicprune.common.config import Settings
+from nicprune.common.errors import CodecError
+from nicprune.methods.contract import METHODS, Method
+from nicprune.methods.levels import Levels
+
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+
+
+class ModulationConfig(Settings):
+    """Which rates; exactly one of the two.
+
+    Attributes:
+        lambdas: increasing trade-offs, at least two.
+        qualities: the same by CompressAI's quality levels.
+    """
+
+    lambdas: tuple[float, ...] | None = None
+    qualities: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _increasing(self) -> ModulationConfig:
+        given = self.lambdas if self.lambdas is not None else self.qualities
+        if given is None or (self.lambdas is not None and self.qualities is not None):
+            raise ValueError("give either lambdas: [0.0018, 0.0067] or qualities: [1, 3]")
+        if len(given) < 2 or list(given) != sorted(set(given)) or given[0] <= 0 or (self.qualities is not None and given[-1] > 8):
+            raise ValueError(f"rates must be two or more, increasing, positive (qualities 1 to 8); got {list(given)}")
+        return self
+
+
+class NetworkConfig(ModulationConfig):
+    """Rates, and the width of the hidden layer.
+
+    Attributes:
+        hidden: units of the hidden layer.
+    """
+
+    hidden: int = Field(default=50, ge=1)
+
+
+class Site(Hook):
+    """One place where activations are scaled: in front of a module or behind it, by the module's name in the codec.
+
+    Attributes:
+        name, side: where; "in" or "out".
+        layer, axis: the convolution, and its axis, that has these channels: what a pruning of it takes, the site loses.
+        width: channels.
+    """
+
+    def __init__(self, owner: Modulation, name: str, side: str, layer: str, axis: str, width: int):
+        self.owner, self.method = owner, owner
+        self.name, self.side, self.layer, self.axis, self.width = name, side, layer, axis, width
+        self.scales = side == "in"
+
+    def _apply(self, x: Tensor, module: nn.Module | None = None) -> Tensor:
+        scale, bias = self.method.factors(self)
+        x = x * scale[..., None, None].to(x)
+        if bias is None or module is None:
+            return x
+        # A channel that is masked away must not come back by the bias that it is given here; see also `absorb`.
+        for hook in module._forward_hooks.values():
+            if isinstance(hook, Hook) and (share := hook.share()) is not None:
+                bias = bias * share.to(bias)
+        return x + bias[..., None, None].to(x)
+
+    def before(self, module: nn.Module, args: Any) -> Any:
+        """Scale the input."""
+        return (self._apply(args[0]), *args[1:])
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return self._apply(output, module)
+
+
+class Modulation(Method):
+    """What all modulators share: rates, the loss over them, hooks, and folding one rate into the weights."""
+
+    Config = ModulationConfig
+    config: ModulationConfig
+    modulates = True
+    levels: Levels
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        metric = provenance(self._shared[0]).metric
+        self.levels = Levels(self.config.lambdas or [lmbda_for(q, metric) for q in self.config.qualities or ()])
+        self.sites = self.places()
+        self.build()
+
+    def validate(self) -> None:
+        for name in ("g_a", "g_s"):
+            if not isinstance(getattr(self._shared[0], name, None), nn.Module) or not _convolutions(self._shared[0], (name,)):
+                raise CodecError(f"{type(self._shared[0]).__name__} has no {name} with a convolution: a modulator scales what g_a gives and g_s is given")
+
+    def places(self) -> list[Site]:
+        """Where activations are scaled: behind g_a and in front of g_s, unless a modulator does more."""
+        codec: Any = self._shared[0]
+        last, first = _convolutions(codec, ("g_a",))[-1], _convolutions(codec, ("g_s",))[0]
+        width = codec.get_submodule(first).in_channels
+        return [Site(self, "g_a", "out", last, "out", width), Site(self, "g_s", "in", first, "in", width)]
+
+    def build(self) -> None:
+        """Make the parameters."""
+        raise NotImplementedError
+
+    def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        """Scale and bias at a site for the levels set now, shape (images or 1, channels) each."""
+        raise NotImplementedError
+
+    @classmethod
+    def stays_with(cls, config: Any) -> bool:
+        return True
+
+    @property
+    def _place(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def _now(self) -> Tensor:
+        return self.levels.now.to(self._place)
+
+    def _prior(self, levels: Tensor) -> Tensor:
+        """Logarithm of (lambda / highest)^(1/2), exactly 0 at the highest."""
+        return 0.5 * (self.levels.lmbda(levels).log() - math.log(self.levels.lambdas[-1])) * (levels < self.levels.top)
+
+    def _step(self, site: Site, levels: Tensor) -> Tensor:
+        """What the prior alone scales a site of the latents by, shape (levels, channels)."""
+        factor = self._prior(levels).exp()[:, None].expand(-1, site.width)
+        return factor if site.side == "out" else 1 / factor
+
+    def _between(self, table: Tensor) -> Tensor:
+        """Rows of a (rates, channels) table for the levels set now, interpolated."""
+        now = self._now()
+        below = now.floor().clamp(0, len(self.levels) - 2).long()
+        return torch.lerp(table[below], table[below + 1], (now - below)[:, None].to(table))
+
+    def attach(self, codec: nn.Module) -> None:
+        for site in self.sites:
+            module = codec.get_submodule(site.name)
+            if site.side == "in":
+                module.register_forward_pre_hook(site.before)
+            else:
+                module.register_forward_hook(site)
+
+    def detach(self, codec: nn.Module) -> None:
+        remove_hooks(codec, lambda hook: hook.owner is self)
+
+    def objective(self, out: Mapping[str, Any], x: Tensor, metric: str) -> dict[str, Tensor] | None:
+        lambdas = self.levels.lmbda(self.levels.now.to(x.device)).expand(x.shape[0])
+        parts = []
+        for i, lmbda in enumerate(lambdas.tolist()):
+            one = {"x_hat": out["x_hat"][i : i + 1], "likelihoods": {k: v[i : i + 1] for k, v in out["likelihoods"].items()}}
+            parts.append(rate_distortion_loss(lmbda, metric)(one, x[i : i + 1]))
+        return {key: torch.stack([part[key] for part in parts]).mean() for key, value in parts[0].items() if value is not None}
+
+    @torch.no_grad()
+    def factors_folded(self, codec: nn.Module) -> dict[tuple[str, str], Tensor]:
+        found: dict[tuple[str, str], Tensor] = {}
+        for site in self.sites:
+            if site.side == "in":
+                found[site.layer, "in"] = found.get((site.layer, "in"), 1) * self.factors(site)[0][0]
+        return found
+
+    @torch.no_grad()
+    def fold(self, codec: nn.Module) -> None:
+        for site in self.sites:
+            layer: Any = codec.get_submodule(site.name)
+            if site.name in ("g_a", "g_s"):
+                layer = list(layer.children())[-1 if site.side == "out" else 0] if len(list(layer.children())) else layer
+            if type(layer) not in CONVOLUTIONS or layer.groups > 1:
+                raise CodecError(
+                    f"one rate of {type(codec).__name__} cannot be written into its weights: a {type(layer).__name__} stands at the "
+                    f"{'end' if site.side == 'out' else 'start'} of {site.name}; save the codec with its modulator on"
+                )
+            scale, bias = self.factors(site)
+            factor = scale[0].to(layer.weight)
+            first = isinstance(layer, nn.ConvTranspose2d) == (site.side == "in")
+            layer.weight.mul_(factor.view(-1, 1, 1, 1) if first else factor.view(1, -1, 1, 1))
+            if site.side == "out" and layer.bias is not None:
+                layer.bias.mul_(factor)
+            if bias is not None:
+                if layer.bias is None:
+                    raise CodecError(f"one rate cannot be written into the weights: {site.name} has no bias")
+                layer.bias.add_(bias[0].to(layer.bias))
+
+    def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
+        assert isinstance(other, Modulation)
+        own, theirs = dict(self.named_parameters()), dict(other.named_parameters())
+        for number, site in enumerate(self.sites):
+            kept = torch.from_numpy(kept_channels(self.groups, keep, site.layer, site.axis, site.width))
+            for name, dim in self.per_channel(number).items():
+                theirs[name].data.copy_(own[name].data.index_select(dim, kept.to(own[name].device)))
+        sliced = {name for number in range(len(self.sites)) for name in self.per_channel(number)}
+        for name in own:
+            if name not in sliced:
+                theirs[name].data.copy_(own[name].data)
+        other.levels.now = self.levels.now.clone()
+
+    def per_channel(self, site: int) -> dict[str, int]:
+        """Parameters that have a value for each channel of a site, with the dimension along which."""
+        raise NotImplementedError
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+
+class Network(nn.Module):
+    """Two fully connected layers from a number to a value per channel, 0 at the start."""
+
+    def __init__(self, hidden: int, channels: int, activation: Any):
+        super().__init__()
+        self.first, self.second = nn.Linear(1, hidden), nn.Linear(hidden, channels)
+        self.activation = activation
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(n,) to (n, channels), in float32 whatever the precision around."""
+        with torch.autocast(t.device.type, enabled=False):
+            weight = self.first.weight
+            return self.second(self.activation(self.first(t.to(weight)[:, None])))
+
+
+@METHODS.register("bit_rate_modulator")
+class BitRateModulator(Modulation):
+    """Channel vectors from two small networks, one on each side."""
+
+    name = "bit_rate_modulator"
+    summary = "one codec, all rates (BM): two layers from lambda to a scale per latent, and their inverse"
+    Config = NetworkConfig
+    config: NetworkConfig
+
+    def build(self) -> None:
+        width = self.sites[0].width
+        self.modulate, self.restore = (Network(self.config.hidden, width, torch.tanh) for _ in range(2))
+
+    def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        levels = self._now()
+        log = self._prior(levels)[:, None] + self.modulate(levels / self.levels.top)
+        return torch.exp(log if site.side == "out" else self.restore(levels / self.levels.top) - log), None
+
+    def per_channel(self, site: int) -> dict[str, int]:
+        # The inverse is that of the same latents: both sites have the same channels, and are pruned alike.
+        return {f"{'restore' if site else 'modulate'}.second.{what}": 0 for what in ("weight", "bias")}
+
+
+@METHODS.register("bottleneck_scaling")
+class BottleneckScaling(Modulation):
+    """A table of scales; the codec is frozen while it is attached."""
+
+    name = "bottleneck_scaling"
+    summary = "one codec, many rates (Theis 2017): a learnt scale per latent and rate, the codec frozen"
+
+    def build(self) -> None:
+        steps = self._prior(torch.arange(len(self.levels), dtype=torch.float32))
+        self.log_scale = nn.Parameter(steps[:, None].repeat(1, self.sites[0].width))
+        self._frozen: list[nn.Parameter] = []
+
+    def attach(self, codec: nn.Module) -> None:
+        super().attach(codec)
+        self._frozen = [p for p in codec.parameters() if p.requires_grad]
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+
+    def detach(self, codec: nn.Module) -> None:
+        super().detach(codec)
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen = []
+
+    def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        log = self._between(self.log_scale)
+        return torch.exp(log if site.side == "out" else -log), None
+
+    def per_channel(self, site: int) -> dict[str, int]:
+        return {"log_scale": 1}
+
+
+@METHODS.register("quantisation_steps")
+class QuantisationSteps(Modulation):
+    """A step per latent channel, not below 1/2, times one per rate."""
+
+    name = "quantisation_steps"
+    summary = "one codec, many rates (EVC): a quantisation step per latent, times one per rate"
+
+    def build(self) -> None:
+        self.basic = nn.Parameter(torch.ones(self.sites[0].width))
+        steps = torch.exp(-self._prior(torch.arange(len(self.levels), dtype=torch.float32)))
+        self.log_step = nn.Parameter(steps.log()[:, None])
+
+    def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        bounded = self.basic + (self.basic.clamp(min=0.5) - self.basic).detach()
+        step = torch.exp(self._between(self.log_step)) * bounded
+        return (1 / step if site.side == "out" else step), None
+
+    def per_channel(self, site: int) -> dict[str, int]:
+        return {"basic": 0}
+
+
+@METHODS.register("modulated_autoencoder")
+class ModulatedAutoencoder(Modulation):
+    """A small network at every convolution of g_a (behind it) and g_s (in front of it)."""
+
+    name = "modulated_autoencoder"
+    summary = "one codec, many rates (MAE): a small network from lambda at every convolution of g_a and g_s"
+    Config = NetworkConfig
+    config: NetworkConfig
+
+    def places(self) -> list[Site]:
+        codec: Any = self._shared[0]
+        analysis = [Site(self, n, "out", n, "out", codec.get_submodule(n).out_channels) for n in _convolutions(codec, ("g_a",))]
+        synthesis = [Site(self, n, "in", n, "in", codec.get_submodule(n).in_channels) for n in _convolutions(codec, ("g_s",))]
+        return analysis + synthesis + super().places()
+
+    def build(self) -> None:
+        self.networks = nn.ModuleList(Network(self.config.hidden, site.width, torch.relu) for site in self.sites[:-2])
+
+    def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        levels = self._now()
+        if site in self.sites[-2:]:
+            return self._step(site, levels), None
+        networks: Any = self.networks
+        return torch.exp(networks[self.sites.index(site)](self.levels.lmbda(levels) / self.levels.lambdas[-1])), None
+
+    def per_channel(self, site: int) -> dict[str, int]:
+        return {f"networks.{site}.second.{what}": 0 for what in ("weight", "bias")} if site < len(self.sites) - 2 else {}
+
+
+@METHODS.register("conditional_autoencoder")
+class ConditionalAutoencoder(Modulation):
+    """Scale and bias of every convolution by the nearest trained rate; the step size alone follows lambda in between."""
+
+    name = "conditional_autoencoder"
+    summary = "one codec, many rates (cAE): scale and bias of every convolution per rate, a step size in between"
+
+    def places(self) -> list[Site]:
+        codec: Any = self._shared[0]
+        names = _convolutions(codec, ("g_a", "h_a", "h_s", "g_s"))
+        return [Site(self, n, "out", n, "out", codec.get_submodule(n).out_channels) for n in names] + super().places()
+
+    def build(self) -> None:
+        rates = len(self.levels)
+        self.scales = nn.ParameterList(nn.Parameter(torch.zeros(rates, site.width)) for site in self.sites[:-2])
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(rates, site.width)) for site in self.sites[:-2])
+
+    def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        now = self._now()
+        if site in self.sites[-2:]:
+            return self._step(site, now), None
+        number, row = self.sites.index(site), now.round().long()
+        zero = torch.tensor(ZERO)
+        return F.softplus(self.scales[number][row] + zero) / F.softplus(zero), self.biases[number][row]
+
+    @torch.no_grad()
+    def absorb(self, layer: str, side: str, factor: Tensor) -> None:
+        # A mask in front of a bias of ours, as in `Site`.
+        for number, site in enumerate(self.sites[:-2]):
+            if side == "out" and site.layer == layer:
+                self.biases[number].mul_(factor.to(self.biases[number]))
+
+    def per_channel(self, site: int) -> dict[str, int]:
+        return {f"{what}.{site}": 1 for what in ("scales", "biases")} if site < len(self.sites) - 2 else {}
+
+
+ZERO = math.log(math.e - 1)
+"""softplus(ZERO) = 1: tables hold differences from it, so that a scale of 1 is exactly that."""
+
+
+def _convolutions(codec: nn.Module, transforms: Sequence[str]) -> list[str]:
+    """Names of the convolutions in these transforms, in order."""
+    return [name for name, m in codec.named_modules() if type(m) in CONVOLUTIONS and transform_of(name) in transforms]

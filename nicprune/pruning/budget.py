@@ -1,0 +1,197 @@
+"""A budget, and the widths that meet it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from nicprune.channels.groups import MIN_LATENTS, Group
+from nicprune.common.config import Settings
+from nicprune.common.errors import BudgetError
+from nicprune.pruning.cost import CostModel, Totals
+
+ROUND_TO = 16
+"""Widths in multiples of 16: CPU convolutions take a step in time at each."""
+
+
+class Budget(Settings):
+    """What the result may cost, each a share of the original codec: all MACs, or encoder and decoder apart, or parameters.
+
+    Attributes:
+        split: with macs, how much of what is saved the encoder has to save, as a share, the decoder saving the rest; "auto": whichever leaves
+            the least rate-distortion loss before training, measured on photographs. Without it all channels compete, wherever they are.
+    """
+
+    macs: float | None = Field(default=None, gt=0, lt=1)
+    encoder: float | None = Field(default=None, gt=0, lt=1)
+    decoder: float | None = Field(default=None, gt=0, lt=1)
+    params: float | None = Field(default=None, gt=0, lt=1)
+    split: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Budget:
+        if not self.parts():
+            raise ValueError("a budget names macs, encoder, decoder or params, as shares of the original between 0 and 1")
+        if self.split is not None and (self.macs is None or self.encoder is not None or self.decoder is not None):
+            raise ValueError("split divides what macs saves between encoder and decoder: give macs, and neither encoder nor decoder")
+        return self
+
+    def parts(self) -> dict[str, float]:
+        """The shares that are set."""
+        return {name: value for name, value in self.model_dump(exclude={"split"}).items() if value is not None}
+
+    def limits(self, original: Totals) -> dict[str, float]:
+        """The shares as absolute numbers; those that a split amounts to, too."""
+        found = {name: share * getattr(original, name) for name, share in self.parts().items()}
+        if isinstance(self.split, float):
+            saved = original.macs - found["macs"]
+            found |= {"encoder": original.encoder - self.split * saved, "decoder": original.decoder - (1 - self.split) * saved}
+        return found
+
+
+def next_width(width: int, round_to: int, latent: bool = False) -> int:
+    """The next smaller width: a multiple of `round_to`, at least one of them (at least 2 for latents)."""
+    least = max(round_to, MIN_LATENTS if latent else 1)
+    below = (width - 1) // round_to * round_to
+    return below if below >= least else width
+
+
+def smallest_widths(cost: CostModel, groups: Sequence[Group], round_to: int) -> np.ndarray:
+    """Every group at its least width."""
+    widths = cost.widths()
+    for group in groups:
+        width, smaller = group.width, next_width(group.width, round_to, group.latent is not None)
+        while smaller < width:
+            width, smaller = smaller, next_width(smaller, round_to, group.latent is not None)
+        widths[cost.names.index(group.name)] = width
+    return widths
+
+
+def check_feasible(cost: CostModel, groups: Sequence[Group], budget: Budget, round_to: int) -> None:
+    """Raise BudgetError if even the narrowest codec costs more than the budget."""
+    least = cost.totals(smallest_widths(cost, groups, round_to))
+    for name, limit in budget.limits(cost.original).items():
+        if getattr(least, name) > limit:
+            reached = getattr(least, name) / getattr(cost.original, name)
+            asked = limit / getattr(cost.original, name)
+            raise BudgetError(
+                f"budget {name}: {asked:.3g} cannot be met: with every free group at its least width (round_to {round_to}) "
+                f"{reached:.3g} of the original remains; ask for more, a smaller round_to, or latents: true"
+            )
+
+
+def solve(
+    cost: CostModel, groups: Sequence[Group], scores: Mapping[str, np.ndarray], budget: Budget, round_to: int = ROUND_TO, *, per_cost: bool = True
+) -> dict[str, list[int]]:
+    """Choose keep-lists that meet `budget`, taking away what matters least.
+
+    Steps of `round_to` channels are taken from whichever group loses the least importance (per MAC or parameter saved,
+    if `per_cost`), lowest scores first, until the budget holds; then what still fits is put back, most important first.
+
+    Args:
+        groups: those that may shrink.
+        scores: importance of each channel of each of them, higher stays.
+
+    Raises:
+        BudgetError: no widths meet it.
+    """
+    check_feasible(cost, groups, budget, round_to)
+    limits = budget.limits(cost.original)
+    column = np.array([cost.names.index(g.name) for g in groups])
+    order = [np.argsort(np.asarray(scores[g.name]), kind="stable") for g in groups]
+    # Sum of the i lowest scores: what is lost by going down to a width is a difference of two entries.
+    lost = [np.concatenate([[0.0], np.cumsum(np.asarray(scores[g.name], float)[o])]) for g, o in zip(groups, order, strict=True)]
+    widths = cost.widths()
+    full = widths.copy()
+
+    def excess(at: np.ndarray) -> dict[str, float]:
+        totals = cost.totals(at)
+        return {name: getattr(totals, name) - limit for name, limit in limits.items() if getattr(totals, name) > limit}
+
+    while over := excess(widths):
+        deltas = np.zeros_like(widths)
+        for i, group in zip(column, groups, strict=True):
+            deltas[i] = widths[i] - next_width(int(widths[i]), round_to, group.latent is not None)
+        saved: Any = sum(np.minimum(cost.decreases(widths, deltas, name), amount) / amount for name, amount in over.items())
+        best, best_price = -1, np.inf
+        for j, i in enumerate(column):
+            if not deltas[i] or saved[i] <= 0:
+                continue
+            gone = full[i] - widths[i]
+            loss = lost[j][gone + deltas[i]] - lost[j][gone]
+            price = loss / saved[i] if per_cost else loss / deltas[i]
+            if price < best_price:
+                best, best_price = int(i), price
+        if best < 0:
+            raise BudgetError(f"budget {budget.parts()} cannot be met with round_to {round_to}")
+        widths[best] -= deltas[best]
+
+    _put_back(cost, groups, column, lost, widths, full, round_to, excess)
+    keep = {}
+    for j, (i, group) in enumerate(zip(column, groups, strict=True)):
+        keep[group.name] = sorted(order[j][group.width - int(widths[i]) :].tolist())
+    return keep
+
+
+def _put_back(
+    cost: CostModel, groups: Sequence[Group], column: np.ndarray, lost: list[np.ndarray], widths: np.ndarray, full: np.ndarray, round_to: int, excess: Any
+) -> None:
+    """The last step taken may have saved more than was needed: give back what still fits, most important first."""
+    while True:
+        options = []
+        for j, (i, _) in enumerate(zip(column, groups, strict=True)):
+            step = min(round_to - int(widths[i]) % round_to if widths[i] % round_to else round_to, int(full[i] - widths[i]))
+            if step > 0:
+                gone = full[i] - widths[i]
+                options.append((float(lost[j][gone] - lost[j][gone - step]), int(i), step))
+        for _, i, step in sorted(options, reverse=True):
+            widths[i] += step
+            if not excess(widths):
+                break
+            widths[i] -= step
+        else:
+            return
+
+
+ROUNDS, ENOUGH = 16, 0.98
+"""How often is measured at most to meet a budget; the share of it that is to be used."""
+
+
+def meet(thresholds: Sequence[Tensor], measure: Callable[[], float], guess: Callable[[], float], most: float) -> None:
+    """Shift thresholds by one amount, in place, until what they leave costs no more than a budget, and hardly less.
+
+    Args:
+        measure: runs with the thresholds as they are, and returns the share of the budget that is used.
+        guess: by how much more they should be shifted, as far as the last measurement tells; it need not be right.
+        most: a shift that surely is enough, beyond what was tried.
+    """
+    start = [threshold.clone() for threshold in thresholds]
+    shift, too_low, met, used = 0.0, -math.inf, math.inf, math.inf
+
+    def move(to: float) -> float:
+        for threshold, first in zip(thresholds, start, strict=True):
+            threshold.copy_(first + to)
+        return to
+
+    for tried in range(ROUNDS):
+        used = measure()
+        too_low, met = (shift, met) if used > 1 else (too_low, shift)
+        if ENOUGH <= used <= 1 or met - too_low < 1e-4:
+            break
+        # Guesses that fall short again and again are doubled; what is known to be too little or enough bounds them all.
+        following = shift + guess() * (1 if tried < 3 else 2)
+        if not too_low < following < met:
+            following = (too_low + met) / 2 if math.isfinite(met - too_low) else shift + (0.1 if used > 1 else -0.1)
+        if used <= 1 and abs(following - shift) < 1e-4:
+            break
+        shift = move(following)
+    else:
+        used = measure()
+    if used > 1:
+        move(met if math.isfinite(met) else shift + most)
+        measure()

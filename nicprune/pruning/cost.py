@@ -1,0 +1,276 @@
+"""What a codec costs: MACs and parameters per transform, counted once, then exact arithmetic for every keep-list.
+
+MACs are fvcore's (a multiply-add is one; GDN is counted as the 1x1 convolution that it runs). They scale exactly with
+the area, so one count at 64x64 stands for every size that is a multiple of 64.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+from nicprune.channels.groups import Groups
+from nicprune.channels.tracer import CONVOLUTIONS, NORMALISATIONS
+from nicprune.codecs.anatomy import FACTOR, TRANSFORMS, forward_for_analysis, is_bottleneck, provenance, sides_of, transform_of
+from nicprune.codecs.hooks import without_hooks
+from nicprune.common.errors import CodecError
+
+COUNTER = "fvcore"
+AREA = FACTOR * FACTOR
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Cost of a codec. MACs are per 64x64 pixels: all, when encoding, when decoding (shared parts count on both sides)."""
+
+    macs: int
+    encoder: int
+    decoder: int
+    params: int
+
+    def kmac_per_pixel(self, what: str = "macs") -> float:
+        """kMAC per pixel of the image, for "macs", "encoder" or "decoder"."""
+        return getattr(self, what) / AREA / 1000
+
+    def gmac(self, height: int = 512, width: int = 768, what: str = "macs") -> float:
+        """GMAC for an image of this size (both sides multiples of 64)."""
+        return getattr(self, what) * height * width / AREA / 1e9
+
+    def as_dict(self) -> dict[str, int]:
+        """The four numbers by name."""
+        return asdict(self)
+
+
+class _Forward(nn.Module):
+    def __init__(self, codec: nn.Module):
+        super().__init__()
+        self.codec = codec
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        out = forward_for_analysis(self.codec, x)
+        return [out["x_hat"], *out["likelihoods"].values()]
+
+
+def image_for(codec: nn.Module, size: int = FACTOR) -> Tensor:
+    """A grey image on the codec's device, in its type."""
+    parameter = next(codec.parameters())
+    return torch.full((1, 3, size, size), 0.5, device=parameter.device, dtype=parameter.dtype)
+
+
+def count_modules(codec: nn.Module) -> dict[str, int]:
+    """Count the MACs of every module at 64x64 with fvcore; "" is the whole codec."""
+    modes = {module: module.training for module in codec.modules()}
+    codec.eval()
+    logger = logging.getLogger("fvcore.nn.jit_analysis")
+    level = logger.level
+    try:
+        # Masks are not the codec's work, and fvcore cannot trace them.
+        with warnings.catch_warnings(), torch.no_grad(), without_hooks(codec):
+            warnings.simplefilter("ignore")
+            logger.setLevel(logging.ERROR)
+            analysis = FlopCountAnalysis(_Forward(codec).eval(), image_for(codec))
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+            counts = analysis.by_module()
+    finally:
+        logger.setLevel(level)
+        for module, training in modes.items():
+            module.training = training
+    found = {name.removeprefix("codec").removeprefix("."): int(n) for name, n in counts.items() if name.startswith("codec")}
+    found[""] = int(counts[""])
+    return found
+
+
+def measure(codec: nn.Module) -> Totals:
+    """Count a codec as it is, with fvcore."""
+    return CostModel(codec, Groups([])).totals()
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """A quantity as sum(product * out * in) + sum(linear * out) + constant over layers; all integers."""
+
+    product: np.ndarray
+    linear: np.ndarray
+    constant: int
+
+    def total(self, out: np.ndarray, inn: np.ndarray) -> int:
+        return int(self.product @ (out * inn) + self.linear @ out) + self.constant
+
+    def decrease(self, out: np.ndarray, inn: np.ndarray, d_out: np.ndarray, d_in: np.ndarray) -> np.ndarray:
+        """How much less it is when each group alone narrows: d_out and d_in are (layers, groups)."""
+        return (self.product * inn + self.linear) @ d_out + (self.product * out) @ d_in - self.product @ (d_out * d_in)
+
+
+class CostModel:
+    """Exact MACs and parameters of every keep-list of one codec.
+
+    Args:
+        codec: counted once, as it is now.
+        groups: its channel groups.
+
+    Raises:
+        CodecError: a layer's count is not the product of its widths (it would be wrong after pruning).
+    """
+
+    def __init__(self, codec: nn.Module, groups: Groups):
+        self.groups = groups
+        self.names = [g.name for g in groups]
+        counts = count_modules(codec)
+        layers = [(name, m) for name, m in codec.named_modules() if _is_layer(m)]
+        self._row = row = {name: i for i, (name, _) in enumerate(layers)}
+        n, k = len(layers), len(groups)
+        self._share_out, self._share_in = np.zeros((n, k), np.int64), np.zeros((n, k), np.int64)
+        for column, group in enumerate(groups):
+            for member in group.members:
+                if member.axis != "in":
+                    self._share_out[row[member.module], column] += member.index.shape[1]
+                if member.axis != "out":
+                    self._share_in[row[member.module], column] += member.index.shape[1]
+        self._full = np.array([g.width for g in groups], np.int64)
+        widths = [_widths(m) for _, m in layers]
+        out, inn = (np.array([w[side] for w in widths], np.int64).reshape(n) for side in (0, 1))
+        self._rest_out, self._rest_in = out - self._share_out @ self._full, inn - self._share_in @ self._full
+
+        product, linear = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        product_params, linear_params = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        for i, (name, module) in enumerate(layers):
+            target, divisor = (product, out[i] * inn[i]) if _is_product(module) else (linear, out[i])
+            target[i], remainder = divmod(counts.get(name, 0), int(divisor))
+            if remainder:
+                raise CodecError(f"the MACs of {name} are not a multiple of its widths; they cannot be predicted")
+            product_params[i], linear_params[i] = _parameter_terms(module)
+        sides = [sides_of(transform_of(name)) for name, _ in layers]
+        encodes, decodes = (np.array([s[i] for s in sides], np.int64).reshape(n) for i in (0, 1))
+        counted = product * out * inn + linear * out
+        other = counts[""] - int(counted.sum())  # what no layer of a known kind does: constant, its channels are pinned
+        other_params = sum(p.numel() for p in codec.parameters()) - int((product_params * out * inn + linear_params * out).sum())
+        self._terms = {
+            "macs": _Terms(product, linear, other),
+            "encoder": _Terms(product * encodes, linear * encodes, other),
+            "decoder": _Terms(product * decodes, linear * decodes, other),
+            "params": _Terms(product_params, linear_params, other_params),
+        }
+        self._transforms = [transform_of(name) for name, _ in layers]
+        self._full_totals = self.totals()
+        record = provenance(codec)
+        self.original = Totals(**record.original) if record.original else self._full_totals  # type: ignore[arg-type]
+
+    def _layer_widths(self, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._rest_out + self._share_out @ widths, self._rest_in + self._share_in @ widths
+
+    def widths(self, keep: Mapping[str, Sequence[int] | int] | None = None) -> np.ndarray:
+        """Turn keep-lists, or plain widths by name, into a width for every group."""
+        widths = self._full.copy()
+        for name, kept in (keep or {}).items():
+            self.groups[name]
+            widths[self.names.index(name)] = kept if isinstance(kept, (int, np.integer)) else len(kept)  # type: ignore[arg-type]
+        return widths
+
+    def totals(self, keep: Mapping[str, Sequence[int] | int] | np.ndarray | None = None) -> Totals:
+        """Cost with these keep-lists (or widths); groups not named are whole."""
+        widths = keep if isinstance(keep, np.ndarray) else self.widths(keep)
+        out, inn = self._layer_widths(widths)
+        return Totals(**{name: terms.total(out, inn) for name, terms in self._terms.items()})
+
+    def soft(self, widths: np.ndarray, what: str = "macs") -> float:
+        """The same for widths that are not whole, as while masks decay."""
+        out, inn = self._rest_out + self._share_out @ widths, self._rest_in + self._share_in @ widths
+        terms = self._terms[what]
+        return float(terms.product @ (out * inn) + terms.linear @ out) + terms.constant
+
+    def with_fewer(
+        self, inputs: Mapping[str, float], outputs: Mapping[str, float], keep: Mapping[str, Sequence[int] | int] | None = None
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """MACs where the layers named compute with so many input channels only, or so many outputs (on average, say), others with all they have.
+
+        Returns ("macs", "encoder", "decoder") by name, and the MACs of each transform.
+        """
+        out, inn = self._layer_widths(self.widths(keep))
+        out, inn = out.astype(float), inn.astype(float)
+        for widths, given in ((inn, inputs), (out, outputs)):
+            for name, channels in given.items():
+                widths[self._row[name]] = channels
+        found = {}
+        for what in ("macs", "encoder", "decoder"):
+            terms = self._terms[what]
+            found[what] = float(terms.product @ (out * inn) + terms.linear @ out) + terms.constant
+        terms, by_transform = self._terms["macs"], dict.fromkeys(self._transforms, 0.0)
+        for i, transform in enumerate(self._transforms):
+            by_transform[transform] += float(terms.product[i] * out[i] * inn[i] + terms.linear[i] * out[i])
+        return found, by_transform
+
+    def per_input(self, name: str) -> int:
+        """MACs that one input channel of a layer costs."""
+        out, _ = self._layer_widths(self._full)
+        return int((self._terms["macs"].product * out)[self._row[name]])
+
+    def per_output(self, name: str) -> int:
+        """MACs that one output channel of a layer costs."""
+        _, inn = self._layer_widths(self._full)
+        return int((self._terms["macs"].product * inn)[self._row[name]])
+
+    def decreases(self, widths: np.ndarray, deltas: np.ndarray, what: str) -> np.ndarray:
+        """How much less `what` is if each group alone lost `deltas` channels."""
+        out, inn = self._layer_widths(widths)
+        return self._terms[what].decrease(out, inn, self._share_out * deltas, self._share_in * deltas)
+
+    def per_channel(self, what: str = "macs") -> np.ndarray:
+        """What one channel of each group costs in the whole codec, the average over removing it all."""
+        share = self.decreases(self._full, np.ones_like(self._full), what).astype(float)
+        return np.maximum(share, 1.0)
+
+    def by_transform(self, keep: Mapping[str, Sequence[int] | int] | None = None) -> dict[str, tuple[int, int]]:
+        """(MACs at 64x64, params) of each transform."""
+        out, inn = self._layer_widths(self.widths(keep))
+        table: dict[str, tuple[int, int]] = {}
+        for i, transform in enumerate(self._transforms):
+            macs, params = table.get(transform, (0, 0))
+            table[transform] = tuple(  # type: ignore[assignment]
+                before + int(t.product[i] * out[i] * inn[i] + t.linear[i] * out[i])
+                for before, t in ((macs, self._terms["macs"]), (params, self._terms["params"]))
+            )
+        rest = (self._terms["macs"].constant, self._terms["params"].constant)
+        if any(rest):
+            macs, params = table.get("other", (0, 0))
+            table["other"] = (macs + rest[0], params + rest[1])
+        order = [*TRANSFORMS, "other"]
+        return {name: table[name] for name in sorted(table, key=order.index) if any(table[name])}
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return type(module) in (*CONVOLUTIONS, *NORMALISATIONS, nn.Linear) or is_bottleneck(module)
+
+
+def _is_product(module: nn.Module) -> bool:
+    return not is_bottleneck(module) and getattr(module, "groups", 1) == 1
+
+
+def _widths(module: Any) -> tuple[int, int]:
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    if type(module) in NORMALISATIONS:
+        return module.beta.numel(), module.beta.numel()
+    if is_bottleneck(module):
+        return module.channels, module.channels
+    return module.out_channels, module.in_channels
+
+
+def _parameter_terms(module: Any) -> tuple[int, int]:
+    """Parameters of a layer per (output x input) channel and per output channel."""
+    out, inn = _widths(module)
+    if is_bottleneck(module):
+        return 0, sum(p.numel() for p in module.parameters()) // out
+    if type(module) in NORMALISATIONS:
+        return 1, 1
+    bias = int(module.bias is not None)
+    if getattr(module, "groups", 1) > 1:
+        return 0, module.weight.numel() // out + bias
+    return module.weight.numel() // (out * inn), bias

@@ -1,0 +1,245 @@
+"""Keep-lists in, smaller plain codec out, verified on the spot."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from compressai.latent_codecs import ChannelGroupsLatentCodec
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from nicprune.channels.groups import MIN_LATENTS, Groups, find_groups
+from nicprune.codecs.anatomy import FACTOR, entropy_models, forward_for_analysis, is_bottleneck, provenance, set_provenance
+from nicprune.codecs.cdf import update_tables
+from nicprune.codecs.hooks import has_hooks
+from nicprune.codecs.layer_kinds import remove, zero
+from nicprune.common.errors import CodecError, SurgeryError
+
+TOLERANCE = 1e-10
+"""Largest difference between masked and pruned codec in float64, relative to the output's largest value."""
+
+TRIALS = 3
+"""How many random prunings a foreign codec has to stand."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked: the largest |masked - pruned| in float64, and how many bytes went through the bitstream."""
+
+    max_difference: float
+    stream_bytes: int
+
+    def __str__(self) -> str:
+        return f"masked = pruned to {self.max_difference:.1e} (float64), {self.stream_bytes} bytes written and read back"
+
+
+def prune(codec: nn.Module, keep: Mapping[str, Sequence[int]], groups: Groups | None = None, *, verify: bool = True) -> nn.Module:
+    """Return a smaller plain codec that keeps the given channels; the codec given is left as it was.
+
+    Args:
+        codec: any `CompressionModel`.
+        keep: for each channel group by name, the increasing indices that stay; groups not named keep everything.
+        groups: what `analyse(codec)` returned, to save finding them again.
+        verify: check that the result is the same function as the codec with the removed channels masked, and that its
+            bitstream decodes.
+
+    Raises:
+        RecipeError: a keep-list does not fit.
+        SurgeryError: the result failed its verification.
+    """
+    if has_hooks(codec):
+        raise SurgeryError("this codec has a method attached; prune it by masked.harden(), or masked.detach() it first")
+    groups = groups if groups is not None else analyse(codec)
+    checked = groups.check(keep)
+    small = copy.deepcopy(codec)
+    modules = dict(small.named_modules())
+    # Indices are those of the original, so all that a layer loses along one axis goes at once.
+    losses: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for name, kept in checked.items():
+        gone = np.setdiff1d(np.arange(groups[name].width), kept)
+        for member in groups[name].members:
+            losses[member.module, member.axis] += member.index[gone].ravel().tolist()
+    try:
+        for (name, axis), indices in losses.items():
+            remove(modules[name], axis, sorted(set(indices)))
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        raise SurgeryError(f"channels of {name} ({type(modules[name]).__name__}) cannot be removed: {error}") from error
+    follow_widths(small)
+    record = provenance(codec).copy()
+    set_provenance(small, record)
+    if verify:
+        record.verified = str(verify_same(codec, small, checked, groups))
+    return small
+
+
+def analyse(codec: nn.Module) -> Groups:
+    """Find the channel groups of any codec, and try them: what a foreign codec's own code holds to its width is pinned.
+
+    Tracing sees what happens to channels, not the numbers that code may carry along (`x[:, :32]`, `x.view(1, 64, h, w)`).
+    CompressAI's own architectures are known to carry none and are not tried.
+
+    Raises:
+        CodecError: nothing in the codec can be pruned safely; names the layers that stand in the way.
+    """
+    groups = find_groups(codec)
+    if type(codec).__module__.startswith("compressai."):
+        return groups
+    rng = np.random.default_rng(0)
+    unsafe: dict[str, str] = {}
+    for _ in range(TRIALS):  # random widths: parts that must stay equally wide do not
+        keep = {}
+        for group in groups.prunable(latents=True):
+            least = MIN_LATENTS if group.latent else 1
+            if group.width > least:
+                keep[group.name] = sorted(rng.choice(group.width, int(rng.integers(least, group.width)), replace=False).tolist())
+        while failed := _failing(codec, groups, {name: kept for name, kept in keep.items() if name not in unsafe}):
+            unsafe |= failed
+    if not unsafe:
+        return groups
+    found = Groups([replace(g, pinned=unsafe[g.name]) if g.name in unsafe else g for g in groups])
+    if not found.prunable():
+        raise CodecError(f"nothing in {type(codec).__name__} can be pruned safely: {'; '.join(f'{n}: {r}' for n, r in list(unsafe.items())[:4])}")
+    return found
+
+
+def _failing(codec: nn.Module, groups: Groups, keep: Mapping[str, list[int]]) -> dict[str, str]:
+    """Which of these groups cannot be pruned, and why, by halving; those that fail only together all count."""
+    if not keep:
+        return {}
+    try:
+        prune(codec, keep, groups)
+        return {}
+    except SurgeryError as error:
+        reason = f"the codec's code depends on this width ({str(error).split(';')[0]})"
+    names = list(keep)
+    half = len(names) // 2
+    found: dict[str, str] = {}
+    if half:
+        for part in (names[:half], names[half:]):
+            found |= _failing(codec, groups, {name: keep[name] for name in part})
+    return found or dict.fromkeys(names, reason)
+
+
+def follow_widths(codec: Any) -> None:
+    """Set the Python attributes that CompressAI's codecs keep of their widths to what their layers have now."""
+    for module in codec.modules():
+        if isinstance(module, ChannelGroupsLatentCodec):
+            widths = [module.latent_codec[f"y{k}"].context_prediction.in_channels for k in range(len(module.groups))]
+            module.groups = widths
+            module.groups_acc = [0, *np.cumsum(widths).tolist()]
+            if isinstance(getattr(codec, "groups", None), list):
+                codec.groups = list(widths)
+    if isinstance(getattr(codec, "M", None), int):
+        width = _latent_width(codec)
+        if width is not None:
+            codec.M = width
+
+
+def _latent_width(codec: nn.Module) -> int | None:
+    """Channels of y: what the synthesis reads."""
+    g_s = getattr(codec, "g_s", None)
+    if g_s is None:
+        return None
+    return next((m.in_channels for m in g_s.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))), None)
+
+
+def masked_copy(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups) -> nn.Module:
+    """Return a copy of full size whose removed channels are zero at every producer."""
+    masked = copy.deepcopy(codec)
+    modules = dict(masked.named_modules())
+    for name, kept in keep.items():
+        gone = np.setdiff1d(np.arange(groups[name].width), kept)
+        for member in groups[name].members:
+            if member.axis == "out" or is_bottleneck(modules[member.module]):
+                zero(modules[member.module], member.axis, member.index[gone].ravel().tolist())
+    return masked
+
+
+class _SmoothRounding(TorchFunctionMode):
+    """Replaces rounding by something smooth that is zero at zero: so a small difference cannot hide below a rounding step,
+    nor grow by tipping one; means and medians still matter; and an untrained codec's latents do not all become zero."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "round":
+            return args[0] + 0.25 * torch.sin(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def difference(first: nn.Module, second: nn.Module, size: int = FACTOR) -> float:
+    """Largest |difference| of two codecs in float64, rounding made smooth, each tensor relative to its largest value.
+
+    Compared are the image and all that entropy models are given and return. Channels that are zero throughout are left
+    out there: the bitstream of the one codec may carry removed latents, that of the other does not.
+    """
+    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    traces: list[list[Tensor]] = []
+    with torch.no_grad(), _SmoothRounding():
+        for codec in (first, second):
+            double = copy.deepcopy(codec).cpu().double().eval()
+            trace: list[Tensor] = []
+            for model in entropy_models(double):
+                model.register_forward_hook(lambda m, args, out, trace=trace: trace.extend(_live_channels(m, args, out)))
+            trace.append(forward_for_analysis(double, image)["x_hat"])
+            traces.append(trace)
+    if [t.shape for t in traces[0]] != [t.shape for t in traces[1]]:
+        return float("inf")
+    found = [float((a - b).abs().max()) / max(float(a.abs().max()), 1e-12) for a, b in zip(*traces, strict=True) if a.numel()]
+    return max(found) if not any(f != f for f in found) else float("nan")
+
+
+def _live_channels(model: nn.Module, args: Sequence[Any], out: Any) -> list[Tensor]:
+    given = [a for a in args if isinstance(a, Tensor) and a.dim() == 4]
+    if not given or any(a.shape[1] != given[0].shape[1] for a in given):
+        return given
+    live = torch.stack([a.abs().amax((0, 2, 3)) > 0 for a in given]).any(0)
+    returned = [t for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, Tensor) and t.dim() == 4 and t.shape[1] == len(live)]
+    return [t[:, live] for t in (*given, *returned)]
+
+
+def verify_same(codec: nn.Module, small: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups) -> Verification:
+    """Check that `small` equals `codec` with the removed channels masked, and that its bitstream decodes.
+
+    Raises:
+        SurgeryError: it does not, or it does not run.
+    """
+    try:
+        found = difference(masked_copy(codec, keep, groups), small)
+    except Exception as error:  # a foreign codec's own code may raise anything
+        raise SurgeryError(f"the pruned {type(codec).__name__} does not run: {str(error).splitlines()[0]}") from error
+    if not found <= TOLERANCE:
+        raise SurgeryError(
+            f"the pruned {type(codec).__name__} is not the masked one: they differ by {found:.1e} (at most {TOLERANCE:.0e} "
+            "is allowed); the codec's layers are not what their channels say. Nothing was changed"
+        )
+    return Verification(found, round_trip(small))
+
+
+def round_trip(codec: Any, size: int = FACTOR) -> int:
+    """Write and read a bitstream; return its length in bytes. A copy is used: CDF tables of the codec stay as they are.
+
+    Raises:
+        SurgeryError: it does not decode, to something finite, twice the same.
+    """
+    codec = copy.deepcopy(codec).cpu().float().eval()
+    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+    try:
+        with torch.no_grad():
+            update_tables(codec)
+            sent = codec.compress(image)
+            first = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
+            second = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
+    except Exception as error:
+        raise SurgeryError(f"the bitstream of {type(codec).__name__} does not decode: {type(error).__name__}: {error}") from error
+    if first.shape != image.shape or not bool(torch.isfinite(first).all()) or not torch.equal(first, second):
+        raise SurgeryError(f"the bitstream of {type(codec).__name__} decodes to something else each time")
+    return sum(len(s) for s in _byte_strings(sent["strings"]))
+
+
+def _byte_strings(value: Any) -> list[bytes]:
+    return [value] if isinstance(value, bytes) else [s for item in value for s in _byte_strings(item)]

@@ -1,0 +1,1 @@
+"""A codec or a coded image on disk. May use `evaluation` and what is below it."""

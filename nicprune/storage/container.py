@@ -1,0 +1,242 @@
+"""A photograph coded into one file: what `compress` returns, the image's size, and which codec can read it.
+
+    magic (4) | version (1) | fingerprint of the codec (8) | CRC-32 of its CDF tables (4) | width, height, shape, strings | CRC-32 of all before (4)
+
+The four in the middle are values: a varint n << 2 | kind, then n values (list), n bytes (string), n pairs (table), or nothing (n itself).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from nicprune.codecs.anatomy import ENCODER_ONLY, TABLES, check_codec, transform_of, unwrap
+from nicprune.codecs.cdf import fast_indexes
+from nicprune.codecs.hooks import has_hooks
+from nicprune.common.errors import CodecError, DataError, FileError, RecipeError
+from nicprune.data.images import read_image
+from nicprune.evaluation.evaluate import crop, pad
+from nicprune.methods import Attached, Method
+
+MAGIC, VERSION = b"\x8bNIC", 1
+"""The first byte is no ASCII: text is never taken for an image."""
+
+HEADER = struct.Struct(">4sB8sI")
+
+INTEGER, LIST, STRING, TABLE = range(4)
+
+DEEPEST = 8
+"""Levels of nesting; codecs' strings and shapes have three at the most."""
+
+MISFIT = "its contents do not fit together"
+
+
+@torch.no_grad()
+def encode(codec: nn.Module, image: Tensor | str | Path, *, level: Any = None, lmbda: float | None = None, width: int | None = None) -> bytes:
+    """Code one photograph; `decode` with the same codec reads it.
+
+    Args:
+        codec: a `CompressionModel`, pruned or not, or one with gates or a modulator on it, as `attach`, `harden` or `load` gave it. A
+            float32 copy is used. After training, `codec.update(force=True)` first, as for `compress`.
+        image: uint8 RGB, shape (3, H, W), of any size; or a file.
+        level, lmbda: with a modulator, the rate, as in `Attached.forward`; the highest if not given. It travels inside. With a scalable
+            encoder, the level; the original codec decodes what any of them wrote.
+        width: with a slimmable codec, which of its widths; the one that is set if not given. It travels inside.
+
+    Raises:
+        CodecError: not a codec, or masks still decay on it.
+        DataError: not such an image, or the file cannot be read.
+        RecipeError: a rate that the codec was not trained for, or it has no modulator.
+    """
+    rate: dict[str, Any] = {name: value for name, value in (("level", level), ("lmbda", lmbda), ("width", width)) if value is not None}
+    _check(codec)
+    if rate and not isinstance(codec, Attached):
+        raise RecipeError(f"{' and '.join(rate)} given to a codec without a modulator or widths, which codes in one way only: leave that out, or attach one")
+    if not isinstance(image, Tensor):
+        image = read_image(image)
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+        raise DataError(f"expected a uint8 image of shape (3, H, W), got {str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}")
+    ready = _ready(codec)
+    x = image.unsqueeze(0).to(next(ready.parameters()).device).float().div(255)
+    with fast_indexes():
+        sent = ready.compress(pad(x)[0], **rate)
+    header = HEADER.pack(MAGIC, VERSION, fingerprint(ready), _tables(ready))
+    data = header + b"".join(_pack(value) for value in (image.shape[2], image.shape[1], sent["shape"], sent["strings"]))
+    return data + zlib.crc32(data).to_bytes(4, "big")
+
+
+@torch.no_grad()
+def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
+    """Read a photograph that `encode` wrote; return it as uint8 RGB, shape (3, H, W), on the CPU.
+
+    As with every learned codec, decoding repeats the encoder's floating-point arithmetic to find each symbol's distribution: it is sure to
+    work only where that gives the same bits, that is with the same library versions on the same kind of hardware.
+
+    Args:
+        codec: the codec that it was coded with. The rate need not be told.
+        data: what `encode` returned; or a file of it.
+
+    Raises:
+        CodecError: not a codec, or masks still decay on it.
+        FileError: missing, damaged, not made by `encode`, or coded with another codec.
+    """
+    where = "this bitstream" if isinstance(data, bytes) else str(data)
+    _check(codec)
+    if not isinstance(data, bytes):
+        try:
+            data = Path(data).read_bytes()
+        except FileNotFoundError:
+            raise FileError(f"no such file: {where}") from None
+        except OSError as error:
+            raise FileError(f"cannot read {where}: {error.strerror or error}") from None
+    if not data.startswith(MAGIC):
+        raise FileError(f"{where} is {'empty' if not data else 'not an image that nicprune encoded'}")
+    if len(data) > len(MAGIC) and data[len(MAGIC)] > VERSION:
+        raise FileError(f"{where} has format version {data[len(MAGIC)]}; this nicprune reads up to {VERSION}: pip install --upgrade nicprune")
+    if len(data) < HEADER.size + 4 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "big"):
+        raise FileError(f"{where} is damaged or cut short: its checksum does not fit")
+    _, _, wanted, tables = HEADER.unpack_from(data)
+    ready = _ready(codec)
+    if wanted not in (own := fingerprint(ready), fingerprint(ready, encoder=True)):
+        raise FileError(f"{where} was coded with another codec (fingerprint {wanted.hex()}, this one has {own.hex()}): name the one that wrote it")
+    if _tables(ready) != tables:
+        raise FileError(
+            f"{where} was coded with other CDF tables than this codec has now: they were updated since, or made by other library versions or hardware; "
+            "save the codec, and decode with that file"
+        )
+    try:
+        width, height, shape, strings = _unpack_all(data[HEADER.size : -4], 4)
+        padded, padding = pad(torch.empty(1, 3, height, width, device="meta"))
+        with fast_indexes():
+            x_hat = ready.decompress(strings, shape)["x_hat"]
+        if x_hat.shape != padded.shape:
+            raise ValueError(f"decoded {tuple(x_hat.shape)}, expected {tuple(padded.shape)}")
+    except Exception as error:  # of the codec's own making, where it reads what its encoder did not write
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FileError(f"{where} cannot be decoded here ({reason}): was it coded with other library versions, or on other hardware?") from error
+    return crop(x_hat, padding)[0].clamp(0, 1).mul(255).round().byte().cpu()
+
+
+def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
+    """Eight bytes that differ between codecs whose decoders differ in weights, gates or modulators, but not with CDF tables or the device.
+
+    A codec whose encoder alone was changed writes what the original reads. With `encoder`, its weights count too, as they did in the first files.
+    """
+    methods = cast("list[Method]", list(codec.methods)) if isinstance(codec, Attached) else []
+    staying = [method for method in methods if method.codes or encoder]
+    # A codec whose methods do not take part in decoding is to be told from others as if it had none.
+    state = codec.state_dict() if staying else unwrap(codec).state_dict()
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        owner, _, last = key.rpartition(".")
+        if last in TABLES or (not encoder and transform_of(key) in ENCODER_ONLY):
+            continue
+        value = state[key].float()
+        mask = state.get(f"{owner}.mask")
+        if last == "weight" and mask is not None and mask.shape == value.shape:  # masked convolutions clear what the mask hides only when they first run
+            value = value * mask
+        digest.update(f"{key} {tuple(value.shape)} ".encode())
+        digest.update(_bytes(value))
+    for method in staying:
+        digest.update(f"{method.name} {method.config.model_dump_json()} ".encode())
+    return digest.digest()[:8]
+
+
+def _tables(codec: nn.Module) -> int:
+    """CRC-32 of the CDF tables: with others, the very same weights read garbage."""
+    state = codec.state_dict()
+    return zlib.crc32(b"".join(_bytes(state[key]) for key in sorted(state) if key.rpartition(".")[2] in TABLES))
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().numpy().tobytes()
+
+
+def _check(codec: nn.Module) -> None:
+    if isinstance(codec, Attached):
+        if not codec.stays:
+            raise CodecError("masks still decay on this codec: code images with masked.harden()")
+        return
+    check_codec(codec)
+    if has_hooks(codec):
+        raise CodecError("this codec has methods attached: code images with what attach() returned, or with harden()")
+
+
+def _ready(codec: nn.Module) -> Any:
+    """A copy whose arithmetic is alike for encoder and decoder, whatever was done to the codec in between: precision, memory format.
+
+    In channels_last a 1x1 convolution takes the format of its input, which a context model's encoder and decoder build differently.
+    """
+    ready: Any = copy.deepcopy(codec).float().eval().to(memory_format=torch.contiguous_format)
+    ready.update()
+    return ready
+
+
+def _number(n: int) -> bytes:
+    """A varint: seven bits a byte, the lowest first, the top bit where more follow."""
+    found = bytearray()
+    while n > 127:
+        found.append(n & 127 | 128)
+        n >>= 7
+    return bytes([*found, n])
+
+
+def _pack(value: Any) -> bytes:
+    """A value and all in it."""
+    if isinstance(value, int) and value >= 0:
+        return _number(value << 2 | INTEGER)
+    if isinstance(value, bytes):
+        return _number(len(value) << 2 | STRING) + value
+    if isinstance(value, (list, tuple)):
+        return _number(len(value) << 2 | LIST) + b"".join(map(_pack, value))
+    if isinstance(value, Mapping):
+        return _number(len(value) << 2 | TABLE) + b"".join(_pack(str(key).encode()) + _pack(item) for key, item in value.items())
+    raise CodecError(f"the codec's compress() returned {value!r:.60}, which has no place in a file: expected bytes and sizes, in lists or dicts")
+
+
+def _unpack_all(data: bytes, count: int) -> list[Any]:
+    """As many values as there must be.
+
+    Raises:
+        FileError: what lies there is something else.
+    """
+    values, at = [], 0
+    for _ in range(count):
+        value, at = _unpack(data, at, 0)
+        values.append(value)
+    if at != len(data):
+        raise FileError(MISFIT)
+    return values
+
+
+def _unpack(data: bytes, at: int, depth: int) -> tuple[Any, int]:
+    n = shift = 0
+    while True:
+        if at >= len(data) or shift > 56 or depth > DEEPEST:
+            raise FileError(MISFIT)
+        byte = data[at]
+        n |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            break
+    n, kind = n >> 2, n & 3
+    if kind == INTEGER:
+        return n, at
+    if kind == STRING:
+        return data[at : at + n], at + n
+    items = []
+    for _ in range(n if kind == LIST else 2 * n):
+        item, at = _unpack(data, at, depth + 1)
+        items.append(item)
+    if kind == TABLE:
+        return {key.decode(): item for key, item in zip(items[::2], items[1::2], strict=True)}, at
+    sizes = bool(items) and all(isinstance(item, int) for item in items)
+    return torch.Size(items) if sizes else items, at

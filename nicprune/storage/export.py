@@ -1,0 +1,203 @@
+"""Codecs for other tools: CompressAI's own checkpoint where widths allow, and ONNX, one file a transform, each checked."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nicprune.codecs.anatomy import FACTOR, check_codec, is_bottleneck, unwrap
+from nicprune.codecs.cdf import refresh_tables
+from nicprune.codecs.hooks import has_hooks
+from nicprune.common.errors import CodecError, FileError
+from nicprune.common.files import write_atomically
+
+EXPORTED = ("g_a", "h_a", "h_s", "g_s")
+SIZES = ((2 * FACTOR, 3 * FACTOR), (FACTOR, FACTOR))
+"""Images whose transforms' inputs are tried; the first is traced. There z is 2x3: a side of 1 would be taken for a constant."""
+TOLERANCE = 1e-4
+"""Largest difference between ONNX Runtime and torch, relative to the output's largest value."""
+
+
+def export_compressai(codec: nn.Module, path: str | Path) -> Path:
+    """Write {"state_dict", "N", "M"} for stock CompressAI, after loading it back with the class's own `from_state_dict`.
+
+    Raises:
+        CodecError: not a plain codec (harden it first).
+        FileError: stock CompressAI cannot load these widths (it reads only N and M); names the layers in the way.
+    """
+    ready = _plain_copy(codec)
+    refresh_tables(ready)
+    state = {key: value.detach().clone() for key, value in ready.state_dict().items()}
+    stock = _stock(ready, state)
+    image = torch.rand(1, 3, FACTOR, FACTOR, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = [_outputs(model(image)) for model in (stock.eval(), ready)]
+    # A missing or reshaped output is as wrong as a different number.
+    same = outputs[0].keys() == outputs[1].keys() and all(torch.equal(outputs[0][key], outputs[1][key]) for key in outputs[0])
+    if not same:
+        raise FileError(f"stock {type(codec).__name__} loads these weights but computes something else; use nicprune.save and nicprune.load")
+    widths = {name: getattr(stock, name) for name in ("N", "M") if isinstance(getattr(stock, name, None), int)}
+    return write_atomically(path, lambda temporary: torch.save({"state_dict": state, **widths}, temporary))
+
+
+def _plain_copy(codec: nn.Module) -> Any:
+    """A copy on the CPU in float32, in evaluation mode.
+
+    Raises:
+        CodecError: not a codec, or one with methods attached, whose masks no other tool knows.
+    """
+    inner = unwrap(codec)
+    check_codec(inner)
+    if inner is not codec or has_hooks(inner):
+        raise CodecError(
+            "this codec has methods on it, which other programs do not know; export harden(), one rate of it with harden(level=0), or one width with extract(0)"
+        )
+    return copy.deepcopy(codec).cpu().float().eval()
+
+
+def _outputs(out: dict[str, Any]) -> dict[str, Tensor]:
+    return {"x_hat": out["x_hat"], **{f"likelihoods.{key}": value for key, value in out["likelihoods"].items()}}
+
+
+def _stock(codec: Any, state: dict[str, Tensor]) -> nn.Module:
+    """Load a state dict as stock CompressAI does."""
+    name = type(codec).__name__
+    loader = getattr(type(codec), "from_state_dict", None)
+    if loader is None:
+        raise FileError(f"{name} has no from_state_dict for stock CompressAI to load it with; use nicprune.save and nicprune.load")
+    options: dict[str, Any] = {}
+    if "vr_entbttlnck" in inspect.signature(loader).parameters:
+        options["vr_entbttlnck"] = bool(codec.vr_entbttlnck)
+        # The variable-rate bottleneck's tables are not resized when loading: stock tools update() after it.
+        tables = ("_offset", "_quantized_cdf", "_cdf_length")
+        for path, module in codec.named_modules():
+            if is_bottleneck(module) and options["vr_entbttlnck"]:
+                for table in tables:
+                    state[f"{path}.{table}"] = state[f"{path}.{table}"].new_empty(0)
+    try:
+        return loader(dict(state), **options)
+    except Exception as error:  # of a foreign class, whatever its constructor raises
+        told = _misfits(str(error))
+        raise FileError(
+            f"stock CompressAI cannot load this {name}: it reads N and M alone and expects every other width to follow"
+            f"{': ' + told if told else ''}; use nicprune.load, or prune to uniform widths (widths: ...)"
+        ) from None
+
+
+def _misfits(message: str) -> str:
+    """The first layers that a size mismatch names; else the error's first line."""
+    lines = [line.strip() for line in message.splitlines() if "size mismatch for" in line]
+    told = []
+    for line in lines[:3]:
+        name = line.split("size mismatch for ")[1].split(":")[0]
+        shapes = [part.split("]")[0] for part in line.split("torch.Size([")[1:]]
+        told.append(f"{name} is [{shapes[0]}] where [{shapes[1]}] would follow" if len(shapes) == 2 else name)
+    if not lines:
+        return message.splitlines()[0] if message else ""
+    return "; ".join(told) + ("; ..." if len(lines) > 3 else "")
+
+
+def export_onnx(codec: nn.Module, folder: str | Path, *, check: bool = True, say: Callable[[str], Any] | None = None) -> list[Path]:
+    """Write g_a.onnx, h_a.onnx, h_s.onnx and g_s.onnx (those that the codec has), for any height and width.
+
+    Entropy coding stays in Python: only transforms are exported.
+
+    Args:
+        folder: where the files go; files of these names are replaced.
+        check: run each file in ONNX Runtime at two sizes and compare, before it gets its name.
+        say: is told, for each file, how far ONNX Runtime and torch are apart.
+
+    Raises:
+        CodecError: the codec has no transforms of these names, has methods attached, or onnx is not installed.
+        FileError: a transform cannot be exported, a file cannot be written or does not compute the same.
+    """
+    ready = _plain_copy(codec)
+    _require("onnx", "onnxscript", *(["onnxruntime"] if check else []))
+    transforms = [(name, module) for name, module in ready.named_modules() if name.rsplit(".", 1)[-1] in EXPORTED]
+    if not transforms:
+        raise CodecError(f"{type(codec).__name__} has none of {', '.join(EXPORTED)}")
+    written = []
+    for name, module in transforms:
+        short = name.rsplit(".", 1)[-1]
+        inputs = [_example(ready, name, size) for size in SIZES]
+        found: list[float] = []
+
+        def write(path: Path, short: str = short, module: nn.Module = module, inputs: list[Tensor] = inputs, found: list[float] = found) -> None:
+            try:
+                _write(module, inputs[0], path)
+            except OSError:
+                raise
+            except Exception as error:
+                raise FileError(f"{short} cannot be exported to ONNX: {type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}") from error
+            if check:
+                found += _differences(short, module, inputs, path)
+
+        written.append(write_atomically(Path(folder) / f"{short}.onnx", write))
+        if say is not None and check:
+            sizes = " and ".join("x".join(map(str, x.shape[1:])) for x in inputs)
+            say(f"{short}.onnx: ONNX Runtime = torch to {max(found):.1e} of the output's largest value (cpu, float32, inputs {sizes})")
+    return written
+
+
+def _require(*packages: str) -> None:
+    import importlib
+
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise CodecError(f"exporting to ONNX needs {package}, which is not installed: pip install 'nicprune[export]'") from None
+
+
+def _example(codec: nn.Module, name: str, size: tuple[int, int]) -> Tensor:
+    """What a transform is given for an image of this size, values of its usual kind."""
+    taken: list[Tensor] = []
+
+    def take(module: nn.Module, args: tuple[Any, ...]) -> None:
+        taken.append(args[0].detach().clone())
+
+    handle = codec.get_submodule(name).register_forward_pre_hook(take)
+    try:
+        with torch.no_grad():
+            codec(torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)))
+    finally:
+        handle.remove()
+    # An untrained codec's latents all round to zero; any values do for comparing.
+    return taken[0] + torch.randn(taken[0].shape, generator=torch.Generator().manual_seed(1))
+
+
+def _write(module: nn.Module, x: Tensor, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        height, width = torch.export.Dim("height", min=1, max=8192), torch.export.Dim("width", min=1, max=8192)
+        program = torch.onnx.export(module, (x,), dynamo=True, dynamic_shapes=({2: height, 3: width},), verbose=False)
+        assert program is not None
+        program.save(str(path))
+
+
+def _differences(name: str, module: nn.Module, inputs: list[Tensor], path: Path) -> list[float]:
+    """Run a file in ONNX Runtime; the largest |difference| to torch for each input, relative to the output's largest value.
+
+    Raises:
+        FileError: one is over the tolerance.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = []
+    for x in inputs:
+        with torch.no_grad():
+            expected = module(x)
+        (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        scale = max(float(expected.abs().max()), 1e-12)
+        found.append(float((torch.from_numpy(output) - expected).abs().max()) / scale)
+        if not found[-1] <= TOLERANCE:
+            raise FileError(f"{name}.onnx does not compute what {name} does: they differ by {found[-1]:.1e} at input {tuple(x.shape)}")
+    return found

@@ -1,0 +1,411 @@
+"""The training loop: rate-distortion loss plus a method's terms, an auxiliary step, a schedule, exact resumption.
+
+Readable from top to bottom: `fit` sets up, `_step` is one step, the rest is bookkeeping.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from nicprune.codecs.anatomy import TABLES, lmbda_of, on_side, provenance, rate_distortion_loss, unwrap
+from nicprune.codecs.cdf import refresh_tables
+from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
+from nicprune.common.config import Settings, parse
+from nicprune.common.errors import FileError, RecipeError, TrainingError
+from nicprune.common.files import append_line, check_writable, write_atomically
+from nicprune.common.progress import Progress
+from nicprune.data.images import Patches, calibration_images, mix
+from nicprune.training.optimizers import DEFAULT_LR, make_optimizer
+from nicprune.training.precision import autocast_dtype, entropy_models_in_float32
+
+MAX_SKIPPED = 20
+"""Steps in a row that may be skipped for a gradient that is not finite."""
+
+
+class TrainSettings(Settings):
+    """How to train. Defaults are CompressAI's where it has any; those of `lmbda` and `metric` are the codec's own, by its quality, that of `lr` is the
+    optimiser's.
+
+    Attributes:
+        optimizer: "adam", or "soap", which learns several times as fast (see `nicprune.optimizers`).
+        side: what runs when encoding alone, or decoding alone, is trained, and the rest left as it is; if not given, as the methods attached say, or
+            the last one that a plain codec was pruned by.
+    """
+
+    steps: int = Field(ge=0)
+    lmbda: float | None = Field(default=None, gt=0)
+    metric: Literal["mse", "ms-ssim"] | None = None
+    batch_size: int = Field(default=8, ge=1)
+    patch_size: int = Field(default=256, ge=64)
+    optimizer: Literal["adam", "soap"] = "adam"
+    lr: float | None = Field(default=None, gt=0)
+    aux_lr: float = Field(default=1e-3, gt=0)
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup: int = Field(default=0, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    channels_last: bool = True
+    seed: int = Field(default=0, ge=0)
+    devices: int = Field(default=1, ge=1)
+    accelerator: str = "auto"
+    checkpoint_every: int = Field(default=1000, ge=1)
+    log_every: int = Field(default=50, ge=1)
+    tensorboard: bool = False
+    side: Literal["both", "encoder", "decoder"] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainSettings:
+        if self.patch_size % 64:
+            raise ValueError(f"patch_size must be a multiple of 64, the codecs' largest stride (got {self.patch_size})")
+        if self.metric == "ms-ssim" and self.patch_size < 192:
+            raise ValueError("metric ms-ssim needs a patch_size of at least 192: five scales of an 11-pixel window")
+        return self
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit` did: the step it ended at, the last logged figures, and how many steps were skipped."""
+
+    step: int
+    metrics: dict[str, float]
+    skipped: int
+    seconds: float
+
+
+def _target(settings: TrainSettings) -> tuple[float, str]:
+    """Lambda and metric, which `fit` has filled in."""
+    assert settings.lmbda is not None and settings.metric is not None
+    return settings.lmbda, settings.metric
+
+
+def learning_rate(settings: TrainSettings, step: int) -> float:
+    """Learning rate at `step` (from 0): linear warm-up, then the schedule down to zero."""
+    peak = settings.lr
+    assert peak is not None  # filled in by fit
+    if step < settings.warmup:
+        return peak * (step + 1) / settings.warmup
+    if settings.schedule == "constant":
+        return peak
+    done = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    return peak * (0.5 * (1 + math.cos(math.pi * done)) if settings.schedule == "cosine" else 1 - done)
+
+
+def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Split trainable parameters into the network's and the entropy bottlenecks' quantiles, as CompressAI does."""
+    quantiles = {id(p) for name, p in model.named_parameters() if name.endswith("quantiles")}
+    own = {id(p) for p in model.self_updated()} if hasattr(model, "self_updated") else set()
+    trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+    return [p for p in trainable if id(p) not in quantiles], [p for p in trainable if id(p) in quantiles]
+
+
+def frozen_parameters(model: nn.Module, side: str | None) -> list[nn.Parameter]:
+    """The codec's parameters that are to stay as they are: see `TrainSettings.side`."""
+    codec, methods = unwrap(model), [m for m in getattr(model, "methods", []) if not m.teaches]
+    history = provenance(codec).history
+    if side is None and not methods and history:
+        side = history[-1].get("side")
+    told = side if side != "both" else None
+    return [p for name, p in codec.named_parameters() if not (on_side(name, told) and (side == "both" or all(m.trains(name) for m in methods)))]
+
+
+@contextmanager
+def left_alone(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let these parameters have no gradient inside the block."""
+    changed = [p for p in parameters if p.requires_grad]
+    try:
+        for parameter in changed:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in changed:
+            parameter.requires_grad_(True)
+
+
+def fit(
+    model: nn.Module,
+    train: str | Path | Sequence[str | Path],
+    *,
+    validation: str | Path | Sequence[str | Path] | None = None,
+    folder: str | Path | None = None,
+    progress: bool | str = True,
+    until_done: bool = False,
+    **settings: Any,
+) -> FitResult:
+    """Train a codec, or a codec with methods attached, in place.
+
+    Args:
+        model: a `CompressionModel`, or what `attach` returned.
+        train: folder(s) of photographs, or "samples".
+        validation: photographs that a schedule of lambdas decides by, not to be those that results are reported on.
+        folder: where `checkpoint.pt` and `metrics.jsonl` go. A run that finds its checkpoint there resumes from it,
+            bit-equal on CPU in float32 to the run that was never interrupted. None: nothing is written.
+        progress: show progress; a string is shown in front of it.
+        until_done: end as soon as every attached method says that it is done, not at `steps`.
+        settings: see `TrainSettings`.
+
+    Raises:
+        RecipeError: a setting is unknown or out of range.
+        DataError: no usable photographs.
+        FileError: the checkpoint is of another run, or cannot be written.
+        TrainingError: the loss stayed non-finite.
+    """
+    options = parse(TrainSettings, settings, "fit(...)")
+    metric = options.metric or provenance(unwrap(model)).metric
+    lr = options.lr if options.lr is not None else DEFAULT_LR[options.optimizer]
+    own = {"metric": metric, "lmbda": lmbda_of(unwrap(model), options.lmbda, metric), "lr": lr}
+    options = parse(TrainSettings, options.model_dump() | own, "fit(...)")
+    patches = Patches(train, options.patch_size)
+    looked_at = calibration_images(validation) if validation is not None else []
+    if not looked_at and any(getattr(m.config, "schedule", None) is not None for m in getattr(model, "methods", [])):
+        raise RecipeError("a schedule of lambdas decides by validation photographs: fit(..., validation=folder)")
+    if options.devices > 1 and getattr(model, "widths", None) is not None:
+        raise TrainingError("slimmable codecs train on one device")
+    if folder is not None:
+        check_writable(folder)
+    steps_left = getattr(model, "steps_left", 0)
+    if steps_left > options.steps:
+        warnings.warn(f"the method needs {steps_left} steps until it is done, and this run has {options.steps}", stacklevel=2)
+    fabric = _fabric(options)
+    was_last = any(p.ndim == 4 and not p.is_contiguous() for p in unwrap(model).parameters())
+    with left_alone(frozen_parameters(model, options.side)):
+        run = _Run(model, options, fabric, Path(folder) if folder is not None else None, patches.paths)
+        label = progress if isinstance(progress, str) else ""
+        was_training = model.training
+        bar = Progress(options.steps, label, enabled=bool(progress) and fabric.is_global_zero)
+        started = time.monotonic()
+        try:
+            with ExitStack() as stack:
+                stack.callback(bar.close)
+                stack.callback(patches.close)
+                stack.enter_context(entropy_models_in_float32(model))
+                stack.enter_context(strided_pointwise_by_slicing(model))
+                model.train()
+                run.resume()
+                bar.start(run.step)
+                while run.step < options.steps and not (until_done and run.attached is not None and run.attached.done):
+                    batch = patches.batch(options.batch_size, seed=options.seed, step=run.step, rank=fabric.global_rank)
+                    figures = run.advance(fabric.to_device(batch))
+                    if run.attached is not None and run.attached.wants_validation:
+                        run.attached.validate([fabric.to_device(image) for image in looked_at])
+                    if run.step % options.log_every == 0 or run.step == options.steps:
+                        bar.show(run.step, run.log(figures))
+                    else:
+                        bar.show(run.step)
+                    if run.step % options.checkpoint_every == 0:
+                        run.save()
+                run.save()
+        except KeyboardInterrupt:
+            kept = f"run again to go on from step {run.saved_step}" if folder else "nothing was kept (no folder was given)"
+            raise TrainingError(f"interrupted at step {run.step} of {options.steps}; {kept}") from None
+        finally:
+            run.close()
+            model.train(was_training)
+        refresh_tables(model)
+        if options.channels_last and not was_last:  # the same arithmetic as before, to the bit: what others wrote is still read
+            run.codec.to(memory_format=torch.contiguous_format)
+        return FitResult(run.step, run.last, run.skipped, time.monotonic() - started)
+
+
+def _fabric(options: TrainSettings) -> Fabric:
+    try:
+        fabric = Fabric(accelerator=options.accelerator, devices=options.devices, strategy="ddp" if options.devices > 1 else "auto")
+        if options.devices > 1:
+            fabric.launch()
+    except (RuntimeError, ValueError, MisconfigurationException) as error:
+        raise TrainingError(f"cannot train on {options.devices} x {options.accelerator!r}: {str(error).splitlines()[0]}") from None
+    return fabric
+
+
+class _Run:
+    """The state of one `fit`: model, optimisers, step."""
+
+    def __init__(self, model: nn.Module, options: TrainSettings, fabric: Fabric, folder: Path | None, photographs: Sequence[Path]):
+        self.options, self.fabric, self.folder = options, fabric, folder
+        self.model = model
+        self.codec = unwrap(model)
+        self.attached: Any = model if model is not self.codec else None
+        methods = [[m.name, m.config.model_dump(mode="json")] for m in getattr(model, "methods", [])] if self.attached is not None else []
+        # What a checkpoint must have been made from, to be gone on from here.
+        self.identity = json.dumps([provenance(self.codec).name, provenance(self.codec).quality, methods, [[p.name, p.stat().st_size] for p in photographs]])
+        self.loss = rate_distortion_loss(*_target(options))
+        self.step = self.saved_step = self.skipped = self._skipped_in_a_row = 0
+        self.last: dict[str, float] = {}
+        self._clock = (time.monotonic(), 0)
+        self.dtype = autocast_dtype(options.precision, fabric.device)
+        if options.channels_last:
+            self.codec.to(memory_format=torch.channels_last)
+        net, aux = split_parameters(self.codec, model)
+        if not net:
+            raise TrainingError("nothing to train: no parameter of the codec requires a gradient")
+        if options.devices > 1:
+            # Quantiles learn from the auxiliary loss alone, outside the wrapped forward: the reducer would wait for them.
+            ignored = [name for name, p in model.named_parameters() if any(p is q for q in aux)]
+            nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
+        self.net_parameters = net
+        self.wrapped = fabric.setup_module(model)
+        self.optimizer: Any = fabric.setup_optimizers(make_optimizer(options.optimizer, net, learning_rate(options, 0)))
+        self.aux_optimizer = torch.optim.Adam(aux, lr=options.aux_lr) if aux else None
+        self._metrics_file = folder / "metrics.jsonl" if folder is not None and fabric.is_global_zero else None
+        self._writer = self._tensorboard() if options.tensorboard else None
+
+    def advance(self, batch: Tensor) -> dict[str, Tensor]:
+        """Take one step. A gradient that is not finite is skipped, not taken; too many in a row end the run."""
+        options = self.options
+        # Quantisation noise depends on (seed, step, rank) alone: nothing to save, nothing to restore.
+        torch.manual_seed(mix(options.seed, self.step, self.fabric.global_rank, 1))
+        for optimizer in (self.optimizer, self.aux_optimizer):
+            if optimizer is not None:
+                rate = learning_rate(options, self.step)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate if optimizer is self.optimizer else options.aux_lr
+        if options.channels_last:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        self.optimizer.zero_grad(set_to_none=True)
+        passes = self.attached.passes() if self.attached is not None else []
+        figures = [self._learn(batch, width) for width in passes or [None]][0]
+        norm = nn.utils.clip_grad_norm_(self.net_parameters, options.clip)
+        if bool(torch.isfinite(norm)):
+            self._skipped_in_a_row = 0
+            self.optimizer.step()
+        else:
+            self.skipped += 1
+            self._skipped_in_a_row += 1
+            if self._skipped_in_a_row > MAX_SKIPPED:
+                raise TrainingError(
+                    f"the loss is not finite: {self._skipped_in_a_row} steps in a row up to step {self.step} had no usable "
+                    f"gradient (lr {options.lr:g}, clip {options.clip:g}); try a lower lr"
+                )
+        if self.attached is not None:  # a skipped step counts too: schedules go on
+            self.attached.after_step()
+        if self.aux_optimizer is not None:
+            self.aux_optimizer.zero_grad(set_to_none=True)
+            aux = (self.attached or self.codec).aux_loss()
+            if isinstance(aux, Tensor):  # variable-rate bottlenecks have none: CompressAI gives the number 0
+                aux.backward()
+                self.aux_optimizer.step()
+                figures["aux"] = aux
+        self.step += 1
+        return figures
+
+    def _learn(self, batch: Tensor, width: int | None) -> dict[str, Tensor]:
+        """Add the gradients of one forward pass, at one width; return its figures. Memory is that of one width."""
+        at = {} if width is None else {"width": width}
+        with torch.autocast(self.fabric.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            out = self.wrapped(batch, **at)
+        out = {**out, "x_hat": out["x_hat"].float()}
+        own = self.attached.objective(out, batch, _target(self.options)[1]) if self.attached is not None else None
+        figures = own if own is not None else self.loss(out, batch)
+        loss = figures["loss"]
+        if self.attached is not None:
+            figures["terms"] = self.attached.loss(out, batch)
+            loss = loss + figures["terms"]
+        self.fabric.backward(loss)
+        return figures
+
+    def log(self, figures: dict[str, Tensor]) -> dict[str, float]:
+        """Turn a step's figures into numbers, append them to metrics.jsonl, and return them."""
+        now, (then, step) = time.monotonic(), self._clock
+        self._clock = (now, self.step)
+        values = {name.removesuffix("_loss"): float(v.detach()) for name, v in figures.items() if v is not None}
+        if values.get("mse"):
+            values["psnr"] = -10 * math.log10(values["mse"])
+        values["lr"] = learning_rate(self.options, self.step - 1)
+        if self.attached is not None:
+            values |= self.attached.figures()
+        self.last = values
+        if self._metrics_file is not None:
+            record = {"step": self.step, **values, "steps_per_s": (self.step - step) / max(now - then, 1e-9)}
+            append_line(self._metrics_file, json.dumps(record))
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, self.step)
+        return values
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        if self.folder is None or self.step == self.saved_step or not self.fabric.is_global_zero:
+            return
+        state = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "settings": self.options.model_dump_json(),
+            "identity": self.identity,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.optimizer.state_dict(),
+            "aux_optimizer": self.aux_optimizer.state_dict() if self.aux_optimizer is not None else None,
+        }
+        write_atomically(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
+        self.saved_step = self.step
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one; forget what metrics.jsonl says of later steps."""
+        path = self.folder / "checkpoint.pt" if self.folder is not None else None
+        if path is None or not path.exists():
+            if self._metrics_file is not None:
+                self._metrics_file.unlink(missing_ok=True)
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            before, identity = json.loads(state["settings"]), state["identity"]
+        except Exception as error:
+            raise FileError(f"cannot read the checkpoint {path}: {error}. Remove it to start anew") from None
+        free = {"checkpoint_every", "log_every", "tensorboard", "devices", "accelerator"}
+        now = self.options.model_dump()
+        defaults = {name: field.default for name, field in TrainSettings.model_fields.items()}  # of settings newer than the checkpoint
+        changed = [k for k in now if k not in free and before.get(k, defaults[k]) != now[k]]
+        if changed:
+            told = ", ".join(f"{k} {before.get(k)!r} there, {now[k]!r} now" for k in changed)
+            raise RecipeError(f"{path} is of a run with other settings ({told}); use another folder or remove it")
+        if identity != self.identity:
+            raise RecipeError(f"{path} is of another run (codec, method or photographs differ); use another folder or remove it")
+        try:
+            # CDF tables follow from the weights, at the end: those of the checkpoint need not have the codec's size.
+            tables = {k: v for k, v in self.model.state_dict().items() if k.rsplit(".", 1)[-1] in TABLES}
+            self.model.load_state_dict({**state["model"], **tables})
+            self.optimizer.optimizer.load_state_dict(state["optimizer"])
+            if self.aux_optimizer is not None:
+                self.aux_optimizer.load_state_dict(state["aux_optimizer"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise FileError(f"{path} does not fit this model: {str(error).splitlines()[0]}. Remove it to start anew") from None
+        self.step = self.saved_step = state["step"]
+        self.skipped = state["skipped"]
+        self._clock = (time.monotonic(), self.step)
+        if self.fabric.is_global_zero:
+            for left in path.parent.glob(f".{path.name}.*"):  # of a write that kill -9 cut short
+                left.unlink(missing_ok=True)
+        if self._metrics_file is not None and self._metrics_file.exists():
+            lines = self._metrics_file.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= self.step]
+            write_atomically(self._metrics_file, lambda p: p.write_text("".join(line + "\n" for line in kept)))
+
+    def _tensorboard(self) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise TrainingError("tensorboard is not installed: pip install 'nicprune[track]'") from None
+        return SummaryWriter(str(self.folder / "tensorboard")) if self._metrics_file is not None and self.folder else None
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line cut short by kill -9

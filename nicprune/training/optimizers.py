@@ -1,0 +1,133 @@
+"""The optimisers that training offers, by name.
+
+`soap` is Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., "SOAP: Improving and Stabilizing Shampoo
+using Adam", 2024, arXiv 2409.11321), as the package pytorch-optimizer has it, with the products of a convolution's
+weight computed where they lie in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from pytorch_optimizer import SOAP
+from torch import Tensor, nn
+
+from nicprune.common.errors import RecipeError, closest
+
+MAX_PRECONDITIONED = 1024
+"""Axes longer than this are left as they are, as in Adam."""
+
+
+class ConvolutionSOAP(SOAP):
+    """SOAP for weights of convolutions.
+
+    A weight (O, I, H, W) counts as a tensor of three axes: channels, channels and the H·W places of the kernel. They are
+    multiplied as they lie in memory, channels_last or not. The parent class moves every one of four axes to the front by
+    copying, which takes several times as long (`nicprune bench optimizer`).
+    """
+
+    def project(
+        self, grad: Tensor, state: Any, merge_dims: bool = False, max_precondition_dim: int = MAX_PRECONDITIONED, project_type: str = "forward"
+    ) -> Tensor:
+        """Rotate `grad` into the eigenbases `state["Q"]`, or back: one product an axis."""
+        out = _axes(grad)
+        for axis, basis in enumerate(state["Q"]):
+            if len(basis):
+                out = _times(out, basis if project_type == "forward" else basis.T, axis)
+        return _like(out, grad)
+
+    def get_orthogonal_matrix_qr(self, state: Any, max_precondition_dim: int = MAX_PRECONDITIONED, merge_dims: bool = False) -> list[Any]:
+        """One step of power iteration for each eigenbasis; see the parent class."""
+        squares = state["exp_avg_sq"]
+        seen = {**state, "exp_avg_sq": _axes(squares)}
+        bases = super().get_orthogonal_matrix_qr(seen, max_precondition_dim, False)
+        state["exp_avg_sq"] = _like(seen["exp_avg_sq"], squares)
+        return bases
+
+    def init_pre_conditioner(self, grad: Tensor, state: Any, *args: Any, **settings: Any) -> None:
+        """See the parent class."""
+        super().init_pre_conditioner(_axes(grad), state, *args, **settings)
+
+    def update_pre_conditioner(
+        self, grad: Tensor, state: Any, step: int, max_precondition_dim: int = MAX_PRECONDITIONED, precondition_1d: bool = False, merge_dims: bool = False
+    ) -> None:
+        """Follow the gradient's second moments along each axis, and every few steps their eigenbases."""
+        axes = _axes(grad)
+        for axis, moments in enumerate(state["GG"]):
+            if len(moments):
+                moments.lerp_(_outer(axes, axis), 1 - state["shampoo_beta"])
+        if state["Q"] is None:
+            state["Q"] = self.get_orthogonal_matrix(state["GG"])
+        elif step > 0 and step % state["precondition_frequency"] == 0:
+            state["Q"] = self.get_orthogonal_matrix_qr(state, max_precondition_dim)
+
+
+def _axes(tensor: Tensor) -> Tensor:
+    """A convolution's weight as a tensor of three axes in the order in which they lie in memory; anything else as it is."""
+    if tensor.ndim != 4:
+        return tensor
+    if tensor.is_contiguous():
+        return tensor.flatten(2)
+    return tensor.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _like(axes: Tensor, tensor: Tensor) -> Tensor:
+    """Undo `_axes`."""
+    if tensor.ndim != 4:
+        return axes
+    if tensor.is_contiguous():
+        return axes.view(tensor.shape)
+    first, second, height, width = tensor.shape
+    return axes.reshape(first, height, width, second).permute(0, 3, 1, 2)
+
+
+def _times(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
+    """Multiply one axis by the columns of a matrix."""
+    if axis == tensor.ndim - 1:
+        return tensor @ matrix
+    if axis == 0:
+        return (matrix.T @ tensor.flatten(1)).view(-1, *tensor.shape[1:])
+    return matrix.T @ tensor
+
+
+def _outer(tensor: Tensor, axis: int) -> Tensor:
+    """Second moments along an axis: the sum over all others of the outer products."""
+    if axis == tensor.ndim - 1:
+        rows = tensor.flatten(0, -2)
+        return rows.T @ rows
+    rows = tensor.transpose(0, axis).flatten(1)
+    return rows @ rows.T
+
+
+def _adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=lr)
+
+
+def _soap(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    return ConvolutionSOAP(
+        list(parameters), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, precondition_frequency=10, max_precondition_dim=MAX_PRECONDITIONED
+    )
+
+
+DEFAULT_LR = {"adam": 1e-4, "soap": 1e-3}
+"""CompressAI's learning rate for Adam; SOAP's for training and pruning alike (`reports/evidence_optimizer`)."""
+
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]] = {"adam": _adam, "soap": _soap}
+
+
+def make_optimizer(name: str, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """Return a new optimiser.
+
+    Args:
+        name: one of `OPTIMIZERS`.
+        parameters: what it updates; entropy bottlenecks' quantiles are not among them.
+        lr: the learning rate.
+
+    Raises:
+        RecipeError: there is no such optimiser.
+    """
+    if name not in OPTIMIZERS:
+        raise RecipeError(f"unknown optimizer {name!r}; {closest(name, OPTIMIZERS)}")
+    return OPTIMIZERS[name](parameters, lr)
