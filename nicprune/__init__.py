@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nicprune.channels.groups import Group as Group
     from nicprune.channels.groups import Groups as Groups
-    from nicprune.codecs.anatomy import provenance as provenance
     from nicprune.codecs.cdf import fast_indexes as fast_indexes
+    from nicprune.codecs.provenance import provenance as provenance
     from nicprune.common.errors import NicpruneError as NicpruneError
     from nicprune.data.images import calibration_images as calibration_images
     from nicprune.evaluation.evaluate import compare as compare
@@ -63,7 +63,7 @@ _HOME = {
     "load": "storage.checkpoint",
     "load_codec": "storage.checkpoint",
     "measure": "pruning.cost",
-    "provenance": "codecs.anatomy",
+    "provenance": "codecs.provenance",
     "prune": "pruning.surgery",
     "read_recipe": "experiments.recipe",
     "run_recipe": "experiments.run",

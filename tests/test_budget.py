@@ -11,7 +11,7 @@ import torch
 from conftest import built, same_state, state_of
 
 from nicprune.channels.groups import Groups
-from nicprune.codecs.anatomy import provenance
+from nicprune.codecs.provenance import provenance
 from nicprune.common.config import parse
 from nicprune.common.errors import BudgetError, RecipeError
 from nicprune.methods import attach

@@ -16,7 +16,8 @@ from compressai.models import FactorizedPrior, MeanScaleHyperprior, ScaleHyperpr
 from conftest import built, image, random_keep, same_state, state_of
 from torch import nn
 
-from nicprune.codecs.anatomy import CompressionModel, provenance
+from nicprune.codecs.anatomy import CompressionModel
+from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import BudgetError, CodecError, FileError, RecipeError, SurgeryError
 from nicprune.methods import attach
 from nicprune.pruning.surgery import prune
@@ -269,7 +270,7 @@ def test_official_weights_come_through_compressais_downloader(tmp_path: Path, mo
 
 @pytest.mark.parametrize("name", ["bmshj2018-factorized", "bmshj2018-factorized-relu", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-anchor"])
 def test_every_quality_has_its_widths(name: str) -> None:
-    from nicprune.codecs.anatomy import qualities
+    from nicprune.codecs.zoo import qualities
 
     ends = [load_codec(name, q, weights="none").g_a[0] for q in (qualities(name)[0], qualities(name)[-1])]
     widths = [layer.out_channels if hasattr(layer, "out_channels") else layer.conv1.out_channels for layer in ends]

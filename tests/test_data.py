@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from nicprune.common.errors import DataError
-from nicprune.data.images import Patches, list_images, mix, read_image, readable, usable_images, write_png
+from nicprune.data.images import list_images, read_image, readable, usable_images, write_png
+from nicprune.data.patches import Patches, mix
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nicprune.channels.groups import from_ranges, to_ranges
-from nicprune.codecs.anatomy import TABLES, provenance, rate_distortion_loss
+from nicprune.codecs.anatomy import TABLES, rate_distortion_loss
+from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError, RecipeError, TrainingError
 from nicprune.data.images import calibration_images
 from nicprune.methods import Attached, attach

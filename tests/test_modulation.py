@@ -15,7 +15,8 @@ from compressai.models import CompressionModel
 from conftest import built, hook_count, image, same_state, state_of
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import LAMBDAS, provenance
+from nicprune.codecs.provenance import provenance
+from nicprune.codecs.zoo import LAMBDAS
 from nicprune.common.errors import CodecError, FileError, NicpruneError, RecipeError
 from nicprune.data.images import read_image, sample_photographs
 from nicprune.methods import METHODS, Attached, attach

@@ -17,7 +17,8 @@ from conftest import built, same_state, state_of
 from torch import nn
 
 import nicprune.training.loop as training
-from nicprune.codecs.anatomy import provenance, rate_distortion_loss
+from nicprune.codecs.anatomy import rate_distortion_loss
+from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import FileError, RecipeError, TrainingError
 from nicprune.data.images import write_png
 from nicprune.methods import attach

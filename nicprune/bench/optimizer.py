@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import LAMBDAS, rate_distortion_loss
+from nicprune.codecs.anatomy import rate_distortion_loss
+from nicprune.codecs.zoo import LAMBDAS
 from nicprune.common.config import parse
-from nicprune.data.images import Patches, list_images, read_image
+from nicprune.data.images import list_images, read_image
+from nicprune.data.patches import Patches
 from nicprune.evaluation.timer import Measure
 from nicprune.storage.checkpoint import load_codec
 from nicprune.training.loop import TrainSettings, learning_rate, split_parameters

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from nicprune.bench.optimizer import bench_optimizer
 from nicprune.channels.groups import find_groups
-from nicprune.codecs.anatomy import ZOO, forward_for_analysis, qualities, rate_distortion_loss
+from nicprune.codecs.anatomy import forward_for_analysis, rate_distortion_loss
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
+from nicprune.codecs.zoo import ZOO, qualities
 from nicprune.common.errors import RecipeError, closest
 from nicprune.common.machine import BUSY, machine_line, tune_allocator
 from nicprune.evaluation.timer import Measure, Sampler, seconds_of

@@ -49,7 +49,7 @@ def _options(
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(help="codecs, methods, recipes, or nothing for all.")] = "all") -> None:
     """List codecs, methods and recipes."""
-    from nicprune.codecs.anatomy import codec_names, qualities
+    from nicprune.codecs.zoo import codec_names, qualities
     from nicprune.common.errors import RecipeError, closest
     from nicprune.experiments.recipe import recipe_names
     from nicprune.methods import METHODS
@@ -140,7 +140,7 @@ def prune(
     """Prune a codec in one shot, without any training, and save what is left."""
     import torch
 
-    from nicprune.codecs.anatomy import provenance
+    from nicprune.codecs.provenance import provenance
     from nicprune.common.config import apply_override
     from nicprune.common.errors import RecipeError
     from nicprune.data.images import calibration_images

@@ -12,7 +12,8 @@ import torch
 from compressai.entropy_models import GaussianConditional
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import entropy_models, is_bottleneck, provenance, unwrap
+from nicprune.codecs.anatomy import entropy_models, is_bottleneck, unwrap
+from nicprune.codecs.provenance import provenance
 
 _COMPARED = GaussianConditional.build_indexes
 

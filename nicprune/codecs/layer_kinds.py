@@ -15,7 +15,9 @@ from compressai.layers import GDN, GDN1, CheckerboardMaskedConv2d, MaskedConv2d
 from compressai.ops.parametrizers import NonNegativeParametrizer
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import is_bottleneck, provenance, rebuild
+from nicprune.codecs.anatomy import is_bottleneck
+from nicprune.codecs.provenance import provenance
+from nicprune.codecs.zoo import rebuild
 from nicprune.common.errors import CodecError, SurgeryError
 
 
@@ -84,8 +86,6 @@ class EntropyBottleneckPruner(tp.BasePruningFunc):
         return layer.channels
 
     get_in_channels = get_out_channels
-
-
 
 
 PRUNERS: dict[type, tp.BasePruningFunc] = {

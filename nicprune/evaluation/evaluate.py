@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import FACTOR, check_codec, provenance, unwrap
+from nicprune.codecs.anatomy import FACTOR, check_codec, unwrap
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
+from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError, RecipeError
 from nicprune.common.files import write_text
 from nicprune.common.machine import BUSY, others_share, processor_time

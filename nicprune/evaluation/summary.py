@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from nicprune.channels.groups import Groups
-from nicprune.codecs.anatomy import provenance, sides_of
+from nicprune.codecs.anatomy import sides_of
+from nicprune.codecs.provenance import provenance
 from nicprune.pruning.cost import COUNTER, CostModel
 
 SIZE = (512, 768)

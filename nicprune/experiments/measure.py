@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
-from nicprune.codecs.anatomy import provenance, unwrap
+from nicprune.codecs.anatomy import unwrap
 from nicprune.codecs.cdf import refresh_tables
+from nicprune.codecs.provenance import provenance
 from nicprune.common.machine import machine_line, versions
 from nicprune.data.images import list_images, usable_images, write_png
 from nicprune.evaluation.evaluate import Evaluation, ImageScore, evaluate

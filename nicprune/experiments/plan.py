@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nicprune.codecs.anatomy import DEMO
+from nicprune.codecs.zoo import DEMO
 from nicprune.common.files import expand
 from nicprune.data.images import list_images
 from nicprune.experiments.recipe import Arm, Part, Recipe, digest, slug_of

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from nicprune.codecs.anatomy import LAMBDAS, check_name, codec_names, lmbda_for
+from nicprune.codecs.zoo import LAMBDAS, check_name, codec_names, lmbda_for
 from nicprune.common.config import Settings, apply_override, parse
 from nicprune.common.errors import FileError, NicpruneError, RecipeError, closest
 from nicprune.common.files import expand

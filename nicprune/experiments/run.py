@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from nicprune.codecs.anatomy import provenance, set_provenance, unwrap
+from nicprune.codecs.anatomy import unwrap
 from nicprune.codecs.layer_kinds import reinitialise
+from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.common.errors import FileError
 from nicprune.common.files import check_writable, write_atomically, write_text
 from nicprune.data.images import calibration_images

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups, removed_inputs
-from nicprune.codecs.anatomy import check_codec, provenance, set_provenance
+from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.hooks import has_hooks
+from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.common.config import parse
 from nicprune.common.errors import CodecError, RecipeError
 from nicprune.methods.bitstream import Coding

@@ -27,8 +27,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nicprune.channels.groups import from_ranges
-from nicprune.codecs.anatomy import is_bottleneck, lmbda_of, provenance
+from nicprune.codecs.anatomy import is_bottleneck
 from nicprune.codecs.hooks import Hook, remove_hooks, tables
+from nicprune.codecs.provenance import provenance
+from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import Settings
 from nicprune.common.errors import CodecError, RecipeError
 from nicprune.methods.contract import METHODS, Method

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
 from nicprune.channels.tracer import CONVOLUTIONS, NORMALISATIONS
-from nicprune.codecs.anatomy import FACTOR, TRANSFORMS, forward_for_analysis, is_bottleneck, provenance, sides_of, transform_of
+from nicprune.codecs.anatomy import FACTOR, TRANSFORMS, forward_for_analysis, is_bottleneck, sides_of, transform_of
 from nicprune.codecs.hooks import without_hooks
+from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError
 
 COUNTER = "fvcore"

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nicprune.channels.groups import MIN_LATENTS, Groups, find_groups
-from nicprune.codecs.anatomy import FACTOR, entropy_models, forward_for_analysis, is_bottleneck, provenance, set_provenance
+from nicprune.codecs.anatomy import FACTOR, entropy_models, forward_for_analysis, is_bottleneck
 from nicprune.codecs.cdf import update_tables
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds import remove, zero
+from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.common.errors import CodecError, SurgeryError
 
 TOLERANCE = 1e-10

@@ -12,7 +12,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nicprune.channels.groups import MIN_LATENTS, Group, Groups
-from nicprune.codecs.anatomy import lmbda_of, on_side, provenance, rate_distortion_loss
+from nicprune.codecs.anatomy import on_side, rate_distortion_loss
+from nicprune.codecs.provenance import provenance
+from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import Settings
 from nicprune.common.errors import BudgetError, RecipeError, TrainingError, closest
 from nicprune.pruning.budget import ROUND_TO, Budget, check_feasible, solve

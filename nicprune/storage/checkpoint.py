@@ -18,27 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import (
-    DEMO,
-    FACTOR,
-    TABLES,
-    Provenance,
-    build_from_path,
-    build_named,
-    check_codec,
-    check_name,
-    codec_names,
-    forward_for_analysis,
-    provenance,
-    qualities,
-    read_compressai_file,
-    rebuild,
-    set_provenance,
-    unwrap,
-)
+from nicprune.codecs.anatomy import FACTOR, TABLES, check_codec, forward_for_analysis, unwrap
 from nicprune.codecs.cdf import note_tables, refresh_tables, update_tables
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds import resize
+from nicprune.codecs.provenance import Provenance, provenance, set_provenance
+from nicprune.codecs.zoo import DEMO, build_from_path, build_named, check_name, codec_names, qualities, read_compressai_file, rebuild
 from nicprune.common.errors import CodecError, FileError, NicpruneError
 from nicprune.common.files import expand, write_atomically
 from nicprune.methods import Attached, Method, attach

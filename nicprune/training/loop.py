@@ -21,14 +21,17 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import TABLES, lmbda_of, on_side, provenance, rate_distortion_loss, unwrap
+from nicprune.codecs.anatomy import TABLES, on_side, rate_distortion_loss, unwrap
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
+from nicprune.codecs.provenance import provenance
+from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import Settings, parse
 from nicprune.common.errors import FileError, RecipeError, TrainingError
 from nicprune.common.files import append_line, check_writable, write_atomically
 from nicprune.common.progress import Progress
-from nicprune.data.images import Patches, calibration_images, mix
+from nicprune.data.images import calibration_images
+from nicprune.data.patches import Patches, mix
 from nicprune.training.optimizers import DEFAULT_LR, make_optimizer
 from nicprune.training.precision import autocast_dtype, entropy_models_in_float32
 

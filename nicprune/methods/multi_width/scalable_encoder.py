@@ -27,9 +27,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
-from nicprune.codecs.anatomy import LAMBDAS, lmbda_of, provenance, transform_of
+from nicprune.codecs.anatomy import transform_of
 from nicprune.codecs.hooks import NarrowHook, remove_hooks
 from nicprune.codecs.layer_kinds import resize, zero
+from nicprune.codecs.provenance import provenance
+from nicprune.codecs.zoo import LAMBDAS, lmbda_of
 from nicprune.common.config import Settings, parse
 from nicprune.common.errors import CodecError, TrainingError
 from nicprune.methods.contract import METHODS, Method

@@ -30,9 +30,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nicprune.channels.groups import MIN_LATENTS
-from nicprune.codecs.anatomy import is_bottleneck, lmbda_for, lmbda_of, provenance, rate_distortion_loss
+from nicprune.codecs.anatomy import is_bottleneck, rate_distortion_loss
 from nicprune.codecs.hooks import NarrowHook, remove_hooks
 from nicprune.codecs.layer_kinds import Affine, remove, resize
+from nicprune.codecs.provenance import provenance
+from nicprune.codecs.zoo import lmbda_for, lmbda_of
 from nicprune.common.config import Settings
 from nicprune.common.errors import BudgetError, CodecError, RecipeError, TrainingError
 from nicprune.methods.contract import METHODS, Method

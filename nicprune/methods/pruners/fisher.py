@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import lmbda_of, provenance
+from nicprune.codecs.provenance import provenance
+from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.errors import TrainingError
 from nicprune.methods.contract import METHODS, Method
 from nicprune.pruning.masks import importance

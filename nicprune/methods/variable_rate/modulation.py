@@ -27,8 +27,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nicprune.channels.groups import kept_channels
-from nicprune.codecs.anatomy import lmbda_for, provenance, rate_distortion_loss, transform_of
+from nicprune.codecs.anatomy import rate_distortion_loss, transform_of
 from nicprune.codecs.hooks import Hook, remove_hooks
+from nicprune.codecs.provenance import provenance
+from nicprune.codecs.zoo import lmbda_for
 from nicprune.common.config import Settings
 from nicprune.common.errors import CodecError
 from nicprune.methods.contract import METHODS, Method

@@ -1,0 +1,77 @@
+"""Where a codec comes from and what was done to it."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+from compressai.registry import MODELS
+from torch import nn
+
+
+@dataclass
+class Provenance:
+    """Where a codec comes from.
+
+    Attributes:
+        name, quality, metric: as given to `load_codec`; the class name where it came as an object.
+        build: import path and keyword arguments that construct the architecture at its original widths.
+        original: MACs and params before any pruning (see `cost.Totals`), empty if never pruned.
+        history: what was done, in order; one entry a step.
+        verified: what the last surgery's verification found, in words; empty if there was none.
+        tables: hash of the entropy bottlenecks that the CDF tables were made from; empty if not known.
+    """
+
+    name: str
+    quality: int | None = None
+    metric: str = "mse"
+    build: dict[str, Any] = field(default_factory=dict)
+    original: dict[str, int] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    verified: str = ""
+    tables: str = ""
+
+    def copy(self) -> Provenance:
+        """Return an independent copy."""
+        return Provenance(self.name, self.quality, self.metric, dict(self.build), dict(self.original), list(self.history), self.verified, self.tables)
+
+
+def provenance(codec: nn.Module) -> Provenance:
+    """Return the record kept of `codec`; one of its class if nothing is known of it.
+
+    The record is stored as a plain dictionary on the object, so that deepcopy and pickling carry it along, and a pickled
+    codec loads where nicprune is not installed.
+    """
+    stored = codec.__dict__.get(ATTRIBUTE)
+    if stored is None:
+        cls = type(codec)
+        name = next((name for name, model in MODELS.items() if model is cls), cls.__name__)
+        built = {"class": f"{cls.__module__}:{cls.__qualname__}", "kwargs": _constructor_arguments(codec)}
+        return set_provenance(codec, Provenance(name, build=built))
+    record = Provenance.__new__(Provenance)
+    record.__dict__ = stored  # what is changed in the record is changed on the codec
+    return record
+
+
+def set_provenance(codec: nn.Module, record: Provenance) -> Provenance:
+    """Keep `record` for `codec`; return it."""
+    codec.__dict__[ATTRIBUTE] = record.__dict__
+    return record
+
+
+ATTRIBUTE = "_nicprune_provenance"
+"""Name of the attribute on a codec."""
+
+
+def _constructor_arguments(codec: nn.Module) -> dict[str, Any]:
+    """Recover the constructor's arguments from attributes of the same name, as CompressAI's own classes keep them."""
+    arguments: dict[str, Any] = {}
+    for name, parameter in inspect.signature(type(codec).__init__).parameters.items():
+        value = getattr(codec, name, None)
+        plain = isinstance(value, (int, float, str, bool)) or (isinstance(value, list) and all(isinstance(v, int) for v in value))
+        if name != "self" and parameter.kind is not parameter.VAR_KEYWORD and plain:
+            arguments[name] = value
+    if "groups" in arguments and "M" in inspect.signature(type(codec).__init__).parameters:
+        arguments["M"] = sum(arguments["groups"])  # ELIC keeps no M, and refuses groups that do not add up to it
+    return arguments
