@@ -20,9 +20,8 @@ import pytest
 import torch
 import typer
 import yaml
-from conftest import ARCHITECTURES, built, image
+from helpers import ARCHITECTURES, METHOD_SETTINGS, built, image
 from safetensors import safe_open
-from test_methods import SETTINGS
 from torch import nn
 
 import nicprune as nip
@@ -88,7 +87,7 @@ def of_architecture(name: str) -> dict[str, Any]:
 def of_method(name: str, folder: Path) -> dict[str, Any]:
     """A few steps of training, what is learnt, and what is saved."""
     torch.manual_seed(0)
-    settings = SETTINGS.get(name, {})
+    settings = METHOD_SETTINGS.get(name, {})
     attached = attach(built("bmshj2018-hyperprior")[0], [("none", {}), (name, settings)] if name == "distillation" else [(name, settings)])
     attached.prepare([image(attached.codec, 5)])
     result = fit(attached, folder, steps=8, batch_size=2, patch_size=64, lr=1e-3, lmbda=0.01, precision="32", progress=False)

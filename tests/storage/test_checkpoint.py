@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from compressai.models import FactorizedPrior, MeanScaleHyperprior, ScaleHyperprior
-from conftest import built, image, random_keep, same_state, state_of
+from helpers import built, image, random_keep, same_state, state_of
 from torch import nn
 
 from nicprune.codecs.anatomy import CompressionModel

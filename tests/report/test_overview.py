@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import record, sweep
+from helpers import TESTS
+from helpers_report import record, sweep
 
 from nicprune.common.errors import FileError, NicpruneError, RecipeError
 from nicprune.evaluation.transform_times import Times
@@ -158,5 +159,5 @@ def test_a_wrong_overview_gives_one_line(tmp_path: Path, content: str | None, ki
 
 
 def test_the_project_s_own_overview_is_up_to_date() -> None:
-    folder = Path(__file__).parents[1] / "reports"
+    folder = TESTS.parent / "reports"
     assert overview_text(folder) == (folder / "README.md").read_text(), "run nicprune overview"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import built
+from helpers import built
 from torch import nn
 
 import nicprune.evaluation.transform_times as timing

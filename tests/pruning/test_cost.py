@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from compressai.zoo import image_models
-from conftest import GROUP_COUNTS, built, image, random_keep
+from helpers import GROUP_COUNTS, built, image, random_keep
 from torch.utils.flop_counter import FlopCounterMode
 
 from nicprune.codecs.anatomy import forward_for_analysis

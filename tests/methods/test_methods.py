@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import built, hook_count, image, random_keep, same_state, state_of
+from helpers import METHOD_SETTINGS, built, hook_count, image, random_keep, same_state, state_of
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import forward_for_analysis
@@ -16,21 +16,6 @@ from nicprune.methods import METHODS, Attached, Method, attach
 from nicprune.methods.pruners.mask_decay import MaskDecay
 from nicprune.pruning.cost import CostModel
 from nicprune.training.precision import entropy_models_in_float32
-
-SETTINGS: dict[str, dict[str, Any]] = {
-    "mask_decay": {"budget": {"macs": 0.5}, "round_to": 1, "decay_steps": 6},
-    "magnitude": {"budget": {"macs": 0.5}, "round_to": 1},
-    "random": {"budget": {"macs": 0.5}, "round_to": 1},
-    "fisher": {"budget": {"macs": 0.5}, "round_to": 1},
-    "none": {},
-    "slimmable": {"widths": [1.0, 0.5, 0.25], "round_to": 1, "gdn": "slim+", "latents": "fixed"},
-    "scalable_encoder": {"encoders": 2, "share": 0.3, "round_to": 1, "decay_steps": 8},
-    "distillation": {"output": 0.5, "latent": 0.1, "features": 1.0, "weights": "entropy", "stages": "adaptive"},
-    # As many channels as possible are frozen: what gates themselves do is in test_gating.py.
-    "channel_gating": {"alpha": 1.0, "gating_steps": 6, "round_to": 1, "freeze": 0.6},
-    **{name: {"qualities": [1, 2, 3]} for name in METHODS if METHODS[name].modulates},
-}
-"""Settings that attach each method to a narrow codec; a new method adds its own if it needs any."""
 
 MODULATORS = [name for name in sorted(METHODS) if METHODS[name].modulates]
 STAYING = ["channel_gating", "scalable_encoder", "slimmable", *MODULATORS]
@@ -51,7 +36,7 @@ def method(request: pytest.FixtureRequest) -> str:
 
 
 def settings(method: str, **more: Any) -> dict[str, Any]:
-    return {**SETTINGS.get(method, {}), **more}
+    return {**METHOD_SETTINGS.get(method, {}), **more}
 
 
 def step(attached: Attached, optimizer: torch.optim.Optimizer, seed: int) -> None:
@@ -73,7 +58,7 @@ def optimizer_for(attached: Attached, lr: float = 1e-4) -> torch.optim.Optimizer
 
 def steps_of(method: str) -> int:
     """How many steps it takes until a method with these settings is done."""
-    return SETTINGS[method].get("decay_steps", SETTINGS[method].get("gating_steps", 0))
+    return METHOD_SETTINGS[method].get("decay_steps", METHOD_SETTINGS[method].get("gating_steps", 0))
 
 
 def train(attached: Attached, steps: int, first: int = 0) -> None:
@@ -205,7 +190,7 @@ def test_hardening_gives_a_plain_codec(method: str, name: str) -> None:
     codec, groups = built(name)
     attached = attach(codec, method, **settings(method))
     if not attached.done:
-        train(attached, SETTINGS[method]["decay_steps"])
+        train(attached, METHOD_SETTINGS[method]["decay_steps"])
     assert attached.done and attached.stays is False
     attached.prepare([image(codec, seed) for seed in range(2)])
     state, hooks = state_of(attached), hook_count(codec)
@@ -214,7 +199,7 @@ def test_hardening_gives_a_plain_codec(method: str, name: str) -> None:
     assert_plain(small, codec)
     cost = CostModel(small, attached.groups.__class__([]))
     assert cost.totals() == attached.cost.totals(attached.keep())
-    if "budget" in SETTINGS.get(method, {}):
+    if "budget" in METHOD_SETTINGS.get(method, {}):
         share = cost.totals().macs / attached.cost.original.macs
         assert 0.45 < share <= 0.5
     # The attached codec and the folded one of full width are one function (weights times masks is rounded to float32), and so is

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import built, same_state, state_of
+from helpers import built, same_state, state_of
 
 from nicprune.channels.groups import Groups
 from nicprune.codecs.provenance import provenance

@@ -10,7 +10,7 @@ import pytest
 import torch
 from compressai.entropy_models import GaussianConditional
 from compressai.models.base import get_scale_table
-from conftest import built, image
+from helpers import built, image
 
 from nicprune.codecs import cdf
 from nicprune.codecs.cdf import fast_indexes, note_tables, refresh_tables

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import built, image, random_keep, same_state, state_of
+from helpers import built, image, random_keep, same_state, state_of
 from safetensors.torch import load_file
 from torch import Tensor, nn
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from compressai.models import ScaleHyperprior
-from conftest import built, image, random_keep, same_state, state_of
+from helpers import built, image, random_keep, same_state, state_of
 from torch import nn
 
 from nicprune.common.errors import CodecError, FileError

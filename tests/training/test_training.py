@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from compressai.models import ScaleHyperprior
-from conftest import built, same_state, state_of
+from helpers import TESTS, built, same_state, state_of
 from torch import nn
 
 import nicprune.training.loop as training
@@ -127,7 +127,7 @@ SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from conftest import built
+from helpers import built
 from nicprune.methods import attach
 from nicprune.training.loop import fit
 model = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={{"macs": 0.5}}, round_to=1, decay_steps=40)
@@ -140,7 +140,7 @@ torch.save(model.state_dict(), {out!r})
 
 
 def _script(path: Path, photos: Path, folder: Path, steps: int, optimizer: str) -> list[str]:
-    out, tests = str(path.with_suffix(".pt")), str(Path(__file__).parent)
+    out, tests = str(path.with_suffix(".pt")), str(TESTS)
     path.write_text(SCRIPT.format(tests=tests, photos=str(photos), folder=str(folder), steps=steps, out=out, optimizer=optimizer))
     return [sys.executable, "-W", "ignore", str(path)]
 
@@ -173,7 +173,7 @@ TWO = """
 import sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from conftest import built
+from helpers import built
 from nicprune.methods import attach
 from nicprune.training.loop import fit
 model = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={{"macs": 0.5}}, round_to=1, decay_steps=6)
@@ -186,7 +186,7 @@ assert model.harden() is not None
 
 def test_two_processes_stay_in_step(photos: Path, tmp_path: Path) -> None:
     script = tmp_path / "two.py"
-    script.write_text(TWO.format(tests=str(Path(__file__).parent), photos=str(photos), out=str(tmp_path / "rank"), optimizer="soap"))
+    script.write_text(TWO.format(tests=str(TESTS), photos=str(photos), out=str(tmp_path / "rank"), optimizer="soap"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from compressai.layers import GDN1
 from compressai.models import FactorizedPrior, MeanScaleHyperprior
-from conftest import N, built, hook_count, make_telling, same_state, state_of
 from fvcore.nn import FlopCountAnalysis
+from helpers import N, built, hook_count, make_telling, same_state, state_of
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import transform_of

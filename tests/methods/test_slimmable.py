@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from compressai.ops.parametrizers import NonNegativeParametrizer
-from conftest import built, image, same_state, state_of
+from helpers import built, image, same_state, state_of
 from torch import Tensor, nn
 
 import nicprune as nip

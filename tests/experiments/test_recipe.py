@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import built
+from helpers import built
 from torch import nn
 
 from nicprune.common.errors import DataError, FileError, NicpruneError, RecipeError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from compressai.layers import GDN
-from conftest import ARCHITECTURES, built, hook_count, image, random_keep, same_state, state_of
+from helpers import ARCHITECTURES, built, hook_count, image, random_keep, same_state, state_of
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import built, state_of
+from helpers import built, state_of
 
 from nicprune.codecs.provenance import Provenance, provenance, set_provenance
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import BPP, PSNR, record, store, sweep
+from helpers_report import BPP, PSNR, record, store, sweep
 
 from nicprune.common.errors import FileError
 from nicprune.report import bd_table, collect, plots, table, text_table, write_report

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from compressai.utils.eval_model.__main__ import compute_metrics
-from conftest import built, hook_count, image, same_state, state_of
+from helpers import built, hook_count, image, same_state, state_of
 from torch import nn
 
 import nicprune.evaluation.evaluate as evaluation

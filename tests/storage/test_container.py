@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ELIC_GROUPS, built, hook_count, same_state, state_of
+from helpers import ELIC_GROUPS, built, hook_count, same_state, state_of
 from torch import Tensor, nn
 
 from nicprune.common.errors import CodecError, DataError, FileError, NicpruneError, RecipeError

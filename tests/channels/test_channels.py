@@ -15,7 +15,7 @@ import torch_pruning as tp
 from compressai.entropy_models import EntropyBottleneck, EntropyBottleneckVbr
 from compressai.layers import GDN, GDN1
 from compressai.models import CompressionModel
-from conftest import ARCHITECTURES, built, hook_count, image, make_telling, random_keep, same_state, state_of
+from helpers import ARCHITECTURES, built, hook_count, image, make_telling, random_keep, same_state, state_of
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups, find_groups

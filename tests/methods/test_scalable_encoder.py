@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import built, image, same_state, state_of
+from helpers import built, image, same_state, state_of
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups

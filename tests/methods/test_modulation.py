@@ -12,7 +12,7 @@ import torch
 from compressai.entropy_models import EntropyBottleneck
 from compressai.losses import RateDistortionLoss
 from compressai.models import CompressionModel
-from conftest import built, hook_count, image, same_state, state_of
+from helpers import built, hook_count, image, same_state, state_of
 from torch import Tensor, nn
 
 from nicprune.codecs.provenance import provenance

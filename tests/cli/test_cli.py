@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import built
+from helpers import built
 from typer.testing import CliRunner
 
 from nicprune.cli.app import app, main

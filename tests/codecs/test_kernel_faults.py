@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import built, image
+from helpers import TESTS, built, image
 from torch import nn
 
 from nicprune.codecs.kernel_faults import is_affected, strided_pointwise_by_slicing
@@ -62,7 +62,7 @@ EVERY = """
 import sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from conftest import ARCHITECTURES, built
+from helpers import ARCHITECTURES, built
 from nicprune.codecs.kernel_faults import is_affected
 from nicprune.training.loop import fit
 for name in ARCHITECTURES:
@@ -77,6 +77,6 @@ for name in ARCHITECTURES:
 def test_every_architecture_trains_at_128_pixels(tmp_path: Path) -> None:
     """In a process of its own, since the fault ends the process: every layer of every architecture, in channels_last."""
     write_png(torch.rand(3, 140, 160, generator=torch.Generator().manual_seed(0)), tmp_path / "a.png")
-    script = EVERY.format(tests=str(Path(__file__).parent), photos=str(tmp_path))
+    script = EVERY.format(tests=str(TESTS), photos=str(tmp_path))
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, f"ended with {done.returncode} after {done.stdout.split()}: {done.stderr[-1000:]}"
