@@ -1,11 +1,11 @@
 """nicprune: make learned image codecs smaller and faster, for any CompressAI model.
 
-    original = load_codec("bmshj2018-hyperprior", quality=3)
-    masked = attach(copy.deepcopy(original), "mask_decay", budget={"macs": 0.5})
-    fit(masked, train="photos/", steps=20_000, lmbda=0.0067)
-    small = masked.harden()
-    print(compare(original, small, images="kodak/"))
-    save(small, "hyperprior-q3-2x.safetensors")
+original = load_codec("bmshj2018-hyperprior", quality=3)
+masked = attach(copy.deepcopy(original), "mask_decay", budget={"macs": 0.5})
+fit(masked, train="photos/", steps=20_000, lmbda=0.0067)
+small = masked.harden()
+print(compare(original, small, images="kodak/"))
+save(small, "hyperprior-q3-2x.safetensors")
 """
 
 from __future__ import annotations

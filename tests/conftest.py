@@ -17,6 +17,7 @@ from nicprune.report import page
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # workers share the cores
 
+
 @pytest.fixture(scope="session", autouse=True)
 def small_samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The middle of each sample photograph stands for it, so that tests do not spend their time on decoding and coding whole ones."""
@@ -28,13 +29,19 @@ def small_samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             found.append(folder / f"{path.stem}.png")
             if not found[-1].exists():
                 image = data.read_image(path)
-                top, left = ((side - least) // 2 for side, least in zip(image.shape[1:], (192, 256), strict=True))
-                data.write_png(image[:, top : top + 192, left : left + 256].float() / 255, found[-1])
+                top, left = (
+                    (side - least) // 2
+                    for side, least in zip(image.shape[1:], (192, 256), strict=True)
+                )
+                data.write_png(
+                    image[:, top : top + 192, left : left + 256].float() / 255, found[-1]
+                )
         return found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "sample_photographs", cut)
         yield
+
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,10 +49,12 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in page.PLOTS:
         monkeypatch.setitem(page.PLOTS, name, lambda lines, theme=None: None)
 
+
 @pytest.fixture(params=sorted(ARCHITECTURES))
 def architecture(request: pytest.FixtureRequest) -> str:
     """The name of each architecture in turn."""
     return request.param
+
 
 @pytest.fixture
 def hyperprior() -> nn.Module:

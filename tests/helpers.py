@@ -25,7 +25,11 @@ from compressai.models import (
     MeanScaleHyperprior,
     ScaleHyperprior,
 )
-from compressai.models.vbr import JointAutoregressiveHierarchicalPriorsVbr, MeanScaleHyperpriorVbr, ScaleHyperpriorVbr
+from compressai.models.vbr import (
+    JointAutoregressiveHierarchicalPriorsVbr,
+    MeanScaleHyperpriorVbr,
+    ScaleHyperpriorVbr,
+)
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups, find_groups
@@ -71,6 +75,7 @@ GROUP_COUNTS = {
     "mbt2018-vbr": 16,
 }
 
+
 def make_telling(codec: nn.Module, seed: int = 0) -> nn.Module:
     """Fill in weights that show every mistake, in place."""
     generator = torch.Generator().manual_seed(seed)
@@ -84,9 +89,15 @@ def make_telling(codec: nn.Module, seed: int = 0) -> nn.Module:
                 width = module.beta.numel()
                 module.beta.copy_(module.beta_reparam.init(0.5 + rand((width,))))
                 size = 0.001 if module.inverse else 0.1
-                module.gamma.copy_(module.gamma_reparam.init(size * torch.eye(width) + size * rand((width, width))))
+                module.gamma.copy_(
+                    module.gamma_reparam.init(size * torch.eye(width) + size * rand((width, width)))
+                )
             elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-                fan = module.weight[0].numel() if not isinstance(module, nn.ConvTranspose2d) else module.weight[:, 0].numel() / module.stride[0] ** 2
+                fan = (
+                    module.weight[0].numel()
+                    if not isinstance(module, nn.ConvTranspose2d)
+                    else module.weight[:, 0].numel() / module.stride[0] ** 2
+                )
                 module.weight.copy_((rand(module.weight.shape) - 0.5) * 3.4 / fan**0.5)
                 if module.bias is not None:
                     module.bias.copy_((rand(module.bias.shape) - 0.5) * 0.4)
@@ -103,23 +114,30 @@ def make_telling(codec: nn.Module, seed: int = 0) -> nn.Module:
             if stage is None:
                 continue
             seen: list[float] = []
-            handle = stage.register_forward_hook(lambda m, a, out, seen=seen: seen.append(float(out.std())))
+            handle = stage.register_forward_hook(
+                lambda m, a, out, seen=seen: seen.append(float(out.std()))
+            )
             with torch.random.fork_rng():
                 codec.eval()(image(codec, 1))
             handle.remove()
             last = [m for m in stage.modules() if isinstance(m, (nn.Conv2d, nn.Linear))][-1]
-            if transform == "g_a" and hasattr(list(stage.children())[-1], "conv_b"):  # ELIC ends in an attention block: scale what enters it
+            if transform == "g_a" and hasattr(
+                list(stage.children())[-1], "conv_b"
+            ):  # ELIC ends in an attention block: scale what enters it
                 last = list(stage.children())[-2]
             last.weight.mul_(5 / max(seen[0], 1e-6))
             last.bias.mul_(5 / max(seen[0], 1e-6))
     return codec.eval()
+
 
 def image(codec: nn.Module, seed: int = 0, size: int = 64) -> Tensor:
     """A picture of noise in the codec's type."""
     dtype = next(codec.parameters()).dtype
     return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
+
 _built: dict[str, tuple[nn.Module, Groups]] = {}
+
 
 def built(name: str) -> tuple[nn.Module, Groups]:
     """A codec of one architecture and its groups; the codec is a copy of the test's own."""
@@ -132,7 +150,10 @@ def built(name: str) -> tuple[nn.Module, Groups]:
     codec, groups = _built[name]
     return copy.deepcopy(codec), groups
 
-def random_keep(groups: Groups, seed: int, *, latents: bool = True, minimal: bool = False) -> dict[str, list[int]]:
+
+def random_keep(
+    groups: Groups, seed: int, *, latents: bool = True, minimal: bool = False
+) -> dict[str, list[int]]:
     """Random keep-lists of random widths; `minimal`: every width as small as it may be."""
     rng = np.random.default_rng(seed)
     keep = {}
@@ -142,17 +163,25 @@ def random_keep(groups: Groups, seed: int, *, latents: bool = True, minimal: boo
         keep[group.name] = sorted(rng.choice(group.width, width, replace=False).tolist())
     return keep
 
+
 def state_of(codec: nn.Module) -> dict[str, Tensor]:
     """An independent copy of a codec's state dict."""
     return {key: value.detach().clone() for key, value in codec.state_dict().items()}
 
+
 def same_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """Whether two state dicts are equal bit for bit."""
-    return first.keys() == second.keys() and all(first[k].shape == second[k].shape and torch.equal(first[k], second[k]) for k in first)
+    return first.keys() == second.keys() and all(
+        first[k].shape == second[k].shape and torch.equal(first[k], second[k]) for k in first
+    )
+
 
 def hook_count(codec: nn.Module) -> int:
     """How many hooks a codec's modules carry."""
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in codec.modules())
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+        for m in codec.modules()
+    )
 
 
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {
@@ -163,7 +192,13 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "none": {},
     "slimmable": {"widths": [1.0, 0.5, 0.25], "round_to": 1, "gdn": "slim+", "latents": "fixed"},
     "scalable_encoder": {"encoders": 2, "share": 0.3, "round_to": 1, "decay_steps": 8},
-    "distillation": {"output": 0.5, "latent": 0.1, "features": 1.0, "weights": "entropy", "stages": "adaptive"},
+    "distillation": {
+        "output": 0.5,
+        "latent": 0.1,
+        "features": 1.0,
+        "weights": "entropy",
+        "stages": "adaptive",
+    },
     # As many channels as possible are frozen: what gates themselves do is in test_gating.py.
     "channel_gating": {"alpha": 1.0, "gating_steps": 6, "round_to": 1, "freeze": 0.6},
     **{name: {"qualities": [1, 2, 3]} for name in METHODS if METHODS[name].modulates},

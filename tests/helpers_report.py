@@ -14,14 +14,43 @@ PSNR = {1: 28.0, 2: 30.0, 3: 32.0, 4: 34.0}
 
 BPP = {1: 0.2, 2: 0.35, 3: 0.6, 4: 1.0}
 
-def record(role: str = "original", quality: int = 1, *, drop: float = 0.0, rate: float = 1.0, label: str | None = None, **other: Any) -> dict[str, Any]:
+
+def record(
+    role: str = "original",
+    quality: int = 1,
+    *,
+    drop: float = 0.0,
+    rate: float = 1.0,
+    label: str | None = None,
+    **other: Any,
+) -> dict[str, Any]:
     """A plausible record: `drop` dB below the original at `rate` times its bpp; a pruned one costs half."""
     share = 2 if role == "pruned" else 1
-    original = {"macs": 40_960_000, "encoder": 24_576_000, "decoder": 20_480_000, "params": 1_000_000}
-    cost = {"macs": 40_960_000 // share, "encoder": 24_576_000 // (4 if share == 2 else 1), "decoder": 20_480_000 // share, "params": 1_000_000 // share}
+    original = {
+        "macs": 40_960_000,
+        "encoder": 24_576_000,
+        "decoder": 20_480_000,
+        "params": 1_000_000,
+    }
+    cost = {
+        "macs": 40_960_000 // share,
+        "encoder": 24_576_000 // (4 if share == 2 else 1),
+        "decoder": 20_480_000 // share,
+        "params": 1_000_000 // share,
+    }
     bpp, psnr = BPP[quality] * rate, PSNR[quality] - drop
     images = [
-        {"name": f"{n}.png", "width": 8, "height": 8, "bpp": bpp, "bpp_estimated": bpp, "psnr_db": psnr, "ms_ssim": 0.9, "encode_s": 0.2, "decode_s": 0.4}
+        {
+            "name": f"{n}.png",
+            "width": 8,
+            "height": 8,
+            "bpp": bpp,
+            "bpp_estimated": bpp,
+            "psnr_db": psnr,
+            "ms_ssim": 0.9,
+            "encode_s": 0.2,
+            "decode_s": 0.4,
+        }
         for n in "ab"
     ]
     return {
@@ -34,10 +63,20 @@ def record(role: str = "original", quality: int = 1, *, drop: float = 0.0, rate:
         "machine": "box", "busy": 0.0, "date": "2026-11-21T10:00:00",
     } | other  # fmt: skip
 
+
 def sweep(qualities: tuple[int, ...] = (1, 2, 3), **pruned: Any) -> list[dict[str, Any]]:
     """Original, control and one pruned arm at each quality."""
     pruned = {"drop": 0.7} | pruned
-    return [r for q in qualities for r in (record("original", q), record("control", q, drop=-0.1), record("pruned", q, **pruned))]
+    return [
+        r
+        for q in qualities
+        for r in (
+            record("original", q),
+            record("control", q, drop=-0.1),
+            record("pruned", q, **pruned),
+        )
+    ]
+
 
 def store(folder: Path, records: list[dict[str, Any]], crops: bool = True) -> Path:
     """Write record.json files, each with a crop, as a run does."""
@@ -47,7 +86,13 @@ def store(folder: Path, records: list[dict[str, Any]], crops: bool = True) -> Pa
         if crops:
             (here / "crops/x-original.png").write_bytes(PNG)
             (here / "crops/x.png").write_bytes(PNG + bytes([n]))
-            entry = {"image": "x.png", "original": "crops/x-original.png", "decoded": "crops/x.png", "bpp": 0.4321, "psnr_db": 29.87}
+            entry = {
+                "image": "x.png",
+                "original": "crops/x-original.png",
+                "decoded": "crops/x.png",
+                "bpp": 0.4321,
+                "psnr_db": 29.87,
+            }
             content = content | {"crops": [entry]}
         (here / "record.json").write_text(json.dumps(content))
     return folder

@@ -39,7 +39,9 @@ FILES = sorted(path for path in ROOT.rglob("*.py"))
 
 def module_of(path: Path) -> str:
     """A file's dotted name below the package; of a folder's `__init__`, the folder's."""
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+    return (
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+    )
 
 
 MODULES = {module_of(path): path for path in FILES}
@@ -62,7 +64,11 @@ def imports(path: Path) -> list[str]:
 
 def own_imports(path: Path) -> list[str]:
     """The files of this package that a file imports, by their names in `MODULES`."""
-    return [module.removeprefix("nicprune").lstrip(".") for module in imports(path) if module.split(".")[0] == "nicprune"]
+    return [
+        module.removeprefix("nicprune").lstrip(".")
+        for module in imports(path)
+        if module.split(".")[0] == "nicprune"
+    ]
 
 
 def rank(module: str) -> int:
@@ -73,22 +79,36 @@ def rank(module: str) -> int:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_file_imports_from_its_own_folder_or_below(path: Path) -> None:
     module = module_of(path)
-    assert module in ("", "__main__") or module.split(".")[0] in FOLDERS, f"{path.name} lies in no folder of FOLDERS"
+    assert module in ("", "__main__") or module.split(".")[0] in FOLDERS, (
+        f"{path.name} lies in no folder of FOLDERS"
+    )
     for target in own_imports(path):
         if target == "" and module:
-            assert module.startswith("cli") or rank(module) <= 3, f"{module} imports the package itself"
+            assert module.startswith("cli") or rank(module) <= 3, (
+                f"{module} imports the package itself"
+            )
             continue
         assert rank(target) >= rank(module), f"{module} imports {target} from above"
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.stem == "__init__"], ids=lambda p: module_of(p) or "nicprune")
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.stem == "__init__"], ids=lambda p: module_of(p) or "nicprune"
+)
 def test_a_folder_says_what_lives_in_it(path: Path) -> None:
     told = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    assert told and (path.parent == ROOT or "May use" in told), f"{path}: say in one sentence what lives here, and what it may use"
+    assert told and (path.parent == ROOT or "May use" in told), (
+        f"{path}: say in one sentence what lives here, and what it may use"
+    )
 
 
 def test_methods_never_import_each_other() -> None:
-    machinery = {"methods.contract", "methods.levels", "methods.bitstream", "methods.composition", "methods.with_teacher"}
+    machinery = {
+        "methods.contract",
+        "methods.levels",
+        "methods.bitstream",
+        "methods.composition",
+        "methods.with_teacher",
+    }
     parts = {  # of one method, in several files
         "methods.gating.method": {"methods.gating.gate", "methods.gating.execution"},
         "methods.gating.execution": {"methods.gating.gate"},
@@ -97,7 +117,11 @@ def test_methods_never_import_each_other() -> None:
     }
     for module, path in MODULES.items():
         if module.startswith("methods."):
-            others = {target for target in own_imports(path) if target.startswith("methods")} - machinery - parts.get(module, set())
+            others = (
+                {target for target in own_imports(path) if target.startswith("methods")}
+                - machinery
+                - parts.get(module, set())
+            )
             assert not others, f"{module} imports {others}; methods know only the contract"
 
 
@@ -116,9 +140,19 @@ def test_no_imports_go_in_a_circle() -> None:
 
 @pytest.mark.parametrize("library", sorted(HOMES))
 def test_a_heavy_library_lives_in_its_own_file(library: str) -> None:
-    users = {module for module, path in MODULES.items() if any(m.split(".")[0] == library for m in imports(path))}
-    strangers = {user for user in users if not any(user == home or home == f"{user.split('.')[0]}.*" for home in HOMES[library])}
-    assert not strangers, f"{library} is imported in {sorted(strangers)}, its home is {HOMES[library]}"
+    users = {
+        module
+        for module, path in MODULES.items()
+        if any(m.split(".")[0] == library for m in imports(path))
+    }
+    strangers = {
+        user
+        for user in users
+        if not any(user == home or home == f"{user.split('.')[0]}.*" for home in HOMES[library])
+    }
+    assert not strangers, (
+        f"{library} is imported in {sorted(strangers)}, its home is {HOMES[library]}"
+    )
 
 
 def test_public_names_are_things_and_not_modules() -> None:
@@ -127,6 +161,12 @@ def test_public_names_are_things_and_not_modules() -> None:
 
     for path in FILES:
         if path.stem != "__main__":
-            importlib.import_module(".".join(["nicprune", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"))
+            importlib.import_module(
+                ".".join(["nicprune", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(
+                    ".__init__"
+                )
+            )
     for name in nicprune.__all__:
-        assert not isinstance(getattr(nicprune, name), types.ModuleType), f"a file of the same name hides nicprune.{name}"
+        assert not isinstance(getattr(nicprune, name), types.ModuleType), (
+            f"a file of the same name hides nicprune.{name}"
+        )

@@ -38,12 +38,21 @@ from nicprune.training.loop import TrainSettings, fit
 FILE = Path(__file__).with_name("golden.json")
 FIGURES = {"rel": 2e-3, "abs": 1e-6}
 """By how much figures may differ between processors and versions of torch, after a few steps of training in float32."""
-CODECS = ["bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-anchor", "elic2022-official"]
+CODECS = [
+    "bmshj2018-factorized",
+    "bmshj2018-hyperprior",
+    "mbt2018-mean",
+    "mbt2018",
+    "cheng2020-anchor",
+    "elic2022-official",
+]
 
 
 def exact(*content: Any) -> str:
     """A short hash of what must stay to the letter."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[
+        :16
+    ]
 
 
 def figures(tensor: torch.Tensor) -> list[float]:
@@ -88,14 +97,29 @@ def of_method(name: str, folder: Path) -> dict[str, Any]:
     """A few steps of training, what is learnt, and what is saved."""
     torch.manual_seed(0)
     settings = METHOD_SETTINGS.get(name, {})
-    attached = attach(built("bmshj2018-hyperprior")[0], [("none", {}), (name, settings)] if name == "distillation" else [(name, settings)])
+    attached = attach(
+        built("bmshj2018-hyperprior")[0],
+        [("none", {}), (name, settings)] if name == "distillation" else [(name, settings)],
+    )
     attached.prepare([image(attached.codec, 5)])
-    result = fit(attached, folder, steps=8, batch_size=2, patch_size=64, lr=1e-3, lmbda=0.01, precision="32", progress=False)
+    result = fit(
+        attached,
+        folder,
+        steps=8,
+        batch_size=2,
+        patch_size=64,
+        lr=1e-3,
+        lmbda=0.01,
+        precision="32",
+        progress=False,
+    )
     attached.calibrate([image(attached.codec, 5)])
     found: dict[str, Any] = {
         "config": exact(METHODS[name].Config.model_json_schema()["properties"].keys()),
         "keys": exact(sorted(attached.state_dict())),
-        "metrics": {k: v for k, v in result.metrics.items() if isinstance(v, float) and k != "terms"},
+        "metrics": {
+            k: v for k, v in result.metrics.items() if isinstance(v, float) and k != "terms"
+        },
         "kmac_per_pixel": attached.cost.totals().kmac_per_pixel(),
     }
     small = attached.harden() if name != "distillation" else attached.detach()
@@ -120,9 +144,17 @@ def of_recipe(folder: Path) -> dict[str, Any]:
             {"name": "bottleneck_scaling", "between": 1},
         ],
     }  # fmt: skip
-    sys.modules["golden_codecs"] = types.SimpleNamespace(make=lambda quality: built("bmshj2018-hyperprior")[0])  # type: ignore[assignment]
+    sys.modules["golden_codecs"] = types.SimpleNamespace(
+        make=lambda quality: built("bmshj2018-hyperprior")[0]
+    )  # type: ignore[assignment]
     where = {"reports": folder / "reports", "runs": folder / "runs"}
-    page = run_recipe(parse_recipe(content, "golden"), yaml.safe_dump(content), say=lambda line: None, progress=False, **where)
+    page = run_recipe(
+        parse_recipe(content, "golden"),
+        yaml.safe_dump(content),
+        say=lambda line: None,
+        progress=False,
+        **where,
+    )
     with open(page.parent / "table.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     records = json.loads((page.parent / "records.json").read_text())
@@ -130,7 +162,9 @@ def of_recipe(folder: Path) -> dict[str, Any]:
         "columns": list(rows[0]),
         "rows": [[row[k] for k in ("quality", "role", "method", "steps", "seed")] for row in rows],
         "figures": [[float(row[k]) for k in ("macs", "params", "bpp", "psnr_db")] for row in rows],
-        "files": sorted(p.name for p in page.parent.iterdir() if p.is_file() and p.suffix != ".png"),
+        "files": sorted(
+            p.name for p in page.parent.iterdir() if p.is_file() and p.suffix != ".png"
+        ),
         "codecs": sorted(p.name for p in (page.parent / "codecs").iterdir()),
         "record": sorted(records[0]),
         "folders": sorted(p.name.rsplit("-", 1)[0] for p in (folder / "runs" / "tiny").glob("*/*")),
@@ -142,7 +176,10 @@ def of_surface() -> dict[str, Any]:
     command: Any = typer.main.get_command(app)
     return {
         "names": list(nip.__all__),
-        "commands": {name: sorted(o for p in sub.params for o in p.opts) for name, sub in sorted(command.commands.items())},
+        "commands": {
+            name: sorted(o for p in sub.params for o in p.opts)
+            for name, sub in sorted(command.commands.items())
+        },
         "recipe": sorted(Recipe.model_fields),
         "training": sorted(TrainSettings.model_fields),
         "methods": sorted(METHODS),
@@ -154,17 +191,30 @@ def pictures(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(2):
         small = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(i))
-        write_png(nn.functional.interpolate(small, size=(80, 96), mode="bicubic")[0], folder / f"{i}.png")
+        write_png(
+            nn.functional.interpolate(small, size=(80, 96), mode="bicubic")[0], folder / f"{i}.png"
+        )
     return folder
 
 
 def compare(found: Any, expected: Any, where: str = "") -> list[str]:
     """Where the two differ."""
     if isinstance(expected, dict) and isinstance(found, dict):
-        differ = [f"{where}.{k}: {'new' if k in found else 'gone'}" for k in sorted(expected.keys() ^ found.keys())]
-        return differ + [line for k in sorted(expected.keys() & found.keys()) for line in compare(found[k], expected[k], f"{where}.{k}")]
+        differ = [
+            f"{where}.{k}: {'new' if k in found else 'gone'}"
+            for k in sorted(expected.keys() ^ found.keys())
+        ]
+        return differ + [
+            line
+            for k in sorted(expected.keys() & found.keys())
+            for line in compare(found[k], expected[k], f"{where}.{k}")
+        ]
     if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
-        return [line for i, (f, e) in enumerate(zip(found, expected, strict=True)) for line in compare(f, e, f"{where}.{i}")]
+        return [
+            line
+            for i, (f, e) in enumerate(zip(found, expected, strict=True))
+            for line in compare(f, e, f"{where}.{i}")
+        ]
     if isinstance(expected, float) and isinstance(found, float):
         same = math.isclose(found, expected, rel_tol=FIGURES["rel"], abs_tol=FIGURES["abs"])
     else:
@@ -198,7 +248,9 @@ def test_surface(golden: dict[str, Any]) -> None:
 
 
 def test_every_method_and_codec_has_its_record(golden: dict[str, Any]) -> None:
-    assert golden["methods"].keys() == set(METHODS) and set(golden["architectures"]) == set(CODECS) <= set(ARCHITECTURES)
+    assert golden["methods"].keys() == set(METHODS) and set(golden["architectures"]) == set(
+        CODECS
+    ) <= set(ARCHITECTURES)
 
 
 def record() -> dict[str, Any]:
@@ -208,7 +260,9 @@ def record() -> dict[str, Any]:
         return {
             "surface": of_surface(),
             "architectures": {name: of_architecture(name) for name in CODECS},
-            "methods": {name: of_method(name, pictures(Path(scratch) / name)) for name in sorted(METHODS)},
+            "methods": {
+                name: of_method(name, pictures(Path(scratch) / name)) for name in sorted(METHODS)
+            },
             "recipe": of_recipe(pictures(Path(scratch) / "recipe")),
         }
 

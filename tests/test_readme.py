@@ -26,7 +26,9 @@ def blocks(language: str) -> list[str]:
 def test_python_examples_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     few = 16 if "scalable_encoder" in blocks("python")[number] else 4  # four for each encoder
-    code = re.sub(r'steps(=|": )\d+', rf"steps\g<1>{few}", blocks("python")[number]).replace("lr=3e-4", "lr=3e-4, batch_size=1, progress=False")
+    code = re.sub(r'steps(=|": )\d+', rf"steps\g<1>{few}", blocks("python")[number]).replace(
+        "lr=3e-4", "lr=3e-4, batch_size=1, progress=False"
+    )
     exec(compile(code, f"README example {number}", "exec"), {"__name__": "readme"})
 
 
@@ -39,17 +41,35 @@ SLOW = {"bench"}
 """Measured elsewhere (tests/test_bench.py); here only that the README names it right."""
 
 
-def test_commands_run_in_the_order_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+def test_commands_run_in_the_order_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     import nicprune as nip
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(README.parent / "recipes")
-    nip.save(nip.attach(nip.load_codec("demo-hyperprior", 1), "magnitude", budget={"macs": 0.5}).harden(), "demo-q3-2x.safetensors")
-    nip.save(nip.attach(nip.load_codec("demo-hyperprior", 3), "bit_rate_modulator", qualities=[1, 2, 3]), "demo-all-rates.safetensors")
-    ladder = nip.attach(nip.load_codec("demo-hyperprior", 3), "scalable_encoder", encoders=2, share=0.3, decay_steps=8)
+    nip.save(
+        nip.attach(
+            nip.load_codec("demo-hyperprior", 1), "magnitude", budget={"macs": 0.5}
+        ).harden(),
+        "demo-q3-2x.safetensors",
+    )
+    nip.save(
+        nip.attach(nip.load_codec("demo-hyperprior", 3), "bit_rate_modulator", qualities=[1, 2, 3]),
+        "demo-all-rates.safetensors",
+    )
+    ladder = nip.attach(
+        nip.load_codec("demo-hyperprior", 3),
+        "scalable_encoder",
+        encoders=2,
+        share=0.3,
+        decay_steps=8,
+    )
     nip.fit(ladder, "samples", steps=8, batch_size=1, patch_size=64, progress=False)
     nip.save(ladder.harden(), "demo-ladder.safetensors")
-    data.write_png(data.read_image(data.sample_photographs("test")[0]).float() / 255, tmp_path / "photo.png")
+    data.write_png(
+        data.read_image(data.sample_photographs("test")[0]).float() / 255, tmp_path / "photo.png"
+    )
     (tmp_path / "reports").mkdir()
     shown = "title: Reports\nsections:\n- {title: A codec, report: quickstart, rows: [{arm: mask_decay}]}\n"
     (tmp_path / "reports" / "overview.yaml").write_text(shown, encoding="utf-8")
@@ -63,12 +83,26 @@ def test_commands_run_in_the_order_given(tmp_path: Path, monkeypatch: pytest.Mon
         if arguments[0] == "time":
             arguments += ["--seconds", "0"]
         if arguments[:2] == ["run", "recipes/quickstart.yaml"]:
-            arguments += ["--quiet", "--set", "sparsify.steps=2", "--set", "finetune.steps=1", "--set", "qualities=[1]", "--set", "training.batch_size=1"]
+            arguments += [
+                "--quiet",
+                "--set",
+                "sparsify.steps=2",
+                "--set",
+                "finetune.steps=1",
+                "--set",
+                "qualities=[1]",
+                "--set",
+                "training.batch_size=1",
+            ]
         if arguments[0] == "report":
             monkeypatch.setattr(page, "PLOTS", plots)  # once is enough
         result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == 0 and result.exception is None, f"{' '.join(command)}: {result.output}{result.exception!r}"
-    assert (tmp_path / "reports" / "again" / "index.html").exists() and (tmp_path / "onnx" / "g_a.onnx").exists()
+        assert result.exit_code == 0 and result.exception is None, (
+            f"{' '.join(command)}: {result.output}{result.exception!r}"
+        )
+    assert (tmp_path / "reports" / "again" / "index.html").exists() and (
+        tmp_path / "onnx" / "g_a.onnx"
+    ).exists()
     assert "A codec" in (tmp_path / "reports" / "README.md").read_text(encoding="utf-8")
 
 

@@ -42,14 +42,24 @@ class Curve:
         return next((i for i, found in enumerate(self.losses) if found <= loss), None)
 
 
-def train(name: str, optimizer: str, steps: int, stop_at: float = 0.0, look_every: int = LOOK_EVERY) -> Curve:
+def train(
+    name: str, optimizer: str, steps: int, stop_at: float = 0.0, look_every: int = LOOK_EVERY
+) -> Curve:
     """Train a codec from random weights on the sample photographs, until its loss on the others is `stop_at`."""
-    wanted = {"steps": steps, "optimizer": optimizer, "lr": RATES[optimizer], "warmup": min(100, steps // 5)}
+    wanted = {
+        "steps": steps,
+        "optimizer": optimizer,
+        "lr": RATES[optimizer],
+        "warmup": min(100, steps // 5),
+    }
     settings = parse(TrainSettings, {**wanted, "batch_size": 4, "patch_size": 128}, "bench")
     torch.manual_seed(0)
     codec = load_codec(name, QUALITY, weights="none").to(memory_format=torch.channels_last).train()
     net, aux = split_parameters(codec, codec)
-    steppers = make_optimizer(optimizer, net, settings.lr or 0.0), torch.optim.Adam(aux, lr=settings.aux_lr)
+    steppers = (
+        make_optimizer(optimizer, net, settings.lr or 0.0),
+        torch.optim.Adam(aux, lr=settings.aux_lr),
+    )
     loss = rate_distortion_loss(LAMBDAS["mse"][QUALITY - 1], "mse")
     dtype = autocast_dtype("auto", torch.device("cpu"))
     patches = Patches("samples", settings.patch_size)
@@ -64,7 +74,9 @@ def train(name: str, optimizer: str, steps: int, stop_at: float = 0.0, look_ever
 
     with entropy_models_in_float32(codec):
         for step in range(steps):
-            batch = patches.batch(settings.batch_size, seed=0, step=step).contiguous(memory_format=torch.channels_last)
+            batch = patches.batch(settings.batch_size, seed=0, step=step).contiguous(
+                memory_format=torch.channels_last
+            )
             started = time.process_time()
             for group in steppers[0].param_groups:
                 group["lr"] = learning_rate(settings, step)
@@ -103,12 +115,28 @@ def bench_optimizer(steps: int = STEPS) -> Iterator[Measure]:
         soap = train(name, "soap", steps, stop_at=target)
         found = soap.reached(target)
         where = -1 if found is None else found
-        there = f"SOAP: {soap.losses[where]:.2f} after {soap.steps[where]}, {soap.seconds[where]:.0f} s"
+        there = (
+            f"SOAP: {soap.losses[where]:.2f} after {soap.steps[where]}, {soap.seconds[where]:.0f} s"
+        )
         told = f"Adam: loss {target:.2f} after {steps} steps, {adam.seconds[-1]:.0f} s; {there}"
         size = "batch 4 of 128x128, from random weights"
         value = adam.seconds[-1] / soap.seconds[where] if found is not None else 0.0
         more = {"size": size, "threads": torch.get_num_threads(), "kept": 1}
-        yield Measure(f"CPU time to Adam's last loss, Adam / SOAP, N={width}", value, "x", goal=3.0, at_least=True, detail=told, **more)  # type: ignore[arg-type]
+        yield Measure(
+            f"CPU time to Adam's last loss, Adam / SOAP, N={width}",
+            value,
+            "x",
+            goal=3.0,
+            at_least=True,
+            detail=told,
+            **more,
+        )  # type: ignore[arg-type]
         each = [curve.seconds[-1] / curve.steps[-1] for curve in (soap, adam)]
         told = f"{each[0] * 1e3:.0f} ms and {each[1] * 1e3:.0f} ms"
-        yield Measure(f"CPU time of a step, SOAP / Adam, N={width}", each[0] / each[1], "x", detail=told, **more)  # type: ignore[arg-type]
+        yield Measure(
+            f"CPU time of a step, SOAP / Adam, N={width}",
+            each[0] / each[1],
+            "x",
+            detail=told,
+            **more,
+        )  # type: ignore[arg-type]

@@ -40,7 +40,9 @@ CODED = (256, 384)
 BATCH = "batch 8 of 128x128"
 
 
-def _training_step(model: Any, codec: nn.Module, x: Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
+def _training_step(
+    model: Any, codec: nn.Module, x: Tensor, dtype: torch.dtype | None
+) -> Callable[[], None]:
     loss = rate_distortion_loss(0.0067, "mse")
     skipped = {id(p) for p in model.self_updated()} if hasattr(model, "self_updated") else set()
     optimizer = torch.optim.Adam([p for p in model.parameters() if id(p) not in skipped], lr=1e-5)
@@ -65,8 +67,17 @@ def bench_attach() -> Iterator[Measure]:
     masked = attach(inner, "mask_decay", budget={"macs": 0.5}, decay_steps=1_000_000)
     sampler = Sampler(7, limit=30)
     with entropy_models_in_float32(bare), entropy_models_in_float32(inner):
-        before, after = sampler.medians([_training_step(bare, bare, x, dtype), _training_step(masked, inner, x, dtype)])
-    yield sampler.measure("training step, hyperprior q3, mask decay attached / bare", after / before, "x", goal=1.05, size=BATCH, detail=_precision_text(dtype))
+        before, after = sampler.medians(
+            [_training_step(bare, bare, x, dtype), _training_step(masked, inner, x, dtype)]
+        )
+    yield sampler.measure(
+        "training step, hyperprior q3, mask decay attached / bare",
+        after / before,
+        "x",
+        goal=1.05,
+        size=BATCH,
+        detail=_precision_text(dtype),
+    )
 
 
 def bench_precision() -> Iterator[Measure]:
@@ -75,11 +86,23 @@ def bench_precision() -> Iterator[Measure]:
     codecs = [_ready("bmshj2018-hyperprior", 3).train() for _ in range(2)]
     sampler = Sampler(5, limit=20)
     with entropy_models_in_float32(codecs[0]), entropy_models_in_float32(codecs[1]):
-        steps = [_training_step(c, c, x, d) for c, d in zip(codecs, (None, torch.bfloat16), strict=True)]
+        steps = [
+            _training_step(c, c, x, d) for c, d in zip(codecs, (None, torch.bfloat16), strict=True)
+        ]
         full, short = sampler.medians(steps)
-    gains = "" if autocast_dtype("auto", x.device) else "; bfloat16 is not native here, training takes float32"
+    gains = (
+        ""
+        if autocast_dtype("auto", x.device)
+        else "; bfloat16 is not native here, training takes float32"
+    )
     detail = f"{full * 1e3:.0f} to {short * 1e3:.0f} ms, channels_last{gains}"
-    yield sampler.measure("training step, hyperprior q3, float32 / bfloat16", full / short, "x", size=BATCH, detail=detail)
+    yield sampler.measure(
+        "training step, hyperprior q3, float32 / bfloat16",
+        full / short,
+        "x",
+        size=BATCH,
+        detail=detail,
+    )
 
 
 def bench_surgery() -> Iterator[Measure]:
@@ -89,7 +112,12 @@ def bench_surgery() -> Iterator[Measure]:
         codec = _ready(name, quality).eval()
         groups = find_groups(codec)
         cost = CostModel(codec, groups)
-        keep = solve(cost, groups.prunable(), {g.name: group_magnitude(codec, g) for g in groups.prunable()}, Budget(macs=0.5))
+        keep = solve(
+            cost,
+            groups.prunable(),
+            {g.name: group_magnitude(codec, g) for g in groups.prunable()},
+            Budget(macs=0.5),
+        )
         small = prune(codec, keep, groups, verify=False)
 
         def surgery(codec: nn.Module = codec, keep: dict[str, list[int]] = keep) -> None:
@@ -103,23 +131,44 @@ def bench_surgery() -> Iterator[Measure]:
 
         sampler = Sampler(3, limit=4, least=2)
         seconds, once = sampler.medians([surgery, forward])
-        checking = seconds_of(lambda c=codec, s=small, k=keep, g=groups: verify_same(c, s, g.check(k), g), 1)  # type: ignore[misc]
+        checking = seconds_of(
+            lambda c=codec, s=small, k=keep, g=groups: verify_same(c, s, g.check(k), g), 1
+        )  # type: ignore[misc]
         goal = 3.0 if name == "cheng2020-attn" else 1.0
         detail = f"{seconds / once:.2f}x a forward pass at {SIZE_TEXT} ({once:.2f} s); verification {checking:.2f} s more"
-        yield sampler.measure(f"groups + surgery, {name} q{quality}", seconds, "s", goal=goal, size="any", detail=detail)
+        yield sampler.measure(
+            f"groups + surgery, {name} q{quality}",
+            seconds,
+            "s",
+            goal=goal,
+            size="any",
+            detail=detail,
+        )
 
 
 def bench_budget() -> Iterator[Measure]:
     """Solving a budget."""
-    for name, quality in (("bmshj2018-hyperprior", 8), ("cheng2020-attn", 6), ("elic2022-official", None)):
+    for name, quality in (
+        ("bmshj2018-hyperprior", 8),
+        ("cheng2020-attn", 6),
+        ("elic2022-official", None),
+    ):
         codec = load_codec(name, quality, weights="none")
         groups = find_groups(codec)
         cost = CostModel(codec, groups)
         scores = {g.name: group_magnitude(codec, g) for g in groups.prunable()}
         for round_to in (16, 1):
             sampler = Sampler(3, limit=3)
-            (seconds,) = sampler.medians([lambda c=cost, g=groups, s=scores, r=round_to: solve(c, g.prunable(), s, Budget(macs=0.5), r)])  # type: ignore[misc]
-            yield sampler.measure(f"budget solved, {name}, round_to {round_to}", seconds, "s", goal=1.0, size="any")
+            (seconds,) = sampler.medians(
+                [
+                    lambda c=cost, g=groups, s=scores, r=round_to: solve(
+                        c, g.prunable(), s, Budget(macs=0.5), r
+                    )
+                ]
+            )  # type: ignore[misc]
+            yield sampler.measure(
+                f"budget solved, {name}, round_to {round_to}", seconds, "s", goal=1.0, size="any"
+            )
 
 
 def bench_speedup() -> Iterator[Measure]:
@@ -127,15 +176,31 @@ def bench_speedup() -> Iterator[Measure]:
     for name, quality in (("bmshj2018-hyperprior", 1), ("demo-hyperprior", 3)):
         for share in (0.5, 0.25):
             codec = _ready(name, quality)
-            small = attach(codec, "magnitude", budget={"macs": share}).harden(verify=False).to(memory_format=torch.channels_last).eval()
+            small = (
+                attach(codec, "magnitude", budget={"macs": share})
+                .harden(verify=False)
+                .to(memory_format=torch.channels_last)
+                .eval()
+            )
             wide, narrow = (_synthesis_and_analysis(c) for c in (codec, small))
             sampler = Sampler(7, limit=15)
             before, after = sampler.medians([wide, narrow])
-            macs = [sum(CostModel(c, find_groups(c)).by_transform()[t][0] for t in ("g_a", "g_s")) for c in (codec, small)]
+            macs = [
+                sum(CostModel(c, find_groups(c)).by_transform()[t][0] for t in ("g_a", "g_s"))
+                for c in (codec, small)
+            ]
             fewer = macs[0] / macs[1]
             detail = f"{before * 1e3:.0f} to {after * 1e3:.0f} ms: {before / after:.2f}x for {fewer:.2f}x fewer MACs, channels_last"
             label = f"speed-up / FLOP reduction, g_a + g_s, {name} at {share:g}"
-            yield sampler.measure(label, before / after / fewer, "x", goal=0.9, at_least=True, size=SIZE_TEXT, detail=detail)
+            yield sampler.measure(
+                label,
+                before / after / fewer,
+                "x",
+                goal=0.9,
+                at_least=True,
+                size=SIZE_TEXT,
+                detail=detail,
+            )
 
 
 def bench_gating() -> Iterator[Measure]:
@@ -147,7 +212,9 @@ def bench_gating() -> Iterator[Measure]:
             method: Any = gated.methods[0]
             generator = torch.Generator().manual_seed(0)
             for gate in method.each().values():
-                closed = torch.randperm(gate.channels, generator=generator)[round(share * gate.channels) :]
+                closed = torch.randperm(gate.channels, generator=generator)[
+                    round(share * gate.channels) :
+                ]
                 gate.threshold.data[closed] = math.inf
             runs = [_synthesis_and_analysis(c) for c in (bare, gated.codec)]
             sampler = Sampler(7, limit=15)
@@ -155,11 +222,18 @@ def bench_gating() -> Iterator[Measure]:
             with torch.no_grad():  # the rates of a whole pass, hyperprior included
                 gated(torch.rand(1, 3, *SIZE))
             macs, fewer = CostModel(bare, find_groups(bare)).by_transform(), method.image_cost()[1]
-            whole, left = (sum(table[t] for t in ("g_a", "g_s")) for table in ({t: m for t, (m, _) in macs.items()}, fewer))
+            whole, left = (
+                sum(table[t] for t in ("g_a", "g_s"))
+                for table in ({t: m for t, (m, _) in macs.items()}, fewer)
+            )
             saved = (1 - after / before) / (1 - left / whole)
             detail = f"{before * 1e3:.0f} to {after * 1e3:.0f} ms: {1 - after / before:.0%} of the time for {1 - left / whole:.0%} of the MACs, channels_last"
-            label = f"time saved / MACs saved by gates, g_a + g_s, {name}, {share:.0%} of channels open"
-            yield sampler.measure(label, saved, "x", goal=0.8, at_least=True, size=SIZE_TEXT, detail=detail)
+            label = (
+                f"time saved / MACs saved by gates, g_a + g_s, {name}, {share:.0%} of channels open"
+            )
+            yield sampler.measure(
+                label, saved, "x", goal=0.8, at_least=True, size=SIZE_TEXT, detail=detail
+            )
 
 
 def bench_coding() -> Iterator[Measure]:
@@ -181,7 +255,13 @@ def bench_coding() -> Iterator[Measure]:
         sampler = Sampler(7, limit=30)
         before, after = sampler.medians([code, quick])
         detail = f"{before * 1e3:.0f} to {after * 1e3:.0f} ms to encode and decode"
-        yield sampler.measure(f"scale table by bisection, {name}", before / after, "x", size=f"{CODED[1]}x{CODED[0]}", detail=detail)
+        yield sampler.measure(
+            f"scale table by bisection, {name}",
+            before / after,
+            "x",
+            size=f"{CODED[1]}x{CODED[0]}",
+            detail=detail,
+        )
 
 
 def bench_slimmable() -> Iterator[Measure]:
@@ -200,14 +280,26 @@ def bench_slimmable() -> Iterator[Measure]:
         return run
 
     sampler = Sampler(5, limit=10)
-    whole, *times = sampler.medians([_synthesis_and_analysis(bare), *(at(width) for width in range(len(widths)))])
+    whole, *times = sampler.medians(
+        [_synthesis_and_analysis(bare), *(at(width) for width in range(len(widths)))]
+    )
     for width, seconds in enumerate(times):
         codec.set_width(width)
         table: Any = codec.methods[0].by_transform()  # type: ignore[operator]
-        share = sum(table[t][0] for t in ("g_a", "g_s")) / sum(CostModel(bare, find_groups(bare)).by_transform()[t][0] for t in ("g_a", "g_s"))
+        share = sum(table[t][0] for t in ("g_a", "g_s")) / sum(
+            CostModel(bare, find_groups(bare)).by_transform()[t][0] for t in ("g_a", "g_s")
+        )
         detail = f"{whole * 1e3:.0f} ms bare, {seconds * 1e3:.0f} ms at this width: {whole / seconds:.2f}x for {1 / share:.2f}x fewer MACs, channels_last"
         label = f"speed-up / FLOP reduction, g_a + g_s, {name}, width {widths[width]:g}"
-        yield sampler.measure(label, whole / seconds * share, "x", goal=0.8, at_least=True, size=SIZE_TEXT, detail=detail)
+        yield sampler.measure(
+            label,
+            whole / seconds * share,
+            "x",
+            goal=0.8,
+            at_least=True,
+            size=SIZE_TEXT,
+            detail=detail,
+        )
 
     batch = torch.rand(2, 3, 128, 128).to(memory_format=torch.channels_last)
 
@@ -224,7 +316,14 @@ def bench_slimmable() -> Iterator[Measure]:
     once, all_ = sampler.medians([step(bare, [{}]), step(codec, each)])
     expected = sum(width**2 for width in widths)
     detail = f"{once * 1e3:.0f} ms for the codec alone, {all_ * 1e3:.0f} ms for {len(widths)} widths; sum of (w/W)^2 is {expected:.2f}"
-    yield sampler.measure(f"step over all widths / (one step * sum of (w/W)^2), {name}", all_ / once / expected, "x", goal=1.5, size="2x128x128", detail=detail)
+    yield sampler.measure(
+        f"step over all widths / (one step * sum of (w/W)^2), {name}",
+        all_ / once / expected,
+        "x",
+        goal=1.5,
+        size="2x128x128",
+        detail=detail,
+    )
     sampler = Sampler(5, limit=5)
     (switched,) = sampler.medians([lambda: codec.set_width(1)])
     yield sampler.measure("switching the width", switched, "s", goal=1e-4, size="any")
@@ -273,7 +372,9 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def run_bench(what: Sequence[str] | None = None, *, threads: int | None = None, progress: bool = True) -> list[Measure]:
+def run_bench(
+    what: Sequence[str] | None = None, *, threads: int | None = None, progress: bool = True
+) -> list[Measure]:
     """Measure the named parts, or all of `PARTS`.
 
     Raises:
@@ -297,15 +398,36 @@ def format_bench(results: Sequence[Measure]) -> str:
     """Put results into a table, with the machine and how samples were taken below."""
     rows = []
     for r in results:
-        goal = "" if r.goal is None else f"{'>=' if r.at_least else '<='} {r.goal:g} {r.unit}: {'met' if r.met else 'not met'}"
+        goal = (
+            ""
+            if r.goal is None
+            else f"{'>=' if r.at_least else '<='} {r.goal:g} {r.unit}: {'met' if r.met else 'not met'}"
+        )
         samples = f"{r.kept} of {r.kept + r.rejected}{', busy' if r.busy else ''}"
         rows.append((r.name, _value(r), goal, r.size, samples, r.detail))
-    table = tabulate(rows, headers=("figure", "value", "goal", "input", "samples", "detail"), tablefmt="simple", disable_numparse=True)
-    on = "; ".join(sorted({f"{r.device}, {r.threads} thread{'s' if r.threads != 1 else ''}" for r in results}))
-    taken = f"during which others used at most {BUSY:.0%} of the processor" if all(r.known for r in results) else "; what others used is not known here"
-    lines = [table, f"{on}, torch {torch.__version__}, {machine_line()}", f"medians of samples {taken}".replace(" ;", ";")]
+    table = tabulate(
+        rows,
+        headers=("figure", "value", "goal", "input", "samples", "detail"),
+        tablefmt="simple",
+        disable_numparse=True,
+    )
+    on = "; ".join(
+        sorted({f"{r.device}, {r.threads} thread{'s' if r.threads != 1 else ''}" for r in results})
+    )
+    taken = (
+        f"during which others used at most {BUSY:.0%} of the processor"
+        if all(r.known for r in results)
+        else "; what others used is not known here"
+    )
+    lines = [
+        table,
+        f"{on}, torch {torch.__version__}, {machine_line()}",
+        f"medians of samples {taken}".replace(" ;", ";"),
+    ]
     if any(r.busy for r in results):
-        lines.append("busy: others never left the processor alone, the least disturbed samples were taken; run again on a quiet machine")
+        lines.append(
+            "busy: others never left the processor alone, the least disturbed samples were taken; run again on a quiet machine"
+        )
     return "\n".join(lines)
 
 

@@ -82,7 +82,9 @@ class Groups(Sequence[Group]):
         """The keep-list of every group that keeps everything."""
         return {g.name: list(range(g.width)) for g in self._groups}
 
-    def check(self, keep: Mapping[str, Sequence[int]], *, latents: bool = True) -> dict[str, np.ndarray]:
+    def check(
+        self, keep: Mapping[str, Sequence[int]], *, latents: bool = True
+    ) -> dict[str, np.ndarray]:
         """Validate keep-lists; groups not named keep everything.
 
         Raises:
@@ -97,12 +99,18 @@ class Groups(Sequence[Group]):
             if group.pinned is not None:
                 raise RecipeError(f"channel group {name!r} cannot shrink: {group.pinned}")
             if group.latent is not None and not latents:
-                raise RecipeError(f"channel group {name!r} is the latent {group.latent}; open it with latents: true")
+                raise RecipeError(
+                    f"channel group {name!r} is the latent {group.latent}; open it with latents: true"
+                )
             least = MIN_LATENTS if group.latent else 1
             if len(kept) < least:
-                raise RecipeError(f"channel group {name!r} must keep at least {least} of {group.width} channels (got {len(kept)})")
+                raise RecipeError(
+                    f"channel group {name!r} must keep at least {least} of {group.width} channels (got {len(kept)})"
+                )
             if kept.min() < 0 or kept.max() >= group.width or (np.diff(kept) <= 0).any():
-                raise RecipeError(f"the keep-list of {name!r} must be increasing indices below {group.width}")
+                raise RecipeError(
+                    f"the keep-list of {name!r} must be increasing indices below {group.width}"
+                )
             checked[name] = kept
         return checked
 
@@ -120,7 +128,9 @@ def find_groups(codec: nn.Module) -> Groups:
     try:
         tracer.run()
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise CodecError(f"the forward pass of {type(codec).__name__} cannot be followed, at {tracer.where}: {error}") from error
+        raise CodecError(
+            f"the forward pass of {type(codec).__name__} cannot be followed, at {tracer.where}: {error}"
+        ) from error
     pins: dict[int, str] = {}
     for number, reason in tracer.pins.items():
         pins.setdefault(tracer.root(number), reason)
@@ -130,7 +140,12 @@ def find_groups(codec: nn.Module) -> Groups:
     # Channels with the same members, the same reason to stay and the same role are one group.
     sets: dict[tuple[object, str | None, str | None], list[list[tuple[str, str, int]]]] = {}
     for root, members in tracer.classes().items():
-        shape = tuple(sorted((m, a, sum(1 for x in members if x[:2] == (m, a))) for m, a in {x[:2] for x in members}))
+        shape = tuple(
+            sorted(
+                (m, a, sum(1 for x in members if x[:2] == (m, a)))
+                for m, a in {x[:2] for x in members}
+            )
+        )
         sets.setdefault((shape, pins.get(root), latents.get(root)), []).append(members)
 
     groups: list[tuple[Member, Group]] = []
@@ -138,10 +153,18 @@ def find_groups(codec: nn.Module) -> Groups:
         channels.sort(key=lambda members: members[0][2])
         order = list(dict.fromkeys((module, axis) for module, axis, _ in channels[0]))
         shares = tuple(
-            Member(module, axis, np.array([[i for m, a, i in channel if (m, a) == (module, axis)] for channel in channels]))
+            Member(
+                module,
+                axis,
+                np.array(
+                    [[i for m, a, i in channel if (m, a) == (module, axis)] for channel in channels]
+                ),
+            )
             for module, axis in order
         )
-        if pinned is None and not any(m.axis == "out" and type(modules[m.module]) in CONVOLUTIONS for m in shares):
+        if pinned is None and not any(
+            m.axis == "out" and type(modules[m.module]) in CONVOLUTIONS for m in shares
+        ):
             pinned = "no convolution produces these channels"
         first = next((m for m in shares if m.axis == "out"), shares[0])
         groups.append((first, Group(first.module, len(channels), shares, latent, pinned)))
@@ -150,7 +173,9 @@ def find_groups(codec: nn.Module) -> Groups:
     found = Groups(named)
     if not found.prunable():
         reasons = sorted({g.pinned for g in named if g.pinned})
-        raise CodecError(f"nothing in {type(codec).__name__} can be pruned safely: {'; '.join(reasons[:4]) or 'no convolution was run'}")
+        raise CodecError(
+            f"nothing in {type(codec).__name__} can be pruned safely: {'; '.join(reasons[:4]) or 'no convolution was run'}"
+        )
     return found
 
 
@@ -173,7 +198,9 @@ def removed_inputs(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[st
     for name, kept in keep.items():
         for member in groups[name].members:
             if member.axis == "in":
-                gone.setdefault(member.module, set()).update(member.index[np.setdiff1d(np.arange(groups[name].width), kept)].ravel().tolist())
+                gone.setdefault(member.module, set()).update(
+                    member.index[np.setdiff1d(np.arange(groups[name].width), kept)].ravel().tolist()
+                )
     return {module: to_ranges(sorted(indices)) for module, indices in gone.items() if indices}
 
 
@@ -194,7 +221,9 @@ def from_ranges(text: str) -> list[int]:
     return [i for first, _, last in ends for i in range(int(first), int(last or first) + 1)]
 
 
-def kept_channels(groups: Groups, keep: Mapping[str, Sequence[int]], module: str, axis: str, width: int) -> np.ndarray:
+def kept_channels(
+    groups: Groups, keep: Mapping[str, Sequence[int]], module: str, axis: str, width: int
+) -> np.ndarray:
     """Which of a layer's channels along an axis ("out", "in", "both") stay under keep-lists, increasing."""
     gone = np.zeros(width, bool)
     for name, kept in keep.items():

@@ -18,7 +18,13 @@ BREAKS_ZERO = set(
     "sigmoid exp softplus cos rsqrt reciprocal log log2 log10 logsigmoid hardsigmoid erfc uniform normal fill bernoulli "
     "eq ne lt le gt ge logical_not isfinite isnan threshold".split()
 )
-BOUNDED = {"clamp": ("min", "max"), "clip": ("min", "max"), "clamp_min": ("min", None), "clamp_max": (None, "max"), "hardtanh": ("min_val", "max_val")}
+BOUNDED = {
+    "clamp": ("min", "max"),
+    "clip": ("min", "max"),
+    "clamp_min": ("min", None),
+    "clamp_max": (None, "max"),
+    "hardtanh": ("min_val", "max_val"),
+}
 ADDITIVE = set("add sub rsub maximum minimum max min where lerp fmod remainder".split())
 MULTIPLICATIVE = set("mul div truediv true_divide floor_divide multiply divide".split())
 MOVES = set(
@@ -45,8 +51,22 @@ def canonical(func: Any) -> str:
         if short in ("getitem", "setitem"):
             return short
         for prefix in ("i", "r"):
-            if short.startswith(prefix) and short[1:] in ("add", "sub", "mul", "truediv", "div", "pow", "floordiv"):
-                return "rsub" if short == "rsub" else "reciprocal" if short in ("rtruediv", "rdiv", "rpow") else short[1:]
+            if short.startswith(prefix) and short[1:] in (
+                "add",
+                "sub",
+                "mul",
+                "truediv",
+                "div",
+                "pow",
+                "floordiv",
+            ):
+                return (
+                    "rsub"
+                    if short == "rsub"
+                    else "reciprocal"
+                    if short in ("rtruediv", "rdiv", "rpow")
+                    else short[1:]
+                )
         return short if short in ADDITIVE | MULTIPLICATIVE | KEEPS_ZERO | BREAKS_ZERO else name
     return name.rstrip("_")
 
@@ -57,25 +77,49 @@ def breaks_zero(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bo
         return True
     if name == "pow":
         exponent = kwargs.get("exponent", args[1] if len(args) > 1 else None)
-        return not (isinstance(args[0] if args else None, Tensor) and isinstance(exponent, (int, float)) and exponent > 0)
+        return not (
+            isinstance(args[0] if args else None, Tensor)
+            and isinstance(exponent, (int, float))
+            and exponent > 0
+        )
     if name == "pad":
         return bool(kwargs.get("value", args[3] if len(args) > 3 else 0))
     if name in BOUNDED:
         low, high = BOUNDED[name]
         bounds = dict(zip((low, high) if low else (high,), args[1:], strict=False))
         least, most = (kwargs.get(key, bounds.get(key)) if key else None for key in (low, high))
-        return any(isinstance(b, Tensor) for b in (least, most)) or (least or 0) > 0 or (most or 0) < 0
+        return (
+            any(isinstance(b, Tensor) for b in (least, most)) or (least or 0) > 0 or (most or 0) < 0
+        )
     return False
 
 
 def writes_in_place(func: Any, kwargs: Mapping[str, Any]) -> bool:
     """Whether an operation changes a tensor that it was given."""
     name = getattr(func, "__name__", "")
-    operator = name.startswith("__i") and name[3:-2] in ("add", "sub", "mul", "truediv", "div", "pow", "floordiv", "mod", "and", "or")
-    return operator or name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or kwargs.get("out") is not None
+    operator = name.startswith("__i") and name[3:-2] in (
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "div",
+        "pow",
+        "floordiv",
+        "mod",
+        "and",
+        "or",
+    )
+    return (
+        operator
+        or name == "__setitem__"
+        or (name.endswith("_") and not name.endswith("__"))
+        or kwargs.get("out") is not None
+    )
 
 
-def reduced_dims(args: Sequence[Any], kwargs: Mapping[str, Any], ndim: int, position: int = 1) -> list[int] | None:
+def reduced_dims(
+    args: Sequence[Any], kwargs: Mapping[str, Any], ndim: int, position: int = 1
+) -> list[int] | None:
     """The dimensions that a reduction goes over, None for all of them."""
     given = kwargs.get("dim", kwargs.get("axis", args[position] if len(args) > position else None))
     if given is None or isinstance(given, bool):

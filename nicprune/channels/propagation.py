@@ -105,11 +105,17 @@ class Follower(TorchFunctionMode):
         if self._depth:
             return result
         name = canonical(func)
-        tensors = [t for t in flatten((args, {k: v for k, v in kwargs.items() if k != "out"})) if isinstance(t, Tensor)]
+        tensors = [
+            t
+            for t in flatten((args, {k: v for k, v in kwargs.items() if k != "out"}))
+            if isinstance(t, Tensor)
+        ]
         if name not in IGNORED:
             for tensor in tensors:
                 if id(tensor) in self._owner:
-                    self._misused[self._owner[id(tensor)]] = f"the weights of {self._owner[id(tensor)]} are used outside it, by {name} in {self.where}"
+                    self._misused[self._owner[id(tensor)]] = (
+                        f"the weights of {self._owner[id(tensor)]} are used outside it, by {name} in {self.where}"
+                    )
         if writes_in_place(func, kwargs):
             self._written(name, result if isinstance(result, Tensor) else args[0])
         if name == "setitem":
@@ -121,32 +127,71 @@ class Follower(TorchFunctionMode):
         if not outputs:  # the values leave torch: what comes of them cannot be followed
             self._unknown(name, tensors)
             return result
-        if name in ("max", "min") and not (len(args) > 1 and isinstance(args[1], Tensor)) and "other" not in kwargs:
+        if (
+            name in ("max", "min")
+            and not (len(args) > 1 and isinstance(args[1], Tensor))
+            and "other" not in kwargs
+        ):
             name = f"a{name}"
         if name in LIKE:
             labels = self.labels(tensors[0])
             if labels is not None:
-                self.label(outputs[0], Labels(labels.dim, labels.ids, None if name == "zeros_like" else name))
+                self.label(
+                    outputs[0],
+                    Labels(labels.dim, labels.ids, None if name == "zeros_like" else name),
+                )
         elif name in KEEPS_ZERO or name in BREAKS_ZERO:
             labels = self.labels(tensors[0])
-            padded_channels = name == "pad" and outputs[0].shape[labels.dim if labels else 0] != tensors[0].shape[labels.dim if labels else 0]
-            if labels is None or len(tensors) > 1 and any(self.labels(t) for t in tensors[1:]) or padded_channels:
+            padded_channels = (
+                name == "pad"
+                and outputs[0].shape[labels.dim if labels else 0]
+                != tensors[0].shape[labels.dim if labels else 0]
+            )
+            if (
+                labels is None
+                or len(tensors) > 1
+                and any(self.labels(t) for t in tensors[1:])
+                or padded_channels
+            ):
                 self._unknown(name, tensors)
             else:
                 broken = breaks_zero(name, args, kwargs)
                 if any(t.dim() and t.numel() > 1 for t in tensors[1:]):
                     self.pin(labels.ids, f"a constant with a value per channel in {self.where}")
-                self.label(outputs[0], Labels(labels.dim, labels.ids, f"{name} in {self.where}" if broken else labels.nonzero))
+                self.label(
+                    outputs[0],
+                    Labels(
+                        labels.dim,
+                        labels.ids,
+                        f"{name} in {self.where}" if broken else labels.nonzero,
+                    ),
+                )
         elif name in ADDITIVE or name in MULTIPLICATIVE:
-            scalars = [s for s in flatten((args, {k: v for k, v in kwargs.items() if k != "alpha"})) if isinstance(s, (int, float)) and not isinstance(s, bool)]
+            scalars = [
+                s
+                for s in flatten((args, {k: v for k, v in kwargs.items() if k != "alpha"}))
+                if isinstance(s, (int, float)) and not isinstance(s, bool)
+            ]
             shifted = name in ("add", "sub", "rsub") and any(s != 0 for s in scalars[:1])
             self._elementwise(tensors, outputs[0], additive=name in ADDITIVE, name=name)
             labels = self.labels(outputs[0])
             if labels is not None and shifted:
-                self.label(outputs[0], Labels(labels.dim, labels.ids, labels.nonzero or f"{name} in {self.where}"))
+                self.label(
+                    outputs[0],
+                    Labels(labels.dim, labels.ids, labels.nonzero or f"{name} in {self.where}"),
+                )
             if labels is not None and "div" in name and len(tensors) > 1:
-                numerator = self.labels(tensors[0])  # zero divided is zero, divided by zero it is not
-                self.label(outputs[0], Labels(labels.dim, labels.ids, f"{name} in {self.where}" if numerator is None else numerator.nonzero))
+                numerator = self.labels(
+                    tensors[0]
+                )  # zero divided is zero, divided by zero it is not
+                self.label(
+                    outputs[0],
+                    Labels(
+                        labels.dim,
+                        labels.ids,
+                        f"{name} in {self.where}" if numerator is None else numerator.nonzero,
+                    ),
+                )
         elif name in MOVES:
             self._move(func, args, kwargs, name, tensors, outputs)
         elif name in REDUCES:
@@ -161,7 +206,9 @@ class Follower(TorchFunctionMode):
             if labels is not None:
                 self.pin(labels.ids, f"{name} in {self.where} is not understood")
 
-    def _elementwise(self, tensors: Sequence[Tensor], output: Tensor, *, additive: bool, name: str = "") -> None:
+    def _elementwise(
+        self, tensors: Sequence[Tensor], output: Tensor, *, additive: bool, name: str = ""
+    ) -> None:
         """Tie the channels of broadcast operands. A constant with a value per channel pins them: it would not shrink."""
         merged: Labels | None = None
         nonzero: list[str | None] = []
@@ -210,7 +257,11 @@ class Follower(TorchFunctionMode):
             return
         storage = target.untyped_storage().data_ptr()
         for tensor, labels in list(self._labels.values()):
-            if tensor is not target and tensor.numel() and tensor.untyped_storage().data_ptr() == storage:
+            if (
+                tensor is not target
+                and tensor.numel()
+                and tensor.untyped_storage().data_ptr() == storage
+            ):
                 self.pin(labels.ids, f"{name} in {self.where} writes to a part of them")
 
     def _numbers(self, tensor: Any) -> Any:
@@ -219,15 +270,29 @@ class Follower(TorchFunctionMode):
             return tensor
         labels = self.labels(tensor)
         if labels is None:
-            return tensor if tensor.dtype in (torch.int64, torch.int32, torch.bool) else torch.full(tensor.shape, -1, dtype=torch.int64)
+            return (
+                tensor
+                if tensor.dtype in (torch.int64, torch.int32, torch.bool)
+                else torch.full(tensor.shape, -1, dtype=torch.int64)
+            )
         shape = [1] * tensor.dim()
         shape[labels.dim] = -1
         return torch.from_numpy(labels.ids.copy()).view(shape).expand(tensor.shape)
 
-    def _move(self, func: Any, args: Any, kwargs: Any, name: str, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    def _move(
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        name: str,
+        tensors: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+    ) -> None:
         """Run a data movement on the channel numbers; read off where they went."""
         try:
-            if name == "getitem":  # the index may hold tensors of its own, which are positions and not channels
+            if (
+                name == "getitem"
+            ):  # the index may hold tensors of its own, which are positions and not channels
                 result = func(self._numbers(args[0]), args[1])
             else:
                 result = func(*map_leaves(self._numbers, args), **map_leaves(self._numbers, kwargs))
@@ -235,7 +300,14 @@ class Follower(TorchFunctionMode):
         except (RuntimeError, TypeError):
             self._unknown(name, tensors)
             return
-        nonzero = next((labels.nonzero for labels in map(self.labels, tensors) if labels is not None and labels.nonzero), None)
+        nonzero = next(
+            (
+                labels.nonzero
+                for labels in map(self.labels, tensors)
+                if labels is not None and labels.nonzero
+            ),
+            None,
+        )
         if name in ("chunk", "tensor_split", "roll"):
             self._check_parts(name, tensors, moved)
         for output, numbers in zip(outputs, moved, strict=True):
@@ -244,9 +316,16 @@ class Follower(TorchFunctionMode):
     def _check_parts(self, name: str, tensors: Sequence[Tensor], moved: Sequence[Tensor]) -> None:
         """Parts of a tensor's channels keep their borders only if they stay equally wide; a roll has no such border."""
         labels = self.labels(tensors[0])
-        if labels is None or len(moved) != 1 and all(part.shape[labels.dim] == len(labels.ids) for part in moved):
+        if (
+            labels is None
+            or len(moved) != 1
+            and all(part.shape[labels.dim] == len(labels.ids) for part in moved)
+        ):
             return
-        rows = [part.movedim(labels.dim, 0).reshape(part.shape[labels.dim], -1)[:, 0].numpy() for part in moved]
+        rows = [
+            part.movedim(labels.dim, 0).reshape(part.shape[labels.dim], -1)[:, 0].numpy()
+            for part in moved
+        ]
         if len(moved) == 1 and np.array_equal(rows[0], labels.ids):
             return
         if len(moved) == 1 or len({len(row) for row in rows}) > 1:
@@ -255,7 +334,14 @@ class Follower(TorchFunctionMode):
             for row in rows[1:]:
                 self.tie(rows[0], row)
 
-    def _read_off(self, output: Tensor, numbers: Tensor, nonzero: str | None, tensors: Sequence[Tensor], name: str) -> None:
+    def _read_off(
+        self,
+        output: Tensor,
+        numbers: Tensor,
+        nonzero: str | None,
+        tensors: Sequence[Tensor],
+        name: str,
+    ) -> None:
         if numbers.numel() == 0 or int(numbers.max()) < 0:
             return
         for dim in [1, *(d for d in range(numbers.dim()) if d != 1)] if numbers.dim() > 1 else [0]:
@@ -282,7 +368,14 @@ class Follower(TorchFunctionMode):
             ids.append(int(found[0]))
         self.label(output, Labels(dim, np.array(ids), nonzero))
 
-    def _reduce(self, name: str, args: Sequence[Any], kwargs: Any, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    def _reduce(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Any,
+        tensors: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+    ) -> None:
         labels = self.labels(tensors[0])
         source, output = tensors[0], outputs[0]
         if labels is None:
@@ -290,10 +383,17 @@ class Follower(TorchFunctionMode):
         dims = reduced_dims(args, kwargs, source.dim(), 2 if name == "norm" else 1)
         if dims is None or labels.dim in dims:
             # A sum does not see channels that are zero; a mean, a maximum or a product does.
-            if name not in ("sum", "norm", "any") or output.numel() > 1 and labels.dim in (dims or []):
+            if (
+                name not in ("sum", "norm", "any")
+                or output.numel() > 1
+                and labels.dim in (dims or [])
+            ):
                 self._unknown(name, tensors)
             elif labels.nonzero:
-                self.pin(labels.ids, f"{labels.nonzero} before {name} in {self.where}: a zero channel is not a removed one")
+                self.pin(
+                    labels.ids,
+                    f"{labels.nonzero} before {name} in {self.where}: a zero channel is not a removed one",
+                )
         else:
             before = 0 if output.dim() == source.dim() else sum(d < labels.dim for d in dims)
             self.label(output, Labels(labels.dim - before, labels.ids, labels.nonzero))

@@ -60,8 +60,16 @@ class Tracer(Follower):
             for name, module in self.codec.named_modules():
                 if self._rule(module) is not None and not is_bottleneck(module):
                     self._owner |= {id(p): name for p in module.parameters(recurse=False)}
-                stack.callback(module.register_forward_pre_hook(self._enter(name, module), with_kwargs=True).remove)
-                stack.callback(module.register_forward_hook(self._leave(name, module), with_kwargs=True, always_call=True).remove)
+                stack.callback(
+                    module.register_forward_pre_hook(
+                        self._enter(name, module), with_kwargs=True
+                    ).remove
+                )
+                stack.callback(
+                    module.register_forward_hook(
+                        self._leave(name, module), with_kwargs=True, always_call=True
+                    ).remove
+                )
                 if is_bottleneck(module):
                     # Medians are read outside the bottleneck's forward by straight-through quantisers.
                     ids = self.new(module.channels)
@@ -121,10 +129,14 @@ class Tracer(Follower):
             return self._lower_bound
         return None
 
-    def _consume(self, module: str, axis: str, labels: Labels, ids: np.ndarray | None = None) -> None:
+    def _consume(
+        self, module: str, axis: str, labels: Labels, ids: np.ndarray | None = None
+    ) -> None:
         """Record that a layer reads these channels; at a second call the channels of both calls are tied."""
         if labels.nonzero:
-            self.pin(labels.ids, f"{labels.nonzero} before {module}: a zero channel is not a removed one")
+            self.pin(
+                labels.ids, f"{labels.nonzero} before {module}: a zero channel is not a removed one"
+            )
         if (module, axis) in self.uses:
             known = self.uses[module, axis].ids
             if len(known) != len(labels.ids):
@@ -156,17 +168,26 @@ class Tracer(Follower):
             self.pin(labels.ids, f"constant input of {name}")
         self._consume(name, "in", labels)
         width = module.out_features if linear else module.out_channels
-        self.label(output, Labels(output.dim() - 1 if linear else output.dim() - 3, self._produce(name, width)))
+        self.label(
+            output,
+            Labels(output.dim() - 1 if linear else output.dim() - 3, self._produce(name, width)),
+        )
 
     def _depthwise(self, name: str, module: Any, inputs: list[Any], output: Tensor) -> None:
         labels = self.labels(inputs[0])
         if labels is None:
             self._misused[name] = f"constant input of {name}"
             return
-        if module.groups == module.in_channels == module.out_channels and labels.dim == inputs[0].dim() - 3:
+        if (
+            module.groups == module.in_channels == module.out_channels
+            and labels.dim == inputs[0].dim() - 3
+        ):
             self._consume(name, "both", labels)
             # What a removed channel leaves behind is its bias.
-            self.label(output, Labels(labels.dim, labels.ids, None if module.bias is None else f"bias of {name}"))
+            self.label(
+                output,
+                Labels(labels.dim, labels.ids, None if module.bias is None else f"bias of {name}"),
+            )
         else:
             self.pin(labels.ids, f"grouped convolution {name}")
             self._misused[name] = f"grouped convolution {name}"
@@ -174,7 +195,11 @@ class Tracer(Follower):
     def _same_width(self, name: str, module: nn.Module, inputs: list[Any], output: Any) -> None:
         labels = self.labels(inputs[0])
         if labels is None or labels.dim != 1:
-            self._misused[name] = f"constant input of {name}" if labels is None else f"{name} reads another dimension than the channels'"
+            self._misused[name] = (
+                f"constant input of {name}"
+                if labels is None
+                else f"{name} reads another dimension than the channels'"
+            )
             if labels is not None:
                 self.pin(labels.ids, self._misused[name])
             return
@@ -189,7 +214,9 @@ class Tracer(Follower):
         self._elementwise([t for t, _ in known], output[0], additive=True)
         self._elementwise([t for t, _ in known], output[1], additive=True)
         latent = known[0][1] if known else None
-        means = self.labels(inputs[2]) if len(inputs) > 2 and isinstance(inputs[2], Tensor) else None
+        means = (
+            self.labels(inputs[2]) if len(inputs) > 2 and isinstance(inputs[2], Tensor) else None
+        )
         if latent is not None:
             self._mark_latent(latent.ids, "y")
             nonzero = latent.nonzero or (means.nonzero if means is not None else None)
@@ -210,7 +237,9 @@ class Tracer(Follower):
         """For every set of tied channels: (layer, axis, index) of each, in the order the layers ran."""
         members: dict[int, list[tuple[str, str, int]]] = defaultdict(list)
         order = {name: position for position, name in reversed(list(enumerate(self.calls)))}
-        for use in sorted(self.uses.values(), key=lambda u: (order.get(u.module, len(order)), u.axis == "out")):
+        for use in sorted(
+            self.uses.values(), key=lambda u: (order.get(u.module, len(order)), u.axis == "out")
+        ):
             for index, number in enumerate(use.ids.tolist()):
                 members[self.root(number)].append((use.module, use.axis, index))
         return members

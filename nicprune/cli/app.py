@@ -31,8 +31,12 @@ def _level(given: str) -> float | str:
 
 LEVEL = "With a modulator: rate, from 0 (lowest) on; in between too. With a scalable encoder: how many of its encoders work beside the first, or best."
 Level = Annotated[Any, typer.Option(parser=_level, metavar="LEVEL", help=LEVEL)]
-Quality = Annotated[int | None, typer.Option("--quality", "-q", help="Quality level, for named codecs.")]
-Metric = Annotated[str, typer.Option(help="mse or ms-ssim: what official weights were trained for.")]
+Quality = Annotated[
+    int | None, typer.Option("--quality", "-q", help="Quality level, for named codecs.")
+]
+Metric = Annotated[
+    str, typer.Option(help="mse or ms-ssim: what official weights were trained for.")
+]
 
 
 @app.callback()
@@ -47,7 +51,11 @@ def _options(
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="codecs, methods, recipes, or nothing for all.")] = "all") -> None:
+def list_(
+    what: Annotated[
+        str, typer.Argument(help="codecs, methods, recipes, or nothing for all.")
+    ] = "all",
+) -> None:
     """List codecs, methods and recipes."""
     from nicprune.codecs.zoo import codec_names, qualities
     from nicprune.common.errors import RecipeError, closest
@@ -55,7 +63,10 @@ def list_(what: Annotated[str, typer.Argument(help="codecs, methods, recipes, or
     from nicprune.methods import METHODS
 
     sections: dict[str, list[tuple[str, str]]] = {
-        "codecs": [(name, f"quality {qualities(name).start} to {qualities(name).stop - 1}") for name in codec_names()],
+        "codecs": [
+            (name, f"quality {qualities(name).start} to {qualities(name).stop - 1}")
+            for name in codec_names()
+        ],
         "methods": [(name, METHODS[name].summary) for name in METHODS],
         "recipes": [(name, _first_comment(path)) for name, path in recipe_names().items()],
     }
@@ -87,7 +98,9 @@ def profile(
     from nicprune.pruning.surgery import analyse
     from nicprune.storage.checkpoint import load_codec
 
-    model = unwrap(load_codec(codec, quality, metric=metric, weights=weights))  # gates, rates or widths on it: the codec below them
+    model = unwrap(
+        load_codec(codec, quality, metric=metric, weights=weights)
+    )  # gates, rates or widths on it: the codec below them
     groups = analyse(model)
     typer.echo(profile_text(model, groups, CostModel(model, groups)))
 
@@ -95,23 +108,32 @@ def profile(
 @app.command()
 def check(
     recipe: Annotated[str, typer.Argument(help="Recipe file or name.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, over the recipe's own.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, over the recipe's own.")
+    ] = None,
 ) -> None:
     """Check a recipe and the paths it names, without running it."""
     from nicprune.experiments.recipe import check_paths, read_recipe
 
     parsed, _ = read_recipe(recipe, set_ or [])
     check_paths(parsed)
-    typer.echo(f"{recipe}: fine ({parsed.task} {parsed.codec}, qualities {', '.join(map(str, parsed.qualities))})")
+    typer.echo(
+        f"{recipe}: fine ({parsed.task} {parsed.codec}, qualities {', '.join(map(str, parsed.qualities))})"
+    )
 
 
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="Recipe file or name (see nicprune list recipes).")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, over the recipe's own, e.g. finetune.steps=100.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value, over the recipe's own, e.g. finetune.steps=100."),
+    ] = None,
     reports: Annotated[str, typer.Option(help="Folder for reports.")] = "reports",
     runs: Annotated[str, typer.Option(help="Folder for checkpoints and finished parts.")] = "runs",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, say what would be done.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
     """Run a recipe: attach, train, harden, fine-tune, evaluate, report. Parts that are finished are skipped."""
@@ -123,16 +145,32 @@ def run(
         for line in plan(parsed):
             typer.echo(line)
         return
-    run_recipe(parsed, text, reports=reports, runs=runs, say=lambda line: print(line, flush=True), progress=not quiet)
+    run_recipe(
+        parsed,
+        text,
+        reports=reports,
+        runs=runs,
+        say=lambda line: print(line, flush=True),
+        progress=not quiet,
+    )
 
 
 @app.command()
 def prune(
     codec: Annotated[str, typer.Argument(help="Name, file, or package.module:factory.")],
     output: Annotated[Path, typer.Argument(help=".safetensors file to write.")],
-    method: Annotated[str, typer.Option(help="One that needs no training: magnitude, random, fisher.")] = "magnitude",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="The method's settings, key=value, e.g. budget.macs=0.5 or side=encoder.")] = None,
-    images: Annotated[str | None, typer.Option(help='Photographs to look at, for fisher: a folder, or "samples".')] = None,
+    method: Annotated[
+        str, typer.Option(help="One that needs no training: magnitude, random, fisher.")
+    ] = "magnitude",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="The method's settings, key=value, e.g. budget.macs=0.5 or side=encoder."
+        ),
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(help='Photographs to look at, for fisher: a folder, or "samples".')
+    ] = None,
     quality: Quality = None,
     weights: Weights = "official",
     metric: Metric = "mse",
@@ -159,11 +197,15 @@ def prune(
         attached.prepare(calibration_images(images))
     small = attached.harden()
     if isinstance(small, Attached):
-        raise RecipeError(f"{method} stays on the codec and has to be trained: that is for recipes, or Python")
+        raise RecipeError(
+            f"{method} stays on the codec and has to be trained: that is for recipes, or Python"
+        )
     after = measure(small)
     for what in ("macs", "encoder", "decoder"):
         was, now = before.kmac_per_pixel(what), after.kmac_per_pixel(what)
-        typer.echo(f"{'all' if what == 'macs' else what:8} {was:9.2f} to {now:9.2f} kMAC/pixel, {was / now:.2f}x fewer ({COUNTER})")
+        typer.echo(
+            f"{'all' if what == 'macs' else what:8} {was:9.2f} to {now:9.2f} kMAC/pixel, {was / now:.2f}x fewer ({COUNTER})"
+        )
     typer.echo(f"params   {before.params:,} to {after.params:,}; {provenance(small).verified}")
     typer.echo(f"wrote {save(small, output)}")
 
@@ -175,12 +217,23 @@ def eval_(
     quality: Quality = None,
     weights: Weights = "official",
     metric: Metric = "mse",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write CompressAI results JSON here.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write CompressAI results JSON here.")
+    ] = None,
     level: Level = None,
-    lmbda: Annotated[float | None, typer.Option(help="With a modulator: rate by its lambda.")] = None,
-    width: Annotated[int | None, typer.Option(help="With a slimmable codec: which width, 0 being the widest.")] = None,
+    lmbda: Annotated[
+        float | None, typer.Option(help="With a modulator: rate by its lambda.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="With a slimmable codec: which width, 0 being the widest.")
+    ] = None,
     per_image: Annotated[bool, typer.Option("--per-image", help="A line for each image.")] = False,
-    at: Annotated[list[float] | None, typer.Option("--at", help="jpeg and webp: PSNR at this rate in bpp, between their settings.")] = None,
+    at: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--at", help="jpeg and webp: PSNR at this rate in bpp, between their settings."
+        ),
+    ] = None,
 ) -> None:
     """Write and read real bitstreams of a folder: bpp, PSNR, MS-SSIM, times. "jpeg", "jpeg-optimized" and "webp" are swept."""
     from nicprune.evaluation.classical import FORMATS, evaluate_classical, psnr_at
@@ -188,7 +241,9 @@ def eval_(
     if codec in FORMATS:
         points = evaluate_classical(codec, images)
         for point in points if at is None else []:
-            typer.echo(f"{codec} quality {point.quality:3}  {point.bpp:.4f} bpp  {point.psnr_db:.3f} dB")
+            typer.echo(
+                f"{codec} quality {point.quality:3}  {point.bpp:.4f} bpp  {point.psnr_db:.3f} dB"
+            )
         for rate in at or []:
             psnr = psnr_at(points, rate)
             reach = f"its settings reach {points[0].bpp:.3f} to {points[-1].bpp:.3f} bpp"
@@ -197,11 +252,20 @@ def eval_(
     from nicprune.evaluation.evaluate import evaluate, write_results
     from nicprune.storage.checkpoint import load_codec
 
-    result = evaluate(load_codec(codec, quality, metric=metric, weights=weights), images, progress=True, level=level, lmbda=lmbda, width=width)
+    result = evaluate(
+        load_codec(codec, quality, metric=metric, weights=weights),
+        images,
+        progress=True,
+        level=level,
+        lmbda=lmbda,
+        width=width,
+    )
     if per_image:
         for image in result.images:
             ms = f"{image.ms_ssim:.4f}" if image.ms_ssim is not None else "-"
-            typer.echo(f"{image.name:32} {image.width}x{image.height}  {image.bpp:.4f} bpp  {image.psnr_db:.3f} dB  MS-SSIM {ms}")
+            typer.echo(
+                f"{image.name:32} {image.width}x{image.height}  {image.bpp:.4f} bpp  {image.psnr_db:.3f} dB  MS-SSIM {ms}"
+            )
     typer.echo(str(result))
     if output is not None:
         write_results(result, output)
@@ -216,8 +280,12 @@ def encode_(
     weights: Weights = "official",
     metric: Metric = "mse",
     level: Level = None,
-    lmbda: Annotated[float | None, typer.Option(help="With a modulator: rate by its lambda.")] = None,
-    width: Annotated[int | None, typer.Option(help="With a slimmable codec: which width, 0 being the widest.")] = None,
+    lmbda: Annotated[
+        float | None, typer.Option(help="With a modulator: rate by its lambda.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="With a slimmable codec: which width, 0 being the widest.")
+    ] = None,
 ) -> None:
     """Code a photograph into a file that decode reads with the same codec."""
     from nicprune.common.files import write_atomically
@@ -226,15 +294,26 @@ def encode_(
     from nicprune.storage.container import encode
 
     picture = read_image(image)
-    data = encode(load_codec(codec, quality, metric=metric, weights=weights), picture, level=level, lmbda=lmbda, width=width)
+    data = encode(
+        load_codec(codec, quality, metric=metric, weights=weights),
+        picture,
+        level=level,
+        lmbda=lmbda,
+        width=width,
+    )
     write_atomically(output, lambda temporary: temporary.write_bytes(data))
     _, height, width = picture.shape
-    typer.echo(f"{output}: {len(data):,} bytes, {8 * len(data) / (height * width):.4f} bpp, header included ({width}x{height} pixels)")
+    typer.echo(
+        f"{output}: {len(data):,} bytes, {8 * len(data) / (height * width):.4f} bpp, header included ({width}x{height} pixels)"
+    )
 
 
 @app.command("decode")
 def decode_(
-    codec: Annotated[str, typer.Argument(help="Name, file, or package.module:factory: what the file was coded with.")],
+    codec: Annotated[
+        str,
+        typer.Argument(help="Name, file, or package.module:factory: what the file was coded with."),
+    ],
     file: Annotated[str, typer.Argument(help="File that encode wrote.")],
     output: Annotated[Path, typer.Argument(help="PNG to write.")],
     quality: Quality = None,
@@ -256,10 +335,16 @@ def decode_(
 
 @app.command()
 def report(
-    paths: Annotated[list[str], typer.Argument(help="Folders of runs or reports, or record files.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the report.")] = "reports/report",
+    paths: Annotated[
+        list[str], typer.Argument(help="Folders of runs or reports, or record files.")
+    ],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Folder for the report.")
+    ] = "reports/report",
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
-    crops: Annotated[bool, typer.Option(help="Pieces of the photographs, where the records have them.")] = True,
+    crops: Annotated[
+        bool, typer.Option(help="Pieces of the photographs, where the records have them.")
+    ] = True,
 ) -> None:
     """Join finished runs by quality into one report: tables, plots, page."""
     from nicprune.report import collect, text_table, write_report
@@ -272,7 +357,12 @@ def report(
 
 @app.command()
 def overview(
-    folder: Annotated[str, typer.Argument(help="Folder of reports, with an overview.yaml that says which of their figures to show.")] = "reports",
+    folder: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of reports, with an overview.yaml that says which of their figures to show."
+        ),
+    ] = "reports",
 ) -> None:
     """Put figures of several reports on one screen, beside published ones: README.md in the folder."""
     from nicprune.report.overview import write_overview
@@ -284,7 +374,12 @@ def overview(
 def export(
     file: Annotated[str, typer.Argument(help="A .safetensors file of nicprune's.")],
     output: Annotated[str, typer.Argument(help="File (compressai) or folder (onnx) to write.")],
-    format_: Annotated[str, typer.Option("--format", help="compressai (.pth.tar for stock tools) or onnx (one file a transform).")] = "compressai",
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format", help="compressai (.pth.tar for stock tools) or onnx (one file a transform)."
+        ),
+    ] = "compressai",
 ) -> None:
     """Write a codec for other tools."""
     from nicprune.common.errors import RecipeError, closest
@@ -294,13 +389,21 @@ def export(
     if format_ not in ("compressai", "onnx"):
         raise RecipeError(f"unknown format {format_!r}; {closest(format_, ['compressai', 'onnx'])}")
     codec = load(file)
-    written: Any = export_compressai(codec, output) if format_ == "compressai" else export_onnx(codec, output, say=typer.echo)
+    written: Any = (
+        export_compressai(codec, output)
+        if format_ == "compressai"
+        else export_onnx(codec, output, say=typer.echo)
+    )
     for path in written if isinstance(written, list) else [written]:
         typer.echo(f"wrote {path}")
 
 
 @app.command()
-def bench(what: Annotated[list[str] | None, typer.Argument(help="Parts to measure; all if none is named.")] = None) -> None:
+def bench(
+    what: Annotated[
+        list[str] | None, typer.Argument(help="Parts to measure; all if none is named.")
+    ] = None,
+) -> None:
     """Measure this machine's ratios: overhead of attaching, time of surgery, speed-up against FLOP reduction."""
     from nicprune.bench.suite import format_bench, run_bench
 
@@ -310,15 +413,35 @@ def bench(what: Annotated[list[str] | None, typer.Argument(help="Parts to measur
 
 @app.command("time")
 def time_(
-    codecs: Annotated[list[str], typer.Argument(help="Names, files, or package.module:factory, as [label=]codec[@width]; others are compared with the first.")],
-    image: Annotated[str | None, typer.Option(help="Photograph; by default one that comes with the demo extra.")] = None,
+    codecs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Names, files, or package.module:factory, as [label=]codec[@width]; others are compared with the first."
+        ),
+    ],
+    image: Annotated[
+        str | None, typer.Option(help="Photograph; by default one that comes with the demo extra.")
+    ] = None,
     quality: Quality = None,
     weights: Weights = "official",
     metric: Metric = "mse",
-    width: Annotated[int | None, typer.Option(help="For slimmable codecs without one of their own: which width; for scalable encoders: which level.")] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="After which the least disturbed turns have to do, on a machine that is never quiet.")] = 60.0,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            help="For slimmable codecs without one of their own: which width; for scalable encoders: which level."
+        ),
+    ] = None,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="After which the least disturbed turns have to do, on a machine that is never quiet.",
+        ),
+    ] = 60.0,
     layers: Annotated[bool, typer.Option("--layers", help="By layer of the transforms.")] = False,
-    out: Annotated[str | None, typer.Option(help="Folder to write times.md, times.json and times.png into.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder to write times.md, times.json and times.png into.")
+    ] = None,
 ) -> None:
     """Show where the time of coding a photograph goes, and what of the FLOP reduction it follows."""
     from nicprune.common.errors import RecipeError
@@ -330,8 +453,17 @@ def time_(
     named = [Named.read(text) for text in codecs]
     for number, (one, text) in enumerate(zip(named, codecs, strict=True), 1):
         # The same codec may be named twice: against itself it shows what such a ratio is worth on this machine.
-        label = f"{one.label} ({number})" if [other.label for other in named].count(one.label) > 1 else one.label
-        ready[label] = load_codec(one.codec, quality, metric=metric, weights="official" if one.codec.endswith(".safetensors") else weights)
+        label = (
+            f"{one.label} ({number})"
+            if [other.label for other in named].count(one.label) > 1
+            else one.label
+        )
+        ready[label] = load_codec(
+            one.codec,
+            quality,
+            metric=metric,
+            weights="official" if one.codec.endswith(".safetensors") else weights,
+        )
         if getattr(ready[label], "widths", None) is not None:
             ready[label].set_width(width if one.width is None else one.width)
         elif one.width is not None:
@@ -344,7 +476,9 @@ def time_(
         typer.echo(f"\nwrote {write_times(times, out, conditions=conditions, command=asked)}")
 
 
-def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+def _show_warning(
+    message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
@@ -376,5 +510,8 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("NICPRUNE_DEBUG"):
             raise
-        print(f"nicprune: unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (run with --debug for more)", file=sys.stderr)
+        print(
+            f"nicprune: unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (run with --debug for more)",
+            file=sys.stderr,
+        )
         sys.exit(2)

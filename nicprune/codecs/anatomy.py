@@ -7,7 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from compressai.entropy_models import EntropyBottleneck, EntropyModel, EntropyModelVbr, GaussianConditional
+from compressai.entropy_models import (
+    EntropyBottleneck,
+    EntropyModel,
+    EntropyModelVbr,
+    GaussianConditional,
+)
 from compressai.losses import RateDistortionLoss
 from compressai.models import CompressionModel
 from compressai.models.vbr import JointAutoregressiveHierarchicalPriorsVbr, ScaleHyperpriorVbr
@@ -15,7 +20,16 @@ from torch import Tensor, nn
 
 from nicprune.common.errors import CodecError
 
-TRANSFORMS = ("g_a", "h_a", "entropy_bottleneck", "h_s", "context_prediction", "channel_context", "entropy_parameters", "g_s")
+TRANSFORMS = (
+    "g_a",
+    "h_a",
+    "entropy_bottleneck",
+    "h_s",
+    "context_prediction",
+    "channel_context",
+    "entropy_parameters",
+    "g_s",
+)
 """In the order in which they run."""
 
 ENCODER_ONLY, DECODER_ONLY = ("g_a", "h_a"), ("g_s",)
@@ -61,7 +75,9 @@ def sides_of(transform: str) -> tuple[bool, bool]:
 
 def on_side(name: str, side: str | None) -> bool:
     """Whether a layer (or parameter) runs when encoding alone ("encoder") or when decoding alone ("decoder"); always without a side."""
-    return side is None or transform_of(name) in (ENCODER_ONLY if side == "encoder" else DECODER_ONLY)
+    return side is None or transform_of(name) in (
+        ENCODER_ONLY if side == "encoder" else DECODER_ONLY
+    )
 
 
 def forward_for_analysis(codec: nn.Module, x: Tensor) -> dict[str, Any]:
@@ -84,7 +100,9 @@ def _scale_to_context(codec: nn.Module) -> Iterator[None]:
     linear = codec.scale_to_context
 
     def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return output + linear(torch.ones(1, 1, dtype=output.dtype, device=output.device)).view(1, -1, 1, 1)
+        return output + linear(torch.ones(1, 1, dtype=output.dtype, device=output.device)).view(
+            1, -1, 1, 1
+        )
 
     handle = codec.context_prediction.register_forward_hook(add)
     try:
@@ -100,4 +118,6 @@ def is_bottleneck(module: nn.Module) -> bool:
 
 def is_conditional(module: nn.Module) -> bool:
     """Whether the module is a Gaussian conditional: no state per channel."""
-    return isinstance(module, GaussianConditional) or type(module).__name__ == "GaussianConditionalVbr"
+    return (
+        isinstance(module, GaussianConditional) or type(module).__name__ == "GaussianConditionalVbr"
+    )

@@ -75,7 +75,11 @@ def _stale(part: nn.Module, tables: str) -> bool:
 def update_tables(codec: Any) -> None:
     """Make all CDF tables of a codec anew, for the scales of its Gaussian conditionals that it has already, if any."""
     models: list[Any] = entropy_models(codec)
-    found = [m.scale_table for m in models if getattr(m, "scale_table", None) is not None and m.scale_table.numel()]
+    found = [
+        m.scale_table
+        for m in models
+        if getattr(m, "scale_table", None) is not None and m.scale_table.numel()
+    ]
     takes_scales = found and "scale_table" in inspect.signature(codec.update).parameters
     codec.update(force=True, **({"scale_table": found[0]} if takes_scales else {}))
 

@@ -55,7 +55,12 @@ def _hook_of(entry: Any) -> Hook | None:
 
 def has_hooks(codec: nn.Module) -> bool:
     """Whether a method has its hooks on the codec."""
-    return any(_hook_of(entry) is not None for module in codec.modules() for table in tables(module) for entry in table.values())
+    return any(
+        _hook_of(entry) is not None
+        for module in codec.modules()
+        for table in tables(module)
+        for entry in table.values()
+    )
 
 
 def remove_hooks(codec: nn.Module, mine: Callable[[Hook], bool]) -> None:

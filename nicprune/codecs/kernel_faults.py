@@ -40,7 +40,9 @@ def is_affected(layer: nn.Module) -> bool:
 def _every(stride: tuple[int, ...]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Any, ...]]:
     def subsample(layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
         image, *rest = args
-        return image[..., :: stride[0], :: stride[1]].contiguous(memory_format=torch.channels_last), *rest
+        return image[..., :: stride[0], :: stride[1]].contiguous(
+            memory_format=torch.channels_last
+        ), *rest
 
     return subsample
 
@@ -52,7 +54,9 @@ def strided_pointwise_by_slicing(codec: nn.Module) -> Iterator[None]:
     try:
         for layer in codec.modules():
             if is_affected(layer):
-                changed.append((layer, layer.stride, layer.register_forward_pre_hook(_every(layer.stride))))  # type: ignore[arg-type]
+                changed.append(
+                    (layer, layer.stride, layer.register_forward_pre_hook(_every(layer.stride)))
+                )  # type: ignore[arg-type]
                 layer.stride = (1, 1)  # type: ignore[assignment]
         yield
     finally:

@@ -141,7 +141,10 @@ def resize(codec: nn.Module, state: Mapping[str, Tensor]) -> None:
         for name, parameter in list(module.named_parameters(recurse=False)):
             value = state.get(dot + name)
             if value is not None and value.shape != parameter.shape:
-                fresh = nn.Parameter(torch.empty(value.shape, dtype=parameter.dtype), requires_grad=parameter.requires_grad)
+                fresh = nn.Parameter(
+                    torch.empty(value.shape, dtype=parameter.dtype),
+                    requires_grad=parameter.requires_grad,
+                )
                 if isinstance(module, nn.ParameterList):
                     module[int(name)] = fresh
                 else:
@@ -180,16 +183,26 @@ def reinitialise(codec: nn.Module) -> None:
                 fresh = type(made)(made.channels, init_scale=made.init_scale, filters=made.filters)
                 for parameter, value in zip(module.parameters(), fresh.parameters(), strict=True):
                     parameter.copy_(value)
-            elif hasattr(module, "gamma_reparam"):  # CompressAI's: beta 1, gamma 0.1 on the diagonal
+            elif hasattr(
+                module, "gamma_reparam"
+            ):  # CompressAI's: beta 1, gamma 0.1 on the diagonal
                 made.beta.copy_(made.beta_reparam.init(torch.ones_like(made.beta)))
-                made.gamma.copy_(made.gamma_reparam.init(0.1 * torch.eye(len(made.beta)).to(made.gamma)))
+                made.gamma.copy_(
+                    made.gamma_reparam.init(0.1 * torch.eye(len(made.beta)).to(made.gamma))
+                )
             elif hasattr(module, "reset_parameters"):
                 made.reset_parameters()
             else:  # parameters of the codec's own, as gains are: those of a new one, where their size is no width
-                fresh = dict(rebuild(provenance(codec).build).get_submodule(name).named_parameters(recurse=False))
+                fresh = dict(
+                    rebuild(provenance(codec).build)
+                    .get_submodule(name)
+                    .named_parameters(recurse=False)
+                )
                 for key, parameter in module.named_parameters(recurse=False):
                     if key not in fresh or fresh[key].shape != parameter.shape:
-                        raise CodecError(f"how {key} of a {type(module).__name__} starts is not known here: it cannot be trained from scratch")
+                        raise CodecError(
+                            f"how {key} of a {type(module).__name__} starts is not known here: it cannot be trained from scratch"
+                        )
                     parameter.copy_(fresh[key])
 
 

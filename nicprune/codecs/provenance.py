@@ -34,7 +34,16 @@ class Provenance:
 
     def copy(self) -> Provenance:
         """Return an independent copy."""
-        return Provenance(self.name, self.quality, self.metric, dict(self.build), dict(self.original), list(self.history), self.verified, self.tables)
+        return Provenance(
+            self.name,
+            self.quality,
+            self.metric,
+            dict(self.build),
+            dict(self.original),
+            list(self.history),
+            self.verified,
+            self.tables,
+        )
 
 
 def provenance(codec: nn.Module) -> Provenance:
@@ -47,7 +56,10 @@ def provenance(codec: nn.Module) -> Provenance:
     if stored is None:
         cls = type(codec)
         name = next((name for name, model in MODELS.items() if model is cls), cls.__name__)
-        built = {"class": f"{cls.__module__}:{cls.__qualname__}", "kwargs": _constructor_arguments(codec)}
+        built = {
+            "class": f"{cls.__module__}:{cls.__qualname__}",
+            "kwargs": _constructor_arguments(codec),
+        }
         return set_provenance(codec, Provenance(name, build=built))
     record = Provenance.__new__(Provenance)
     record.__dict__ = stored  # what is changed in the record is changed on the codec
@@ -69,9 +81,13 @@ def _constructor_arguments(codec: nn.Module) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for name, parameter in inspect.signature(type(codec).__init__).parameters.items():
         value = getattr(codec, name, None)
-        plain = isinstance(value, (int, float, str, bool)) or (isinstance(value, list) and all(isinstance(v, int) for v in value))
+        plain = isinstance(value, (int, float, str, bool)) or (
+            isinstance(value, list) and all(isinstance(v, int) for v in value)
+        )
         if name != "self" and parameter.kind is not parameter.VAR_KEYWORD and plain:
             arguments[name] = value
     if "groups" in arguments and "M" in inspect.signature(type(codec).__init__).parameters:
-        arguments["M"] = sum(arguments["groups"])  # ELIC keeps no M, and refuses groups that do not add up to it
+        arguments["M"] = sum(
+            arguments["groups"]
+        )  # ELIC keeps no M, and refuses groups that do not add up to it
     return arguments

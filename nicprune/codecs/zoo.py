@@ -63,7 +63,9 @@ def lmbda_for(quality: int, metric: str = "mse") -> float:
         CodecError: there is no such quality.
     """
     if not 1 <= quality <= len(LAMBDAS[metric]):
-        raise CodecError(f"CompressAI has lambdas for the qualities 1 to {len(LAMBDAS[metric])}, none for {quality}: give one")
+        raise CodecError(
+            f"CompressAI has lambdas for the qualities 1 to {len(LAMBDAS[metric])}, none for {quality}: give one"
+        )
     return LAMBDAS[metric][quality - 1]
 
 
@@ -73,21 +75,31 @@ def lmbda_of(codec: nn.Module, given: float | None = None, metric: str | None = 
     lambdas = LAMBDAS[metric or record.metric]
     if given is not None:
         return given
-    return lambdas[record.quality - 1] if record.quality and 1 <= record.quality <= len(lambdas) else lambdas[2]
+    return (
+        lambdas[record.quality - 1]
+        if record.quality and 1 <= record.quality <= len(lambdas)
+        else lambdas[2]
+    )
 
 
 def check_name(name: str, quality: int | None, metric: str) -> None:
     """Raise CodecError unless `name` has `quality` for `metric`."""
     if name not in codec_names():
-        raise CodecError(f"unknown codec {name!r}; {closest(name, codec_names())} (or package.module:factory, or a file)")
+        raise CodecError(
+            f"unknown codec {name!r}; {closest(name, codec_names())} (or package.module:factory, or a file)"
+        )
     if metric not in LAMBDAS:
         raise CodecError(f"unknown metric {metric!r}; {closest(metric, LAMBDAS)}")
     levels = qualities(name)
     if quality is not None and quality not in levels:
-        raise CodecError(f"{name} has no quality {quality}; it has {levels.start} to {levels.stop - 1}")
+        raise CodecError(
+            f"{name} has no quality {quality}; it has {levels.start} to {levels.stop - 1}"
+        )
 
 
-def build_named(name: str, quality: int | None, metric: str = "mse", *, official: bool) -> nn.Module:
+def build_named(
+    name: str, quality: int | None, metric: str = "mse", *, official: bool
+) -> nn.Module:
     """Build a codec by name, with random weights or the official ones.
 
     Raises:
@@ -95,16 +107,22 @@ def build_named(name: str, quality: int | None, metric: str = "mse", *, official
     """
     check_name(name, quality, metric)
     if name in ZOO and quality is None:
-        raise CodecError(f"{name} needs a quality ({qualities(name).start} to {qualities(name).stop - 1})")
+        raise CodecError(
+            f"{name} needs a quality ({qualities(name).start} to {qualities(name).stop - 1})"
+        )
     if name == DEMO:
         codec = MODELS["bmshj2018-hyperprior"](*DEMO_WIDTHS)
     elif name in UNTRAINED:
         if official:
-            raise CodecError(f"{name} has no official weights; use weights='none' (random) or a file of your own")
+            raise CodecError(
+                f"{name} has no official weights; use weights='none' (random) or a file of your own"
+            )
         codec = MODELS[name]()
     else:
         try:
-            codec = image_models[name](quality=quality, metric=metric, pretrained=official, progress=False)
+            codec = image_models[name](
+                quality=quality, metric=metric, pretrained=official, progress=False
+            )
         except (URLError, OSError) as error:
             reason = getattr(error, "reason", error)
             raise CodecError(
@@ -113,8 +131,12 @@ def build_named(name: str, quality: int | None, metric: str = "mse", *, official
             ) from None
         except RuntimeError as error:
             if "hash" in str(error):
-                raise CodecError(f"the download of {name} quality {quality} is damaged ({error}); try again") from None
-            raise CodecError(f"no official weights of {name} quality {quality} for {metric}: {error}") from None
+                raise CodecError(
+                    f"the download of {name} quality {quality} is damaged ({error}); try again"
+                ) from None
+            raise CodecError(
+                f"no official weights of {name} quality {quality} for {metric}: {error}"
+            ) from None
     record = provenance(codec)
     record.name, record.quality, record.metric = name, quality, metric
     return codec.eval()
@@ -163,7 +185,9 @@ def rebuild(build: Mapping[str, Any], factory: Callable[[], nn.Module] | None = 
     for part in qualified.split("."):
         target = getattr(target, part, None)
     if not (inspect.isclass(target) and issubclass(target, CompressionModel)):
-        raise CodecError(f"the file holds a codec of {path!r}, which is not a CompressionModel class here; pass factory=")
+        raise CodecError(
+            f"the file holds a codec of {path!r}, which is not a CompressionModel class here; pass factory="
+        )
     arguments = dict(build.get("kwargs", {}))
     if any(isinstance(v, int) and abs(v) > LARGEST_WIDTH for v in arguments.values()):
         raise CodecError(f"the file asks for a codec of absurd size ({arguments})")
@@ -180,17 +204,31 @@ def read_compressai_file(path: str | Path) -> dict[str, Tensor]:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read is an error below
+            warnings.simplefilter(
+                "ignore"
+            )  # of pickle protocols: what cannot be read is an error below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileError(f"no such file: {path}") from None
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
-            raise FileError(f"{path} is refused: it holds more than tensors, and unpickling it could run code") from None
+            raise FileError(
+                f"{path} is refused: it holds more than tensors, and unpickling it could run code"
+            ) from None
         raise FileError(f"{path} is not a PyTorch checkpoint, or is cut short") from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise FileError(f"{path} is not a PyTorch checkpoint, or is cut short ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from None
-    state = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise FileError(
+            f"{path} is not a PyTorch checkpoint, or is cut short ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        ) from None
+    state = (
+        content.get("state_dict", content.get("model", content))
+        if isinstance(content, dict)
+        else None
+    )
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(v, Tensor) for v in state.values())
+    ):
         raise FileError(f"{path} holds no state dict (found {type(content).__name__})")
     return rename_keys({str(key): value for key, value in state.items()})

@@ -28,7 +28,9 @@ def known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
             return []
         annotation = fields[part].annotation
         options = [a for a in getattr(annotation, "__args__", ()) if hasattr(a, "model_fields")]
-        current = annotation if hasattr(annotation, "model_fields") else (options[0] if options else None)
+        current = (
+            annotation if hasattr(annotation, "model_fields") else (options[0] if options else None)
+        )
     return list(getattr(current, "model_fields", {}))
 
 
@@ -69,7 +71,9 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     """Apply one `a.b.0.c=value` (value as YAML) to a recipe's content, in place."""
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"--set wants key=value, for example finetune.steps=100 (got {override!r})")
+        raise RecipeError(
+            f"--set wants key=value, for example finetune.steps=100 (got {override!r})"
+        )
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:

@@ -28,7 +28,9 @@ def expand(path: str | Path) -> Path:
     if missing := re.search(r"\$(\w+|\{\w+\})", filled):
         name = missing[1].strip("{}")
         hint = f" ({VARIABLES[name]})" if name in VARIABLES else ""
-        raise FileError(f"{path}: the variable {name} is not set{hint}; export {name}=... or name another path")
+        raise FileError(
+            f"{path}: the variable {name} is not set{hint}; export {name}=... or name another path"
+        )
     return Path(filled).expanduser()
 
 
@@ -56,7 +58,9 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     except FileError:
         raise
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        raise FileError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise FileError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):

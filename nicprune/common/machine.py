@@ -55,13 +55,18 @@ def machine_line() -> str:
 
 def _device() -> str:
     torch = sys.modules.get("torch")  # importing it here would make `nicprune --help` wait for it
-    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else "cpu"
+    return (
+        torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else "cpu"
+    )
 
 
 def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), platform.machine())
+            return next(
+                (line.partition(":")[2].strip() for line in file if line.startswith("model name")),
+                platform.machine(),
+            )
     except OSError:
         return platform.processor() or platform.machine()
 
@@ -86,7 +91,9 @@ def processor_time() -> tuple[float, float, float] | None:
     return (sum(ticks) - idle) / hertz, sum(ticks) / hertz, own.user + own.system
 
 
-def others_share(before: tuple[float, float, float] | None, after: tuple[float, float, float] | None) -> float | None:
+def others_share(
+    before: tuple[float, float, float] | None, after: tuple[float, float, float] | None
+) -> float | None:
     """Share of the processor, all its cores, that other programs used between two readings; None where the system does not say."""
     if before is None or after is None:
         return None

@@ -26,7 +26,13 @@ class Progress:
         self._started = self._printed = time.monotonic()
         self._first = step
         if self.enabled and sys.stderr.isatty():
-            self._bar = tqdm(total=self.total, initial=step, desc=self.label or None, leave=True, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=self.total,
+                initial=step,
+                desc=self.label or None,
+                leave=True,
+                dynamic_ncols=True,
+            )
 
     def show(self, step: int, values: dict[str, float] | None = None) -> None:
         """Show that `step` steps are done, with the given figures (or the last ones)."""
@@ -40,7 +46,11 @@ class Progress:
         now = time.monotonic()
         if self.enabled and (now - self._printed >= LINE_EVERY_S or step == self.total):
             rate = (step - self._first) / max(now - self._started, 1e-9)
-            print(f"{self.label + '  ' if self.label else ''}{step}/{self.total}  {self._text}  {rate:.2g} steps/s", file=sys.stderr, flush=True)
+            print(
+                f"{self.label + '  ' if self.label else ''}{step}/{self.total}  {self._text}  {rate:.2g} steps/s",
+                file=sys.stderr,
+                flush=True,
+            )
             self._printed = now
 
     def close(self) -> None:

@@ -20,7 +20,9 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[T], T]:
         """Decorate what shall be known as `name`."""
         if not name.replace("_", "").isalnum() or name != name.lower():
-            raise NicpruneError(f"a {self.kind}'s name is lower case letters, digits and underscores (got {name!r})")
+            raise NicpruneError(
+                f"a {self.kind}'s name is lower case letters, digits and underscores (got {name!r})"
+            )
         if name in self._items:
             raise NicpruneError(f"there is a {self.kind} {name!r} already: {self._items[name]!r}")
 

@@ -20,7 +20,14 @@ SAMPLES = "samples"
 
 SAMPLE_TEST = ("chelsea.png", "coffee.png", "rocket.jpg")
 
-SAMPLE_TRAIN = ("astronaut.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "motorcycle_right.png", "retina.jpg")
+SAMPLE_TRAIN = (
+    "astronaut.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+    "retina.jpg",
+)
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -34,8 +41,16 @@ def read_image(path: str | Path) -> Tensor:
             return pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError:
         raise DataError(f"no such image: {path}") from None
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read {path} as an image: {error or type(error).__name__}") from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+    ) as error:
+        raise DataError(
+            f"cannot read {path} as an image: {error or type(error).__name__}"
+        ) from None
 
 
 def write_png(image: Tensor, path: str | Path) -> Path:
@@ -53,7 +68,9 @@ def sample_photographs(split: str) -> list[Path]:
     try:
         import skimage.data
     except ImportError:
-        raise DataError("the sample photographs come with scikit-image: pip install 'nicprune[demo]'") from None
+        raise DataError(
+            "the sample photographs come with scikit-image: pip install 'nicprune[demo]'"
+        ) from None
     folder = Path(skimage.data.__file__).parent
     return [folder / name for name in (SAMPLE_TRAIN if split == "train" else SAMPLE_TEST)]
 
@@ -81,9 +98,13 @@ def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[P
         return [root]
     if (root / split).is_dir():
         root = root / split
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = sorted(
+        path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
     if not found:
-        raise DataError(f"no images in {root} (looked for {', '.join(sorted(SUFFIXES))}, sub-folders included)")
+        raise DataError(
+            f"no images in {root} (looked for {', '.join(sorted(SUFFIXES))}, sub-folders included)"
+        )
     return found
 
 
@@ -98,16 +119,22 @@ def usable_images(paths: Iterable[Path], minimum: int = 1) -> list[Path]:
         try:
             with Image.open(path) as image:
                 if min(image.size) < minimum:
-                    refused.append(f"{path.name} ({image.size[0]}x{image.size[1]} is smaller than {minimum})")
+                    refused.append(
+                        f"{path.name} ({image.size[0]}x{image.size[1]} is smaller than {minimum})"
+                    )
                 else:
                     usable.append(path)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             refused.append(f"{path.name} (broken)")
     if not usable:
-        raise DataError(f"no usable image: {', '.join(refused[:5])}{', ...' if len(refused) > 5 else ''}")
+        raise DataError(
+            f"no usable image: {', '.join(refused[:5])}{', ...' if len(refused) > 5 else ''}"
+        )
     if refused:
         more = f" and {len(refused) - 10} more" if len(refused) > 10 else ""
-        warnings.warn(f"skipped {len(refused)} images: {', '.join(refused[:10])}{more}", stacklevel=3)
+        warnings.warn(
+            f"skipped {len(refused)} images: {', '.join(refused[:10])}{more}", stacklevel=3
+        )
     return usable
 
 
@@ -130,7 +157,9 @@ def readable(paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
         raise DataError(f"no usable image: every one of {len(paths)} is broken")
 
 
-def calibration_images(folder: str | Path | Sequence[str | Path], count: int = 8, largest: tuple[int, int] = (512, 768)) -> list[Tensor]:
+def calibration_images(
+    folder: str | Path | Sequence[str | Path], count: int = 8, largest: tuple[int, int] = (512, 768)
+) -> list[Tensor]:
     """Whole photographs of a training set, evenly spread over it, cut at the centre to multiples of 64: float32 in [0, 1], (1, 3, H, W) each.
 
     Raises:
@@ -139,7 +168,9 @@ def calibration_images(folder: str | Path | Sequence[str | Path], count: int = 8
     paths = usable_images(list_images(folder, "train"))
     images = []
     for _, image in readable(paths[:: max(1, len(paths) // count)][:count]):
-        height, width = (min(side, most) // 64 * 64 for side, most in zip(image.shape[1:], largest, strict=True))
+        height, width = (
+            min(side, most) // 64 * 64 for side, most in zip(image.shape[1:], largest, strict=True)
+        )
         if height and width:
             top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
             images.append(image[None, :, top : top + height, left : left + width].float() / 255)

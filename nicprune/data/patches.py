@@ -27,7 +27,9 @@ class Patches:
         cache_bytes: decoded photographs kept in memory, as uint8; the least recently used go first.
     """
 
-    def __init__(self, folder: str | Path | Sequence[str | Path], patch_size: int, cache_bytes: int = 4 << 30):
+    def __init__(
+        self, folder: str | Path | Sequence[str | Path], patch_size: int, cache_bytes: int = 4 << 30
+    ):
         self.patch_size = patch_size
         self.paths = usable_images(list_images(folder, "train"), patch_size)
         self.cache_bytes = cache_bytes
@@ -88,7 +90,9 @@ class Patches:
         key = (size, seed, step, rank)
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="patches")
-        batch = self._ahead[1].result() if self._ahead and self._ahead[0] == key else self._draw(*key)
+        batch = (
+            self._ahead[1].result() if self._ahead and self._ahead[0] == key else self._draw(*key)
+        )
         following = (size, seed, step + 1, rank)
         self._ahead = (following, self._worker.submit(self._draw, *following))
         return batch

@@ -35,7 +35,9 @@ class Point:
     psnr_db: float
 
 
-def evaluate_classical(name: str, images: str | Path | Sequence[str | Path], qualities: Sequence[int] = QUALITIES) -> list[Point]:
+def evaluate_classical(
+    name: str, images: str | Path | Sequence[str | Path], qualities: Sequence[int] = QUALITIES
+) -> list[Point]:
     """Encode and decode every photograph with Pillow at several settings; `name` is one of FORMATS.
 
     Raises:

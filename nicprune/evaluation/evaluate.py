@@ -70,7 +70,10 @@ class Evaluation:
         """Mean, smallest and largest MACs at 64x64 over the images, all, per side and per transform; empty where all images cost the same."""
         costs = [image.macs for image in self.images if image.macs is not None]
         each = {what: [cost[what] for cost in costs] for what in (costs[0] if costs else ())}
-        return {what: (sum(values) / len(values), min(values), max(values)) for what, values in each.items()}
+        return {
+            what: (sum(values) / len(values), min(values), max(values))
+            for what, values in each.items()
+        }
 
     def mean(self, what: str) -> float | None:
         """Mean of one figure over the images that have it."""
@@ -79,13 +82,18 @@ class Evaluation:
 
     def means(self) -> dict[str, Any]:
         """All means by name."""
-        return {what: self.mean(what) for what in ("bpp", "bpp_estimated", "psnr_db", "ms_ssim", "encode_s", "decode_s")}
+        return {
+            what: self.mean(what)
+            for what in ("bpp", "bpp_estimated", "psnr_db", "ms_ssim", "encode_s", "decode_s")
+        }
 
     def __str__(self) -> str:
         m = self.means()
         ms = f"  MS-SSIM {m['ms_ssim']:.4f}" if m["ms_ssim"] is not None else ""
         at = f" q{self.quality}" if self.quality else ""
-        at = f" level {self.level:g}" if self.level is not None else f" {self.at}" if self.at else at
+        at = (
+            f" level {self.level:g}" if self.level is not None else f" {self.at}" if self.at else at
+        )
         return (
             f"{self.codec}{at}: {m['psnr_db']:.3f} dB at {m['bpp']:.4f} bpp (estimated {m['bpp_estimated']:.4f}){ms}  "
             f"encode {m['encode_s']:.3f} s  decode {m['decode_s']:.3f} s  {self.cost.kmac_per_pixel():.2f} kMAC/pixel{self._range()} ({COUNTER})  "
@@ -94,7 +102,11 @@ class Evaluation:
 
     def disturbed(self) -> str:
         """What to say behind times that were taken while other programs ran."""
-        return f", others used {self.busy:.0%} of the processor" if self.busy is not None and self.busy > BUSY else ""
+        return (
+            f", others used {self.busy:.0%} of the processor"
+            if self.busy is not None and self.busy > BUSY
+            else ""
+        )
 
     def _range(self) -> str:
         if not (spread := self.dynamic()):
@@ -104,7 +116,12 @@ class Evaluation:
     def compressai_json(self) -> dict[str, Any]:
         """The same in the layout of CompressAI's results files, which `compressai.utils.plot` draws."""
         m = self.means()
-        results = {"psnr-rgb": m["psnr_db"], "bpp": m["bpp"], "encoding_time": m["encode_s"], "decoding_time": m["decode_s"]}
+        results = {
+            "psnr-rgb": m["psnr_db"],
+            "bpp": m["bpp"],
+            "encoding_time": m["encode_s"],
+            "decoding_time": m["decode_s"],
+        }
         if m["ms_ssim"] is not None:
             results["ms-ssim-rgb"] = m["ms_ssim"]
         return {
@@ -159,7 +176,10 @@ def evaluate_image(codec: Any, image: Tensor, name: str, **rate: Any) -> tuple[I
         decoded = _now(device)
     likelihoods = codec(padded, **rate)["likelihoods"].values()
     cost = codec.image_cost() if isinstance(codec, Attached) else None
-    estimate = sum(float(-torch.log2(likelihood.cpu().double()).sum()) for likelihood in likelihoods) / pixels
+    estimate = (
+        sum(float(-torch.log2(likelihood.cpu().double()).sum()) for likelihood in likelihoods)
+        / pixels
+    )
     x_hat = crop(received, padding).clamp(0, 1)
     structural = None
     if min(x.shape[-2:]) >= MS_SSIM_SIDE:
@@ -208,7 +228,9 @@ def evaluate(
         DataError: no usable image.
     """
     if isinstance(codec, Attached) and not codec.stays:
-        raise CodecError("evaluate a plain codec: masked.harden(), or masked.plain() for the masks as they are now")
+        raise CodecError(
+            "evaluate a plain codec: masked.harden(), or masked.plain() for the masks as they are now"
+        )
     bare = unwrap(codec)
     check_codec(bare)
     rates = codec.levels if isinstance(codec, Attached) else None
@@ -216,7 +238,9 @@ def evaluate(
     if widths is not None and widths.word == "level":
         level, width = None, level if width is None else width
     if rates is None and (level is not None or lmbda is not None):
-        raise RecipeError("level and lmbda need a codec with a modulator; this one has a single rate")
+        raise RecipeError(
+            "level and lmbda need a codec with a modulator; this one has a single rate"
+        )
     position = rates.resolve(level, lmbda) if rates is not None else None
     rate: dict[str, Any] = {"level": position} if position is not None else {}
     if width is not None and widths is None:
@@ -243,17 +267,32 @@ def evaluate(
         if keep_decoded is not None:
             keep_decoded(path.name, image.float() / 255, decoded, score)
         if progress and sys.stderr.isatty():
-            print(f"\r{number}/{len(paths)} {path.name}  {score.bpp:.3f} bpp  {score.psnr_db:.2f} dB\033[K", end="", file=sys.stderr)
+            print(
+                f"\r{number}/{len(paths)} {path.name}  {score.bpp:.3f} bpp  {score.psnr_db:.2f} dB\033[K",
+                end="",
+                file=sys.stderr,
+            )
     if progress and sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
-    original = Totals(**record.original) if record.original else codec.cost.original if isinstance(codec, Attached) else now
+    original = (
+        Totals(**record.original)
+        if record.original
+        else codec.cost.original
+        if isinstance(codec, Attached)
+        else now
+    )
     found = Evaluation(
         record.name, record.quality, now, original, tuple(scores), str(place), torch.get_num_threads(),
         position, float(rates.lmbda(torch.tensor(position))) if rates is not None and position is not None else None,
         width, "" if widths is None or width is None else widths.name(width), others_share(before, processor_time()),
     )  # fmt: skip
     if spread := found.dynamic():
-        found = replace(found, cost=replace(now, **{what: round(spread[what][0]) for what in ("macs", "encoder", "decoder")}))
+        found = replace(
+            found,
+            cost=replace(
+                now, **{what: round(spread[what][0]) for what in ("macs", "encoder", "decoder")}
+            ),
+        )
     return found
 
 
@@ -268,24 +307,58 @@ class Comparison:
         b, a = self.before.means(), self.after.means()
         drop = b["psnr_db"] - a["psnr_db"]
         rows = [
-            ("kMAC/pixel", self.before.cost.kmac_per_pixel(), self.after.cost.kmac_per_pixel(), f"{self.before.cost.macs / self.after.cost.macs:.2f}x fewer"),
-            ("params", self.before.cost.params, self.after.cost.params, f"{self.before.cost.params / self.after.cost.params:.2f}x fewer"),
+            (
+                "kMAC/pixel",
+                self.before.cost.kmac_per_pixel(),
+                self.after.cost.kmac_per_pixel(),
+                f"{self.before.cost.macs / self.after.cost.macs:.2f}x fewer",
+            ),
+            (
+                "params",
+                self.before.cost.params,
+                self.after.cost.params,
+                f"{self.before.cost.params / self.after.cost.params:.2f}x fewer",
+            ),
             ("bpp", b["bpp"], a["bpp"], f"{100 * (a['bpp'] / b['bpp'] - 1):+.2f} %"),
-            ("PSNR dB", b["psnr_db"], a["psnr_db"], f"drop {drop:.3f} dB, {100 * drop / b['psnr_db']:.2f} %"),
-            ("encode s", b["encode_s"], a["encode_s"], f"{b['encode_s'] / a['encode_s']:.2f}x faster"),
-            ("decode s", b["decode_s"], a["decode_s"], f"{b['decode_s'] / a['decode_s']:.2f}x faster"),
+            (
+                "PSNR dB",
+                b["psnr_db"],
+                a["psnr_db"],
+                f"drop {drop:.3f} dB, {100 * drop / b['psnr_db']:.2f} %",
+            ),
+            (
+                "encode s",
+                b["encode_s"],
+                a["encode_s"],
+                f"{b['encode_s'] / a['encode_s']:.2f}x faster",
+            ),
+            (
+                "decode s",
+                b["decode_s"],
+                a["decode_s"],
+                f"{b['decode_s'] / a['decode_s']:.2f}x faster",
+            ),
         ]
         lines = [f"{'':12}{'before':>14}{'after':>14}"]
-        lines += [f"{name:12}{before:>14,.4g}{after:>14,.4g}   {note}" for name, before, after, note in rows]
+        lines += [
+            f"{name:12}{before:>14,.4g}{after:>14,.4g}   {note}"
+            for name, before, after, note in rows
+        ]
         most = max(self.before, self.after, key=lambda evaluation: evaluation.busy or 0.0)
-        lines.append(f"{len(self.after.images)} images, {self.after.device}, {self.after.threads} threads{most.disturbed()}; MACs counted by {COUNTER}")
+        lines.append(
+            f"{len(self.after.images)} images, {self.after.device}, {self.after.threads} threads{most.disturbed()}; MACs counted by {COUNTER}"
+        )
         return "\n".join(lines)
 
 
-def compare(before: nn.Module, after: nn.Module, images: str | Path | Sequence[str | Path]) -> Comparison:
+def compare(
+    before: nn.Module, after: nn.Module, images: str | Path | Sequence[str | Path]
+) -> Comparison:
     """Evaluate two codecs over the same photographs; print the result for a table."""
     device = next(after.parameters()).device  # times of two devices do not compare
-    return Comparison(evaluate(before, images, device=device), evaluate(after, images, device=device))
+    return Comparison(
+        evaluate(before, images, device=device), evaluate(after, images, device=device)
+    )
 
 
 def write_results(evaluation: Evaluation, path: str | Path) -> Path:

@@ -16,7 +16,10 @@ def profile_text(codec: nn.Module, groups: Groups, cost: CostModel) -> str:
     """Describe a codec in three tables: groups, transforms, encoder and decoder."""
     record, totals = provenance(codec), cost.totals()
     height, width = SIZE
-    lines = [f"{record.name}{f' quality {record.quality}' if record.quality else ''} ({type(codec).__name__})", ""]
+    lines = [
+        f"{record.name}{f' quality {record.quality}' if record.quality else ''} ({type(codec).__name__})",
+        "",
+    ]
 
     per_channel = cost.per_channel()
     free = groups.prunable(latents=True)
@@ -33,19 +36,31 @@ def profile_text(codec: nn.Module, groups: Groups, cost: CostModel) -> str:
     lines += ["", f"{'transform':22}{'runs when':18}{'GMAC':>10}{'kMAC/px':>10}{'params':>14}"]
     for name, (macs, params) in cost.by_transform().items():
         encodes, decodes = sides_of(name)
-        when = "encoding, decoding" if encodes and decodes else "encoding" if encodes else "decoding"
-        lines.append(f"{name:22}{when:18}{macs * height * width / 4096 / 1e9:>10.3f}{macs / 4096 / 1000:>10.3f}{params:>14,}")
+        when = (
+            "encoding, decoding" if encodes and decodes else "encoding" if encodes else "decoding"
+        )
+        lines.append(
+            f"{name:22}{when:18}{macs * height * width / 4096 / 1e9:>10.3f}{macs / 4096 / 1000:>10.3f}{params:>14,}"
+        )
     for name in ("macs", "encoder", "decoder"):
         label = "all" if name == "macs" else f"{name} (shared parts included)"
         params_text = f"{totals.params:>14,}" if name == "macs" else ""
-        lines.append(f"{label:40}{totals.gmac(height, width, name):>10.3f}{totals.kmac_per_pixel(name):>10.3f}{params_text}")
-    lines.append(f"MACs: counted by {COUNTER} at 64x64, GMAC for {width}x{height}; a multiply-add is one MAC, GDN counts as its 1x1 convolution")
+        lines.append(
+            f"{label:40}{totals.gmac(height, width, name):>10.3f}{totals.kmac_per_pixel(name):>10.3f}{params_text}"
+        )
+    lines.append(
+        f"MACs: counted by {COUNTER} at 64x64, GMAC for {width}x{height}; a multiply-add is one MAC, GDN counts as its 1x1 convolution"
+    )
     if record.original:
         before = cost.original
         fewer = f"{before.macs / totals.macs:.2f}x fewer MACs, {before.params / totals.params:.2f}x fewer params"
-        lines.append(f"original: {before.kmac_per_pixel():.3f} kMAC/px, {before.params:,} params; this is {fewer}")
+        lines.append(
+            f"original: {before.kmac_per_pixel():.3f} kMAC/px, {before.params:,} params; this is {fewer}"
+        )
     for number, entry in enumerate(record.history, 1):
         names = ", ".join(m["name"] for m in entry.get("methods", []))
         verified = f"; {entry['verified']}" if entry.get("verified") else ""
-        lines.append(f"history {number}: {names}: {entry['macs_before'] / entry['macs_after']:.2f}x fewer MACs{verified}")
+        lines.append(
+            f"history {number}: {names}: {entry['macs_before'] / entry['macs_after']:.2f}x fewer MACs{verified}"
+        )
     return "\n".join(lines)

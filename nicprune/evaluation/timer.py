@@ -70,7 +70,12 @@ class Sampler:
         Where quiet turns do not come within the time limit, the least disturbed are taken, and `busy` says so if any of them was not.
         """
         calls = [_calls(function) for function in functions]
-        taken = self.quiet(lambda: [seconds_of(function, count) / count for function, count in zip(functions, calls, strict=True)])
+        taken = self.quiet(
+            lambda: [
+                seconds_of(function, count) / count
+                for function, count in zip(functions, calls, strict=True)
+            ]
+        )
         return [statistics.median(seconds[i] for seconds in taken) for i in range(len(functions))]
 
     def quiet(self, turn: Callable[[], T]) -> list[T]:
@@ -86,14 +91,21 @@ class Sampler:
             self.known &= share is not None
             turns.append((share or 0.0, result))
         quiet = sum(share <= BUSY for share, _ in turns)
-        taken = sorted(turns, key=lambda one: one[0])[: quiet if quiet >= min(self.least, self.repeats) else self.repeats]
+        taken = sorted(turns, key=lambda one: one[0])[
+            : quiet if quiet >= min(self.least, self.repeats) else self.repeats
+        ]
         self.busy = quiet < len(taken)
         self.kept, self.rejected = len(taken), len(turns) - len(taken)
         return [result for _, result in taken]
 
     def measure(self, name: str, value: float, unit: str, **more: Any) -> Measure:
         """A result with this sampler's counts."""
-        counts: dict[str, Any] = {"kept": self.kept, "rejected": self.rejected, "busy": self.busy, "known": self.known}
+        counts: dict[str, Any] = {
+            "kept": self.kept,
+            "rejected": self.rejected,
+            "busy": self.busy,
+            "known": self.known,
+        }
         return Measure(name, value, unit, threads=torch.get_num_threads(), **counts, **more)
 
 

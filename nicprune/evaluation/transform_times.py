@@ -1,7 +1,7 @@
 """Where the time of coding goes: each transform, and what is none (entropy coding, context models), of several codecs in turns.
 
-    for times in time_codecs({"original": codec, "pruned": small}, "photo.png"):
-        print(times.name, times.encode, times.decode)
+for times in time_codecs({"original": codec, "pruned": small}, "photo.png"):
+    print(times.name, times.encode, times.decode)
 """
 
 from __future__ import annotations
@@ -73,7 +73,11 @@ class Named:
         if not at or not width.isdigit():
             codec, width = rest if found else text, ""
         shown = Path(codec).stem if Path(codec).is_file() else codec
-        return cls(label if found else f"{shown}@{width}" if width else shown, codec, int(width) if width else None)
+        return cls(
+            label if found else f"{shown}@{width}" if width else shown,
+            codec,
+            int(width) if width else None,
+        )
 
 
 def _part_of(name: str, module: nn.Module, layers: bool) -> str | None:
@@ -106,12 +110,21 @@ def _watched(model: nn.Module, spent: dict[str, float], layers: bool) -> Iterato
 
     try:
         coders = {id(part) for coder in entropy_models(model) for part in coder.modules()}
-        parts = {module: part for name, module in unwrap(model).named_modules() if name and (part := _part_of(name, module, layers)) is not None}
+        parts = {
+            module: part
+            for name, module in unwrap(model).named_modules()
+            if name and (part := _part_of(name, module, layers)) is not None
+        }
         for method in model.methods if isinstance(model, Attached) else ():
             parts = {module: str(method.name) for module in method.modules()} | parts
         for module, part in parts.items():
-            if id(module) not in coders:  # before all other hooks going in, behind all others coming out: gates count with their transform
-                hooks += [module.register_forward_pre_hook(before, prepend=True), module.register_forward_hook(after(part))]
+            if (
+                id(module) not in coders
+            ):  # before all other hooks going in, behind all others coming out: gates count with their transform
+                hooks += [
+                    module.register_forward_pre_hook(before, prepend=True),
+                    module.register_forward_hook(after(part)),
+                ]
         yield
     finally:
         for hook in hooks:
@@ -125,7 +138,9 @@ def _now() -> float:
 
 
 @torch.no_grad()
-def stage_times(codec: Any, image: Tensor, *, layers: bool = False, **rate: Any) -> tuple[dict[str, float], dict[str, float]]:
+def stage_times(
+    codec: Any, image: Tensor, *, layers: bool = False, **rate: Any
+) -> tuple[dict[str, float], dict[str, float]]:
     """Code one image (1, 3, H, W), sides multiples of 64, and decode it again; return the seconds of each, by transform, and of the rest.
 
     Args:
@@ -157,11 +172,23 @@ def _cost(codec: Any, image: Tensor) -> Totals:
     with torch.no_grad():
         codec(image)
     spent = codec.image_cost()  # where gates decide by image
-    return codec.totals() if spent is None else replace(codec.totals(), **{side: round(spent[0][side]) for side in ("macs", "encoder", "decoder")})
+    return (
+        codec.totals()
+        if spent is None
+        else replace(
+            codec.totals(),
+            **{side: round(spent[0][side]) for side in ("macs", "encoder", "decoder")},
+        )
+    )
 
 
 def time_codecs(
-    codecs: Mapping[str, nn.Module], image: str | Path | None = None, *, layers: bool = False, repeats: int = 7, limit: float = 60.0
+    codecs: Mapping[str, nn.Module],
+    image: str | Path | None = None,
+    *,
+    layers: bool = False,
+    repeats: int = 7,
+    limit: float = 60.0,
 ) -> list[Times]:
     """Time codecs in turns on one photograph, in float32 and channels_last; turns during which others were busy do not count.
 
@@ -178,7 +205,11 @@ def time_codecs(
     """
     if not codecs:
         raise RecipeError("name at least one codec")
-    shown = calibration_images("samples", 1)[0] if image is None else read_image(image).unsqueeze(0).float() / 255
+    shown = (
+        calibration_images("samples", 1)[0]
+        if image is None
+        else read_image(image).unsqueeze(0).float() / 255
+    )
     ready: dict[str, Any] = {}
     for name, codec in codecs.items():
         ready[name] = copy.deepcopy(codec).float().eval().to(memory_format=torch.channels_last)
@@ -187,33 +218,87 @@ def time_codecs(
     x = pad(shown)[0].to(device).contiguous(memory_format=torch.channels_last)
     costs = {name: _cost(codec, x) for name, codec in ready.items()}
     sampler = Sampler(repeats, limit)
-    turns = sampler.quiet(lambda: [stage_times(codec, x, layers=layers) for codec in ready.values()])
+    turns = sampler.quiet(
+        lambda: [stage_times(codec, x, layers=layers) for codec in ready.values()]
+    )
     found = []
     for number, name in enumerate(ready):
         sides, wholes = [], []
         for side in (0, 1):
             spent = [turn[number][side] for turn in turns]
-            sides.append({part: statistics.median(one.get(part, 0.0) for one in spent) for part in dict.fromkeys(part for one in spent for part in one)})
+            sides.append(
+                {
+                    part: statistics.median(one.get(part, 0.0) for one in spent)
+                    for part in dict.fromkeys(part for one in spent for part in one)
+                }
+            )
             wholes.append(sum(sides[-1].values()))
-        found.append(Times(name, costs[name], sides[0], sides[1], wholes[0], wholes[1], sampler.kept, sampler.busy, sampler.known))
+        found.append(
+            Times(
+                name,
+                costs[name],
+                sides[0],
+                sides[1],
+                wholes[0],
+                wholes[1],
+                sampler.kept,
+                sampler.busy,
+                sampler.known,
+            )
+        )
     return found
 
 
 def times_table(times: list[Times], conditions: str) -> str:
     """Two tables, encoding and decoding: seconds by part, and speed-up beside FLOP reduction against the first codec; below them the conditions."""
     blocks = []
-    for side, sides in (("encode", [t.encode for t in times]), ("decode", [t.decode for t in times])):
-        parts = [part for part in dict.fromkeys(part for spent in sides for part in spent) if part != REST]
+    for side, sides in (
+        ("encode", [t.encode for t in times]),
+        ("decode", [t.decode for t in times]),
+    ):
+        parts = [
+            part
+            for part in dict.fromkeys(part for spent in sides for part in spent)
+            if part != REST
+        ]
         rows = []
         for one, spent in zip(times, sides, strict=True):
             macs, before = (getattr(t.cost, f"{side}r") for t in (one, times[0]))
             total, reduction = getattr(one, f"{side}_s"), before / macs if macs else float("nan")
             speed = getattr(times[0], f"{side}_s") / total
-            ratio = [f"{speed:.2f}×", f"{speed / reduction:.2f}"] if one is not times[0] else ["", ""]
+            ratio = (
+                [f"{speed:.2f}×", f"{speed / reduction:.2f}"] if one is not times[0] else ["", ""]
+            )
             seconds = [f"{spent[part]:.3f}" if part in spent else "" for part in (*parts, REST)]
-            rows.append([one.name, f"{macs / 4096 / 1000:.2f}", f"{reduction:.2f}×", *seconds, f"{total:.3f}", *ratio])
-        headers = [f"{side}, s", "kMAC/pixel", "FLOP reduction", *parts, REST, "all", "speed-up", "/ FLOP reduction"]
-        blocks.append(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=("left", *["right"] * (len(headers) - 1))))
+            rows.append(
+                [
+                    one.name,
+                    f"{macs / 4096 / 1000:.2f}",
+                    f"{reduction:.2f}×",
+                    *seconds,
+                    f"{total:.3f}",
+                    *ratio,
+                ]
+            )
+        headers = [
+            f"{side}, s",
+            "kMAC/pixel",
+            "FLOP reduction",
+            *parts,
+            REST,
+            "all",
+            "speed-up",
+            "/ FLOP reduction",
+        ]
+        blocks.append(
+            tabulate(
+                rows,
+                headers,
+                tablefmt="pipe",
+                disable_numparse=True,
+                colalign=("left", *["right"] * (len(headers) - 1)),
+            )
+        )
     return "\n\n".join([*blocks, conditions])
 
 
@@ -221,7 +306,11 @@ def taken_under(times: list[Times], image: str) -> str:
     """A sentence on what was timed, how and on what machine."""
     taken = f"during which others used at most {BUSY:.0%} of the processor"
     if times[0].busy or not times[0].known:
-        taken = "while others kept the processor busy (run again on a quiet machine)" if times[0].busy else "(what others used is not known here)"
+        taken = (
+            "while others kept the processor busy (run again on a quiet machine)"
+            if times[0].busy
+            else "(what others used is not known here)"
+        )
     return (
         f"Seconds for {image}, medians of {times[0].kept} turns {taken}; {torch.get_num_threads()} thread(s), {machine_line()}, "
         f"torch {torch.__version__}. {REST}: entropy coding, and context models, which CompressAI runs on one thread."

@@ -36,21 +36,37 @@ def last_change(codec: nn.Module, job: Job) -> dict[str, Any]:
 
 
 def measure_at(
-    recipe: Recipe, text: str, job: Job, codec: nn.Module, steps: int, size: int, progress: bool, level: float | None = None, width: int | None = None
+    recipe: Recipe,
+    text: str,
+    job: Job,
+    codec: nn.Module,
+    steps: int,
+    size: int,
+    progress: bool,
+    level: float | None = None,
+    width: int | None = None,
 ) -> tuple[dict[str, Any], Evaluation]:
     """Evaluate a codec at one rate or width; return its record and the evaluation."""
     crops: list[dict[str, Any]] = []
 
     def keep(name: str, original: Tensor, decoded: Tensor, score: ImageScore) -> None:
         if recipe.photographs.crops and len(crops) < CROPPED_IMAGES and quality is not None:
-            crops.append(save_crops(job.folder / place, len(crops), name, original, decoded, score, job.folder))
+            crops.append(
+                save_crops(
+                    job.folder / place, len(crops), name, original, decoded, score, job.folder
+                )
+            )
 
-    place = f"level-{level:g}" if level is not None else f"width-{width}" if width is not None else ""
+    place = (
+        f"level-{level:g}" if level is not None else f"width-{width}" if width is not None else ""
+    )
     lmbda, slim = job.lmbda, None
     quality: int | None = job.quality
     if level is not None and isinstance(codec, Attached) and codec.levels is not None:
         lmbda = float(codec.levels.lmbda(torch.tensor(level)))
-        quality = next((q for q in recipe.qualities if abs(recipe.lmbda(q) / lmbda - 1) < 1e-5), None)
+        quality = next(
+            (q for q in recipe.qualities if abs(recipe.lmbda(q) / lmbda - 1) < 1e-5), None
+        )
     cost = CostModel(unwrap(codec), Groups([]))
     by_transform = cost.by_transform()
     label = job.arm.label
@@ -62,7 +78,15 @@ def measure_at(
             slim = cast("Any", method)
         else:  # each level of an encoder is a curve of its own over the qualities
             label = f"{label}, {codec.widths.name(width)}"
-    evaluation = evaluate(codec, recipe.photographs.test, progress=progress, keep_decoded=keep, cost=cost.totals(), level=level, width=width)
+    evaluation = evaluate(
+        codec,
+        recipe.photographs.test,
+        progress=progress,
+        keep_decoded=keep,
+        cost=cost.totals(),
+        level=level,
+        width=width,
+    )
     dynamic, peaks = evaluation.dynamic(), peak_memory(codec, level, width)
     skipping = time_skipping(codec, recipe, level) if dynamic and quality is not None else {}
     record = {
@@ -84,7 +108,9 @@ def measure_at(
 
 def peak_memory(codec: Any, level: float | None, width: int | None) -> tuple[int, int]:
     """Bytes of tensors alive at once, at the most, to encode and to decode a 768x512 image."""
-    point = {name: value for name, value in (("level", level), ("width", width)) if value is not None}
+    point = {
+        name: value for name, value in (("level", level), ("width", width)) if value is not None
+    }
     refresh_tables(codec)
     image, sent = torch.rand(1, 3, 512, 768, generator=torch.Generator().manual_seed(0)), {}
     encoding = peak_bytes(lambda: sent.update(codec.compress(image, **point)))
@@ -99,7 +125,10 @@ def test_name(recipe: Recipe) -> str:
 
 def time_skipping(codec: nn.Module, recipe: Recipe, level: float | None) -> dict[str, Any]:
     """Seconds for some images with closed channels left out, and with them multiplied by zero: [with, without] for both sides."""
-    paths = [str(path) for path in usable_images(list_images(recipe.photographs.test, "test"))[:TIMED_IMAGES]]
+    paths = [
+        str(path)
+        for path in usable_images(list_images(recipe.photographs.test, "test"))[:TIMED_IMAGES]
+    ]
     found: dict[str, Any] = {"images": len(paths), "encode_s": [], "decode_s": []}
     try:
         for skips in (True, False):
@@ -112,7 +141,15 @@ def time_skipping(codec: nn.Module, recipe: Recipe, level: float | None) -> dict
     return found
 
 
-def save_crops(folder: Path, number: int, name: str, original: Tensor, decoded: Tensor, score: ImageScore, base: Path) -> dict[str, Any]:
+def save_crops(
+    folder: Path,
+    number: int,
+    name: str,
+    original: Tensor,
+    decoded: Tensor,
+    score: ImageScore,
+    base: Path,
+) -> dict[str, Any]:
     """Write the most detailed window of an image, original and decoded, as PNG; return what a record says of them, paths from `base`."""
     top, left, height, width = detailed_window(original)
     paths = {}
@@ -128,9 +165,13 @@ def detailed_window(image: Tensor) -> tuple[int, int, int, int]:
     height, width = min(CROP[0], image.shape[1]), min(CROP[1], image.shape[2])
     grey = image.mean(0)
     energy = torch.zeros_like(grey)
-    energy[:-1, :-1] = (grey[1:, :-1] - grey[:-1, :-1]).abs() + (grey[:-1, 1:] - grey[:-1, :-1]).abs()
+    energy[:-1, :-1] = (grey[1:, :-1] - grey[:-1, :-1]).abs() + (
+        grey[:-1, 1:] - grey[:-1, :-1]
+    ).abs()
     best = (-1.0, 0, 0)
     for top in range(0, image.shape[1] - height + 1, max(height // 2, 1)):
         for left in range(0, image.shape[2] - width + 1, max(width // 2, 1)):
-            best = max(best, (float(energy[top : top + height, left : left + width].sum()), -top, -left))
+            best = max(
+                best, (float(energy[top : top + height, left : left + width].sum()), -top, -left)
+            )
     return -best[1], -best[2], height, width

@@ -34,7 +34,16 @@ class Job:
     def settings(self) -> list[tuple[str, dict[str, Any]]]:
         """What to attach; a method that draws lots draws them from the job's seed, and one that weighs distortion takes the job's lambda."""
         own: dict[str, Any] = {"seed": self.seed, "lmbda": self.lmbda}
-        return [(part.name, {**{k: v for k, v in own.items() if k in METHODS[part.name].Config.model_fields}, **part.settings}) for part in self.arm.stack]
+        return [
+            (
+                part.name,
+                {
+                    **{k: v for k, v in own.items() if k in METHODS[part.name].Config.model_fields},
+                    **part.settings,
+                },
+            )
+            for part in self.arm.stack
+        ]
 
 
 def _bare(label: str) -> Arm:
@@ -44,7 +53,9 @@ def _bare(label: str) -> Arm:
 def jobs(recipe: Recipe, runs: Path) -> list[Job]:
     """List what a recipe does, in order; the folder of each is its own, named by what it depends on."""
     listed = []
-    train, test, validation = (_photographs(recipe, split) for split in ("train", "test", "validation"))
+    train, test, validation = (
+        _photographs(recipe, split) for split in ("train", "test", "validation")
+    )
     trained: dict[int | None, str] = {}
     for quality in recipe.qualities:
         arms = [("original", recipe.seeds[0], _bare("original"))]
@@ -53,9 +64,16 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
                 if recipe.control:
                     arms.append(("control", seed, _bare("control")))
                 # One codec for all rates starts from that of the highest.
-                run = [arm for arm in recipe.methods if (quality == recipe.top or not arm.modulated) and seed in (arm.seeds or recipe.seeds)]
+                run = [
+                    arm
+                    for arm in recipe.methods
+                    if (quality == recipe.top or not arm.modulated)
+                    and seed in (arm.seeds or recipe.seeds)
+                ]
                 arms += [("modulated" if arm.modulated else "pruned", seed, arm) for arm in run]
-        keys: dict[tuple[str, int], str] = {}  # what is trained from scratch depends on the arm whose architecture it takes
+        keys: dict[
+            tuple[str, int], str
+        ] = {}  # what is trained from scratch depends on the arm whose architecture it takes
         for role, seed, arm in arms:
             told = [arm.told(), keys[arm.scratch, seed]] if arm.scratch is not None else arm.told()
             key = digest(
@@ -69,15 +87,34 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
             trained[quality] = key
             keys[arm.label, seed] = key
             slug = slug_of(arm.label)
-            folder = runs / recipe.name / f"q{quality}" / f"{slug}{f'-s{seed}' if len(recipe.seeds) > 1 else ''}-{key[:8]}"
+            folder = (
+                runs
+                / recipe.name
+                / f"q{quality}"
+                / f"{slug}{f'-s{seed}' if len(recipe.seeds) > 1 else ''}-{key[:8]}"
+            )
             like = next((other for other in recipe.methods if other.label == arm.scratch), arm)
-            listed.append(Job(quality, seed, role, arm, folder, key, arm.lmbda or like.lmbda or recipe.lmbda(quality)))
+            listed.append(
+                Job(
+                    quality,
+                    seed,
+                    role,
+                    arm,
+                    folder,
+                    key,
+                    arm.lmbda or like.lmbda or recipe.lmbda(quality),
+                )
+            )
     return listed
 
 
 def _photographs(recipe: Recipe, split: str) -> list[list[Any]]:
     given = getattr(recipe.photographs, split)
-    return [] if given is None else [[split, path.name, path.stat().st_size] for path in list_images(given, split)]
+    return (
+        []
+        if given is None
+        else [[split, path.name, path.stat().st_size] for path in list_images(given, split)]
+    )
 
 
 def file_digests(recipe: Recipe, quality: int) -> list[str]:
@@ -87,10 +124,14 @@ def file_digests(recipe: Recipe, quality: int) -> list[str]:
     if recipe.codec == DEMO and recipe.weights == "official":
         named.append(str(embedded_file(quality)))
     files = [expand(name) for name in named]
-    return [hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else "" for file in files]
+    return [
+        hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else "" for file in files
+    ]
 
 
 def start(recipe: Recipe, job: Job) -> nn.Module:
     """The codec that a job starts from, with weights drawn from the job's seed if they are random."""
     torch.manual_seed(job.seed)
-    return load_codec(recipe.codec, job.quality, metric=recipe.metric, weights=recipe.weights_for(job.quality))
+    return load_codec(
+        recipe.codec, job.quality, metric=recipe.metric, weights=recipe.weights_for(job.quality)
+    )

@@ -35,7 +35,11 @@ class Phase(Settings):
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Without an optimizer that is not set: adding the field does not make cached runs invalid, whose keys hold this text."""
-        return [(name, value) for name, value in super().__repr_args__() if name != "optimizer" or value is not None]
+        return [
+            (name, value)
+            for name, value in super().__repr_args__()
+            if name != "optimizer" or value is not None
+        ]
 
 
 class Part(Settings):
@@ -70,11 +74,19 @@ class Arm(Settings):
     @property
     def name(self) -> str:
         """The method's name; of a stack, all names."""
-        return "scratch" if self.scratch is not None else " + ".join(part.name for part in self.stack)
+        return (
+            "scratch" if self.scratch is not None else " + ".join(part.name for part in self.stack)
+        )
 
     def told(self) -> dict[str, Any]:
         """What a result depends on: what was not said is left out, so that new words do not make old results other ones."""
-        content = self.model_dump(exclude={name for name in ("lmbda", "scratch", "phase", "training") if getattr(self, name) is None})
+        content = self.model_dump(
+            exclude={
+                name
+                for name in ("lmbda", "scratch", "phase", "training")
+                if getattr(self, name) is None
+            }
+        )
         return {name: value for name, value in content.items() if name != "seeds"}
 
     @property
@@ -85,7 +97,10 @@ class Arm(Settings):
     @property
     def stays(self) -> bool:
         """Whether methods remain on the codec that it ends with."""
-        return any(METHODS[part.name].stays_with(METHODS[part.name].Config(**part.settings)) for part in self.stack)
+        return any(
+            METHODS[part.name].stays_with(METHODS[part.name].Config(**part.settings))
+            for part in self.stack
+        )
 
 
 class Recipe(Settings):
@@ -138,31 +153,52 @@ class Recipe(Settings):
         if self.task == "train" and (self.methods or self.sparsify.steps):
             raise ValueError("a recipe with task: train has no methods and no sparsify phase")
         labels = [slug_of(a.label).lower() for a in self.methods]
-        for what, values in (("qualities", self.qualities), ("seeds", self.seeds), ("labels of methods", labels)):
+        for what, values in (
+            ("qualities", self.qualities),
+            ("seeds", self.seeds),
+            ("labels of methods", labels),
+        ):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} must differ (got {values})")
         if {"original", "control"} & set(labels):
             raise ValueError("labels of methods cannot be original or control")
         for number, arm in enumerate(self.methods):
             if arm.scratch is not None:
-                like = next((other for other in self.methods[:number] if other.label == arm.scratch), None)
+                like = next(
+                    (other for other in self.methods[:number] if other.label == arm.scratch), None
+                )
                 if like is None or like.scratch is not None or like.modulated or like.stays:
-                    raise ValueError(f"{arm.label!r}: scratch names an arm before it that ends with one small codec (got {arm.scratch!r})")
+                    raise ValueError(
+                        f"{arm.label!r}: scratch names an arm before it that ends with one small codec (got {arm.scratch!r})"
+                    )
                 if missing := sorted(set(arm.seeds or self.seeds) - set(like.seeds or self.seeds)):
-                    raise ValueError(f"{arm.label!r}: {arm.scratch!r} is not run with seed {missing[0]}")
+                    raise ValueError(
+                        f"{arm.label!r}: {arm.scratch!r} is not run with seed {missing[0]}"
+                    )
             if arm.seeds is not None and not set(arm.seeds) <= set(self.seeds):
-                raise ValueError(f"{arm.label!r}: seeds {arm.seeds} are not all among the recipe's {self.seeds}")
+                raise ValueError(
+                    f"{arm.label!r}: seeds {arm.seeds} are not all among the recipe's {self.seeds}"
+                )
         for what, keys in (("lambdas", self.lambdas), ("per_quality", self.per_quality)):
             if left := sorted(set(keys) - set(self.qualities)):
                 raise ValueError(f"{what}: {left} are not among the qualities {self.qualities}")
         for quality, before in self.chain.items() if isinstance(self.chain, dict) else ():
-            if before not in self.qualities[: self.qualities.index(quality) if quality in self.qualities else 0]:
-                raise ValueError(f"chain: {quality} cannot start from {before}: both must be among the qualities {self.qualities}, {before} before {quality}")
+            if (
+                before
+                not in self.qualities[
+                    : self.qualities.index(quality) if quality in self.qualities else 0
+                ]
+            ):
+                raise ValueError(
+                    f"chain: {quality} cannot start from {before}: both must be among the qualities {self.qualities}, {before} before {quality}"
+                )
         if self.task == "prune" and (self.per_quality or self.chain or self.half):
             raise ValueError("per_quality, chain and half belong to task: train")
         if self.task == "train" and len(self.seeds) > 1:
             raise ValueError("task: train takes one seed")
-        if self.codec.endswith(".safetensors") and (self.weights != "official" or len(self.qualities) > 1):
+        if self.codec.endswith(".safetensors") and (
+            self.weights != "official" or len(self.qualities) > 1
+        ):
             raise ValueError("a codec given as a file brings its own weights, and is one quality")
         return self
 
@@ -182,11 +218,20 @@ class Recipe(Settings):
         """The quality of the highest rate: a codec for all rates starts from it."""
         return max(self.qualities, key=self.lmbda)
 
-    def train_settings(self, phase: Phase, quality: int, seed: int, arm: Arm | None = None) -> dict[str, Any]:
+    def train_settings(
+        self, phase: Phase, quality: int, seed: int, arm: Arm | None = None
+    ) -> dict[str, Any]:
         """Everything `fit` is told for one phase, of one arm."""
         own = {k: v for k, v in phase.model_dump().items() if v is not None}
         arms = (arm.training if arm is not None else None) or {}
-        return {**self.training, **own, **arms, "lmbda": self.lmbda(quality), "metric": self.metric, "seed": seed}
+        return {
+            **self.training,
+            **own,
+            **arms,
+            "lmbda": self.lmbda(quality),
+            "metric": self.metric,
+            "seed": seed,
+        }
 
     def weights_for(self, quality: int) -> str:
         """The weights that a quality starts from."""
@@ -212,12 +257,18 @@ Recipe.model_rebuild()
 def recipe_folders() -> list[Path]:
     """Where recipes are looked for by name: beside the package in a clone, inside it when installed."""
     package = Path(str(resources.files("nicprune")))
-    return [folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir()]
+    return [
+        folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir()
+    ]
 
 
 def recipe_names() -> dict[str, Path]:
     """The recipes that come with nicprune."""
-    return {path.stem: path for folder in reversed(recipe_folders()) for path in sorted(folder.glob("*.yaml"))}
+    return {
+        path.stem: path
+        for folder in reversed(recipe_folders())
+        for path in sorted(folder.glob("*.yaml"))
+    }
 
 
 def find_recipe(name: str) -> Path:
@@ -252,13 +303,19 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise RecipeError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not YAML: {getattr(error, 'problem', error)}") from None
+        raise RecipeError(
+            f"{path}{f', line {mark.line + 1}' if mark else ''}: not YAML: {getattr(error, 'problem', error)}"
+        ) from None
     if not isinstance(content, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping that starts with version: 1 (found {type(content).__name__})")
+        raise RecipeError(
+            f"{path}: a recipe is a mapping that starts with version: 1 (found {type(content).__name__})"
+        )
     for override in overrides:
         apply_override(content, override)
     content.setdefault("name", path.stem)
-    return parse_recipe(content, str(path)), yaml.safe_dump(content, sort_keys=False) if overrides else text
+    return parse_recipe(content, str(path)), yaml.safe_dump(
+        content, sort_keys=False
+    ) if overrides else text
 
 
 def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
@@ -276,18 +333,35 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
                 raise RecipeError(f"{where}: {error}") from None
     for quality in recipe.qualities:
         if quality not in recipe.lambdas and not 1 <= quality <= len(LAMBDAS[recipe.metric]):
-            raise RecipeError(f"{where}: quality {quality} has no lambda of CompressAI's; state it below lambdas:")
-    for key in (key for settings in (recipe.training, *(arm.training or {} for arm in recipe.methods)) for key in settings):
+            raise RecipeError(
+                f"{where}: quality {quality} has no lambda of CompressAI's; state it below lambdas:"
+            )
+    for key in (
+        key
+        for settings in (recipe.training, *(arm.training or {} for arm in recipe.methods))
+        for key in settings
+    ):
         if key in FIXED:
-            places = {"lmbda": "lambdas:", "metric": "metric:", "seed": "seeds:", "steps": "sparsify: and finetune:"}
+            places = {
+                "lmbda": "lambdas:",
+                "metric": "metric:",
+                "seed": "seeds:",
+                "steps": "sparsify: and finetune:",
+            }
             raise RecipeError(f"{where}: training.{key} is stated at {places[key]}")
     for arm in (None, *recipe.methods):
         own = [arm.phase] if arm is not None and arm.phase is not None else []
         for phase in (recipe.sparsify, recipe.finetune, *recipe.per_quality.values(), *own):
             told = f"{where}: training" if arm is None else f"{where}: {arm.label!r}: training"
-            settings = parse(TrainSettings, recipe.train_settings(phase, recipe.qualities[0], recipe.seeds[0], arm), told)
+            settings = parse(
+                TrainSettings,
+                recipe.train_settings(phase, recipe.qualities[0], recipe.seeds[0], arm),
+                told,
+            )
             if settings.devices > 1:
-                raise RecipeError(f"{where}: a recipe trains on one device; call nicprune.fit(devices=...) in a script of your own for more")
+                raise RecipeError(
+                    f"{where}: a recipe trains on one device; call nicprune.fit(devices=...) in a script of your own for more"
+                )
     return recipe
 
 
@@ -296,18 +370,38 @@ def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) ->
     here = f"{where}: methods.{number}"
     words = ("between", "lmbda", "seeds", "phase", "training")
     if isinstance(arm, dict) and "stack" in arm:
-        if "label" not in arm or not isinstance(arm["stack"], list) or set(arm) - {"label", "stack", *words}:
+        if (
+            "label" not in arm
+            or not isinstance(arm["stack"], list)
+            or set(arm) - {"label", "stack", *words}
+        ):
             raise RecipeError(f"{here}: a stack is {{label: ..., stack: [{{name: ...}}, ...]}}")
-        parts = [_parse_part(part, content, f"{here}.stack.{i}") for i, part in enumerate(arm["stack"])]
+        parts = [
+            _parse_part(part, content, f"{here}.stack.{i}") for i, part in enumerate(arm["stack"])
+        ]
         found = parse(Arm, {**arm, "stack": [p.model_dump() for p in parts]}, here)
     elif isinstance(arm, dict) and "scratch" in arm:
-        found = parse(Arm, {"label": f"{arm['scratch']} from scratch", **arm, "stack": [{"name": "none"}]}, here)
+        found = parse(
+            Arm,
+            {"label": f"{arm['scratch']} from scratch", **arm, "stack": [{"name": "none"}]},
+            here,
+        )
     else:
-        part = _parse_part({k: v for k, v in arm.items() if k not in ("label", *words)} if isinstance(arm, dict) else arm, content, here)
+        part = _parse_part(
+            {k: v for k, v in arm.items() if k not in ("label", *words)}
+            if isinstance(arm, dict)
+            else arm,
+            content,
+            here,
+        )
         own = {k: arm[k] for k in words if k in arm}
-        found = parse(Arm, {"label": arm.get("label", part.name), "stack": [part.model_dump()], **own}, here)
+        found = parse(
+            Arm, {"label": arm.get("label", part.name), "stack": [part.model_dump()], **own}, here
+        )
     if found.between and not any(METHODS[part.name].modulates for part in found.stack):
-        raise RecipeError(f"{here}: between is for codecs of many rates; {found.label!r} has no modulator")
+        raise RecipeError(
+            f"{here}: between is for codecs of many rates; {found.label!r} has no modulator"
+        )
     return found
 
 
@@ -315,7 +409,9 @@ def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> Part:
     if not isinstance(part, dict) or "name" not in part:
         raise RecipeError(f"{here} needs a name; {closest(str(part), METHODS)}")
     if not isinstance(part["name"], str) or part["name"] not in METHODS:
-        raise RecipeError(f"{here}: unknown method {part['name']!r}; {closest(str(part['name']), METHODS)}")
+        raise RecipeError(
+            f"{here}: unknown method {part['name']!r}; {closest(str(part['name']), METHODS)}"
+        )
     settings = {k: v for k, v in part.items() if k != "name"}
     method = METHODS[part["name"]]
     sparsify = content.get("sparsify")
@@ -324,17 +420,25 @@ def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> Part:
         if not isinstance(steps, int):
             continue
         if not steps:
-            raise RecipeError(f"{here}: {part['name']} learns while the codec trains; give it steps, sparsify: {{steps: 500}}")
+            raise RecipeError(
+                f"{here}: {part['name']} learns while the codec trains; give it steps, sparsify: {{steps: 500}}"
+            )
         settings.setdefault(length, steps)
         parsed: Any = parse(method.Config, settings, here)
         if getattr(parsed, length) > steps:
-            raise RecipeError(f"{here}: {length} {getattr(parsed, length)} does not fit into sparsify.steps {steps}")
+            raise RecipeError(
+                f"{here}: {length} {getattr(parsed, length)} does not fit into sparsify.steps {steps}"
+            )
     if method.modulates and not {"lambdas", "qualities"} & set(settings):
         settings["lambdas"] = _lambdas(content, here)
     parse(method.Config, settings, here)
     photographs = content.get("photographs")
-    if settings.get("schedule") is not None and not (isinstance(photographs, dict) and photographs.get("validation")):
-        raise RecipeError(f"{here}: a schedule decides by validation photographs; name them, photographs: {{validation: folder}}")
+    if settings.get("schedule") is not None and not (
+        isinstance(photographs, dict) and photographs.get("validation")
+    ):
+        raise RecipeError(
+            f"{here}: a schedule decides by validation photographs; name them, photographs: {{validation: folder}}"
+        )
     return parse(Part, {"name": part["name"], "settings": settings}, here)
 
 
@@ -344,7 +448,9 @@ def _lambdas(content: Mapping[str, Any], here: str) -> list[float]:
     try:
         return sorted(own[q] if q in own else lmbda_for(q, metric) for q in content["qualities"])
     except (KeyError, TypeError, IndexError):
-        raise RecipeError(f"{here}: a modulator takes the recipe's qualities as its rates; state them above, qualities: [1, 2, 3]") from None
+        raise RecipeError(
+            f"{here}: a modulator takes the recipe's qualities as its rates; state them above, qualities: [1, 2, 3]"
+        ) from None
 
 
 def check_paths(recipe: Recipe) -> None:
@@ -363,13 +469,19 @@ def check_paths(recipe: Recipe) -> None:
 
     for split in ("train", "test", "validation"):
         if (folder := getattr(recipe.photographs, split)) is not None:
-            collect(f"photographs.{split}", lambda f=folder, s=split: list_images(f, "test" if s == "test" else "train"))  # type: ignore[misc]
+            collect(
+                f"photographs.{split}",
+                lambda f=folder, s=split: list_images(f, "test" if s == "test" else "train"),
+            )  # type: ignore[misc]
     if recipe.weights not in ("official", "none"):
         for quality in recipe.qualities:
             if recipe.before(quality) is None:
                 collect("weights", lambda q=quality: _check_exists(recipe.weights_for(q)))  # type: ignore[misc]
     if recipe.codec.endswith(".safetensors"):
-        collect("codec", lambda: _check_exists(recipe.codec, f" (known names: {', '.join(codec_names())})"))
+        collect(
+            "codec",
+            lambda: _check_exists(recipe.codec, f" (known names: {', '.join(codec_names())})"),
+        )
     if missing:
         raise type(missing[0])("\n".join(dict.fromkeys(map(str, missing))))
 

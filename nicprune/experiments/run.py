@@ -32,7 +32,13 @@ MADE = "made.json"
 
 
 def run_recipe(
-    recipe: Recipe, text: str = "", *, reports: str | Path = "reports", runs: str | Path = "runs", say: Callable[[str], None] = print, progress: bool = True
+    recipe: Recipe,
+    text: str = "",
+    *,
+    reports: str | Path = "reports",
+    runs: str | Path = "runs",
+    say: Callable[[str], None] = print,
+    progress: bool = True,
 ) -> Path:
     """Run a recipe and write its report.
 
@@ -59,7 +65,9 @@ def run_recipe(
     return report(recipe, listed, reports / recipe.name, say)
 
 
-def report(recipe: Recipe, listed: list[Job], folder: Path, say: Callable[[str], None] = print) -> Path:
+def report(
+    recipe: Recipe, listed: list[Job], folder: Path, say: Callable[[str], None] = print
+) -> Path:
     """Write the report of finished jobs, codecs beside it."""
     records = []
     for job in listed:
@@ -72,7 +80,9 @@ def report(recipe: Recipe, listed: list[Job], folder: Path, say: Callable[[str],
             file = f"codecs/{name}"
         for record in found:
             record["file"] = file
-            record["recipe"] = recipe.name  # its folder may have been copied from another recipe's, which does the same job
+            record["recipe"] = (
+                recipe.name
+            )  # its folder may have been copied from another recipe's, which does the same job
         records += found
     page = write_report(records, folder, crops=recipe.photographs.crops)
     say("")
@@ -96,7 +106,9 @@ def made_before(recipe: Recipe, job: Job) -> tuple[nn.Module, int] | None:
         made = json.loads((job.folder / MADE).read_text(encoding="utf-8"))
         if made["key"] != job.key:
             return None
-        return load(job.folder / "codec.safetensors", factory=lambda: start(recipe, job)), int(made["steps"])
+        return load(job.folder / "codec.safetensors", factory=lambda: start(recipe, job)), int(
+            made["steps"]
+        )
     except (OSError, ValueError, KeyError, TypeError, FileError):
         return None
 
@@ -149,15 +161,26 @@ def calibrate(model: Any, recipe: Recipe) -> None:
         model.calibrate(calibration_images(recipe.photographs.train))
 
 
-def from_scratch(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[nn.Module, int]:
+def from_scratch(
+    recipe: Recipe, job: Job, listed: list[Job], progress: bool
+) -> tuple[nn.Module, int]:
     """Train the architecture that another job ended with, from random weights."""
-    like = next(other for other in listed if (other.arm.label, other.quality, other.seed) == (job.arm.scratch, job.quality, job.seed))
+    like = next(
+        other
+        for other in listed
+        if (other.arm.label, other.quality, other.seed) == (job.arm.scratch, job.quality, job.seed)
+    )
     codec = load(like.folder / "codec.safetensors", factory=lambda: start(recipe, job))
-    entry = {"methods": [{"name": "scratch"}], "widths": provenance(codec).history[-1].get("widths", {})}
+    entry = {
+        "methods": [{"name": "scratch"}],
+        "widths": provenance(codec).history[-1].get("widths", {}),
+    }
     torch.manual_seed(job.seed)
     reinitialise(codec)
     provenance(codec).history[:] = [entry]
-    phase = job.arm.phase or recipe.finetune.model_copy(update={"steps": recipe.sparsify.steps + recipe.finetune.steps})
+    phase = job.arm.phase or recipe.finetune.model_copy(
+        update={"steps": recipe.sparsify.steps + recipe.finetune.steps}
+    )
     _fit(codec, recipe, phase, job, "finetune", progress)
     return codec, phase.steps
 
@@ -176,19 +199,33 @@ def train(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[
     return codec, phase.steps
 
 
-def _fit(model: nn.Module, recipe: Recipe, phase: Phase, job: Job, name: str, progress: bool) -> None:
+def _fit(
+    model: nn.Module, recipe: Recipe, phase: Phase, job: Job, name: str, progress: bool
+) -> None:
     if phase.steps:
         label = f"q{job.quality} {job.arm.label} {name}"
         # The two phases of pruning see different crops; a recipe's seeds stay apart.
         seed = job.seed if recipe.task == "train" else 2 * job.seed + (name == "finetune")
         settings = recipe.train_settings(phase, job.quality, seed, job.arm)
         settings["lmbda"] = job.lmbda
-        if recipe.photographs.validation is not None and isinstance(model, Attached) and model.widths is not None:
+        if (
+            recipe.photographs.validation is not None
+            and isinstance(model, Attached)
+            and model.widths is not None
+        ):
             settings["validation"] = recipe.photographs.validation
-        fit(model, recipe.photographs.train, folder=job.folder / name, progress=label if progress else False, **settings)
+        fit(
+            model,
+            recipe.photographs.train,
+            folder=job.folder / name,
+            progress=label if progress else False,
+            **settings,
+        )
 
 
-def measure_and_record(recipe: Recipe, text: str, job: Job, codec: nn.Module, steps: int, progress: bool) -> str:
+def measure_and_record(
+    recipe: Recipe, text: str, job: Job, codec: nn.Module, steps: int, progress: bool
+) -> str:
     """Evaluate a codec on the test photographs, write its file and its record; return a line about it."""
     codec = codec.cpu().eval()
     written = save(codec, job.folder / "codec.safetensors", half=recipe.half)
@@ -200,17 +237,36 @@ def measure_and_record(recipe: Recipe, text: str, job: Job, codec: nn.Module, st
         if recipe.half:
             codec = load(written, factory=lambda: start(recipe, job))  # measure what the file holds
     levels = codec.levels if isinstance(codec, Attached) else None
-    rates: list[float | None] = [None] if levels is None else [i / (job.arm.between + 1) for i in range(levels.top * (job.arm.between + 1) + 1)]
+    rates: list[float | None] = (
+        [None]
+        if levels is None
+        else [i / (job.arm.between + 1) for i in range(levels.top * (job.arm.between + 1) + 1)]
+    )
     widths = codec.widths if isinstance(codec, Attached) else None
-    points = [{"level": level} for level in rates] if widths is None else [{"width": width} for width in range(len(widths))]
-    records = [measure_at(recipe, text, job, codec, steps, size, progress, **point) for point in points]
+    points = (
+        [{"level": level} for level in rates]
+        if widths is None
+        else [{"width": width} for width in range(len(widths))]
+    )
+    records = [
+        measure_at(recipe, text, job, codec, steps, size, progress, **point) for point in points
+    ]
     several = job.role == "modulated" or widths is not None
-    write_text(job.folder / "record.json", json.dumps([r for r, _ in records] if several else records[0][0], indent=1) + "\n")
-    for name in ("sparsify", "finetune", "train"):  # optimiser state is of no use any more, and large
+    write_text(
+        job.folder / "record.json",
+        json.dumps([r for r, _ in records] if several else records[0][0], indent=1) + "\n",
+    )
+    for name in (
+        "sparsify",
+        "finetune",
+        "train",
+    ):  # optimiser state is of no use any more, and large
         (job.folder / name / "checkpoint.pt").unlink(missing_ok=True)
     (job.folder / "hardened.safetensors").unlink(missing_ok=True)
     verified = last_change(unwrap(codec), job).get("verified")
-    return "; ".join([*(str(evaluation) for _, evaluation in records), *([verified] if verified else [])])
+    return "; ".join(
+        [*(str(evaluation) for _, evaluation in records), *([verified] if verified else [])]
+    )
 
 
 def plan(recipe: Recipe) -> list[str]:
@@ -218,8 +274,14 @@ def plan(recipe: Recipe) -> list[str]:
     check_paths(recipe)
     lines = []
     for job in jobs(recipe, Path("runs")):
-        phase = recipe.per_quality.get(job.quality, recipe.finetune)  # task: prune has none per quality
-        steps = 0 if job.role == "original" and recipe.task == "prune" else recipe.sparsify.steps + phase.steps
+        phase = recipe.per_quality.get(
+            job.quality, recipe.finetune
+        )  # task: prune has none per quality
+        steps = (
+            0
+            if job.role == "original" and recipe.task == "prune"
+            else recipe.sparsify.steps + phase.steps
+        )
         if job.arm.phase is not None:
             steps = job.arm.phase.steps + (recipe.sparsify.steps if job.arm.scratch is None else 0)
         line = f"{recipe.codec} q{job.quality} {job.arm.label} seed {job.seed}: {steps} steps, lambda {job.lmbda:g}"
@@ -230,4 +292,3 @@ def plan(recipe: Recipe) -> list[str]:
             line += f", {attached.cost.totals().kmac_per_pixel():.2f} kMAC/pixel now, {sum(1 for _ in attached.groups.prunable())} channel groups"
         lines.append(line)
     return lines
-

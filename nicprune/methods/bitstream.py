@@ -16,7 +16,15 @@ class Coding(nn.Module):
     """The part of `Attached` that codes images; the rest of it is what `self` stands for."""
 
     @torch.no_grad()
-    def compress(self: Any, x: Tensor, *args: Any, level: Any = None, lmbda: float | None = None, width: int | None = None, **kwargs: Any) -> Any:
+    def compress(
+        self: Any,
+        x: Tensor,
+        *args: Any,
+        level: Any = None,
+        lmbda: float | None = None,
+        width: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Write a bitstream of images (B, 3, H, W) in [0, 1], sides multiples of 64: {"strings", "shape"}, as the codec's own compress.
 
         With a modulator, the first string says at which rate; with several widths, at which width. CDF tables must be current: call
@@ -29,7 +37,11 @@ class Coding(nn.Module):
         coder = self._coder()
         level, width = self._point(level, width)
         coder.set_width(width)
-        header = [[coder.widths.write(width)]] if coder.widths is not None and coder.widths.travels else []
+        header = (
+            [[coder.widths.write(width)]]
+            if coder.widths is not None and coder.widths.travels
+            else []
+        )
         if coder.levels is not None:
             header.append([coder.levels.write(level, lmbda)])
         else:
@@ -39,7 +51,9 @@ class Coding(nn.Module):
         return {**sent, "strings": [*header, *sent["strings"]]}
 
     @torch.no_grad()
-    def decompress(self: Any, strings: Any, *args: Any, width: int | None = None, **kwargs: Any) -> Any:
+    def decompress(
+        self: Any, strings: Any, *args: Any, width: int | None = None, **kwargs: Any
+    ) -> Any:
         """Read a bitstream that `compress` wrote: {"x_hat"}, (B, 3, H, W); the width that is set stays.
 
         Raises:
@@ -53,7 +67,9 @@ class Coding(nn.Module):
             if coder.widths is not None:
                 coder.widths.now = before
 
-    def _read(self: Any, coder: Any, strings: list[Any], width: int | None, *args: Any, **kwargs: Any) -> Any:
+    def _read(
+        self: Any, coder: Any, strings: list[Any], width: int | None, *args: Any, **kwargs: Any
+    ) -> Any:
         if coder.widths is not None and coder.widths.travels:
             coder.widths.read(_header(strings), width)
         if coder.levels is not None:

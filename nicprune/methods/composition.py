@@ -37,7 +37,9 @@ class Attached(Coding):
         methods: what is attached, in order.
     """
 
-    def __init__(self, codec: nn.Module, methods: Sequence[Method], groups: Groups, cost: CostModel):
+    def __init__(
+        self, codec: nn.Module, methods: Sequence[Method], groups: Groups, cost: CostModel
+    ):
         super().__init__()
         self.codec = codec
         self.methods = nn.ModuleList(methods)
@@ -86,7 +88,14 @@ class Attached(Coding):
 
     def _point(self, level: Any, width: int | None) -> tuple[Any, int | None]:
         """A scalable encoder's levels are its widths."""
-        return (None, level) if level is not None and width is None and self.widths is not None and self.widths.word == "level" else (level, width)
+        return (
+            (None, level)
+            if level is not None
+            and width is None
+            and self.widths is not None
+            and self.widths.word == "level"
+            else (level, width)
+        )
 
     @contextmanager
     def at_width(self, width: int) -> Iterator[Attached]:
@@ -99,7 +108,15 @@ class Attached(Coding):
             if self.widths is not None:
                 self.widths.now = before
 
-    def forward(self, x: Tensor, *args: Any, level: Any = None, lmbda: float | None = None, width: int | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        x: Tensor,
+        *args: Any,
+        level: Any = None,
+        lmbda: float | None = None,
+        width: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """The codec's forward pass.
 
         Args:
@@ -120,7 +137,10 @@ class Attached(Coding):
         if self.levels is not None:
             self.levels.set(level, lmbda)
         elif level is not None or lmbda is not None:
-            raise RecipeError("level and lmbda need a modulator: attach one of " + ", ".join(name for name in METHODS if METHODS[name].modulates))
+            raise RecipeError(
+                "level and lmbda need a modulator: attach one of "
+                + ", ".join(name for name in METHODS if METHODS[name].modulates)
+            )
 
     def aux_loss(self) -> Tensor:
         """The codec's auxiliary loss (its quantiles')."""
@@ -135,9 +155,18 @@ class Attached(Coding):
             method.update(force=bool(args[1] if len(args) > 1 else kwargs.get("force", False)))
         return codec.update(*args, **kwargs)
 
-    def objective(self, out: Mapping[str, Any], x: Tensor, metric: str = "mse") -> dict[str, Tensor] | None:
+    def objective(
+        self, out: Mapping[str, Any], x: Tensor, metric: str = "mse"
+    ) -> dict[str, Tensor] | None:
         """The rate-distortion loss where a method brings its own (one lambda for each image): {"loss", "mse_loss", "bpp_loss"}; else None."""
-        return next((found for method in self._each if (found := method.objective(out, x, metric)) is not None), None)
+        return next(
+            (
+                found
+                for method in self._each
+                if (found := method.objective(out, x, metric)) is not None
+            ),
+            None,
+        )
 
     def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
         """The methods' extra loss terms: add them to the rate-distortion loss."""
@@ -196,7 +225,9 @@ class Attached(Coding):
 
     def totals(self) -> Totals:
         """What the codec costs as it is set now, methods' own parameters included where they are at work."""
-        found = next((totals for method in self._each if (totals := method.totals()) is not None), None)
+        found = next(
+            (totals for method in self._each if (totals := method.totals()) is not None), None
+        )
         if found is not None:
             return found
         now = self.cost.totals()
@@ -216,7 +247,9 @@ class Attached(Coding):
 
     def image_cost(self) -> tuple[dict[str, float], dict[str, float]] | None:
         """What the last image cost where that depends on the image; see `Method.image_cost`."""
-        return next((cost for method in self._each if (cost := method.image_cost()) is not None), None)
+        return next(
+            (cost for method in self._each if (cost := method.image_cost()) is not None), None
+        )
 
     def keep(self) -> dict[str, list[int]]:
         """The keep-lists that `harden` would use now."""
@@ -224,7 +257,9 @@ class Attached(Coding):
         for method in self._each:
             for name, kept in method.keep().items():
                 # Where methods have nothing in common, one channel stays all the same.
-                merged[name] = (merged[name] & set(kept) or {min(kept)}) if name in merged else set(kept)
+                merged[name] = (
+                    (merged[name] & set(kept) or {min(kept)}) if name in merged else set(kept)
+                )
         return {name: sorted(kept) for name, kept in merged.items()}
 
     def plain(self, *, level: float | None = None, lmbda: float | None = None) -> nn.Module:
@@ -235,7 +270,10 @@ class Attached(Coding):
     def _folded(self, which: Sequence[Method]) -> tuple[nn.Module, Attached]:
         """A copy of the codec with nothing on it, these methods folded into its weights; and the copy's methods, taken off."""
         # A modulator's bias first: a mask takes it away from the channels that go.
-        chosen = sorted((self._each.index(method) for method in which), key=lambda number: not self._each[number].modulates)
+        chosen = sorted(
+            (self._each.index(method) for method in which),
+            key=lambda number: not self._each[number].modulates,
+        )
         twin = copy.deepcopy(self)
         codec = twin.detach()
         for number in chosen:
@@ -263,7 +301,9 @@ class Attached(Coding):
             finally:
                 method.extracting = None
 
-    def harden(self, *, verify: bool = True, level: float | None = None, lmbda: float | None = None) -> Any:
+    def harden(
+        self, *, verify: bool = True, level: float | None = None, lmbda: float | None = None
+    ) -> Any:
         """Return a smaller codec: the decision made, masks folded in, channels removed, the result verified.
 
         It is plain, unless gates or a modulator stay on it: then it is attached again, on smaller layers. With `level` or `lmbda`
@@ -277,7 +317,13 @@ class Attached(Coding):
             method.check_hardenable()
         fixed = level is not None or lmbda is not None
         self._set(level, lmbda)
-        staying = [method for method in self._each if method.stays and not (fixed and method.modulates) and getattr(method, "extracting", None) is None]
+        staying = [
+            method
+            for method in self._each
+            if method.stays
+            and not (fixed and method.modulates)
+            and getattr(method, "extracting", None) is None
+        ]
         keep = self.keep()
         # A gate that stays has a say in what goes, too: GDN must make up for it.
         wide, twin = self._folded([m for m in self._each if m not in staying or not m.modulates])
@@ -342,7 +388,13 @@ def _hang(methods: Sequence[Method], codec: nn.Module) -> None:
         method.attach(codec)
 
 
-def attach(codec: nn.Module, method: str | Sequence[tuple[str, Mapping[str, Any]]], *, teacher: nn.Module | None = None, **config: Any) -> Attached:
+def attach(
+    codec: nn.Module,
+    method: str | Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    teacher: nn.Module | None = None,
+    **config: Any,
+) -> Attached:
     """Attach one method, or a list of (name, settings), to a codec. Its forward pass does not change.
 
     Args:
@@ -356,29 +408,52 @@ def attach(codec: nn.Module, method: str | Sequence[tuple[str, Mapping[str, Any]
         BudgetError: the budget cannot be met.
     """
     if isinstance(codec, Attached):
-        raise CodecError("methods are attached to a codec already; harden() or detach() it first, or attach a list")
+        raise CodecError(
+            "methods are attached to a codec already; harden() or detach() it first, or attach a list"
+        )
     check_codec(codec)
-    wanted = [(method, config)] if isinstance(method, str) else [(name, dict(settings)) for name, settings in method]
+    wanted = (
+        [(method, config)]
+        if isinstance(method, str)
+        else [(name, dict(settings)) for name, settings in method]
+    )
     if not wanted or (config and not isinstance(method, str)):
-        raise RecipeError("attach(codec, name, **settings) or attach(codec, [(name, settings), ...])")
-    parsed = [(METHODS[name], parse(METHODS[name].Config, settings, f"method {name!r}")) for name, settings in wanted]
+        raise RecipeError(
+            "attach(codec, name, **settings) or attach(codec, [(name, settings), ...])"
+        )
+    parsed = [
+        (METHODS[name], parse(METHODS[name].Config, settings, f"method {name!r}"))
+        for name, settings in wanted
+    ]
     modulators = [cls.name for cls, _ in parsed if cls.modulates]
     if len(modulators) > 1:
         raise RecipeError(f"a codec has one modulator; {' and '.join(modulators)} were asked for")
     alone = [cls.name for cls, _ in parsed if cls.alone]
     if modulators and any(cls.teaches for cls, _ in parsed):
-        raise RecipeError(f"a teacher codes at one rate, {modulators[0]} at many: leave one of them out")
+        raise RecipeError(
+            f"a teacher codes at one rate, {modulators[0]} at many: leave one of them out"
+        )
     if alone and len(parsed) > 1:
-        raise RecipeError(f"{alone[0]} goes alone: harden the others first, or attach them to one of its widths (extract)")
+        raise RecipeError(
+            f"{alone[0]} goes alone: harden the others first, or attach them to one of its widths (extract)"
+        )
     if has_hooks(codec):
-        raise RecipeError("the codec has a method attached already; harden() or detach() it first, or attach a list")
+        raise RecipeError(
+            "the codec has a method attached already; harden() or detach() it first, or attach a list"
+        )
     groups = analyse(codec)
     cost = CostModel(codec, groups)
     # Everything is validated before the first hook is set: a failure leaves the codec as it was.
     methods = [cls(codec, groups, cost, settings) for cls, settings in parsed]
     learning = [method for method in methods if method.teaches]
-    if (teacher is None and len(learning) == len(methods) and provenance(codec).history) or (teacher is not None and not learning):
-        told = "learns from itself: give teacher=, the codec before pruning" if learning else "has no use for a teacher: attach distillation too"
+    if (teacher is None and len(learning) == len(methods) and provenance(codec).history) or (
+        teacher is not None and not learning
+    ):
+        told = (
+            "learns from itself: give teacher=, the codec before pruning"
+            if learning
+            else "has no use for a teacher: attach distillation too"
+        )
         raise RecipeError(f"{' + '.join(cls.name for cls, _ in parsed)} {told}")
     for method_ in learning:
         method_.learn_from(frozen_copy(teacher if teacher is not None else codec))

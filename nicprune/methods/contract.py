@@ -94,7 +94,14 @@ class Method(nn.Module):
     def prepare(self, model: nn.Module, images: Sequence[Tensor]) -> None:
         """Look at some photographs, (1, 3, H, W) each, before training starts."""
         if isinstance(self.config, Target):
-            self.config = settled(self.config, self._shared[0], self.groups, self.cost, images, getattr(self.config, "lmbda", None))
+            self.config = settled(
+                self.config,
+                self._shared[0],
+                self.groups,
+                self.cost,
+                images,
+                getattr(self.config, "lmbda", None),
+            )
 
     def passes(self) -> list[int]:
         """The widths that one step trains, one after the other; none: the codec as it is."""

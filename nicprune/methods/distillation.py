@@ -55,7 +55,9 @@ class DistillationConfig(Settings):
     output: float = Field(default=0.0, ge=0, le=1)
     latent: float = Field(default=0.0, ge=0)
     features: float = Field(default=0.0, ge=0)
-    transforms: list[Literal["g_a", "h_a", "h_s", "g_s"]] = Field(default=["g_a", "g_s"], min_length=1)
+    transforms: list[Literal["g_a", "h_a", "h_s", "g_s"]] = Field(
+        default=["g_a", "g_s"], min_length=1
+    )
     weights: Literal["even", "entropy"] = "even"
     stages: Literal["even", "adaptive"] = "even"
     lmbda: float | None = Field(default=None, gt=0)
@@ -63,7 +65,9 @@ class DistillationConfig(Settings):
     @model_validator(mode="after")
     def _something(self) -> DistillationConfig:
         if not (self.output or self.latent or self.features):
-            raise ValueError("give at least one of output, latent, features: for example output: 0.5")
+            raise ValueError(
+                "give at least one of output, latent, features: for example output: 0.5"
+            )
         return self
 
 
@@ -89,7 +93,9 @@ class Listener(Hook):
 class Stage:
     """A channel group's last consumer, and which of its inputs are the group's channels in the student and in the teacher."""
 
-    def __init__(self, module: str, producer: str, outputs: np.ndarray, mine: np.ndarray, theirs: np.ndarray):
+    def __init__(
+        self, module: str, producer: str, outputs: np.ndarray, mine: np.ndarray, theirs: np.ndarray
+    ):
         self.module, self.producer, self.outputs = module, producer, outputs
         self.mine, self.theirs = torch.from_numpy(mine), torch.from_numpy(theirs)
 
@@ -131,9 +137,13 @@ class Distillation(Method):
     def validate(self) -> None:
         record = provenance(self._shared[0])
         if self.config.output and record.metric != "mse":
-            raise RecipeError(f"output distillation is by squared error; this codec is for {record.metric}: leave output out")
+            raise RecipeError(
+                f"output distillation is by squared error; this codec is for {record.metric}: leave output out"
+            )
         if self.config.latent and not isinstance(getattr(self._shared[0], "g_a", None), nn.Module):
-            raise CodecError(f"{type(self._shared[0]).__name__} has no g_a, whose output latent distillation compares: leave latent out")
+            raise CodecError(
+                f"{type(self._shared[0]).__name__} has no g_a, whose output latent distillation compares: leave latent out"
+            )
 
     def learn_from(self, teacher: nn.Module) -> None:
         """Take a codec as the teacher.
@@ -143,34 +153,54 @@ class Distillation(Method):
         """
         codec = self._shared[0]
         own, theirs = provenance(codec), provenance(teacher).history
-        if own.history[: len(theirs)] != theirs or (len(own.history) == len(theirs) and _differ(codec, teacher)):
-            raise CodecError("the teacher is not what this codec was made from: give the codec as it was before pruning, teacher=...")
+        if own.history[: len(theirs)] != theirs or (
+            len(own.history) == len(theirs) and _differ(codec, teacher)
+        ):
+            raise CodecError(
+                "the teacher is not what this codec was made from: give the codec as it was before pruning, teacher=..."
+            )
         removed = [entry.get("removed_inputs", {}) for entry in own.history[len(theirs) :]]
         self._teacher = (teacher,)
         self._lmbda = lmbda_of(codec, self.config.lmbda)
         if self.config.features:
             self._stages = self._find_stages(teacher, removed)
             if not self._stages:
-                raise RecipeError(f"features: no channel group of {', '.join(self.config.transforms)} is there to compare")
+                raise RecipeError(
+                    f"features: no channel group of {', '.join(self.config.transforms)} is there to compare"
+                )
         self.distances = torch.ones(len(self._stages))
 
     def _find_stages(self, teacher: nn.Module, removed: list[dict[str, str]]) -> list[Stage]:
         others: dict[str, Any] = dict(teacher.named_modules())
         found = []
         for group in self.groups.prunable():
-            readers = [m for m in group.members if m.axis == "in" and not is_bottleneck(self._named[m.module]) and m.module in others]
+            readers = [
+                m
+                for m in group.members
+                if m.axis == "in"
+                and not is_bottleneck(self._named[m.module])
+                and m.module in others
+            ]
             makers = [m for m in group.members if m.axis == "out"]
-            if not readers or not makers or readers[-1].module.partition(".")[0] not in self.config.transforms:
+            if (
+                not readers
+                or not makers
+                or readers[-1].module.partition(".")[0] not in self.config.transforms
+            ):
                 continue
             reader = readers[-1]
             kept = np.arange(_inputs(others[reader.module]))
             for gone in removed:  # one pruning after the other
                 kept = np.delete(kept, from_ranges(gone.get(reader.module, "")))
             if len(kept) != (width := _inputs(self._named[reader.module])):
-                raise CodecError(f"which of the teacher's channels {reader.module} still reads is not known: it reads {width}")
+                raise CodecError(
+                    f"which of the teacher's channels {reader.module} still reads is not known: it reads {width}"
+                )
             # One consumer channel for each of the group's; several only where an image is taken apart, and then the first stands for all.
             mine = reader.index[:, 0]
-            found.append(Stage(reader.module, makers[0].module, makers[0].index[:, 0], mine, kept[mine]))
+            found.append(
+                Stage(reader.module, makers[0].module, makers[0].index[:, 0], mine, kept[mine])
+            )
         return found
 
     def attach(self, codec: nn.Module) -> None:
@@ -178,8 +208,17 @@ class Distillation(Method):
 
     def _listen(self, model: nn.Module, store: dict[str, Tensor]) -> list[Any]:
         modules: dict[str, Any] = dict(model.named_modules())
-        found = [modules[stage.module].register_forward_pre_hook(Listener(self, store, stage.module).before) for stage in self._stages]
-        return [*found, modules["g_a"].register_forward_hook(Listener(self, store, "y"))] if self.config.latent else found
+        found = [
+            modules[stage.module].register_forward_pre_hook(
+                Listener(self, store, stage.module).before
+            )
+            for stage in self._stages
+        ]
+        return (
+            [*found, modules["g_a"].register_forward_hook(Listener(self, store, "y"))]
+            if self.config.latent
+            else found
+        )
 
     def detach(self, codec: nn.Module) -> None:
         remove_hooks(codec, lambda hook: hook.owner is self)
@@ -189,16 +228,24 @@ class Distillation(Method):
         memo[id(self._teacher)] = self._teacher
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items()})
+        twin.__dict__.update(
+            {key: copy.deepcopy(value, memo) for key, value in self.__dict__.items()}
+        )
         return twin
 
     def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
         teacher = self._teacher[0]
         if next(teacher.parameters()).device != x.device:
             teacher.to(x.device)
-        hooks = self._listen(teacher, self._theirs)  # for now only: copies of this module share the teacher
+        hooks = self._listen(
+            teacher, self._theirs
+        )  # for now only: copies of this module share the teacher
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            if self.config.output or self.config.weights == "entropy" or any(stage.module.startswith(("h_", "g_s")) for stage in self._stages):
+            if (
+                self.config.output
+                or self.config.weights == "entropy"
+                or any(stage.module.startswith(("h_", "g_s")) for stage in self._stages)
+            ):
                 shown = teacher(x)
             else:
                 shown = {"y": teacher.g_a(x)}  # type: ignore[operator]
@@ -207,7 +254,9 @@ class Distillation(Method):
         total = x.new_zeros(())
         if self.config.output:
             made, target = out["x_hat"], shown["x_hat"].clamp(0, 1)
-            total = total + self.config.output * self._lmbda * 255**2 * ((made - target).square().mean() - (made - x).square().mean())
+            total = total + self.config.output * self._lmbda * 255**2 * (
+                (made - target).square().mean() - (made - x).square().mean()
+            )
         if self.config.latent:
             total = total + self.config.latent * self._latent(shown, x)
         if self._stages:
@@ -219,7 +268,9 @@ class Distillation(Method):
     def _latent(self, shown: Mapping[str, Any], x: Tensor) -> Tensor:
         mine, theirs = self._mine["y"].float(), self._theirs["y"].float()
         if mine.shape != theirs.shape:
-            raise CodecError(f"y has {mine.shape[1]} channels, the teacher's has {theirs.shape[1]}: leave latent out where latents are pruned")
+            raise CodecError(
+                f"y has {mine.shape[1]} channels, the teacher's has {theirs.shape[1]}: leave latent out where latents are pruned"
+            )
         apart = (mine - theirs).square().sum((0, 2, 3))
         if self.config.weights == "entropy":
             bits = -torch.log2(shown["likelihoods"]["y"]).sum((0, 2, 3))
@@ -230,7 +281,10 @@ class Distillation(Method):
         found = []
         for stage in self._stages:
             mine, theirs = self._mine[stage.module].float(), self._theirs[stage.module].float()
-            mine, theirs = mine[:, stage.mine.to(mine.device)], theirs[:, stage.theirs.to(theirs.device)]
+            mine, theirs = (
+                mine[:, stage.mine.to(mine.device)],
+                theirs[:, stage.theirs.to(theirs.device)],
+            )
             share = stage.share(self._named)
             counts = mine.new_ones(mine.shape[1]) if share is None else share.to(mine)
             # What a mask has taken away is no fault of what is left: the teacher's channel counts as much as the student's does.
@@ -239,7 +293,10 @@ class Distillation(Method):
             if self.config.weights == "entropy":
                 spread = theirs.var((0, 2, 3), unbiased=False)
                 counts = counts * 0.5 * torch.log2(1 + spread / spread.mean().clamp_min(1e-12))
-                apart, energy = apart / energy.clamp_min(1e-3 * float(energy.mean()) + 1e-12), torch.ones_like(energy)
+                apart, energy = (
+                    apart / energy.clamp_min(1e-3 * float(energy.mean()) + 1e-12),
+                    torch.ones_like(energy),
+                )
             found.append((counts * apart).sum() / (counts * energy).sum().clamp_min(1e-12))
         apart = torch.stack(found)
         if self.config.stages == "even":

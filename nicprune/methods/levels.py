@@ -49,18 +49,28 @@ class Levels:
             raise RecipeError(f"give level or lmbda, not both (got {level:g} and {lmbda:g})")
         if lmbda is not None:
             if not self.lambdas[0] * (1 - 1e-9) <= lmbda <= self.lambdas[-1] * (1 + 1e-9):
-                raise RecipeError(f"lmbda {lmbda:g} lies outside what the codec was trained for: {self.lambdas[0]:g} to {self.lambdas[-1]:g}")
-            for trained, known in enumerate(self.lambdas):  # a trained lambda is exactly its level, whatever the processor's logarithm rounds to
-                if math.isclose(lmbda, known, rel_tol=1e-6):  # also after float32, and as tables print it
+                raise RecipeError(
+                    f"lmbda {lmbda:g} lies outside what the codec was trained for: {self.lambdas[0]:g} to {self.lambdas[-1]:g}"
+                )
+            for trained, known in enumerate(
+                self.lambdas
+            ):  # a trained lambda is exactly its level, whatever the processor's logarithm rounds to
+                if math.isclose(
+                    lmbda, known, rel_tol=1e-6
+                ):  # also after float32, and as tables print it
                     return float(trained)
             return float(np.interp(math.log(lmbda), self._logs, np.arange(len(self))))
         if level is None:
             return float(self.top)
         if isinstance(level, str):
-            raise RecipeError(f"a modulator's level is a number, 0 to {self.top} (got {level!r}); best is for scalable encoders")
+            raise RecipeError(
+                f"a modulator's level is a number, 0 to {self.top} (got {level!r}); best is for scalable encoders"
+            )
         if not 0 <= level <= self.top:
             reach = f"0 (lambda {self.lambdas[0]:g}) to {self.top} ({self.lambdas[-1]:g})"
-            raise RecipeError(f"level {level:g} lies outside what the codec was trained for: {reach}")
+            raise RecipeError(
+                f"level {level:g} lies outside what the codec was trained for: {reach}"
+            )
         return float(level)
 
     def lmbda(self, levels: Tensor) -> Tensor:
@@ -94,7 +104,9 @@ class Levels:
             FileError: not a header.
         """
         if not isinstance(header, bytes) or len(header) != 2:
-            raise FileError("this bitstream does not start with a rate: it is of another codec, or of this one without its modulator")
+            raise FileError(
+                "this bitstream does not start with a rate: it is of another codec, or of this one without its modulator"
+            )
         (code,) = struct.unpack(">H", header)
         return self.set(code / STEPS * self.top)
 
@@ -134,7 +146,9 @@ class Widths:
         """
         if width is not None:
             if not isinstance(width, int) or not 0 <= width < self.count:
-                raise RecipeError(f"{self.word} {width!r} is not among those that the codec has: {self.told()}")
+                raise RecipeError(
+                    f"{self.word} {width!r} is not among those that the codec has: {self.told()}"
+                )
             self.now = width
         return self.now
 
@@ -149,10 +163,16 @@ class Widths:
             FileError: not a header, a width that the codec does not have, or not the one asked for.
         """
         if not isinstance(header, bytes) or len(header) != 1:
-            raise FileError("this bitstream does not start with a width: it is of another codec, or of one width of this one on its own")
+            raise FileError(
+                "this bitstream does not start with a width: it is of another codec, or of one width of this one on its own"
+            )
         if header[0] >= self.count:
-            raise FileError(f"this bitstream was written at width {header[0]}; this codec has widths 0 to {self.count - 1}")
+            raise FileError(
+                f"this bitstream was written at width {header[0]}; this codec has widths 0 to {self.count - 1}"
+            )
         if width is not None and width != header[0]:
-            raise FileError(f"this bitstream was written at width {header[0]}, and is to be read at width {width}: read it at its own, or leave the width out")
+            raise FileError(
+                f"this bitstream was written at width {header[0]}, and is to be read at width {width}: read it at its own, or leave the width out"
+            )
         self.set(header[0])
         return header[0]

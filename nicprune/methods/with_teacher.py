@@ -12,12 +12,16 @@ from nicprune.methods.composition import Attached, attach
 from nicprune.methods.contract import METHODS, Method
 
 
-def teaching(settings: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, Mapping[str, Any]]]:
+def teaching(
+    settings: Sequence[tuple[str, Mapping[str, Any]]],
+) -> list[tuple[str, Mapping[str, Any]]]:
     """Those of (name, settings) that only help to train."""
     return [(name, own) for name, own in settings if METHODS[name].teaches]
 
 
-def taught(model: nn.Module, settings: Sequence[tuple[str, Mapping[str, Any]]], teacher: nn.Module) -> nn.Module:
+def taught(
+    model: nn.Module, settings: Sequence[tuple[str, Mapping[str, Any]]], teacher: nn.Module
+) -> nn.Module:
     """A codec, or one with gates on it, with these attached to it as well; the model itself if there are none. What is on it learns from the
     teacher, too, if it can.
 
@@ -36,7 +40,9 @@ def taught(model: nn.Module, settings: Sequence[tuple[str, Mapping[str, Any]]], 
     before = cast("list[Method]", list(model.methods))
     modulators = [method.name for method in before if method.modulates]
     if modulators:
-        raise RecipeError(f"a teacher codes at one rate, {modulators[0]} at many: leave one of them out")
+        raise RecipeError(
+            f"a teacher codes at one rate, {modulators[0]} at many: leave one of them out"
+        )
     model.detach()  # the hooks, for the moment: what is attached next must find a plain codec
     try:
         added = attach(model.codec, settings, teacher=teacher)
@@ -52,7 +58,9 @@ def taught(model: nn.Module, settings: Sequence[tuple[str, Mapping[str, Any]]], 
 
 def untaught(model: nn.Module) -> nn.Module:
     """What `taught` was given, trained: a plain codec where nothing else is attached."""
-    if not isinstance(model, Attached) or not any(method.teaches for method in cast("list[Method]", list(model.methods))):
+    if not isinstance(model, Attached) or not any(
+        method.teaches for method in cast("list[Method]", list(model.methods))
+    ):
         return model
     left = [method for method in cast("list[Method]", list(model.methods)) if not method.teaches]
     codec = model.detach()

@@ -36,21 +36,34 @@ class Budget(Settings):
     @model_validator(mode="after")
     def _something(self) -> Budget:
         if not self.parts():
-            raise ValueError("a budget names macs, encoder, decoder or params, as shares of the original between 0 and 1")
-        if self.split is not None and (self.macs is None or self.encoder is not None or self.decoder is not None):
-            raise ValueError("split divides what macs saves between encoder and decoder: give macs, and neither encoder nor decoder")
+            raise ValueError(
+                "a budget names macs, encoder, decoder or params, as shares of the original between 0 and 1"
+            )
+        if self.split is not None and (
+            self.macs is None or self.encoder is not None or self.decoder is not None
+        ):
+            raise ValueError(
+                "split divides what macs saves between encoder and decoder: give macs, and neither encoder nor decoder"
+            )
         return self
 
     def parts(self) -> dict[str, float]:
         """The shares that are set."""
-        return {name: value for name, value in self.model_dump(exclude={"split"}).items() if value is not None}
+        return {
+            name: value
+            for name, value in self.model_dump(exclude={"split"}).items()
+            if value is not None
+        }
 
     def limits(self, original: Totals) -> dict[str, float]:
         """The shares as absolute numbers; those that a split amounts to, too."""
         found = {name: share * getattr(original, name) for name, share in self.parts().items()}
         if isinstance(self.split, float):
             saved = original.macs - found["macs"]
-            found |= {"encoder": original.encoder - self.split * saved, "decoder": original.decoder - (1 - self.split) * saved}
+            found |= {
+                "encoder": original.encoder - self.split * saved,
+                "decoder": original.decoder - (1 - self.split) * saved,
+            }
         return found
 
 
@@ -86,7 +99,13 @@ def check_feasible(cost: CostModel, groups: Sequence[Group], budget: Budget, rou
 
 
 def solve(
-    cost: CostModel, groups: Sequence[Group], scores: Mapping[str, np.ndarray], budget: Budget, round_to: int = ROUND_TO, *, per_cost: bool = True
+    cost: CostModel,
+    groups: Sequence[Group],
+    scores: Mapping[str, np.ndarray],
+    budget: Budget,
+    round_to: int = ROUND_TO,
+    *,
+    per_cost: bool = True,
 ) -> dict[str, list[int]]:
     """Choose keep-lists that meet `budget`, taking away what matters least.
 
@@ -105,19 +124,29 @@ def solve(
     column = np.array([cost.names.index(g.name) for g in groups])
     order = [np.argsort(np.asarray(scores[g.name]), kind="stable") for g in groups]
     # Sum of the i lowest scores: what is lost by going down to a width is a difference of two entries.
-    lost = [np.concatenate([[0.0], np.cumsum(np.asarray(scores[g.name], float)[o])]) for g, o in zip(groups, order, strict=True)]
+    lost = [
+        np.concatenate([[0.0], np.cumsum(np.asarray(scores[g.name], float)[o])])
+        for g, o in zip(groups, order, strict=True)
+    ]
     widths = cost.widths()
     full = widths.copy()
 
     def excess(at: np.ndarray) -> dict[str, float]:
         totals = cost.totals(at)
-        return {name: getattr(totals, name) - limit for name, limit in limits.items() if getattr(totals, name) > limit}
+        return {
+            name: getattr(totals, name) - limit
+            for name, limit in limits.items()
+            if getattr(totals, name) > limit
+        }
 
     while over := excess(widths):
         deltas = np.zeros_like(widths)
         for i, group in zip(column, groups, strict=True):
             deltas[i] = widths[i] - next_width(int(widths[i]), round_to, group.latent is not None)
-        saved: Any = sum(np.minimum(cost.decreases(widths, deltas, name), amount) / amount for name, amount in over.items())
+        saved: Any = sum(
+            np.minimum(cost.decreases(widths, deltas, name), amount) / amount
+            for name, amount in over.items()
+        )
         best, best_price = -1, np.inf
         for j, i in enumerate(column):
             if not deltas[i] or saved[i] <= 0:
@@ -139,13 +168,23 @@ def solve(
 
 
 def _put_back(
-    cost: CostModel, groups: Sequence[Group], column: np.ndarray, lost: list[np.ndarray], widths: np.ndarray, full: np.ndarray, round_to: int, excess: Any
+    cost: CostModel,
+    groups: Sequence[Group],
+    column: np.ndarray,
+    lost: list[np.ndarray],
+    widths: np.ndarray,
+    full: np.ndarray,
+    round_to: int,
+    excess: Any,
 ) -> None:
     """The last step taken may have saved more than was needed: give back what still fits, most important first."""
     while True:
         options = []
         for j, (i, _) in enumerate(zip(column, groups, strict=True)):
-            step = min(round_to - int(widths[i]) % round_to if widths[i] % round_to else round_to, int(full[i] - widths[i]))
+            step = min(
+                round_to - int(widths[i]) % round_to if widths[i] % round_to else round_to,
+                int(full[i] - widths[i]),
+            )
             if step > 0:
                 gone = full[i] - widths[i]
                 options.append((float(lost[j][gone] - lost[j][gone - step]), int(i), step))
@@ -162,7 +201,12 @@ ROUNDS, ENOUGH = 16, 0.98
 """How often is measured at most to meet a budget; the share of it that is to be used."""
 
 
-def meet(thresholds: Sequence[Tensor], measure: Callable[[], float], guess: Callable[[], float], most: float) -> None:
+def meet(
+    thresholds: Sequence[Tensor],
+    measure: Callable[[], float],
+    guess: Callable[[], float],
+    most: float,
+) -> None:
     """Shift thresholds by one amount, in place, until what they leave costs no more than a budget, and hardly less.
 
     Args:
@@ -186,7 +230,11 @@ def meet(thresholds: Sequence[Tensor], measure: Callable[[], float], guess: Call
         # Guesses that fall short again and again are doubled; what is known to be too little or enough bounds them all.
         following = shift + guess() * (1 if tried < 3 else 2)
         if not too_low < following < met:
-            following = (too_low + met) / 2 if math.isfinite(met - too_low) else shift + (0.1 if used > 1 else -0.1)
+            following = (
+                (too_low + met) / 2
+                if math.isfinite(met - too_low)
+                else shift + (0.1 if used > 1 else -0.1)
+            )
         if used <= 1 and abs(following - shift) < 1e-4:
             break
         shift = move(following)

@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
 from nicprune.channels.tracer import CONVOLUTIONS, NORMALISATIONS
-from nicprune.codecs.anatomy import FACTOR, TRANSFORMS, forward_for_analysis, is_bottleneck, sides_of, transform_of
+from nicprune.codecs.anatomy import (
+    FACTOR,
+    TRANSFORMS,
+    forward_for_analysis,
+    is_bottleneck,
+    sides_of,
+    transform_of,
+)
 from nicprune.codecs.hooks import without_hooks
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError
@@ -78,13 +85,19 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
             warnings.simplefilter("ignore")
             logger.setLevel(logging.ERROR)
             analysis = FlopCountAnalysis(_Forward(codec).eval(), image_for(codec))
-            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(
+                False
+            ).tracer_warnings("none")
             counts = analysis.by_module()
     finally:
         logger.setLevel(level)
         for module, training in modes.items():
             module.training = training
-    found = {name.removeprefix("codec").removeprefix("."): int(n) for name, n in counts.items() if name.startswith("codec")}
+    found = {
+        name.removeprefix("codec").removeprefix("."): int(n)
+        for name, n in counts.items()
+        if name.startswith("codec")
+    }
     found[""] = int(counts[""])
     return found
 
@@ -105,9 +118,15 @@ class _Terms:
     def total(self, out: np.ndarray, inn: np.ndarray) -> int:
         return int(self.product @ (out * inn) + self.linear @ out) + self.constant
 
-    def decrease(self, out: np.ndarray, inn: np.ndarray, d_out: np.ndarray, d_in: np.ndarray) -> np.ndarray:
+    def decrease(
+        self, out: np.ndarray, inn: np.ndarray, d_out: np.ndarray, d_in: np.ndarray
+    ) -> np.ndarray:
         """How much less it is when each group alone narrows: d_out and d_in are (layers, groups)."""
-        return (self.product * inn + self.linear) @ d_out + (self.product * out) @ d_in - self.product @ (d_out * d_in)
+        return (
+            (self.product * inn + self.linear) @ d_out
+            + (self.product * out) @ d_in
+            - self.product @ (d_out * d_in)
+        )
 
 
 class CostModel:
@@ -138,21 +157,32 @@ class CostModel:
         self._full = np.array([g.width for g in groups], np.int64)
         widths = [_widths(m) for _, m in layers]
         out, inn = (np.array([w[side] for w in widths], np.int64).reshape(n) for side in (0, 1))
-        self._rest_out, self._rest_in = out - self._share_out @ self._full, inn - self._share_in @ self._full
+        self._rest_out, self._rest_in = (
+            out - self._share_out @ self._full,
+            inn - self._share_in @ self._full,
+        )
 
         product, linear = np.zeros(n, np.int64), np.zeros(n, np.int64)
         product_params, linear_params = np.zeros(n, np.int64), np.zeros(n, np.int64)
         for i, (name, module) in enumerate(layers):
-            target, divisor = (product, out[i] * inn[i]) if _is_product(module) else (linear, out[i])
+            target, divisor = (
+                (product, out[i] * inn[i]) if _is_product(module) else (linear, out[i])
+            )
             target[i], remainder = divmod(counts.get(name, 0), int(divisor))
             if remainder:
-                raise CodecError(f"the MACs of {name} are not a multiple of its widths; they cannot be predicted")
+                raise CodecError(
+                    f"the MACs of {name} are not a multiple of its widths; they cannot be predicted"
+                )
             product_params[i], linear_params[i] = _parameter_terms(module)
         sides = [sides_of(transform_of(name)) for name, _ in layers]
         encodes, decodes = (np.array([s[i] for s in sides], np.int64).reshape(n) for i in (0, 1))
         counted = product * out * inn + linear * out
-        other = counts[""] - int(counted.sum())  # what no layer of a known kind does: constant, its channels are pinned
-        other_params = sum(p.numel() for p in codec.parameters()) - int((product_params * out * inn + linear_params * out).sum())
+        other = counts[""] - int(
+            counted.sum()
+        )  # what no layer of a known kind does: constant, its channels are pinned
+        other_params = sum(p.numel() for p in codec.parameters()) - int(
+            (product_params * out * inn + linear_params * out).sum()
+        )
         self._terms = {
             "macs": _Terms(product, linear, other),
             "encoder": _Terms(product * encodes, linear * encodes, other),
@@ -172,7 +202,9 @@ class CostModel:
         widths = self._full.copy()
         for name, kept in (keep or {}).items():
             self.groups[name]
-            widths[self.names.index(name)] = kept if isinstance(kept, (int, np.integer)) else len(kept)  # type: ignore[arg-type]
+            widths[self.names.index(name)] = (
+                kept if isinstance(kept, (int, np.integer)) else len(kept)
+            )  # type: ignore[arg-type]
         return widths
 
     def totals(self, keep: Mapping[str, Sequence[int] | int] | np.ndarray | None = None) -> Totals:
@@ -183,12 +215,18 @@ class CostModel:
 
     def soft(self, widths: np.ndarray, what: str = "macs") -> float:
         """The same for widths that are not whole, as while masks decay."""
-        out, inn = self._rest_out + self._share_out @ widths, self._rest_in + self._share_in @ widths
+        out, inn = (
+            self._rest_out + self._share_out @ widths,
+            self._rest_in + self._share_in @ widths,
+        )
         terms = self._terms[what]
         return float(terms.product @ (out * inn) + terms.linear @ out) + terms.constant
 
     def with_fewer(
-        self, inputs: Mapping[str, float], outputs: Mapping[str, float], keep: Mapping[str, Sequence[int] | int] | None = None
+        self,
+        inputs: Mapping[str, float],
+        outputs: Mapping[str, float],
+        keep: Mapping[str, Sequence[int] | int] | None = None,
     ) -> tuple[dict[str, float], dict[str, float]]:
         """MACs where the layers named compute with so many input channels only, or so many outputs (on average, say), others with all they have.
 
@@ -205,7 +243,9 @@ class CostModel:
             found[what] = float(terms.product @ (out * inn) + terms.linear @ out) + terms.constant
         terms, by_transform = self._terms["macs"], dict.fromkeys(self._transforms, 0.0)
         for i, transform in enumerate(self._transforms):
-            by_transform[transform] += float(terms.product[i] * out[i] * inn[i] + terms.linear[i] * out[i])
+            by_transform[transform] += float(
+                terms.product[i] * out[i] * inn[i] + terms.linear[i] * out[i]
+            )
         return found, by_transform
 
     def per_input(self, name: str) -> int:
@@ -221,14 +261,18 @@ class CostModel:
     def decreases(self, widths: np.ndarray, deltas: np.ndarray, what: str) -> np.ndarray:
         """How much less `what` is if each group alone lost `deltas` channels."""
         out, inn = self._layer_widths(widths)
-        return self._terms[what].decrease(out, inn, self._share_out * deltas, self._share_in * deltas)
+        return self._terms[what].decrease(
+            out, inn, self._share_out * deltas, self._share_in * deltas
+        )
 
     def per_channel(self, what: str = "macs") -> np.ndarray:
         """What one channel of each group costs in the whole codec, the average over removing it all."""
         share = self.decreases(self._full, np.ones_like(self._full), what).astype(float)
         return np.maximum(share, 1.0)
 
-    def by_transform(self, keep: Mapping[str, Sequence[int] | int] | None = None) -> dict[str, tuple[int, int]]:
+    def by_transform(
+        self, keep: Mapping[str, Sequence[int] | int] | None = None
+    ) -> dict[str, tuple[int, int]]:
         """(MACs at 64x64, params) of each transform."""
         out, inn = self._layer_widths(self.widths(keep))
         table: dict[str, tuple[int, int]] = {}

@@ -36,7 +36,9 @@ class Masks(nn.Module):
         sources: dict[str, list[tuple[int, np.ndarray]]] = {}
         for position, name in enumerate(self.names):
             for member in groups[name].members:
-                if member.axis == "out" or (member.axis == "both" and hasattr(modules[member.module], "quantiles")):
+                if member.axis == "out" or (
+                    member.axis == "both" and hasattr(modules[member.module], "quantiles")
+                ):
                     sources.setdefault(member.module, []).append((position, member.index))
         for module_name, parts in sources.items():
             hook = MaskHook(self, parts, modules[module_name])
@@ -56,7 +58,9 @@ class Masks(nn.Module):
             for member in groups[name].members:
                 if member.axis != "out":
                     continue
-                factor = found.setdefault(member.module, value.new_ones(_out_width(modules[member.module])))
+                factor = found.setdefault(
+                    member.module, value.new_ones(_out_width(modules[member.module]))
+                )
                 for column in member.index.T:
                     factor[torch.from_numpy(column)] = value
         return found
@@ -140,10 +144,21 @@ def _along_out(factor: Tensor, layer: nn.Module) -> Tensor:
     """Shape a value per output channel to multiply the layer's weight."""
     if isinstance(layer, nn.Linear):
         return factor.view(-1, 1)
-    return factor.view(1, -1, 1, 1) if isinstance(layer, nn.ConvTranspose2d) else factor.view(-1, 1, 1, 1)
+    return (
+        factor.view(1, -1, 1, 1)
+        if isinstance(layer, nn.ConvTranspose2d)
+        else factor.view(-1, 1, 1, 1)
+    )
 
 
-def importance(codec: nn.Module, groups: Groups, which: Sequence[Group], images: Sequence[Tensor], lmbda: float, metric: str) -> dict[str, Tensor]:
+def importance(
+    codec: nn.Module,
+    groups: Groups,
+    which: Sequence[Group],
+    images: Sequence[Tensor],
+    lmbda: float,
+    metric: str,
+) -> dict[str, Tensor]:
     """How much the rate-distortion loss minds the loss of each channel: the squared gradient by a mask on it, summed over images.
 
     Args:
@@ -161,7 +176,9 @@ def importance(codec: nn.Module, groups: Groups, which: Sequence[Group], images:
             torch.manual_seed(0)
             codec.train()
             for image in images:
-                found = torch.autograd.grad(loss(codec(image), image)["loss"], list(masks.values), allow_unused=True)
+                found = torch.autograd.grad(
+                    loss(codec(image), image)["loss"], list(masks.values), allow_unused=True
+                )
                 for sum_, gradient in zip(total, found, strict=True):
                     if gradient is not None and bool(torch.isfinite(gradient).all()):
                         sum_ += gradient.square()

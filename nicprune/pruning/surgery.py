@@ -40,7 +40,13 @@ class Verification:
         return f"masked = pruned to {self.max_difference:.1e} (float64), {self.stream_bytes} bytes written and read back"
 
 
-def prune(codec: nn.Module, keep: Mapping[str, Sequence[int]], groups: Groups | None = None, *, verify: bool = True) -> nn.Module:
+def prune(
+    codec: nn.Module,
+    keep: Mapping[str, Sequence[int]],
+    groups: Groups | None = None,
+    *,
+    verify: bool = True,
+) -> nn.Module:
     """Return a smaller plain codec that keeps the given channels; the codec given is left as it was.
 
     Args:
@@ -55,7 +61,9 @@ def prune(codec: nn.Module, keep: Mapping[str, Sequence[int]], groups: Groups | 
         SurgeryError: the result failed its verification.
     """
     if has_hooks(codec):
-        raise SurgeryError("this codec has a method attached; prune it by masked.harden(), or masked.detach() it first")
+        raise SurgeryError(
+            "this codec has a method attached; prune it by masked.harden(), or masked.detach() it first"
+        )
     groups = groups if groups is not None else analyse(codec)
     checked = groups.check(keep)
     small = copy.deepcopy(codec)
@@ -70,7 +78,9 @@ def prune(codec: nn.Module, keep: Mapping[str, Sequence[int]], groups: Groups | 
         for (name, axis), indices in losses.items():
             remove(modules[name], axis, sorted(set(indices)))
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-        raise SurgeryError(f"channels of {name} ({type(modules[name]).__name__}) cannot be removed: {error}") from error
+        raise SurgeryError(
+            f"channels of {name} ({type(modules[name]).__name__}) cannot be removed: {error}"
+        ) from error
     follow_widths(small)
     record = provenance(codec).copy()
     set_provenance(small, record)
@@ -98,14 +108,22 @@ def analyse(codec: nn.Module) -> Groups:
         for group in groups.prunable(latents=True):
             least = MIN_LATENTS if group.latent else 1
             if group.width > least:
-                keep[group.name] = sorted(rng.choice(group.width, int(rng.integers(least, group.width)), replace=False).tolist())
-        while failed := _failing(codec, groups, {name: kept for name, kept in keep.items() if name not in unsafe}):
+                keep[group.name] = sorted(
+                    rng.choice(
+                        group.width, int(rng.integers(least, group.width)), replace=False
+                    ).tolist()
+                )
+        while failed := _failing(
+            codec, groups, {name: kept for name, kept in keep.items() if name not in unsafe}
+        ):
             unsafe |= failed
     if not unsafe:
         return groups
     found = Groups([replace(g, pinned=unsafe[g.name]) if g.name in unsafe else g for g in groups])
     if not found.prunable():
-        raise CodecError(f"nothing in {type(codec).__name__} can be pruned safely: {'; '.join(f'{n}: {r}' for n, r in list(unsafe.items())[:4])}")
+        raise CodecError(
+            f"nothing in {type(codec).__name__} can be pruned safely: {'; '.join(f'{n}: {r}' for n, r in list(unsafe.items())[:4])}"
+        )
     return found
 
 
@@ -131,7 +149,10 @@ def follow_widths(codec: Any) -> None:
     """Set the Python attributes that CompressAI's codecs keep of their widths to what their layers have now."""
     for module in codec.modules():
         if isinstance(module, ChannelGroupsLatentCodec):
-            widths = [module.latent_codec[f"y{k}"].context_prediction.in_channels for k in range(len(module.groups))]
+            widths = [
+                module.latent_codec[f"y{k}"].context_prediction.in_channels
+                for k in range(len(module.groups))
+            ]
             module.groups = widths
             module.groups_acc = [0, *np.cumsum(widths).tolist()]
             if isinstance(getattr(codec, "groups", None), list):
@@ -147,7 +168,10 @@ def _latent_width(codec: nn.Module) -> int | None:
     g_s = getattr(codec, "g_s", None)
     if g_s is None:
         return None
-    return next((m.in_channels for m in g_s.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))), None)
+    return next(
+        (m.in_channels for m in g_s.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))),
+        None,
+    )
 
 
 def masked_copy(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups) -> nn.Module:
@@ -178,19 +202,27 @@ def difference(first: nn.Module, second: nn.Module, size: int = FACTOR) -> float
     Compared are the image and all that entropy models are given and return. Channels that are zero throughout are left
     out there: the bitstream of the one codec may carry removed latents, that of the other does not.
     """
-    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    image = torch.rand(
+        1, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     traces: list[list[Tensor]] = []
     with torch.no_grad(), _SmoothRounding():
         for codec in (first, second):
             double = copy.deepcopy(codec).cpu().double().eval()
             trace: list[Tensor] = []
             for model in entropy_models(double):
-                model.register_forward_hook(lambda m, args, out, trace=trace: trace.extend(_live_channels(m, args, out)))
+                model.register_forward_hook(
+                    lambda m, args, out, trace=trace: trace.extend(_live_channels(m, args, out))
+                )
             trace.append(forward_for_analysis(double, image)["x_hat"])
             traces.append(trace)
     if [t.shape for t in traces[0]] != [t.shape for t in traces[1]]:
         return float("inf")
-    found = [float((a - b).abs().max()) / max(float(a.abs().max()), 1e-12) for a, b in zip(*traces, strict=True) if a.numel()]
+    found = [
+        float((a - b).abs().max()) / max(float(a.abs().max()), 1e-12)
+        for a, b in zip(*traces, strict=True)
+        if a.numel()
+    ]
     return max(found) if not any(f != f for f in found) else float("nan")
 
 
@@ -199,11 +231,17 @@ def _live_channels(model: nn.Module, args: Sequence[Any], out: Any) -> list[Tens
     if not given or any(a.shape[1] != given[0].shape[1] for a in given):
         return given
     live = torch.stack([a.abs().amax((0, 2, 3)) > 0 for a in given]).any(0)
-    returned = [t for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, Tensor) and t.dim() == 4 and t.shape[1] == len(live)]
+    returned = [
+        t
+        for t in (out if isinstance(out, tuple) else (out,))
+        if isinstance(t, Tensor) and t.dim() == 4 and t.shape[1] == len(live)
+    ]
     return [t[:, live] for t in (*given, *returned)]
 
 
-def verify_same(codec: nn.Module, small: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups) -> Verification:
+def verify_same(
+    codec: nn.Module, small: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups
+) -> Verification:
     """Check that `small` equals `codec` with the removed channels masked, and that its bitstream decodes.
 
     Raises:
@@ -212,7 +250,9 @@ def verify_same(codec: nn.Module, small: nn.Module, keep: Mapping[str, np.ndarra
     try:
         found = difference(masked_copy(codec, keep, groups), small)
     except Exception as error:  # a foreign codec's own code may raise anything
-        raise SurgeryError(f"the pruned {type(codec).__name__} does not run: {str(error).splitlines()[0]}") from error
+        raise SurgeryError(
+            f"the pruned {type(codec).__name__} does not run: {str(error).splitlines()[0]}"
+        ) from error
     if not found <= TOLERANCE:
         raise SurgeryError(
             f"the pruned {type(codec).__name__} is not the masked one: they differ by {found:.1e} (at most {TOLERANCE:.0e} "
@@ -236,11 +276,21 @@ def round_trip(codec: Any, size: int = FACTOR) -> int:
             first = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
             second = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
     except Exception as error:
-        raise SurgeryError(f"the bitstream of {type(codec).__name__} does not decode: {type(error).__name__}: {error}") from error
-    if first.shape != image.shape or not bool(torch.isfinite(first).all()) or not torch.equal(first, second):
-        raise SurgeryError(f"the bitstream of {type(codec).__name__} decodes to something else each time")
+        raise SurgeryError(
+            f"the bitstream of {type(codec).__name__} does not decode: {type(error).__name__}: {error}"
+        ) from error
+    if (
+        first.shape != image.shape
+        or not bool(torch.isfinite(first).all())
+        or not torch.equal(first, second)
+    ):
+        raise SurgeryError(
+            f"the bitstream of {type(codec).__name__} decodes to something else each time"
+        )
     return sum(len(s) for s in _byte_strings(sent["strings"]))
 
 
 def _byte_strings(value: Any) -> list[bytes]:
-    return [value] if isinstance(value, bytes) else [s for item in value for s in _byte_strings(item)]
+    return (
+        [value] if isinstance(value, bytes) else [s for item in value for s in _byte_strings(item)]
+    )

@@ -48,7 +48,9 @@ class Target(Settings):
     @model_validator(mode="after")
     def _one(self) -> Target:
         if self.latents and self.side is not None:
-            raise ValueError(f"latents: true with side: {self.side} would change the bitstream, which the other side is to read or write")
+            raise ValueError(
+                f"latents: true with side: {self.side} would change the bitstream, which the other side is to read or write"
+            )
         if (self.budget is None) == (self.widths is None):
             raise ValueError("give either budget: {macs: 0.5} or widths: {'g_a.0': 48, ...}")
         return self
@@ -64,11 +66,15 @@ class Target(Settings):
         for pattern, width in (self.widths or {}).items():
             matched = [pattern] if pattern in free else fnmatch.filter(free, pattern)
             if not matched:
-                raise RecipeError(f"widths: no channel group matches {pattern!r}; {closest(pattern, free)}")
+                raise RecipeError(
+                    f"widths: no channel group matches {pattern!r}; {closest(pattern, free)}"
+                )
             for name in matched:
                 least = MIN_LATENTS if free[name].latent else 1
                 if not least <= width <= free[name].width:
-                    raise RecipeError(f"widths: {name} can have {least} to {free[name].width} channels (got {width})")
+                    raise RecipeError(
+                        f"widths: {name} can have {least} to {free[name].width} channels (got {width})"
+                    )
                 resolved[name] = width
         return resolved
 
@@ -78,12 +84,20 @@ class Target(Settings):
         Raises:
             RecipeError: there is none.
         """
-        found = [g for g in groups.prunable(latents=self.latents) if all(on_side(member.module, self.side) for member in g.members)]
+        found = [
+            g
+            for g in groups.prunable(latents=self.latents)
+            if all(on_side(member.module, self.side) for member in g.members)
+        ]
         if self.only is not None:
             for pattern in self.only:
                 if not fnmatch.filter([g.name for g in found], pattern):
-                    raise RecipeError(f"only: no channel group matches {pattern!r}; {closest(pattern, [g.name for g in found])}")
-            found = [g for g in found if any(fnmatch.fnmatch(g.name, pattern) for pattern in self.only)]
+                    raise RecipeError(
+                        f"only: no channel group matches {pattern!r}; {closest(pattern, [g.name for g in found])}"
+                    )
+            found = [
+                g for g in found if any(fnmatch.fnmatch(g.name, pattern) for pattern in self.only)
+            ]
         if not found and self.side is not None:
             raise RecipeError(f"side: {self.side} has no channel group of its own in this codec")
         return found
@@ -99,22 +113,30 @@ class Target(Settings):
         """Raise unless the target can be met."""
         if self.widths is not None:
             if not self.free(groups):
-                raise RecipeError("widths: every channel group named keeps its whole width; there is nothing to prune")
+                raise RecipeError(
+                    "widths: every channel group named keeps its whole width; there is nothing to prune"
+                )
             return
         assert self.budget is not None
         now = cost.totals()
         for name, limit in self.budget.limits(cost.original).items():
             if getattr(now, name) <= limit:
                 share = getattr(now, name) / getattr(cost.original, name)
-                raise BudgetError(f"budget {name}: {limit / getattr(cost.original, name):.3g} is met already: the codec is at {share:.3g} of the original")
+                raise BudgetError(
+                    f"budget {name}: {limit / getattr(cost.original, name):.3g} is met already: the codec is at {share:.3g} of the original"
+                )
         check_feasible(cost, self.free(groups), self.budget, self.round_to)
 
     def check_settled(self) -> None:
         """Raise unless the budget is divided between encoder and decoder, where it is to be."""
         if self.budget is not None and self.budget.split == "auto":
-            raise TrainingError("split: auto is decided by photographs: attached.prepare(calibration_images(folder)) first")
+            raise TrainingError(
+                "split: auto is decided by photographs: attached.prepare(calibration_images(folder)) first"
+            )
 
-    def choose(self, groups: Groups, cost: CostModel, scores: Mapping[str, np.ndarray], *, per_cost: bool) -> dict[str, list[int]]:
+    def choose(
+        self, groups: Groups, cost: CostModel, scores: Mapping[str, np.ndarray], *, per_cost: bool
+    ) -> dict[str, list[int]]:
         """Choose keep-lists by score (higher stays)."""
         if self.widths is not None:
             return {
@@ -131,7 +153,14 @@ SPLITS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Shares of the saving that the encoder is tried with."""
 
 
-def settled(target: Target, codec: nn.Module, groups: Groups, cost: CostModel, images: Sequence[Tensor], lmbda: float | None = None) -> Target:
+def settled(
+    target: Target,
+    codec: nn.Module,
+    groups: Groups,
+    cost: CostModel,
+    images: Sequence[Tensor],
+    lmbda: float | None = None,
+) -> Target:
     """The target with `split: auto` replaced by a share: that whose codec, channels closed by squared mask gradient and nothing trained, has the
     least rate-distortion loss on these images, (1, 3, H, W) in [0, 1].
 
@@ -145,7 +174,9 @@ def settled(target: Target, codec: nn.Module, groups: Groups, cost: CostModel, i
     scores = {name: value.double().cpu().numpy() for name, value in found.items()}
     loss, tried, reason = rate_distortion_loss(lmbda, metric), {}, ""
     for split in SPLITS:
-        fixed = target.model_copy(update={"budget": target.budget.model_copy(update={"split": split})})
+        fixed = target.model_copy(
+            update={"budget": target.budget.model_copy(update={"split": split})}
+        )
         try:
             keep = fixed.choose(groups, cost, scores, per_cost=True)
         except BudgetError as error:

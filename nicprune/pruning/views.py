@@ -28,7 +28,11 @@ def take(x: Tensor, dim: int, index: Index) -> Tensor:
     """These channels of a tensor along one axis."""
     if index is None:
         return x
-    return x.narrow(dim, 0, index.stop) if isinstance(index, slice) else x.index_select(dim, index.to(x.device))
+    return (
+        x.narrow(dim, 0, index.stop)
+        if isinstance(index, slice)
+        else x.index_select(dim, index.to(x.device))
+    )
 
 
 def is_norm(layer: nn.Module) -> bool:
@@ -57,8 +61,15 @@ class Slices:
                 both = index_of(kept_channels(groups, self.keep, name, "both", width), width)
                 found = (both, both)
             else:
-                widths = (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else (layer.out_channels, layer.in_channels)
-                found = tuple(index_of(kept_channels(groups, self.keep, name, axis, w), w) for axis, w in zip(("out", "in"), widths, strict=True))  # type: ignore[assignment]
+                widths = (
+                    (layer.out_features, layer.in_features)
+                    if isinstance(layer, nn.Linear)
+                    else (layer.out_channels, layer.in_channels)
+                )
+                found = tuple(
+                    index_of(kept_channels(groups, self.keep, name, axis, w), w)
+                    for axis, w in zip(("out", "in"), widths, strict=True)
+                )  # type: ignore[assignment]
             if found != (None, None):
                 self.layers[name] = found
 
@@ -66,7 +77,10 @@ class Slices:
         """The attributes of a layer as it is when it has these channels alone."""
         out, inn = self.layers[name]
         if is_norm(layer):
-            return {"gamma": take(take(layer.gamma, 0, out), 1, inn), "beta": take(layer.beta, 0, out)}
+            return {
+                "gamma": take(take(layer.gamma, 0, out), 1, inn),
+                "beta": take(layer.beta, 0, out),
+            }
         depthwise = getattr(layer, "groups", 1) > 1
         rows = 1 if isinstance(layer, nn.ConvTranspose2d) and not depthwise else 0
 

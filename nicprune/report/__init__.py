@@ -1,8 +1,8 @@
 """Records of evaluated codecs to tables, BD-rates, plots and one self-contained page. May use `storage` and what is below it.
 
-    records = collect(["runs/quickstart"])
-    print(text_table(records))
-    write_report(records, "reports/quickstart")
+records = collect(["runs/quickstart"])
+print(text_table(records))
+write_report(records, "reports/quickstart")
 """
 
 from __future__ import annotations

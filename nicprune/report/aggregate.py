@@ -39,8 +39,14 @@ def row(record: Record, records: Sequence[Record]) -> dict[str, Any]:
     original = counterpart(record, records, "original")
     base: Mapping[str, Any] = original if original is not None else dict.fromkeys(record)
     # Seconds of another machine or thread count, or of one that others kept busy, would make a speed-up that nobody measured.
-    alike = original is not None and all(base[k] == record[k] for k in ("machine", "device", "threads"))
-    clock = base if original is not None and alike and record.quiet() and original.quiet() else dict.fromkeys(record)
+    alike = original is not None and all(
+        base[k] == record[k] for k in ("machine", "device", "threads")
+    )
+    clock = (
+        base
+        if original is not None and alike and record.quiet() and original.quiet()
+        else dict.fromkeys(record)
+    )
     drop = _value(base["psnr_db"]) - _value(record["psnr_db"])
     _, least, most = record["dynamic"].get("macs", (None, None, None))
     return {key: record[key] for key in (*COLUMNS, *LATER_COLUMNS) if key in record} | {
@@ -74,7 +80,9 @@ class Line:
         if not math.isfinite(self.mean[key]):
             return missing
         spread = self.spread.get(key, 0.0)
-        return format(self.mean[key], form) + (f" {plus_minus}{format(spread, form.lstrip('+'))}" if spread > 0 else "")
+        return format(self.mean[key], form) + (
+            f" {plus_minus}{format(spread, form.lstrip('+'))}" if spread > 0 else ""
+        )
 
     @property
     def label(self) -> str:
@@ -89,7 +97,15 @@ class Line:
     def dynamic(self, part: str = "macs") -> tuple[float, float, float] | None:
         """Mean, smallest and largest MACs at 64x64 over the images, of everything or of a transform; None where all images cost the same by design."""
         found = [record["dynamic"][part] for record in self.members if part in record["dynamic"]]
-        return (statistics.fmean(f[0] for f in found), min(f[1] for f in found), max(f[2] for f in found)) if found else None
+        return (
+            (
+                statistics.fmean(f[0] for f in found),
+                min(f[1] for f in found),
+                max(f[2] for f in found),
+            )
+            if found
+            else None
+        )
 
     def reductions(self) -> tuple[float, float] | None:
         """With gates: smallest and largest FLOP reduction over the images."""
@@ -117,7 +133,11 @@ def lines(records: Sequence[Mapping[str, Any]]) -> list[Line]:
         seeds = len({record["seed"] for record in members})
         values = {key: [_value(r[key]) for r in rows] for key in NUMERIC}
         mean = {k: statistics.fmean(v) for k, v in values.items()}
-        spread = {k: statistics.stdev(v) for k, v in values.items() if math.isfinite(mean[k])} if seeds > 1 else {}
+        spread = (
+            {k: statistics.stdev(v) for k, v in values.items() if math.isfinite(mean[k])}
+            if seeds > 1
+            else {}
+        )
         joined.append(Line(setting, quality, role, arm, seeds, mean, spread, tuple(members)))
     return joined
 
@@ -138,7 +158,12 @@ def compact(records: Sequence[Mapping[str, Any]]) -> dict[Setting, list[Line]]:
 def blank(line: Line, group: Sequence[Line]) -> str:
     """Why a line has no drop, if so. One codec for all rates is compared only where the codec of a quality has the architecture it started from."""
     started = line.members[0]["original_cost"]
-    there = any(other.role == "original" and other.quality == line.quality and other.members[0]["cost"] != started for other in group)
+    there = any(
+        other.role == "original"
+        and other.quality == line.quality
+        and other.members[0]["cost"] != started
+        for other in group
+    )
     if line.role == "modulated" and there:
         return "the codec of that quality has another architecture"
     return "the original was not evaluated on the same images"

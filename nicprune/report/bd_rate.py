@@ -14,10 +14,28 @@ FIT = "pchip"
 ENOUGH_POINTS = 4
 MIN_POINTS = 3
 MIN_OVERLAP = 0.75
-COLUMNS = ("codec", "metric", "test", "role", "label", "seed", "against", "points", "bd_rate_pct", "bd_psnr_db", "fit", "overlap_pct", "caution")
+COLUMNS = (
+    "codec",
+    "metric",
+    "test",
+    "role",
+    "label",
+    "seed",
+    "against",
+    "points",
+    "bd_rate_pct",
+    "bd_psnr_db",
+    "fit",
+    "overlap_pct",
+    "caution",
+)
 RATES = "rates"
 """A column behind the others where there is one codec for all rates: how many of its rates its curve goes through; "points" counts the shorter curve's."""
-AGAINST = {"pruned": ("original", "control"), "modulated": ("original", "control"), "control": ("original",)}
+AGAINST = {
+    "pruned": ("original", "control"),
+    "modulated": ("original", "control"),
+    "control": ("original",),
+}
 """What the curves of a role stand against; roles in the order of the table."""
 
 Curve = list[tuple[float, float]]
@@ -46,12 +64,23 @@ def bjontegaard(anchor: Curve, test: Curve) -> dict[str, Any]:
 
     nan = math.nan
     points = min(len(anchor), len(test))
-    result: dict[str, Any] = {"points": points, "bd_rate_pct": nan, "bd_psnr_db": nan, "fit": "none", "overlap_pct": nan, "caution": ""}
-    usable = all(math.isfinite(v) for curve in (anchor, test) for point in curve for v in point) and all(r > 0 for r, _ in (*anchor, *test))
+    result: dict[str, Any] = {
+        "points": points,
+        "bd_rate_pct": nan,
+        "bd_psnr_db": nan,
+        "fit": "none",
+        "overlap_pct": nan,
+        "caution": "",
+    }
+    usable = all(
+        math.isfinite(v) for curve in (anchor, test) for point in curve for v in point
+    ) and all(r > 0 for r, _ in (*anchor, *test))
     if points < MIN_POINTS or not usable:
         too_few = f"{points} point{'s' * (points != 1)}: a curve needs at least {MIN_POINTS}, better {ENOUGH_POINTS}"
         return result | {"caution": too_few if usable else "a point has no finite bpp or PSNR"}
-    (rates_a, psnr_a), (rates_t, psnr_t) = (tuple(map(list, zip(*sorted(curve), strict=True))) for curve in (anchor, test))
+    (rates_a, psnr_a), (rates_t, psnr_t) = (
+        tuple(map(list, zip(*sorted(curve), strict=True))) for curve in (anchor, test)
+    )
     cautions = []
     if points < ENOUGH_POINTS:
         cautions.append(f"only {points} points: indicative, {ENOUGH_POINTS} are the custom")
@@ -59,17 +88,28 @@ def bjontegaard(anchor: Curve, test: Curve) -> dict[str, Any]:
     in_psnr, in_rate = overlap(psnr_a, psnr_t), overlap(log_a, log_t)
     result["overlap_pct"] = 100 * min(in_psnr, in_rate)
     if in_psnr == 0 or in_rate == 0:
-        cautions.append("curves do not overlap in " + " or ".join(n for n, o in (("PSNR", in_psnr), ("rate", in_rate)) if o == 0))
+        cautions.append(
+            "curves do not overlap in "
+            + " or ".join(n for n, o in (("PSNR", in_psnr), ("rate", in_rate)) if o == 0)
+        )
     elif min(in_psnr, in_rate) < MIN_OVERLAP:
-        cautions.append(f"curves overlap over only {100 * min(in_psnr, in_rate):.0f} % of their range")
+        cautions.append(
+            f"curves overlap over only {100 * min(in_psnr, in_rate):.0f} % of their range"
+        )
     monotone = _rising(psnr_a) and _rising(psnr_t)
     if not monotone:
         cautions.append("PSNR does not rise with bpp: no BD-rate")
     options = {"require_matching_points": False, "min_overlap": 0}
     if in_psnr > 0 and monotone:
-        result |= {"bd_rate_pct": float(bd.bd_rate(rates_a, psnr_a, rates_t, psnr_t, FIT, **options)), "fit": FIT}
+        result |= {
+            "bd_rate_pct": float(bd.bd_rate(rates_a, psnr_a, rates_t, psnr_t, FIT, **options)),
+            "fit": FIT,
+        }
     if in_rate > 0 and _rising(rates_a) and _rising(rates_t):
-        result |= {"bd_psnr_db": float(bd.bd_psnr(rates_a, psnr_a, rates_t, psnr_t, FIT, **options)), "fit": FIT}
+        result |= {
+            "bd_psnr_db": float(bd.bd_psnr(rates_a, psnr_a, rates_t, psnr_t, FIT, **options)),
+            "fit": FIT,
+        }
     return result | {"caution": "; ".join(cautions)}
 
 
@@ -84,17 +124,25 @@ def bd_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     curves: dict[tuple[Any, ...], list[Record]] = {}
     for record, arm in zip(ready, arms(ready), strict=True):
         if record["role"] != "original":
-            curves.setdefault((record.setting(), list(AGAINST).index(record["role"]), arm, record["seed"]), []).append(record)
+            curves.setdefault(
+                (record.setting(), list(AGAINST).index(record["role"]), arm, record["seed"]), []
+            ).append(record)
     rows: list[dict[str, Any]] = []
-    for (setting, _, arm, seed), members in sorted(curves.items(), key=lambda c: (c[0][0], c[0][1], c[0][2], number(c[0][3]))):
+    for (setting, _, arm, seed), members in sorted(
+        curves.items(), key=lambda c: (c[0][0], c[0][1], c[0][2], number(c[0][3]))
+    ):
         role = members[0]["role"]
         for against in AGAINST[role]:
             anchors = [r for r in ready if r["role"] == against and r.setting() == setting]
             if anchors:
                 curve = _curve(members[0], members)
-                figures = bjontegaard(_curve(members[0], anchors), curve) | ({RATES: len(curve)} if role == "modulated" else {})
+                figures = bjontegaard(_curve(members[0], anchors), curve) | (
+                    {RATES: len(curve)} if role == "modulated" else {}
+                )
                 where = {"codec": setting.codec, "metric": setting.metric, "test": setting.test}
-                rows.append(where | {"role": role, "label": arm, "seed": seed, "against": against} | figures)
+                rows.append(
+                    where | {"role": role, "label": arm, "seed": seed, "against": against} | figures
+                )
     if any(RATES in row for row in rows):
         return pd.DataFrame(rows, columns=[*COLUMNS, RATES]).astype({RATES: "Int64"})
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -107,4 +155,7 @@ def _curve(of: Record, records: Sequence[Record]) -> Curve:
         held = best.get(record.rate())
         if held is None or closeness(of, record) > closeness(of, held):
             best[record.rate()] = record
-    return [tuple(math.nan if r[k] is None else float(r[k]) for k in ("bpp", "psnr_db")) for r in best.values()]  # type: ignore[misc]
+    return [
+        tuple(math.nan if r[k] is None else float(r[k]) for k in ("bpp", "psnr_db"))
+        for r in best.values()
+    ]  # type: ignore[misc]

@@ -31,7 +31,15 @@ class Spread:
 
     def share(self) -> tuple[float, float, float] | None:
         """Mean, smallest and largest MACs in per cent of the original's."""
-        return (100 * self.mean / self.original, 100 * self.least / self.original, 100 * self.most / self.original) if self.original else None
+        return (
+            (
+                100 * self.mean / self.original,
+                100 * self.least / self.original,
+                100 * self.most / self.original,
+            )
+            if self.original
+            else None
+        )
 
     def cells(self, timed: bool) -> list[str]:
         """The line of a table under `columns(timed)`, behind quality and codec."""
@@ -41,13 +49,31 @@ class Spread:
         before = "–" if self.original is None else f"{self.original:.2f}"
         mean = "–" if share is None else f"{share[0]:.1f} %"
         speeds = [f"{s:.2f}×" for s in self.speed] or ["", ""]
-        return [self.part, before, f"{self.mean:.2f}", f"{self.least:.2f}", f"{self.most:.2f}", mean, range_, *(speeds if timed else ())]
+        return [
+            self.part,
+            before,
+            f"{self.mean:.2f}",
+            f"{self.least:.2f}",
+            f"{self.most:.2f}",
+            mean,
+            range_,
+            *(speeds if timed else ()),
+        ]
 
 
 def columns(timed: bool) -> list[str]:
     """Headers of the table of MACs per image, behind quality and codec, with `timed` those of the speed of skipping."""
     speeds = ["encode, skipping", "decode, skipping"] if timed else []
-    return ["transform", "original", "mean", "min", "max", "mean share", "share, min to max", *speeds]
+    return [
+        "transform",
+        "original",
+        "mean",
+        "min",
+        "max",
+        "mean share",
+        "share, min to max",
+        *speeds,
+    ]
 
 
 SPEEDS = "Skipping: how many times as fast the codec is with closed channels left out as with them multiplied by zero, over {} images."
@@ -55,7 +81,15 @@ SPEEDS = "Skipping: how many times as fast the codec is with closed channels lef
 
 def timed(spreads: Sequence[Spread]) -> int:
     """Over how many images skipping closed channels was timed; 0 if it was not."""
-    return max((record["skipping"].get("images", 0) for s in spreads for record in s.line.members if s.speed), default=0)
+    return max(
+        (
+            record["skipping"].get("images", 0)
+            for s in spreads
+            for record in s.line.members
+            if s.speed
+        ),
+        default=0,
+    )
 
 
 def per_image(group: Sequence[Line]) -> list[Spread]:
@@ -67,15 +101,47 @@ def per_image(group: Sequence[Line]) -> list[Spread]:
         if line.between() or line.dynamic() is None:
             continue
         # MACs follow from the architecture: the original of any quality will do.
-        alike: dict[str, tuple[int, int]] = next((o["by_transform"] for o in originals if o["cost"] == member["original_cost"] and o["by_transform"]), {})
-        before = {"all": member["original_cost"]["macs"]} | {name: macs for name, (macs, _) in alike.items()}
-        sides = [[record["skipping"][side] for record in line.members if record["skipping"] and record.quiet()] for side in ("encode_s", "decode_s")]
-        speed = [statistics.fmean(zeroed / left_out for left_out, zeroed in side) for side in sides if side]
+        alike: dict[str, tuple[int, int]] = next(
+            (
+                o["by_transform"]
+                for o in originals
+                if o["cost"] == member["original_cost"] and o["by_transform"]
+            ),
+            {},
+        )
+        before = {"all": member["original_cost"]["macs"]} | {
+            name: macs for name, (macs, _) in alike.items()
+        }
+        sides = [
+            [
+                record["skipping"][side]
+                for record in line.members
+                if record["skipping"] and record.quiet()
+            ]
+            for side in ("encode_s", "decode_s")
+        ]
+        speed = [
+            statistics.fmean(zeroed / left_out for left_out, zeroed in side)
+            for side in sides
+            if side
+        ]
         for part in ("all", *member["by_transform"]):
             spread, original = line.dynamic("macs" if part == "all" else part), before.get(part)
-            if spread is not None and not spread[1] == spread[2] == original:  # without gates otherwise
+            if (
+                spread is not None and not spread[1] == spread[2] == original
+            ):  # without gates otherwise
                 mean, least, most = (macs / AREA / 1000 for macs in spread)
-                found.append(Spread(line, part, None if original is None else original / AREA / 1000, mean, least, most, speed if part == "all" else []))
+                found.append(
+                    Spread(
+                        line,
+                        part,
+                        None if original is None else original / AREA / 1000,
+                        mean,
+                        least,
+                        most,
+                        speed if part == "all" else [],
+                    )
+                )
     return found
 
 
@@ -117,21 +183,42 @@ def storage(group: Sequence[Line]) -> list[Stored]:
     for line in group:
         if line.quality is not None and line.role != "control" and line.members[0]["file_bytes"]:
             width = line.members[0]["width"]
-            arms.setdefault((line.role, line.arm), {})[line.quality if width is None else width] = line.members[0]
+            arms.setdefault((line.role, line.arm), {})[line.quality if width is None else width] = (
+                line.members[0]
+            )
     found = []
     for (role, arm), members in arms.items():
         one = role == "modulated"
         widths = any(record["width"] is not None for record in members.values())
         sizes = [record["file_bytes"] for record in members.values()]
         # A slimmable codec takes the place of one codec for each width: float32 parameters each.
-        before = [_original(record, group) if record["width"] is None else 4 * record["cost"]["params"] for record in members.values()]
+        before = [
+            _original(record, group) if record["width"] is None else 4 * record["cost"]["params"]
+            for record in members.values()
+        ]
         known = None if None in before else sum(b for b in before if b is not None)
-        found.append(Stored(arm, role, tuple(members), 1 if one else len(sizes), sizes[0] if one else sum(sizes), known, widths))
+        found.append(
+            Stored(
+                arm,
+                role,
+                tuple(members),
+                1 if one else len(sizes),
+                sizes[0] if one else sum(sizes),
+                known,
+                widths,
+            )
+        )
     return found if any(stored.role == "modulated" for stored in found) else []
 
 
 def _original(record: Record, group: Sequence[Line]) -> int | None:
     """Bytes of the file of the original of a record's quality, whatever its architecture."""
-    originals = [o for line in group if line.role == "original" and line.quality == record["quality"] for o in line.members if o["file_bytes"]]
+    originals = [
+        o
+        for line in group
+        if line.role == "original" and line.quality == record["quality"]
+        for o in line.members
+        if o["file_bytes"]
+    ]
     closest = max(originals, key=lambda o: closeness(record, o), default=None)
     return None if closest is None else int(closest["file_bytes"])

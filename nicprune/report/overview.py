@@ -1,6 +1,6 @@
 """One screen of several reports: which figures stand on it, and beside what published ones, says a YAML file; the figures are read from the reports.
 
-    write_overview("reports")   # reads reports/overview.yaml and reports/*/records.json, writes reports/README.md
+write_overview("reports")   # reads reports/overview.yaml and reports/*/records.json, writes reports/README.md
 """
 
 from __future__ import annotations
@@ -108,30 +108,51 @@ def overview_text(folder: str | Path) -> str:
     try:
         given = yaml.safe_load(source.read_text(encoding="utf-8"))
     except OSError as error:
-        raise FileError(f"cannot read {source}: {error.strerror or error}; it says what stands in {folder / 'README.md'}") from error
+        raise FileError(
+            f"cannot read {source}: {error.strerror or error}; it says what stands in {folder / 'README.md'}"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FileError(f"{source} is not YAML: {' '.join(str(error).split())[:160]}") from error
     if not isinstance(given, dict):
         raise FileError(f"{source} is not an overview: expected title and sections")
     overview = parse(Overview, given, str(source))
-    parts = [f"# {overview.title}", *([overview.text.strip()] if overview.text else []), NOTE, *(_section(folder, section) for section in overview.sections)]
+    parts = [
+        f"# {overview.title}",
+        *([overview.text.strip()] if overview.text else []),
+        NOTE,
+        *(_section(folder, section) for section in overview.sections),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
 def _report(folder: Path, name: str | None, row: Row) -> Path:
     if name is None:
-        raise RecipeError(f"overview: the line {row.arm!r} names no report, and neither does its section")
+        raise RecipeError(
+            f"overview: the line {row.arm!r} names no report, and neither does its section"
+        )
     path = folder / name / "records.json"
     if not path.exists():
         there = sorted(p.parent.name for p in folder.glob("*/records.json"))
-        raise RecipeError(f"overview: no report {name!r}; {closest(name, there)}; or say run: false")
+        raise RecipeError(
+            f"overview: no report {name!r}; {closest(name, there)}; or say run: false"
+        )
     return path
 
 
 def _timed(folder: Path, section: Section, name: str) -> str:
     times, conditions, command = read_times(folder / name)
     said = f"{conditions}\n\nMade by `{command}`; seconds by transform: [{name}]({name}/times.md)."
-    return "\n\n".join(part for part in (f"## {section.title}", section.text.strip(), times_lines(times), section.below.strip(), said) if part)
+    return "\n\n".join(
+        part
+        for part in (
+            f"## {section.title}",
+            section.text.strip(),
+            times_lines(times),
+            section.below.strip(),
+            said,
+        )
+        if part
+    )
 
 
 def _section(folder: Path, section: Section) -> str:
@@ -148,36 +169,80 @@ def _section(folder: Path, section: Section) -> str:
         every = lines(records)
         chosen = [line for line in every if line.label == row.arm and not line.between()]
         if not chosen:
-            raise RecipeError(f"overview: no arm {row.arm!r} in report {path.parent.name!r}; {closest(row.arm, sorted({line.label for line in every}))}")
+            raise RecipeError(
+                f"overview: no arm {row.arm!r} in report {path.parent.name!r}; {closest(row.arm, sorted({line.label for line in every}))}"
+            )
         if len({line.setting for line in chosen}) > 1:
-            raise RecipeError(f"overview: arm {row.arm!r} of report {path.parent.name!r} was tested on several sets of photographs: make a report of each")
+            raise RecipeError(
+                f"overview: arm {row.arm!r} of report {path.parent.name!r} was tested on several sets of photographs: make a report of each"
+            )
         if row.control is not None and row.control not in {line.label for line in every}:
-            raise RecipeError(f"overview: no arm {row.control!r} in report {path.parent.name!r} to compare {row.arm!r} with")
-        found.append((row, chosen, [record for record in records if record.setting() == chosen[0].setting]))
-    qualities = sorted({line.quality for _, chosen, _ in found for line in chosen if line.quality is not None})
-    headers = ["", "FLOP reduction", *(f"q{quality}" for quality in qualities), "cost over control", "gap closed", "BD-rate", "published"]
+            raise RecipeError(
+                f"overview: no arm {row.control!r} in report {path.parent.name!r} to compare {row.arm!r} with"
+            )
+        found.append(
+            (row, chosen, [record for record in records if record.setting() == chosen[0].setting])
+        )
+    qualities = sorted(
+        {line.quality for _, chosen, _ in found for line in chosen if line.quality is not None}
+    )
+    headers = [
+        "",
+        "FLOP reduction",
+        *(f"q{quality}" for quality in qualities),
+        "cost over control",
+        "gap closed",
+        "BD-rate",
+        "published",
+    ]
     body = [_cells(row, chosen, records, qualities, section.show) for row, chosen, records in found]
     keep = [n for n, header in enumerate(headers) if any(cells[n] for cells in body)]
     align = ["left" if headers[n] in ("", "published") else "right" for n in keep]
-    text = tabulate([[cells[n] for n in keep] for cells in body], [headers[n] for n in keep], tablefmt="pipe", disable_numparse=True, colalign=align)
+    text = tabulate(
+        [[cells[n] for n in keep] for cells in body],
+        [headers[n] for n in keep],
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=align,
+    )
     names = list(dict.fromkeys(path.parent.name for path in reports))
     made = ", then ".join(f"`nicprune run {name}`" for name in [*section.after, *names])
     linked = ", ".join(f"[{name}]({name}/table.md)" for name in names)
     said = f"Made by {made}; every figure by quality: {linked}." if names else ""
-    return "\n\n".join(part for part in (f"## {section.title}", section.text.strip(), text, section.below.strip(), said) if part)
+    return "\n\n".join(
+        part
+        for part in (f"## {section.title}", section.text.strip(), text, section.below.strip(), said)
+        if part
+    )
 
 
-def _cells(row: Row, chosen: list[Line], records: list[Record], qualities: list[int], show: str) -> list[str]:
+def _cells(
+    row: Row, chosen: list[Line], records: list[Record], qualities: list[int], show: str
+) -> list[str]:
     name = _plain(row.name or row.arm)
     if not chosen:
         return [name, "not run", *([""] * (len(qualities) + 3)), _plain(row.published)]
     by_quality = {line.quality: line for line in chosen}
     whole = chosen[0].role in ("original", "control")
     reduction = "" if whole else _span([line.mean["flop_reduction"] for line in chosen])
-    cells = {"drop": _drop, "point": _point, "cost": lambda line: _over_control([line], records, row.control)}
-    each = [cells[show](by_quality[quality]) if quality in by_quality else "" for quality in qualities]
+    cells = {
+        "drop": _drop,
+        "point": _point,
+        "cost": lambda line: _over_control([line], records, row.control),
+    }
+    each = [
+        cells[show](by_quality[quality]) if quality in by_quality else "" for quality in qualities
+    ]
     over = "" if whole and show != "cost" else _over_control(chosen, records, row.control)
-    return [name, reduction, *each, over, _closed(chosen, records), _bd(chosen, records), _plain(row.published)]
+    return [
+        name,
+        reduction,
+        *each,
+        over,
+        _closed(chosen, records),
+        _bd(chosen, records),
+        _plain(row.published),
+    ]
 
 
 def _plain(text: str) -> str:
@@ -204,27 +269,42 @@ def _over_control(chosen: list[Line], records: list[Record], named: str | None) 
     by_seed: dict[Any, list[float]] = {}
     for line in chosen:
         for record in line.members:
-            controls = [r for r in records if r["role"] == "control" and r["steps"] == record["steps"]]
+            controls = [
+                r for r in records if r["role"] == "control" and r["steps"] == record["steps"]
+            ]
             if named is not None:
                 controls = [Record(r | {"role": "control"}) for r in records if r["label"] == named]
             control = counterpart(record, controls, "control")
             # Costs by different lambdas, as the widths of a slimmable codec have, say nothing about each other.
-            costs = [cost(r) for r in (record, control) if r is not None and math.isclose(r["lmbda"] or 0, record["lmbda"] or 0, rel_tol=1e-4)]
+            costs = [
+                cost(r)
+                for r in (record, control)
+                if r is not None
+                and math.isclose(r["lmbda"] or 0, record["lmbda"] or 0, rel_tol=1e-4)
+            ]
             if len(costs) == 2 and costs[0] is not None and costs[1] is not None:
                 by_seed.setdefault(record["seed"], []).append(100 * (costs[0] / costs[1] - 1))
     means = [statistics.fmean(values) for values in by_seed.values()]
     if not means:
         return ""
-    return f"{statistics.fmean(means):+z.1f}" + (f" ±{statistics.stdev(means):.1f}" if len(means) > 1 else "") + " %"
+    return (
+        f"{statistics.fmean(means):+z.1f}"
+        + (f" ±{statistics.stdev(means):.1f}" if len(means) > 1 else "")
+        + " %"
+    )
 
 
 def _closed(chosen: list[Line], records: list[Record]) -> str:
     """The share of the gap to the same small codec from scratch that is closed, where one was trained; the one trained longest counts."""
-    found = [gap for gap in gaps(lines(records)) if gap.arm == chosen[0].arm and gap.closed() is not None]
+    found = [
+        gap for gap in gaps(lines(records)) if gap.arm == chosen[0].arm and gap.closed() is not None
+    ]
     longest = [gap for gap in found if gap.steps == max(g.steps for g in found)]
     closed = [value for gap in longest if (value := gap.closed()) is not None]
     share = statistics.fmean(closed) if closed else math.nan
-    return "" if math.isnan(share) else f"{share:.0f} %" if share > 0 else "none"  # worse than from scratch, by however much
+    return (
+        "" if math.isnan(share) else f"{share:.0f} %" if share > 0 else "none"
+    )  # worse than from scratch, by however much
 
 
 def _bd(chosen: list[Line], records: list[Record]) -> str:
@@ -238,5 +318,8 @@ def _bd(chosen: list[Line], records: list[Record]) -> str:
         found = table[(table["against"] == against) & table["bd_rate_pct"].notna()]
         if len(found):
             least = found["overlap_pct"].min()
-            shown.append(f"{found['bd_rate_pct'].mean():+.1f} %" + (f" (over {least:.0f} % of the range)" if (found["caution"] != "").any() else ""))
+            shown.append(
+                f"{found['bd_rate_pct'].mean():+.1f} %"
+                + (f" (over {least:.0f} % of the range)" if (found["caution"] != "").any() else "")
+            )
     return ", ".join(shown)

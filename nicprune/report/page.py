@@ -32,10 +32,21 @@ MAX_CROP_IMAGES = 4
 MAX_PICTURES = 100
 """Crops in a page, if they are of several photographs: a page of many codecs shows fewer photographs, and stays small enough to be sent."""
 PICTURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
-PLOTS = {"rd.png": plots.rd_curves, "drop_vs_reduction.png": plots.drop_against_reduction, "widths.png": plots.widths, "schedule.png": plots.lambda_schedule}
+PLOTS = {
+    "rd.png": plots.rd_curves,
+    "drop_vs_reduction.png": plots.drop_against_reduction,
+    "widths.png": plots.widths,
+    "schedule.png": plots.lambda_schedule,
+}
 
 
-def write_report(records: Sequence[Mapping[str, Any]], folder: str | Path, title: str | None = None, *, crops: bool = True) -> Path:
+def write_report(
+    records: Sequence[Mapping[str, Any]],
+    folder: str | Path,
+    title: str | None = None,
+    *,
+    crops: bool = True,
+) -> Path:
     """Write tables, plots, crops and the page into `folder`, the page last; return the path of its index.html.
 
     Args:
@@ -56,7 +67,9 @@ def write_report(records: Sequence[Mapping[str, Any]], folder: str | Path, title
     drawn = {name: (draw(joined), draw(joined, plots.DARK)) for name, draw in PLOTS.items()}
     heading = title or _title(ready)
     at_qualities = [line for line in joined if not line.between()]
-    page = _page(heading, ready, at_qualities, bd, drawn, shown, copies, notes(ready, at_qualities) + lost)
+    page = _page(
+        heading, ready, at_qualities, bd, drawn, shown, copies, notes(ready, at_qualities) + lost
+    )
     write_text(folder / "table.csv", table(ready).to_csv(index=False, lineterminator="\n"))
     write_text(folder / "table.md", markdown(ready))
     write_text(folder / "table.tex", latex(ready))
@@ -82,11 +95,14 @@ def _title(records: Sequence[Record]) -> str:
     recipes = sorted({str(r["recipe"]) for r in records if r["recipe"]})
     codecs = sorted({r["codec"] for r in records})
     made = [role for role in ("pruned", "modulated") if any(r["role"] == role for r in records)]
-    return f"{', '.join(recipes) or 'Report'}: {', '.join(codecs)}, {' and '.join(made) or 'pruned'}"
+    return (
+        f"{', '.join(recipes) or 'Report'}: {', '.join(codecs)}, {' and '.join(made) or 'pruned'}"
+    )
 
 
 def _portable(record: Record, folder: Path, crops: list[dict[str, Any]]) -> dict[str, Any]:
     """The record as it goes into records.json: valid JSON, crops relative to the report, and no absolute paths."""
+
     def finite(value: Any) -> Any:
         if isinstance(value, float) and not math.isfinite(value):
             return None
@@ -95,11 +111,17 @@ def _portable(record: Record, folder: Path, crops: list[dict[str, Any]]) -> dict
         return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
     content: dict[str, Any] = finite(dict(record)) | {"test": record.setting().test, "crops": crops}
-    content = {key: value for key, value in content.items() if key not in LATER or value not in (None, {}, [])}
+    content = {
+        key: value
+        for key, value in content.items()
+        if key not in LATER or value not in (None, {}, [])
+    }
     content["images"] = [image | {"name": Path(image["name"]).name} for image in content["images"]]
     if record["file"]:
         file = Path(record["file"])
-        with contextlib.suppress(ValueError, OSError):  # a codec inside the report's folder keeps its place there
+        with contextlib.suppress(
+            ValueError, OSError
+        ):  # a codec inside the report's folder keeps its place there
             file = ((record.folder or folder) / file).resolve().relative_to(folder.resolve())
         content["file"] = file.name if file.is_absolute() or ".." in file.parts else file.as_posix()
     return content
@@ -109,7 +131,9 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "x"
 
 
-def _crops(records: Sequence[Record]) -> tuple[list[list[dict[str, Any]]], dict[str, bytes], list[str]]:
+def _crops(
+    records: Sequence[Record],
+) -> tuple[list[list[dict[str, Any]]], dict[str, bytes], list[str]]:
     """Read the crops of all records.
 
     Returns: per record its crops with names inside the report's folder; the files to write there by name (equal pictures once); and a note
@@ -145,15 +169,28 @@ def _crops(records: Sequence[Record]) -> tuple[list[list[dict[str, Any]]], dict[
         mine, missing = [], 0
         for crop in record["crops"]:
             stem = _slug(Path(crop["image"]).stem)
-            who = _slug("-".join(str(p) for p in (record["codec"], f"q{record['quality']}", arm, f"s{record['seed']}") if p is not None))
-            original, decoded = take(record, crop["original"], f"{stem}-original"), take(record, crop["decoded"], f"{stem}-{who}")
+            who = _slug(
+                "-".join(
+                    str(p)
+                    for p in (record["codec"], f"q{record['quality']}", arm, f"s{record['seed']}")
+                    if p is not None
+                )
+            )
+            original, decoded = (
+                take(record, crop["original"], f"{stem}-original"),
+                take(record, crop["decoded"], f"{stem}-{who}"),
+            )
             if original is None or decoded is None:
                 missing += 1
                 continue
-            mine.append(crop | {"image": Path(crop["image"]).name, "original": original, "decoded": decoded})
+            mine.append(
+                crop | {"image": Path(crop["image"]).name, "original": original, "decoded": decoded}
+            )
         kept.append(mine)
         if missing:
-            lost.append(f"{_name(record, arm)}: {missing} of {len(record['crops'])} crops were not found beside the record and are left out.")
+            lost.append(
+                f"{_name(record, arm)}: {missing} of {len(record['crops'])} crops were not found beside the record and are left out."
+            )
     return kept, copies, lost
 
 
@@ -166,21 +203,40 @@ def notes(records: Sequence[Record], joined: Sequence[Line]) -> list[str]:
     said = []
     for line in joined:
         name = _name(line.members[0], line.arm)
-        if line.role != "original" and any(counterpart(r, records, "original") is None for r in line.members):
-            said.append(f"{name}: {blank(line, joined)}, so drop, change of bpp and speed-up are blank.")
+        if line.role != "original" and any(
+            counterpart(r, records, "original") is None for r in line.members
+        ):
+            said.append(
+                f"{name}: {blank(line, joined)}, so drop, change of bpp and speed-up are blank."
+            )
         if line.role not in ("pruned", "modulated"):
             continue
         control = counterpart(line.members[0], records, "control")
-        if control is None and line.role == "modulated" and any(other.role == "control" and other.quality == line.quality for other in joined):
+        if (
+            control is None
+            and line.role == "modulated"
+            and any(other.role == "control" and other.quality == line.quality for other in joined)
+        ):
             continue  # of another architecture, which has been said
         if control is None:
-            said.append(f"{name}: there is no control (the original trained on for the same steps), so what extra training alone gives is not known.")
+            said.append(
+                f"{name}: there is no control (the original trained on for the same steps), so what extra training alone gives is not known."
+            )
         elif control["steps"] != line.members[0]["steps"]:
-            said.append(f"{name}: trained for {line.members[0]['steps']} steps, its control for {control['steps']}.")
-    for key, what in (("counter", "MAC counters"), ("machine", "machines"), ("device", "devices"), ("threads", "thread counts")):
+            said.append(
+                f"{name}: trained for {line.members[0]['steps']} steps, its control for {control['steps']}."
+            )
+    for key, what in (
+        ("counter", "MAC counters"),
+        ("machine", "machines"),
+        ("device", "devices"),
+        ("threads", "thread counts"),
+    ):
         found = sorted({str(r[key]) for r in records if r[key] is not None})
         if len(found) > 1:
-            said.append(f"The records come from several {what}: {', '.join(found)}. Compare {'MACs' if key == 'counter' else 'times'} within one only.")
+            said.append(
+                f"The records come from several {what}: {', '.join(found)}. Compare {'MACs' if key == 'counter' else 'times'} within one only."
+            )
     return said
 
 
@@ -203,12 +259,20 @@ def headline(group: Sequence[Line]) -> list[str]:
         members = [line for line in group if (line.role, line.arm) == (role, arm)]
         one = role == "modulated"
         if one:  # compared where the codec of a quality has the same architecture
-            members = [line for line in members if math.isfinite(line.mean["psnr_drop_db"])] or members
+            members = [
+                line for line in members if math.isfinite(line.mean["psnr_drop_db"])
+            ] or members
         levels = list(dict.fromkeys(line.quality for line in members if line.quality is not None))
-        where = f" at {'quality' if len(levels) == 1 else 'qualities'} {_levels(levels)}" if levels else ""
+        where = (
+            f" at {'quality' if len(levels) == 1 else 'qualities'} {_levels(levels)}"
+            if levels
+            else ""
+        )
         drops = [line.mean["psnr_drop_db"] for line in members]
         if all(map(math.isfinite, drops)):
-            percent, rate = ([line.mean[key] for line in members] for key in ("psnr_drop_pct", "bpp_change_pct"))
+            percent, rate = (
+                [line.mean[key] for line in members] for key in ("psnr_drop_pct", "bpp_change_pct")
+            )
             verb, form = "drops", "z.2f"
             if max(drops) <= 0 or min(drops) < 0:  # a negative drop is a gain, and better said so
                 drops, percent = [-d for d in drops], [-p for p in percent]
@@ -220,15 +284,33 @@ def headline(group: Sequence[Line]) -> list[str]:
             said.append(f"{arm} (the original trained on){where}: {lost}.")
             continue
         speed = [line.mean["decode_speedup"] for line in members]
-        fast = f"; decoding is {_range(speed, '.2f', '×')} as fast" if all(map(math.isfinite, speed)) else ""
-        fewer = f"{_range([line.mean['flop_reduction'] for line in members], '.2f', '×')} fewer MACs"
-        if gated := [reach for line in members if line.show_reductions() for reach in line.reductions() or ()]:
+        fast = (
+            f"; decoding is {_range(speed, '.2f', '×')} as fast"
+            if all(map(math.isfinite, speed))
+            else ""
+        )
+        fewer = (
+            f"{_range([line.mean['flop_reduction'] for line in members], '.2f', '×')} fewer MACs"
+        )
+        if gated := [
+            reach for line in members if line.show_reductions() for reach in line.reductions() or ()
+        ]:
             fewer += f" in the mean over images ({_range(gated, '.2f', '×')} by image)"
         if one:
             fewer = "as many MACs as the original" if fewer.startswith("1.00× fewer") else fewer
-            files = "".join(f" It is {stored.swap()}." for stored in storage(group) if (stored.role, stored.arm) == (role, arm))
-            files = files.replace(" MB", "\u00a0MB").replace(" kB", "\u00a0kB").replace(" %", "\u00a0%")
-            whole = "for all rates" if members[0].members[0]["width"] is None else f"of {len(members)} widths"
+            files = "".join(
+                f" It is {stored.swap()}."
+                for stored in storage(group)
+                if (stored.role, stored.arm) == (role, arm)
+            )
+            files = (
+                files.replace(" MB", "\u00a0MB").replace(" kB", "\u00a0kB").replace(" %", "\u00a0%")
+            )
+            whole = (
+                "for all rates"
+                if members[0].members[0]["width"] is None
+                else f"of {len(members)} widths"
+            )
             said.append(f"{arm}, one codec {whole}, needs {fewer}{where}: {lost}{fast}.{files}")
             continue
         said.append(f"{arm} needs {fewer}{where}: {lost}{fast}.")
@@ -237,26 +319,55 @@ def headline(group: Sequence[Line]) -> list[str]:
 
 def _as_before(line: Line) -> bool:
     """Whether a modulator is all that an arm adds: its transforms are the original's."""
-    return line.role == "modulated" and line.members[0]["cost"]["macs"] == line.members[0]["original_cost"]["macs"]
+    return (
+        line.role == "modulated"
+        and line.members[0]["cost"]["macs"] == line.members[0]["original_cost"]["macs"]
+    )
 
 
 def transforms(group: Sequence[Line]) -> dict[str, Any]:
     """kMAC/pixel and params of each transform, for the original and every arm of a setting, by quality."""
-    having = [line for line in group if line.members[0]["by_transform"] and line.role != "control" and not _as_before(line)]
+    having = [
+        line
+        for line in group
+        if line.members[0]["by_transform"] and line.role != "control" and not _as_before(line)
+    ]
     columns = list(dict.fromkeys(line.label for line in having))
     rows = []
     for quality in dict.fromkeys(line.quality for line in having):
         here = {line.label: line for line in having if line.quality == quality}
-        base: Mapping[str, Any] = next((line.members[0]["by_transform"] for line in here.values() if line.role == "original"), {})
-        for index, name in enumerate(dict.fromkeys(n for line in here.values() for n in line.members[0]["by_transform"])):
+        base: Mapping[str, Any] = next(
+            (line.members[0]["by_transform"] for line in here.values() if line.role == "original"),
+            {},
+        )
+        for index, name in enumerate(
+            dict.fromkeys(n for line in here.values() for n in line.members[0]["by_transform"])
+        ):
             cells = []
             for arm in columns:
-                macs, params = here[arm].members[0]["by_transform"].get(name, (None, None)) if arm in here else (None, None)
+                macs, params = (
+                    here[arm].members[0]["by_transform"].get(name, (None, None))
+                    if arm in here
+                    else (None, None)
+                )
                 before = base.get(name, (None, None))[0]
-                ratio = f"{before / macs:.2f}×" if macs and before and here[arm].role != "original" else ""
-                cells.append(("–", "", "–") if macs is None else (f"{macs / AREA / 1000:.2f}", ratio, f"{params:,}"))
+                ratio = (
+                    f"{before / macs:.2f}×"
+                    if macs and before and here[arm].role != "original"
+                    else ""
+                )
+                cells.append(
+                    ("–", "", "–")
+                    if macs is None
+                    else (f"{macs / AREA / 1000:.2f}", ratio, f"{params:,}")
+                )
             rows.append({"quality": quality, "first": index == 0, "name": name, "cells": cells})
-    return {"columns": [(arm, next(line.role for line in having if line.label == arm)) for arm in columns], "rows": rows}
+    return {
+        "columns": [
+            (arm, next(line.role for line in having if line.label == arm)) for arm in columns
+        ],
+        "rows": rows,
+    }
 
 
 def _has_widths(line: Line) -> bool:
@@ -269,16 +380,22 @@ def _shown_width(png: bytes) -> int:
 
 
 def _uri(content: bytes) -> str:
-    kind = next((mime for magic, mime in PICTURES.items() if content.startswith(magic)), "image/png")
+    kind = next(
+        (mime for magic, mime in PICTURES.items() if content.startswith(magic)), "image/png"
+    )
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _pictures(setting_records: Sequence[tuple[Record, str, list[dict[str, Any]]]], copies: Mapping[str, bytes]) -> list[dict[str, Any]]:
+def _pictures(
+    setting_records: Sequence[tuple[Record, str, list[dict[str, Any]]]], copies: Mapping[str, bytes]
+) -> list[dict[str, Any]]:
     """Crops by photograph and quality: the photograph, then each codec's decoding; the first seed of each arm."""
     names = list(dict.fromkeys(crop["image"] for _, _, crops in setting_records for crop in crops))
     shown: list[dict[str, Any]] = []
     for number, name in enumerate(names[:MAX_CROP_IMAGES], 1):
-        each = sum(len(row["figures"]) for row in shown) // max(1, number - 1)  # pictures of a photograph
+        each = sum(len(row["figures"]) for row in shown) // max(
+            1, number - 1
+        )  # pictures of a photograph
         if number > 1 and number * each > MAX_PICTURES:
             break
         for quality in dict.fromkeys(record["quality"] for record, _, _ in setting_records):
@@ -287,12 +404,26 @@ def _pictures(setting_records: Sequence[tuple[Record, str, list[dict[str, Any]]]
                 for crop in crops:
                     if crop["image"] != name or record["quality"] != quality:
                         continue
-                    figures.setdefault("photograph", {"uri": _uri(copies[crop["original"]]), "title": "photograph", "figures": "uncompressed"})
+                    figures.setdefault(
+                        "photograph",
+                        {
+                            "uri": _uri(copies[crop["original"]]),
+                            "title": "photograph",
+                            "figures": "uncompressed",
+                        },
+                    )
                     units = (("bpp", ".3f", "bpp"), ("psnr_db", ".2f", "dB"))
-                    told = ", ".join(f"{crop[key]:{form}} {unit}" for key, form, unit in units if isinstance(crop.get(key), int | float))
+                    told = ", ".join(
+                        f"{crop[key]:{form}} {unit}"
+                        for key, form, unit in units
+                        if isinstance(crop.get(key), int | float)
+                    )
                     when = {"original": "before", "control": "control"}.get(record["role"], "after")
                     title = when if when == arm else f"{when}: {arm}"
-                    figures.setdefault(f"{record['role']} {arm}", {"uri": _uri(copies[crop["decoded"]]), "title": title, "figures": told})
+                    figures.setdefault(
+                        f"{record['role']} {arm}",
+                        {"uri": _uri(copies[crop["decoded"]]), "title": title, "figures": told},
+                    )
             if figures:
                 shown.append({"image": name, "quality": quality, "figures": list(figures.values())})
     return shown
@@ -313,19 +444,37 @@ def _page(
         }
         for setting, group in settings(joined).items()
     ]  # fmt: skip
-    recipes = {(r["recipe"], r["recipe_sha256"]): r["recipe_text"] for r in records if r["recipe"] or r["recipe_text"]}
+    recipes = {
+        (r["recipe"], r["recipe_sha256"]): r["recipe_text"]
+        for r in records
+        if r["recipe"] or r["recipe_text"]
+    }
 
     def facts(key: str) -> list[str]:
-        return sorted({str(float(f"{r[key]:.4g}") if key == "lmbda" else r[key]) for r in records if r[key] is not None})
+        return sorted(
+            {
+                str(float(f"{r[key]:.4g}") if key == "lmbda" else r[key])
+                for r in records
+                if r[key] is not None
+            }
+        )
 
     # One codec for all rates has the same widths at each.
-    made = {(line.setting, line.role, line.arm, line.quality if line.role == "pruned" else None) for line in joined if _has_widths(line)}
+    made = {
+        (line.setting, line.role, line.arm, line.quality if line.role == "pruned" else None)
+        for line in joined
+        if _has_widths(line)
+    }
     packages: dict[str, set[str]] = {}
     for record in records:
         for name, version in record["versions"].items():
             packages.setdefault(str(name), set()).add(str(version))
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template("template.html.j2").render(
         title=title, sections=sections, notes=said, max_crops=MAX_CROP_IMAGES, recipes=recipes, packages=packages, finite=math.isfinite,

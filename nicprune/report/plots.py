@@ -47,8 +47,22 @@ class Theme:
     hues: tuple[str, ...]
 
 
-LIGHT = Theme("light", "#ffffff", "#1d2329", "#6b7480", "#e3e6ea", ("#0072b2", "#d55e00", "#009e73", "#a8488a", "#b07400", "#3d8fc4"))
-DARK = Theme("dark", "#171b20", "#e4e7eb", "#98a2ae", "#323942", ("#56b4e9", "#f0883e", "#2dbf95", "#d98fbf", "#e6b422", "#9fc9f0"))
+LIGHT = Theme(
+    "light",
+    "#ffffff",
+    "#1d2329",
+    "#6b7480",
+    "#e3e6ea",
+    ("#0072b2", "#d55e00", "#009e73", "#a8488a", "#b07400", "#3d8fc4"),
+)
+DARK = Theme(
+    "dark",
+    "#171b20",
+    "#e4e7eb",
+    "#98a2ae",
+    "#323942",
+    ("#56b4e9", "#f0883e", "#2dbf95", "#d98fbf", "#e6b422", "#9fc9f0"),
+)
 
 
 @contextmanager
@@ -62,7 +76,9 @@ def themed(theme: Theme) -> Iterator[None]:
         "axes.titlesize": 10.5, "axes.titlelocation": "left", "axes.titleweight": "regular", "legend.frameon": False, "legend.fontsize": 9.5,
     }  # fmt: skip
     with matplotlib.rc_context(rc), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a label in a script the font lacks still makes a plot
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing"
+        )  # a label in a script the font lacks still makes a plot
         yield
 
 
@@ -75,7 +91,10 @@ def to_png(figure: Figure) -> bytes:
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure of so many inches."""
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04, hspace=0.06))
+    figure = Figure(
+        figsize=(width, height),
+        layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04, hspace=0.06),
+    )
     FigureCanvasAgg(figure)
     return figure
 
@@ -89,21 +108,39 @@ def _look(line: Line, pruned: Sequence[tuple[str, str]], theme: Theme) -> dict[s
     if line.role == "original":
         return {"color": theme.ink, "marker": "o", "linestyle": "-", "markerfacecolor": theme.ink}
     if line.role == "control":
-        return {"color": theme.muted, "marker": "s", "linestyle": ":", "markerfacecolor": theme.background}
+        return {
+            "color": theme.muted,
+            "marker": "s",
+            "linestyle": ":",
+            "markerfacecolor": theme.background,
+        }
     n = pruned.index((line.role, line.arm))
-    return {"color": theme.hues[n % len(theme.hues)], "marker": MARKERS[n % len(MARKERS)], "linestyle": DASHES[n % len(DASHES)]}
+    return {
+        "color": theme.hues[n % len(theme.hues)],
+        "marker": MARKERS[n % len(MARKERS)],
+        "linestyle": DASHES[n % len(DASHES)],
+    }
 
 
 def _pruned_arms(lines: Sequence[Line]) -> list[tuple[str, str]]:
     """Role and arm of what was made, the pruned ones first."""
-    return [key for role in ("pruned", "modulated") for key in dict.fromkeys((line.role, line.arm) for line in lines if line.role == role)]
+    return [
+        key
+        for role in ("pruned", "modulated")
+        for key in dict.fromkeys((line.role, line.arm) for line in lines if line.role == role)
+    ]
 
 
 def _quality(line: Line) -> str:
     return "" if line.quality is None else f"q{line.quality}"
 
 
-def _annotate(axes: Axes, points: Sequence[tuple[float, float, str, str]], obstacles: Sequence[tuple[float, float]], first: float) -> None:
+def _annotate(
+    axes: Axes,
+    points: Sequence[tuple[float, float, str, str]],
+    obstacles: Sequence[tuple[float, float]],
+    first: float,
+) -> None:
     """Write a text beside each point (x, y, text, colour), at the first of the places around it that covers neither marker nor text.
 
     Args:
@@ -121,10 +158,15 @@ def _annotate(axes: Axes, points: Sequence[tuple[float, float, str, str]], obsta
         best: tuple[float, Any] = (math.inf, None)
         for reach, turn in ((reach, turn) for near in TURNS for reach in REACHES for turn in near):
             angle = math.radians(first + turn)
-            bx, by = px + math.cos(angle) * (reach * scale + width / 2), py + math.sin(angle) * (reach * scale + height / 2)
+            bx, by = (
+                px + math.cos(angle) * (reach * scale + width / 2),
+                py + math.sin(angle) * (reach * scale + height / 2),
+            )
             box = (bx - width / 2, by - height / 2, bx + width / 2, by + height / 2)
             frame = axes.bbox
-            outside = box[2] > frame.x1 or box[0] < frame.x0 or box[3] > frame.y1 or box[1] < frame.y0
+            outside = (
+                box[2] > frame.x1 or box[0] < frame.x0 or box[3] > frame.y1 or box[1] < frame.y0
+            )
             cost = sum(_common(box, other) for other in taken) + 1e6 * outside
             if cost < best[0]:
                 best = (cost, (bx, by, box, reach))
@@ -132,7 +174,11 @@ def _annotate(axes: Axes, points: Sequence[tuple[float, float, str, str]], obsta
                 break
         bx, by, box, reach = best[1]
         taken.append(box)
-        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3} if reach > 11 else None
+        arrow = (
+            {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+            if reach > 11
+            else None
+        )
         note = axes.annotate(
             _plain(text), (x, y), ((bx - px) / scale, (by - py) / scale), textcoords="offset points", ha="center", va="center", fontsize=8.5, color=colour,
             arrowprops=arrow,
@@ -147,13 +193,23 @@ def _common(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 def rd_curves(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
     """PSNR, and MS-SSIM where every codec has it, over bpp; one row of panels per codec and test folder."""
-    groups = settings([line for line in lines if math.isfinite(line.mean["psnr_db"]) and math.isfinite(line.mean["bpp"])])
+    groups = settings(
+        [
+            line
+            for line in lines
+            if math.isfinite(line.mean["psnr_db"]) and math.isfinite(line.mean["bpp"])
+        ]
+    )
     if not groups:
         return None
     structural = all(0 < line.mean["ms_ssim"] < 1 for group in groups.values() for line in group)
-    panels: list[tuple[str, str, Callable[[float], float]]] = [("psnr_db", "PSNR, RGB (dB)", lambda v: v)]
+    panels: list[tuple[str, str, Callable[[float], float]]] = [
+        ("psnr_db", "PSNR, RGB (dB)", lambda v: v)
+    ]
     if structural:
-        panels.append(("ms_ssim", "MS-SSIM, −10·log₁₀(1 − MS-SSIM) (dB)", lambda v: -10 * math.log10(1 - v)))
+        panels.append(
+            ("ms_ssim", "MS-SSIM, −10·log₁₀(1 − MS-SSIM) (dB)", lambda v: -10 * math.log10(1 - v))
+        )
     with themed(theme):
         figure = new_figure(5.2 * len(panels) if structural else 7.0, 0.6 + 3.9 * len(groups))
         rows = figure.subplots(len(groups), len(panels), squeeze=False)
@@ -167,18 +223,33 @@ def rd_curves(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
                 for line in group:
                     curves.setdefault((line.role, line.arm), []).append(line)
                 for (role, arm), members in reversed(curves.items()):  # the original lies on top
-                    one = role == "modulated"  # one codec: its rates, those between qualities too, are points of one curve
+                    one = (
+                        role == "modulated"
+                    )  # one codec: its rates, those between qualities too, are points of one curve
                     members = sorted(members, key=lambda line: line.mean["bpp"]) if one else members
                     xy = [(line.mean["bpp"], scale(line.mean[key])) for line in members]
                     look = _look(members[0], pruned, theme)
                     spread = [line.spread.get(key, 0.0) for line in members]
                     if key == "psnr_db" and any(spread):
-                        axes.errorbar(*zip(*xy, strict=True), yerr=spread, fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2.5)
-                    (handle,) = axes.plot(*zip(*xy, strict=True), linewidth=1.5, markersize=3.5 if one else 6, **look)
+                        axes.errorbar(
+                            *zip(*xy, strict=True),
+                            yerr=spread,
+                            fmt="none",
+                            ecolor=look["color"],
+                            elinewidth=0.9,
+                            capsize=2.5,
+                        )
+                    (handle,) = axes.plot(
+                        *zip(*xy, strict=True), linewidth=1.5, markersize=3.5 if one else 6, **look
+                    )
                     handles.setdefault((role, arm), handle)
                     obstacles += xy
                     if role == "original" or "original" not in {r for r, _ in curves}:
-                        points += [(*p, _quality(line), theme.muted) for p, line in zip(xy, members, strict=True) if _quality(line)]
+                        points += [
+                            (*p, _quality(line), theme.muted)
+                            for p, line in zip(xy, members, strict=True)
+                            if _quality(line)
+                        ]
                 axes.set(xlabel="rate (bpp)", ylabel=label)
                 axes.margins(0.09, 0.12)
                 axes.grid(color=theme.grid, linewidth=0.7)
@@ -195,10 +266,24 @@ def rd_curves(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
 def _legend(figure: Figure, handles: dict[tuple[str, str], Any]) -> None:
     """A legend below the panels, never over data; the original first, then the control."""
     keys = sorted(handles, key=lambda key: (ROLES.index(key[0]), key[1]))
-    columns = max(1, min(len(keys), int(figure.get_figwidth() / (0.75 + 0.085 * max(len(arm) for _, arm in keys)))))
+    columns = max(
+        1,
+        min(
+            len(keys),
+            int(figure.get_figwidth() / (0.75 + 0.085 * max(len(arm) for _, arm in keys))),
+        ),
+    )
     more = max(0, math.ceil(len(keys) / columns) - ROWS)
-    figure.set_figheight(figure.get_figheight() + 0.21 * more)  # at the expense of the page, not of the panels
-    figure.legend([handles[key] for key in keys], [_plain(arm) for _, arm in keys], loc="outside lower center", ncols=columns, handlelength=3.2)
+    figure.set_figheight(
+        figure.get_figheight() + 0.21 * more
+    )  # at the expense of the page, not of the panels
+    figure.legend(
+        [handles[key] for key in keys],
+        [_plain(arm) for _, arm in keys],
+        loc="outside lower center",
+        ncols=columns,
+        handlelength=3.2,
+    )
 
 
 def drop_against_reduction(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
@@ -206,8 +291,17 @@ def drop_against_reduction(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes
 
     With gates, the bar through a point goes from the image with the smallest reduction to that with the largest.
     """
-    shown = [line for line in lines if line.role != "original" and math.isfinite(line.mean["psnr_drop_db"]) and math.isfinite(line.mean["flop_reduction"])]
-    if not any(line.role == "pruned" or (line.role == "modulated" and line.mean["flop_reduction"] > 1.005) for line in shown):
+    shown = [
+        line
+        for line in lines
+        if line.role != "original"
+        and math.isfinite(line.mean["psnr_drop_db"])
+        and math.isfinite(line.mean["flop_reduction"])
+    ]
+    if not any(
+        line.role == "pruned" or (line.role == "modulated" and line.mean["flop_reduction"] > 1.005)
+        for line in shown
+    ):
         return None
     groups = settings(shown)
     with themed(theme):
@@ -227,31 +321,67 @@ def drop_against_reduction(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes
                 xy = [(line.mean["flop_reduction"], line.mean["psnr_drop_db"]) for line in members]
                 spread = [line.spread.get("psnr_drop_db", 0.0) for line in members]
                 if any(spread):
-                    axes.errorbar(*zip(*xy, strict=True), yerr=spread, fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2.5)
+                    axes.errorbar(
+                        *zip(*xy, strict=True),
+                        yerr=spread,
+                        fmt="none",
+                        ecolor=look["color"],
+                        elinewidth=0.9,
+                        capsize=2.5,
+                    )
                 for line, (x, y) in zip(members, xy, strict=True):
                     if reach := line.reductions():
                         bar = [[max(x - reach[0], 0)], [max(reach[1] - x, 0)]]
-                        axes.errorbar(x, y, xerr=bar, fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2.5)
-                        obstacles += [(reach[0] + (reach[1] - reach[0]) * part / 12, y) for part in range(13)]
+                        axes.errorbar(
+                            x,
+                            y,
+                            xerr=bar,
+                            fmt="none",
+                            ecolor=look["color"],
+                            elinewidth=0.9,
+                            capsize=2.5,
+                        )
+                        obstacles += [
+                            (reach[0] + (reach[1] - reach[0]) * part / 12, y) for part in range(13)
+                        ]
                 (handle,) = axes.plot(*zip(*xy, strict=True), markersize=7, zorder=3, **look)
                 handles.setdefault((role, arm), handle)
                 obstacles += xy
-                if role == "control":  # all of them stand close to (1, 0): the table tells them apart
+                if (
+                    role == "control"
+                ):  # all of them stand close to (1, 0): the table tells them apart
                     continue
                 for line, p in zip(members, xy, strict=True):
-                    if role == "modulated" and len(group) > ROOM and line not in (members[0], members[-1]):  # of about the same cost at every rate
+                    if (
+                        role == "modulated"
+                        and len(group) > ROOM
+                        and line not in (members[0], members[-1])
+                    ):  # of about the same cost at every rate
                         continue
                     change = line.mean["bpp_change_pct"]
-                    rate = f"{change:+.1f} % bpp" if len(group) <= ROOM and math.isfinite(change) else ""
-                    text = ", ".join(filter(None, (_quality(line) if several or rate else "", rate)))
+                    rate = (
+                        f"{change:+.1f} % bpp"
+                        if len(group) <= ROOM and math.isfinite(change)
+                        else ""
+                    )
+                    text = ", ".join(
+                        filter(None, (_quality(line) if several or rate else "", rate))
+                    )
                     if text:
                         points.append((*p, text, look["color"]))
             axes.axhline(0, color=theme.muted, linewidth=0.9, zorder=1)
-            (handles["original", "original"],) = axes.plot([1], [0], "o", color=theme.ink, markersize=7, zorder=3)
-            top = max(max(line.mean["flop_reduction"], *(line.reductions() or (1,))) for line in group)
+            (handles["original", "original"],) = axes.plot(
+                [1], [0], "o", color=theme.ink, markersize=7, zorder=3
+            )
+            top = max(
+                max(line.mean["flop_reduction"], *(line.reductions() or (1,))) for line in group
+            )
             axes.set_xlim(1 - 0.12 * max(top - 1, 0.25), top + 0.35 * max(top - 1, 0.25))
             axes.margins(y=0.16)
-            axes.set(xlabel="FLOP reduction (original MACs ÷ MACs, ×)", ylabel="PSNR drop (dB), lower is better")
+            axes.set(
+                xlabel="FLOP reduction (original MACs ÷ MACs, ×)",
+                ylabel="PSNR drop (dB), lower is better",
+            )
             axes.grid(color=theme.grid, linewidth=0.7)
             axes.set_axisbelow(True)
             if len(groups) > 1:
@@ -271,7 +401,9 @@ def widths(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
     groups: list[str] = []
     for line in shown:
         at = 0 if any(name in groups for name in line.members[0]["widths"]) else len(groups)
-        for name in line.members[0]["widths"]:  # what one arm leaves alone has its place among the others all the same
+        for name in line.members[0][
+            "widths"
+        ]:  # what one arm leaves alone has its place among the others all the same
             if name not in groups:
                 groups.insert(at, name)
             at = groups.index(name) + 1
@@ -280,11 +412,23 @@ def widths(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
 
     def whole(line: Line) -> dict[str, tuple[float, float]]:
         """Groups that other arms on the same architecture name: one that `line` does not name was left as it is."""
-        alike = [o for o in shown if o.setting == line.setting and o.members[0]["original_cost"] == line.members[0]["original_cost"]]
-        return {name: (before, before) for other in alike for name, (before, _) in other.members[0]["widths"].items()}
+        alike = [
+            o
+            for o in shown
+            if o.setting == line.setting
+            and o.members[0]["original_cost"] == line.members[0]["original_cost"]
+        ]
+        return {
+            name: (before, before)
+            for other in alike
+            for name, (before, _) in other.members[0]["widths"].items()
+        }
 
     with themed(theme):
-        figure = new_figure(1.6 + 2.9 * len(shown) if len(shown) > 1 else 6.0, 1.0 + (0.17 if small else 0.27) * len(groups))
+        figure = new_figure(
+            1.6 + 2.9 * len(shown) if len(shown) > 1 else 6.0,
+            1.0 + (0.17 if small else 0.27) * len(groups),
+        )
         panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
         pruned = _pruned_arms(lines)
         places = list(range(len(groups)))
@@ -297,14 +441,25 @@ def widths(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
             most = max(b for b, _ in pairs)
             for place, (b, a) in zip(places, pairs, strict=True):
                 if b:
-                    axes.text(b + 0.02 * most, place, f"{a:g} of {b:g}", va="center", fontsize=6 if small else 8, color=theme.muted if a == b else theme.ink)
+                    axes.text(
+                        b + 0.02 * most,
+                        place,
+                        f"{a:g} of {b:g}",
+                        va="center",
+                        fontsize=6 if small else 8,
+                        color=theme.muted if a == b else theme.ink,
+                    )
             axes.set_xlim(0, 1.32 * most)
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             name = " ".join((line.arm, _quality(line))) if line.role == "pruned" else line.arm
-            axes.set_title(_plain("\n".join(filter(None, (line.setting.codec if several else "", name)))))
+            axes.set_title(
+                _plain("\n".join(filter(None, (line.setting.codec if several else "", name))))
+            )
             axes.tick_params(axis="y", length=0, labelsize=6 if small else 9)
             axes.spines["left"].set_visible(False)
-        figure.supxlabel("channels per group (wide bar: before, narrow bar: after)", fontsize=10, color=theme.ink)
+        figure.supxlabel(
+            "channels per group (wide bar: before, narrow bar: after)", fontsize=10, color=theme.ink
+        )
         panels[0].set_yticks(places, [_plain(name) for name in groups])
         panels[0].set_ylim(len(groups) - 0.4, -0.6)
         return to_png(figure)
@@ -313,7 +468,11 @@ def widths(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
 def width_lines(lines: Sequence[Line]) -> list[Line]:
     """The pruned codecs whose widths are drawn; one codec for all rates has the same widths at each of them and is drawn once."""
     having = [line for line in lines if line.role == "pruned" and line.members[0]["widths"]]
-    having += {(line.setting, line.arm): line for line in lines if line.role == "modulated" and line.members[0]["widths"] and not line.between()}.values()
+    having += {
+        (line.setting, line.arm): line
+        for line in lines
+        if line.role == "modulated" and line.members[0]["widths"] and not line.between()
+    }.values()
     if len(having) <= MAX_PANELS:
         return having
     highest: dict[Any, Line] = {}
@@ -329,21 +488,40 @@ def lambda_schedule(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None
         return None
     with themed(theme):
         figure = new_figure(10.4, 0.6 + 3.6 * len(shown))
-        for line, (left, right) in zip(shown, figure.subplots(len(shown), 2, squeeze=False), strict=True):
+        for line, (left, right) in zip(
+            shown, figure.subplots(len(shown), 2, squeeze=False), strict=True
+        ):
             log = line.members[0]["schedule"]
             count = len(log[0]["lambdas"])
             for width in range(count):
                 colour = theme.hues[width % len(theme.hues)]
                 lambdas = [row["lambdas"][width] for row in log]
-                left.step([row["step"] for row in log], lambdas, where="post", color=colour, linestyle=DASHES[width % len(DASHES)], label=f"width {width}")
+                left.step(
+                    [row["step"] for row in log],
+                    lambdas,
+                    where="post",
+                    color=colour,
+                    linestyle=DASHES[width % len(DASHES)],
+                    label=f"width {width}",
+                )
                 right.plot(
                     [row["bpp"][width] for row in log], [row["psnr_db"][width] for row in log],
                     color=colour, marker=MARKERS[width % len(MARKERS)], markersize=3, linewidth=0.8, linestyle=":",
                 )  # fmt: skip
             for row, style in ((log[0], "--"), (log[-1], "-")):
-                right.plot(row["bpp"], row["psnr_db"], color=theme.ink, linewidth=1.2, linestyle=style, label="first" if row is log[0] else "last", zorder=1)
+                right.plot(
+                    row["bpp"],
+                    row["psnr_db"],
+                    color=theme.ink,
+                    linewidth=1.2,
+                    linestyle=style,
+                    label="first" if row is log[0] else "last",
+                    zorder=1,
+                )
             left.set(xlabel="step", ylabel="λ", yscale="log")
-            right.set(xlabel="estimated rate on validation photographs (bpp)", ylabel="PSNR, RGB (dB)")
+            right.set(
+                xlabel="estimated rate on validation photographs (bpp)", ylabel="PSNR, RGB (dB)"
+            )
             for axes in (left, right):
                 axes.grid(color=theme.grid, linewidth=0.7)
                 axes.set_axisbelow(True)

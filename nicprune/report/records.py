@@ -22,7 +22,17 @@ OPTIONAL: dict[str, Any] = {
     "schedule": [], "encode_peak_bytes": None, "decode_peak_bytes": None,
     "busy": None,
 }  # fmt: skip
-LATER = ("level", "dynamic", "skipping", "file_bytes", "width", "schedule", "encode_peak_bytes", "decode_peak_bytes", "busy")
+LATER = (
+    "level",
+    "dynamic",
+    "skipping",
+    "file_bytes",
+    "width",
+    "schedule",
+    "encode_peak_bytes",
+    "decode_peak_bytes",
+    "busy",
+)
 """Keys that records had not from the start; left out of a report of records without them."""
 
 
@@ -38,13 +48,23 @@ class Record(dict[str, Any]):
         FileError: not a record, or a figure is missing or of the wrong kind.
     """
 
-    def __init__(self, content: Mapping[str, Any], folder: Path | None = None, source: str | Path = "record") -> None:
-        super().__init__({key: type(value)() if isinstance(value, dict | list) else value for key, value in OPTIONAL.items()} | dict(content))
+    def __init__(
+        self, content: Mapping[str, Any], folder: Path | None = None, source: str | Path = "record"
+    ) -> None:
+        super().__init__(
+            {
+                key: type(value)() if isinstance(value, dict | list) else value
+                for key, value in OPTIONAL.items()
+            }
+            | dict(content)
+        )
         self.folder = folder
         _check(self, source)
         for key in ("codec", "label"):  # a line break would tear a table apart
             self[key] = " ".join(self[key].split())
-        if Path(self["codec"]).is_absolute():  # a report goes to others, for whom the place of a file here means nothing
+        if Path(
+            self["codec"]
+        ).is_absolute():  # a report goes to others, for whom the place of a file here means nothing
             self["codec"] = Path(self["codec"]).name
 
     def setting(self) -> Setting:
@@ -75,16 +95,24 @@ class Setting(NamedTuple):
 
     def __str__(self) -> str:
         count = len(self.images)
-        tested = f"{count} image{'s' * (count != 1)} of {self.test or 'an unnamed folder'}" if count else self.test or "test images unknown"
+        tested = (
+            f"{count} image{'s' * (count != 1)} of {self.test or 'an unnamed folder'}"
+            if count
+            else self.test or "test images unknown"
+        )
         return f"{self.codec}{f' ({self.metric})' if self.metric else ''}, {tested}"
 
 
 def _check(record: Record, source: str | Path) -> None:
     """Raise FileError in one line unless `record` has the shape of a record."""
     if record.get("format") != FORMAT:
-        raise FileError(f"{source} is not a record: format is {record.get('format')!r}, expected {FORMAT!r}; give folders that `nicprune run` wrote")
+        raise FileError(
+            f"{source} is not a record: format is {record.get('format')!r}, expected {FORMAT!r}; give folders that `nicprune run` wrote"
+        )
     if record.get("version") != VERSION:
-        raise FileError(f"{source} is a record of version {record.get('version')!r}, this nicprune reads version {VERSION}: run the recipe again")
+        raise FileError(
+            f"{source} is a record of version {record.get('version')!r}, this nicprune reads version {VERSION}: run the recipe again"
+        )
 
     def expect(good: bool, what: str) -> None:
         if not good:
@@ -92,27 +120,75 @@ def _check(record: Record, source: str | Path) -> None:
 
     for key in ("codec", "label"):
         expect(isinstance(record.get(key), str), f"{key!r} as text, found {record.get(key)!r}")
-    expect(record.get("role") in ROLES, f"'role' to be one of {', '.join(ROLES)}, found {record.get('role')!r}")
+    expect(
+        record.get("role") in ROLES,
+        f"'role' to be one of {', '.join(ROLES)}, found {record.get('role')!r}",
+    )
     for key in ("cost", "original_cost"):
         cost = record.get(key)
-        good = isinstance(cost, dict) and all(isinstance(cost.get(c), int) and cost[c] >= 0 for c in COSTS)
+        good = isinstance(cost, dict) and all(
+            isinstance(cost.get(c), int) and cost[c] >= 0 for c in COSTS
+        )
         expect(good, f"{key!r} with the whole numbers {', '.join(COSTS)}, found {cost!r}"[:200])
     for key in FIGURES:
-        expect(key in record and (record[key] is None or isinstance(record[key], int | float)), f"{key!r} as a number, found {record.get(key)!r}")
-    for key in ("quality", "seed", "steps", "lmbda", "threads", "level", "file_bytes", "width", "encode_peak_bytes", "decode_peak_bytes", "busy"):
-        expect(record[key] is None or isinstance(record[key], int | float), f"{key!r} as a number, found {record[key]!r}")
+        expect(
+            key in record and (record[key] is None or isinstance(record[key], int | float)),
+            f"{key!r} as a number, found {record.get(key)!r}",
+        )
+    for key in (
+        "quality",
+        "seed",
+        "steps",
+        "lmbda",
+        "threads",
+        "level",
+        "file_bytes",
+        "width",
+        "encode_peak_bytes",
+        "decode_peak_bytes",
+        "busy",
+    ):
+        expect(
+            record[key] is None or isinstance(record[key], int | float),
+            f"{key!r} as a number, found {record[key]!r}",
+        )
     for key, count in (("widths", 2), ("by_transform", 2), ("dynamic", 3)):
         items = record[key].values() if isinstance(record[key], dict) else [None]
-        good = all(isinstance(item, list | tuple) and len(item) == count and all(isinstance(n, int | float) for n in item) for item in items)
+        good = all(
+            isinstance(item, list | tuple)
+            and len(item) == count
+            and all(isinstance(n, int | float) for n in item)
+            for item in items
+        )
         expect(good, f"{key!r} as names with {('two', 'three')[count - 2]} numbers each")
     spread = record["dynamic"].get("macs")
-    expect(not record["dynamic"] or (spread is not None and 0 < spread[1] <= spread[2]), f"'dynamic' with mean, smallest and largest 'macs', found {spread!r}")
-    sides = [record["skipping"].get(side) for side in ("encode_s", "decode_s")] if isinstance(record["skipping"], dict) else [None]
-    pairs = all(isinstance(side, list | tuple) and len(side) == 2 and all(isinstance(n, int | float) and n > 0 for n in side) for side in sides)
-    expect(record["skipping"] == {} or pairs, f"'skipping' with two times each for encode_s and decode_s, found {record['skipping']!r}"[:200])
+    expect(
+        not record["dynamic"] or (spread is not None and 0 < spread[1] <= spread[2]),
+        f"'dynamic' with mean, smallest and largest 'macs', found {spread!r}",
+    )
+    sides = (
+        [record["skipping"].get(side) for side in ("encode_s", "decode_s")]
+        if isinstance(record["skipping"], dict)
+        else [None]
+    )
+    pairs = all(
+        isinstance(side, list | tuple)
+        and len(side) == 2
+        and all(isinstance(n, int | float) and n > 0 for n in side)
+        for side in sides
+    )
+    expect(
+        record["skipping"] == {} or pairs,
+        f"'skipping' with two times each for encode_s and decode_s, found {record['skipping']!r}"[
+            :200
+        ],
+    )
     expect(isinstance(record["versions"], dict), "'versions' as names and versions")
     for key, needed in (("images", ("name",)), ("crops", ("image", "original", "decoded"))):
-        good = isinstance(record[key], list) and all(isinstance(item, dict) and all(isinstance(item.get(n), str) for n in needed) for item in record[key])
+        good = isinstance(record[key], list) and all(
+            isinstance(item, dict) and all(isinstance(item.get(n), str) for n in needed)
+            for item in record[key]
+        )
         expect(good, f"{key!r} as a list whose entries have {', '.join(needed)}")
 
 
@@ -126,14 +202,21 @@ def read(path: Path) -> list[Record]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise FileError(f"{path} is truncated or not JSON ({str(error)[:100]}); run its recipe again to write it anew") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise FileError(
+            f"{path} is truncated or not JSON ({str(error)[:100]}); run its recipe again to write it anew"
+        ) from error
     many = isinstance(content, list)
     records = []
     for number, item in enumerate(content if many else [content], 1):
         source = f"{path}, entry {number}," if many else path
         if not isinstance(item, dict):
-            raise FileError(f"{source} is not a record: found {type(item).__name__}, expected an object of format {FORMAT!r}")
+            raise FileError(
+                f"{source} is not a record: found {type(item).__name__}, expected an object of format {FORMAT!r}"
+            )
         records.append(Record(item, path.parent, source))
     return records
 
@@ -147,16 +230,28 @@ def collect(paths: Sequence[str | Path]) -> list[Record]:
     files: dict[Path, Path] = {}
     for path in map(Path, paths):
         if not path.exists():
-            raise FileError(f"{path} does not exist; give folders that `nicprune run` wrote, or record.json files")
-        below = [path] if path.is_file() else sorted(path.rglob("record.json")) or sorted(path.rglob("records.json"))
+            raise FileError(
+                f"{path} does not exist; give folders that `nicprune run` wrote, or record.json files"
+            )
+        below = (
+            [path]
+            if path.is_file()
+            else sorted(path.rglob("record.json")) or sorted(path.rglob("records.json"))
+        )
         if not below:
-            raise FileError(f"no record.json or records.json below {path}; `nicprune run RECIPE` writes them")
+            raise FileError(
+                f"no record.json or records.json below {path}; `nicprune run RECIPE` writes them"
+            )
         files |= {file.resolve(): file for file in below}
     if not files:
-        raise FileError("no paths given to look for record.json in; give folders that `nicprune run` wrote")
+        raise FileError(
+            "no paths given to look for record.json in; give folders that `nicprune run` wrote"
+        )
     found: dict[str, Record] = {}
     for file in files.values():
-        for record in read(file):  # a report holds copies of the records it was made from: the same record counts once
+        for record in read(
+            file
+        ):  # a report holds copies of the records it was made from: the same record counts once
             identity = {key: value for key, value in record.items() if key not in ("crops", "file")}
             found.setdefault(json.dumps(identity, sort_keys=True), record)
     return list(found.values())
@@ -164,10 +259,22 @@ def collect(paths: Sequence[str | Path]) -> list[Record]:
 
 def as_records(records: Sequence[Mapping[str, Any]]) -> list[Record]:
     """Check records that may be plain mappings; sorted by setting, quality, role, label and seed, rates between qualities last."""
-    checked = [record if isinstance(record, Record) else Record(record, None, f"record {n}") for n, record in enumerate(records, 1)]
+    checked = [
+        record if isinstance(record, Record) else Record(record, None, f"record {n}")
+        for n, record in enumerate(records, 1)
+    ]
 
     def place(r: Record) -> tuple[Any, ...]:
-        return r.setting(), r.between(), number(r["quality"]), ROLES.index(r["role"]), r["label"], number(r["seed"]), number(r["level"]), number(r["width"])
+        return (
+            r.setting(),
+            r.between(),
+            number(r["quality"]),
+            ROLES.index(r["role"]),
+            r["label"],
+            number(r["seed"]),
+            number(r["level"]),
+            number(r["width"]),
+        )
 
     return sorted(checked, key=place)
 
@@ -182,6 +289,7 @@ def arms(records: Sequence[Record]) -> list[str]:
 
     Repeated measurements of the same codec, equal in cost, bpp and PSNR, share an arm.
     """
+
     def clashes(names: Sequence[str]) -> bool:
         seen: dict[Any, Any] = {}
         for record, name in zip(records, names, strict=True):
@@ -195,7 +303,9 @@ def arms(records: Sequence[Record]) -> list[str]:
     names = [record["label"] for record in records]
     if clashes(names):
         names = [
-            f"{name} ({record['recipe'] or 'no recipe'})" if (record.setting(), record["role"], name) in clashing else name
+            f"{name} ({record['recipe'] or 'no recipe'})"
+            if (record.setting(), record["role"], name) in clashing
+            else name
             for record, name in zip(records, names, strict=True)
         ]
         clashing.clear()
@@ -215,15 +325,27 @@ def counterpart(record: Record, records: Sequence[Record], role: str) -> Record 
     One codec for all rates is compared at each quality with the codec of that quality, where that has the architecture which it started from.
     Where several fit, the one of the same recipe (by name), seed, steps, text of the recipe and machine is taken, in this order.
     """
+
     def fits(other: Record) -> bool:
         return (
             other["role"] == role and other["quality"] == record["quality"] and other.setting() == record.setting()
             and record["original_cost"] in (other["cost"], other["original_cost"])
         )  # fmt: skip
 
-    return None if record.between() else max((other for other in records if fits(other)), key=lambda other: closeness(record, other), default=None)
+    return (
+        None
+        if record.between()
+        else max(
+            (other for other in records if fits(other)),
+            key=lambda other: closeness(record, other),
+            default=None,
+        )
+    )
 
 
 def closeness(record: Record, other: Record) -> tuple[bool, ...]:
     """How much of the circumstances two records share; larger is closer."""
-    return tuple(record[key] == other[key] for key in ("recipe", "seed", "steps", "recipe_sha256", "machine", "threads"))
+    return tuple(
+        record[key] == other[key]
+        for key in ("recipe", "seed", "steps", "recipe_sha256", "machine", "threads")
+    )

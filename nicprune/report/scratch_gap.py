@@ -21,8 +21,17 @@ NOTE = (
 
 def cost(record: Record) -> float | None:
     """lambda * 255^2 * MSE + bpp of a record, mean over images; None where it was not trained for squared error, or a figure is missing."""
-    errors = [10 ** (-image["psnr_db"] / 10) for image in record["images"] if isinstance(image.get("psnr_db"), int | float)]
-    if record["metric"] not in ("mse", None) or record["lmbda"] is None or record["bpp"] is None or not errors:
+    errors = [
+        10 ** (-image["psnr_db"] / 10)
+        for image in record["images"]
+        if isinstance(image.get("psnr_db"), int | float)
+    ]
+    if (
+        record["metric"] not in ("mse", None)
+        or record["lmbda"] is None
+        or record["bpp"] is None
+        or not errors
+    ):
         return None
     return float(record["lmbda"] * 255**2 * statistics.fmean(errors) + record["bpp"])
 
@@ -54,7 +63,17 @@ class Gap:
         ]  # fmt: skip
 
 
-HEADERS = ("q", "codec", "FLOP reduction", "same size, from scratch", "its steps", "cost of the original", "of the codec", "from scratch", "gap closed")
+HEADERS = (
+    "q",
+    "codec",
+    "FLOP reduction",
+    "same size, from scratch",
+    "its steps",
+    "cost of the original",
+    "of the codec",
+    "from scratch",
+    "gap closed",
+)
 
 
 def _mean(line: Line) -> float | None:
@@ -69,16 +88,45 @@ def gaps(group: Sequence[Line]) -> list[Gap]:
     for line in group:
         if line.role != "pruned" or line in scratches:
             continue
-        original = next((other for other in group if other.role == "original" and other.quality == line.quality), None)
+        original = next(
+            (
+                other
+                for other in group
+                if other.role == "original" and other.quality == line.quality
+            ),
+            None,
+        )
         for scratch in scratches:
             macs = [other.mean["macs"] for other in (line, scratch)]
             values = [_mean(other) for other in (original, scratch, line) if other is not None]
-            if scratch.quality != line.quality or abs(macs[0] / macs[1] - 1) > ALIKE or len(values) < 3 or None in values:
+            if (
+                scratch.quality != line.quality
+                or abs(macs[0] / macs[1] - 1) > ALIKE
+                or len(values) < 3
+                or None in values
+            ):
                 continue
             # Costs by different lambdas say nothing about each other.
-            if any(not math.isclose(other.members[0]["lmbda"] or 0, line.members[0]["lmbda"] or 0, rel_tol=1e-4) for other in (original, scratch) if other):
+            if any(
+                not math.isclose(
+                    other.members[0]["lmbda"] or 0, line.members[0]["lmbda"] or 0, rel_tol=1e-4
+                )
+                for other in (original, scratch)
+                if other
+            ):
                 continue
             before, from_scratch, after = (float(value) for value in values if value is not None)
             steps = int(scratch.members[0]["steps"] or 0)
-            found.append(Gap(line.quality, line.arm, scratch.arm, steps, line.mean["flop_reduction"], before, from_scratch, after))
+            found.append(
+                Gap(
+                    line.quality,
+                    line.arm,
+                    scratch.arm,
+                    steps,
+                    line.mean["flop_reduction"],
+                    before,
+                    from_scratch,
+                    after,
+                )
+            )
     return sorted(found, key=lambda gap: (gap.quality or 0, gap.steps, gap.scratch, gap.codec))

@@ -30,22 +30,54 @@ def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     a record has one of them; so are width, and the peak of memory.
     """
     ready = as_records(records)
-    ordered = sorted(ready, key=lambda r: (r["codec"], r.between(), number(r["quality"]), ROLES.index(r["role"]), r["label"]))
+    ordered = sorted(
+        ready,
+        key=lambda r: (
+            r["codec"],
+            r.between(),
+            number(r["quality"]),
+            ROLES.index(r["role"]),
+            r["label"],
+        ),
+    )
     groups = (FIRST_LATER, ("width",), ("encode_peak_bytes", "decode_peak_bytes"), ("busy",))
     held = {key for record in ready for key in LATER if record[key] not in (None, {}, [])}
-    later = [key for keys in groups if held & {*keys, *(("dynamic", "skipping") if keys is FIRST_LATER else ())} for key in keys]
+    later = [
+        key
+        for keys in groups
+        if held & {*keys, *(("dynamic", "skipping") if keys is FIRST_LATER else ())}
+        for key in keys
+    ]
     frame = pd.DataFrame([row(record, ready) for record in ordered], columns=[*COLUMNS, *later])
-    whole: list[str] = [key for key in ("file_bytes", "width", "encode_peak_bytes", "decode_peak_bytes") if key in later]
+    whole: list[str] = [
+        key
+        for key in ("file_bytes", "width", "encode_peak_bytes", "decode_peak_bytes")
+        if key in later
+    ]
     if all(isinstance(record["quality"], int | None) for record in ready):
         whole.append("quality")
-    return frame.astype(dict.fromkeys(whole, "Int64")) if later else frame  # blanks among them would make 1.0 of 1
+    return (
+        frame.astype(dict.fromkeys(whole, "Int64")) if later else frame
+    )  # blanks among them would make 1.0 of 1
 
 
-HEADERS = ("q", "codec", "kMAC/pixel", "FLOP reduction", "bpp", "PSNR dB", "PSNR drop dB (%)", "MS-SSIM", "encode s", "decode s")
+HEADERS = (
+    "q",
+    "codec",
+    "kMAC/pixel",
+    "FLOP reduction",
+    "bpp",
+    "PSNR dB",
+    "PSNR drop dB (%)",
+    "MS-SSIM",
+    "encode s",
+    "decode s",
+)
 
 
 def cells(line: Line, times: str = "×", plus_minus: str = "±", missing: str = "–") -> list[str]:
     """One line of the compact table."""
+
     def show(key: str, form: str) -> str:
         return line.show(key, form, plus_minus, missing)
 
@@ -70,32 +102,64 @@ def footnote(group: Sequence[Line]) -> str:
     members = [record for line in group for record in line.members]
 
     def said(key: str) -> str:
-        return ", ".join(sorted({str(record[key]) for record in members if record[key] is not None})) or "unknown"
+        return (
+            ", ".join(sorted({str(record[key]) for record in members if record[key] is not None}))
+            or "unknown"
+        )
 
     note = (
         f"MACs counted by {said('counter')} at 64x64. bpp of the real bitstreams. PSNR: RGB, 8-bit rounded, mean over images; drop relative to the original. "
         f"Times: seconds per image, {said('device')}, {said('threads')} thread(s)"
     )
     # Seconds stand there for orientation; `nicprune time` takes codecs in turns.
-    note += "." if all(record.quiet() for record in members) else "; other programs used the processor meanwhile, or may have: no speed-ups."
+    note += (
+        "."
+        if all(record.quiet() for record in members)
+        else "; other programs used the processor meanwhile, or may have: no speed-ups."
+    )
     seeds = sorted({line.seeds for line in group if line.seeds > 1})
     if seeds:
         note += f" Rows with +- are means over {' or '.join(map(str, seeds))} seeds with the sample standard deviation."
     if any(line.reductions() for line in group):
-        note += " With gates: MACs are means over the images; in brackets the range over the images."
-    if slim := list(dict.fromkeys(line.arm for line in group if line.members[0]["width"] is not None)):
+        note += (
+            " With gates: MACs are means over the images; in brackets the range over the images."
+        )
+    if slim := list(
+        dict.fromkeys(line.arm for line in group if line.members[0]["width"] is not None)
+    ):
         note += f" Slimmable ({', '.join(slim)}): {'each one codec' if len(slim) > 1 else 'one codec'} of several widths, each with a lambda of its own."
-    if modulated := list(dict.fromkeys(line.arm for line in group if line.role == "modulated" and line.members[0]["width"] is None)):
+    if modulated := list(
+        dict.fromkeys(
+            line.arm
+            for line in group
+            if line.role == "modulated" and line.members[0]["width"] is None
+        )
+    ):
         each = "each one codec" if len(modulated) > 1 else "one codec"
         note += f" Modulated ({', '.join(modulated)}): {each} for all rates, compared at each quality with the original trained for it."
-    for reason in dict.fromkeys(blank(line, group) for line in group if line.role != "original" and not math.isfinite(line.mean["psnr_drop_db"])):
+    for reason in dict.fromkeys(
+        blank(line, group)
+        for line in group
+        if line.role != "original" and not math.isfinite(line.mean["psnr_drop_db"])
+    ):
         note += f" No drop where {reason}."
     return note
 
 
 def text_table(records: Sequence[Mapping[str, Any]]) -> str:
     """A compact plain-text table for the terminal, at most 120 columns wide, one per codec and test folder; ASCII but for names."""
-    headers = ["q", "codec", "kMAC\n/pixel", "FLOP\nreduction", "bpp", "PSNR\ndB", "PSNR drop\ndB (%)", "MS-SSIM", "encode\ns", "decode\ns"]
+    headers = [
+        "q",
+        "codec",
+        "kMAC\n/pixel",
+        "FLOP\nreduction",
+        "bpp",
+        "PSNR\ndB",
+        "PSNR drop\ndB (%)",
+        "MS-SSIM",
+        "encode\ns",
+        "decode\ns",
+    ]
     blocks = []
     for setting, group in compact(records).items():
         rows = [cells(line, "x", "+-", "-") for line in group]
@@ -115,13 +179,23 @@ def text_table(records: Sequence[Mapping[str, Any]]) -> str:
             else:
                 widest = max(8, widest - over)
         below = [footnote(group), *_storage(group)]
-        blocks.append("\n".join([textwrap.shorten(str(setting), WIDTH), text, *(textwrap.fill(said, WIDTH) for said in below)]))
+        blocks.append(
+            "\n".join(
+                [
+                    textwrap.shorten(str(setting), WIDTH),
+                    text,
+                    *(textwrap.fill(said, WIDTH) for said in below),
+                ]
+            )
+        )
     return "\n\n".join(blocks)
 
 
 def _storage(group: Sequence[Line]) -> list[str]:
     """One paragraph on files, if there is something to say."""
-    said = [f"{stored.arm}: {stored.swap()}" for stored in storage(group) if stored.role == "modulated"]
+    said = [
+        f"{stored.arm}: {stored.swap()}" for stored in storage(group) if stored.role == "modulated"
+    ]
     return [f"Storage. {'. '.join(said)}."] if said else []
 
 
@@ -132,15 +206,33 @@ def _formatted(
     blocks = []
     for setting, group in compact(records).items():
         # Escape before the signs go in, which are markup in LaTeX.
-        rows = [[escape(c).replace("\0", times).replace("\1", plus_minus) for c in cells(line, "\0", "\1", "–")] for line in group]
-        body = tabulate(rows, [escape(h) for h in HEADERS], tablefmt=fmt, disable_numparse=True, colalign=ALIGN)
-        below = [escape(said.replace("+-", "\1")).replace("\1", plus_minus) for said in (footnote(group), *_storage(group))]
-        blocks.append(title.format(escape(str(setting))) + body + "\n" + "".join(note.format(said) for said in below) + extra(group))
+        rows = [
+            [
+                escape(c).replace("\0", times).replace("\1", plus_minus)
+                for c in cells(line, "\0", "\1", "–")
+            ]
+            for line in group
+        ]
+        body = tabulate(
+            rows, [escape(h) for h in HEADERS], tablefmt=fmt, disable_numparse=True, colalign=ALIGN
+        )
+        below = [
+            escape(said.replace("+-", "\1")).replace("\1", plus_minus)
+            for said in (footnote(group), *_storage(group))
+        ]
+        blocks.append(
+            title.format(escape(str(setting)))
+            + body
+            + "\n"
+            + "".join(note.format(said) for said in below)
+            + extra(group)
+        )
     return "\n".join(blocks)
 
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     """The compact table as Markdown, with a table of the MACs per image below it where there are gates."""
+
     def escape(text: str) -> str:
         for sign in "\\`*_|<>[]":
             text = text.replace(sign, "\\" + sign)
@@ -149,20 +241,52 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     def images(group: Sequence[Line]) -> str:
         spreads = per_image(group)
         count = timed(spreads)
-        rows = [["–" if s.line.quality is None else str(s.line.quality), escape(s.line.arm), *map(escape, s.cells(count > 0))] for s in spreads]
+        rows = [
+            [
+                "–" if s.line.quality is None else str(s.line.quality),
+                escape(s.line.arm),
+                *map(escape, s.cells(count > 0)),
+            ]
+            for s in spreads
+        ]
         align = ("right", "left", "left", *["right"] * (len(columns(count > 0)) - 1))
-        body = tabulate(rows, ["q", "codec", *columns(count > 0)], tablefmt="pipe", disable_numparse=True, colalign=align if rows else None)
+        body = tabulate(
+            rows,
+            ["q", "codec", *columns(count > 0)],
+            tablefmt="pipe",
+            disable_numparse=True,
+            colalign=align if rows else None,
+        )
         below = f"\n{SPEEDS.format(count)}\n" if count else ""
         tested = len(group[0].setting.images)
-        return f"\n**Per image** (kMAC/pixel with gates, over {tested} image{'s' * (tested != 1)})\n\n{body}\n{below}" if rows else ""
+        return (
+            f"\n**Per image** (kMAC/pixel with gates, over {tested} image{'s' * (tested != 1)})\n\n{body}\n{below}"
+            if rows
+            else ""
+        )
 
     def scratch(group: Sequence[Line]) -> str:
         rows = [[escape(cell) for cell in gap.cells()] for gap in gaps(group)]
         align = ["left" if i in (1, 3) else "right" for i in range(len(HEADERS_OF_GAPS))]
-        body = tabulate(rows, HEADERS_OF_GAPS, tablefmt="pipe", disable_numparse=True, colalign=align if rows else None)
+        body = tabulate(
+            rows,
+            HEADERS_OF_GAPS,
+            tablefmt="pipe",
+            disable_numparse=True,
+            colalign=align if rows else None,
+        )
         return f"\n**Against training from scratch**\n\n{body}\n\n{escape(NOTE)}\n" if rows else ""
 
-    return _formatted(records, "pipe", escape, "**{}**\n\n", "\n{}\n", "×", "±", lambda group: images(group) + scratch(group))
+    return _formatted(
+        records,
+        "pipe",
+        escape,
+        "**{}**\n\n",
+        "\n{}\n",
+        "×",
+        "±",
+        lambda group: images(group) + scratch(group),
+    )
 
 
 LATEX = {
@@ -173,7 +297,16 @@ LATEX = {
 
 def latex(records: Sequence[Mapping[str, Any]]) -> str:
     """The compact table as LaTeX tabulars that need no package."""
+
     def escape(text: str) -> str:
         return "".join(LATEX.get(sign, sign) for sign in text)
 
-    return _formatted(records, "latex_raw", escape, "% {}\n", "\n\\par\\smallskip\\noindent{{\\footnotesize {}}}\n", r"$\times$", r"$\pm$")
+    return _formatted(
+        records,
+        "latex_raw",
+        escape,
+        "% {}\n",
+        "\n\\par\\smallskip\\noindent{{\\footnotesize {}}}\n",
+        r"$\times$",
+        r"$\pm$",
+    )

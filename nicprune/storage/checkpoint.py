@@ -23,7 +23,16 @@ from nicprune.codecs.cdf import note_tables, refresh_tables, update_tables
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds import resize
 from nicprune.codecs.provenance import Provenance, provenance, set_provenance
-from nicprune.codecs.zoo import DEMO, build_from_path, build_named, check_name, codec_names, qualities, read_compressai_file, rebuild
+from nicprune.codecs.zoo import (
+    DEMO,
+    build_from_path,
+    build_named,
+    check_name,
+    codec_names,
+    qualities,
+    read_compressai_file,
+    rebuild,
+)
 from nicprune.common.errors import CodecError, FileError, NicpruneError
 from nicprune.common.files import expand, write_atomically
 from nicprune.methods import Attached, Method, attach
@@ -54,7 +63,9 @@ def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
     attached: Attached | None = codec if isinstance(codec, Attached) else None
     codec = unwrap(codec)
     if attached is not None and not attached.stays or attached is None and has_hooks(codec):
-        raise CodecError("this codec still has methods attached that only pruning ends; save masked.harden(), or masked.detach()")
+        raise CodecError(
+            "this codec still has methods attached that only pruning ends; save masked.harden(), or masked.detach()"
+        )
     check_codec(codec)
     refresh_tables(codec if attached is None else attached)
     record = provenance(codec)
@@ -76,8 +87,13 @@ def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
         tensors[key] = value.half() if key in shrinks else value.clone()
     if attached is not None:
         methods = cast("list[Method]", list(attached.methods))
-        header["methods"] = [{"name": m.name, "settings": m.config.model_dump(mode="json")} for m in methods]
-        tensors |= {STATE + key: value.detach().cpu().clone() for key, value in attached.methods.state_dict().items()}
+        header["methods"] = [
+            {"name": m.name, "settings": m.config.model_dump(mode="json")} for m in methods
+        ]
+        tensors |= {
+            STATE + key: value.detach().cpu().clone()
+            for key, value in attached.methods.state_dict().items()
+        }
 
     def write(temporary: Path) -> None:
         try:
@@ -107,7 +123,9 @@ def read_header(path: str | Path) -> dict[str, Any]:
     except (KeyError, ValueError, TypeError):
         raise FileError(f"{path} is a safetensors file, but not one that nicprune saved") from None
     if header.get("format") != FORMAT or version > WITH_METHODS:
-        raise FileError(f"{path} has format version {version}; this nicprune reads up to {WITH_METHODS}: pip install --upgrade nicprune")
+        raise FileError(
+            f"{path} has format version {version}; this nicprune reads up to {WITH_METHODS}: pip install --upgrade nicprune"
+        )
     return header
 
 
@@ -128,15 +146,27 @@ def load(path: str | Path, *, factory: Callable[[], nn.Module] | None = None) ->
             state: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise FileError(f"{path} is cut short ({error})") from None
-    state = {key: value.float() if value.dtype == torch.float16 else value for key, value in state.items()}
-    methods = {key.removeprefix(STATE): state.pop(key) for key in list(state) if key.startswith(STATE)}
+    state = {
+        key: value.float() if value.dtype == torch.float16 else value
+        for key, value in state.items()
+    }
+    methods = {
+        key.removeprefix(STATE): state.pop(key) for key in list(state) if key.startswith(STATE)
+    }
     try:
         codec = rebuild(header["build"], factory)
         fill(codec, state, str(path))
         original = {name: int(value) for name, value in (header.get("original") or {}).items()}
         if original:
             Totals(**original)
-        record = Provenance(header["name"], header.get("quality"), header.get("metric", "mse"), header["build"], original, header.get("history") or [])
+        record = Provenance(
+            header["name"],
+            header.get("quality"),
+            header.get("metric", "mse"),
+            header["build"],
+            original,
+            header.get("history") or [],
+        )
     except NicpruneError:
         raise
     except Exception as error:  # a header that somebody else wrote
@@ -144,19 +174,31 @@ def load(path: str | Path, *, factory: Callable[[], nn.Module] | None = None) ->
         raise FileError(f"{path} is damaged, or not of this nicprune's making: {reason}") from error
     set_provenance(codec, record)
     note_tables(codec)
-    return _with_methods(codec, header, methods, str(path)).eval() if header.get("methods") else codec.eval()
+    return (
+        _with_methods(codec, header, methods, str(path)).eval()
+        if header.get("methods")
+        else codec.eval()
+    )
 
 
-def _with_methods(codec: nn.Module, header: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> Attached:
+def _with_methods(
+    codec: nn.Module, header: Mapping[str, Any], state: Mapping[str, Tensor], where: str
+) -> Attached:
     try:
         attached = attach(codec, [(str(m["name"]), dict(m["settings"])) for m in header["methods"]])
         attached.methods.load_state_dict(dict(state))
     except NicpruneError as error:
-        raise FileError(f"{where} holds methods that this nicprune cannot attach: {error}") from None
+        raise FileError(
+            f"{where} holds methods that this nicprune cannot attach: {error}"
+        ) from None
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{where} is damaged: the state of its methods does not fit ({str(error).splitlines()[0]})") from None
+        raise FileError(
+            f"{where} is damaged: the state of its methods does not fit ({str(error).splitlines()[0]})"
+        ) from None
     if not attached.stays:
-        raise FileError(f"{where} is damaged: {', '.join(m['name'] for m in header['methods'])} cannot be part of a saved codec")
+        raise FileError(
+            f"{where} is damaged: {', '.join(m['name'] for m in header['methods'])} cannot be part of a saved codec"
+        )
     note_tables(attached)
     return attached
 
@@ -171,7 +213,11 @@ def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     missing = [k for k in own if k not in state]
     extra = [k for k in state if k not in own]
     if missing or extra:
-        told = "; ".join(f"{what} {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}" for what, keys in (("missing", missing), ("unknown", extra)) if keys)
+        told = "; ".join(
+            f"{what} {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
+            for what, keys in (("missing", missing), ("unknown", extra))
+            if keys
+        )
         raise FileError(f"{where} does not fit {type(codec).__name__}: {told}")
     resize(codec, state)
     # Not CompressionModel.load_state_dict, which wants CDF tables empty: they have their shapes already.
@@ -183,12 +229,16 @@ def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
             forward_for_analysis(codec.eval(), torch.zeros(1, 3, FACTOR, FACTOR))
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).splitlines()[0]
-        raise FileError(f"{where} does not fit {type(codec).__name__}: its layers' widths do not match ({reason})") from None
+        raise FileError(
+            f"{where} does not fit {type(codec).__name__}: its layers' widths do not match ({reason})"
+        ) from None
     finally:
         codec.train(training)
 
 
-def load_codec(name: str, quality: int | None = None, *, metric: str = "mse", weights: str | Path = "official") -> nn.Module:
+def load_codec(
+    name: str, quality: int | None = None, *, metric: str = "mse", weights: str | Path = "official"
+) -> nn.Module:
     """Load or build a codec.
 
     Args:
@@ -209,13 +259,21 @@ def load_codec(name: str, quality: int | None = None, *, metric: str = "mse", we
     if ":" in str(name):
         codec = build_from_path(str(name), quality)
         provenance(codec).metric = metric
-        return codec.eval() if str(weights) in ("official", "none") else _load_weights(codec, expand(weights)).eval()
+        return (
+            codec.eval()
+            if str(weights) in ("official", "none")
+            else _load_weights(codec, expand(weights)).eval()
+        )
     if name not in codec_names() and Path(name).suffix in (".pth", ".tar", ".pt"):
-        raise CodecError(f"{name} holds weights only; name its architecture and pass weights={str(name)!r}")
+        raise CodecError(
+            f"{name} holds weights only; name its architecture and pass weights={str(name)!r}"
+        )
     check_name(name, quality, metric)
     if str(weights) == "official" and name == DEMO:
         if metric != "mse":
-            raise CodecError(f"the weights of {DEMO} were trained for mse; there are none for {metric}")
+            raise CodecError(
+                f"the weights of {DEMO} were trained for mse; there are none for {metric}"
+            )
         return _embedded(quality)
     if str(weights) in ("official", "none"):
         return build_named(name, quality, metric, official=str(weights) == "official")
@@ -232,10 +290,14 @@ def embedded_file(quality: int) -> Path:
 
 def _embedded(quality: int | None) -> nn.Module:
     if quality is None:
-        raise CodecError(f"{DEMO} needs a quality ({qualities(DEMO).start} to {qualities(DEMO).stop - 1})")
+        raise CodecError(
+            f"{DEMO} needs a quality ({qualities(DEMO).start} to {qualities(DEMO).stop - 1})"
+        )
     path = embedded_file(quality)
     if not path.exists():
-        raise CodecError(f"the weights of {DEMO} quality {quality} are missing from this installation; reinstall nicprune")
+        raise CodecError(
+            f"the weights of {DEMO} quality {quality} are missing from this installation; reinstall nicprune"
+        )
     codec = load(path)
     record = provenance(codec)
     record.name, record.quality = DEMO, quality
@@ -249,18 +311,40 @@ def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
     if str(weights).endswith(".safetensors"):
         loaded = load(weights, factory=lambda: codec)
         stored = provenance(codec)
-        record.build, record.original, record.history = stored.build, stored.original, stored.history
+        record.build, record.original, record.history = (
+            stored.build,
+            stored.original,
+            stored.history,
+        )
     else:
         state = read_compressai_file(weights)
         own = codec.state_dict()
         state = _modern_keys(codec, state)
         # Files saved before update() hold no CDF tables, others' tables have their own length: both are fine.
-        differing = [k for k, v in state.items() if k in own and k.rsplit(".", 1)[-1] not in TABLES and v.shape != own[k].shape]
-        fill(codec, {**{k: v for k, v in own.items() if k.rsplit(".", 1)[-1] in TABLES and k not in state}, **state}, str(weights))
+        differing = [
+            k
+            for k, v in state.items()
+            if k in own and k.rsplit(".", 1)[-1] not in TABLES and v.shape != own[k].shape
+        ]
+        fill(
+            codec,
+            {
+                **{
+                    k: v
+                    for k, v in own.items()
+                    if k.rsplit(".", 1)[-1] in TABLES and k not in state
+                },
+                **state,
+            },
+            str(weights),
+        )
         update_tables(codec)
         if differing:
             told = f"{differing[0]} is {tuple(state[differing[0]].shape)}, usual is {tuple(own[differing[0]].shape)}"
-            warnings.warn(f"{weights} has other widths than {record.name}{f' quality {record.quality}' if record.quality else ''} ({told})", stacklevel=4)
+            warnings.warn(
+                f"{weights} has other widths than {record.name}{f' quality {record.quality}' if record.quality else ''} ({told})",
+                stacklevel=4,
+            )
     set_provenance(codec, record)
     note_tables(codec)
     return loaded
@@ -274,7 +358,7 @@ def _modern_keys(codec: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
     for key, value in state.items():
         prefix, _, last = key.rpartition(".")
         for old, new in lists.items():
-            candidate = f"{prefix}.{new}.{last[len(old):]}"
+            candidate = f"{prefix}.{new}.{last[len(old) :]}"
             if key not in own and last.startswith(old) and candidate in own:
                 key = candidate
         renamed[key] = value

@@ -40,7 +40,14 @@ MISFIT = "its contents do not fit together"
 
 
 @torch.no_grad()
-def encode(codec: nn.Module, image: Tensor | str | Path, *, level: Any = None, lmbda: float | None = None, width: int | None = None) -> bytes:
+def encode(
+    codec: nn.Module,
+    image: Tensor | str | Path,
+    *,
+    level: Any = None,
+    lmbda: float | None = None,
+    width: int | None = None,
+) -> bytes:
     """Code one photograph; `decode` with the same codec reads it.
 
     Args:
@@ -56,20 +63,30 @@ def encode(codec: nn.Module, image: Tensor | str | Path, *, level: Any = None, l
         DataError: not such an image, or the file cannot be read.
         RecipeError: a rate that the codec was not trained for, or it has no modulator.
     """
-    rate: dict[str, Any] = {name: value for name, value in (("level", level), ("lmbda", lmbda), ("width", width)) if value is not None}
+    rate: dict[str, Any] = {
+        name: value
+        for name, value in (("level", level), ("lmbda", lmbda), ("width", width))
+        if value is not None
+    }
     _check(codec)
     if rate and not isinstance(codec, Attached):
-        raise RecipeError(f"{' and '.join(rate)} given to a codec without a modulator or widths, which codes in one way only: leave that out, or attach one")
+        raise RecipeError(
+            f"{' and '.join(rate)} given to a codec without a modulator or widths, which codes in one way only: leave that out, or attach one"
+        )
     if not isinstance(image, Tensor):
         image = read_image(image)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
-        raise DataError(f"expected a uint8 image of shape (3, H, W), got {str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}")
+        raise DataError(
+            f"expected a uint8 image of shape (3, H, W), got {str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
+        )
     ready = _ready(codec)
     x = image.unsqueeze(0).to(next(ready.parameters()).device).float().div(255)
     with fast_indexes():
         sent = ready.compress(pad(x)[0], **rate)
     header = HEADER.pack(MAGIC, VERSION, fingerprint(ready), _tables(ready))
-    data = header + b"".join(_pack(value) for value in (image.shape[2], image.shape[1], sent["shape"], sent["strings"]))
+    data = header + b"".join(
+        _pack(value) for value in (image.shape[2], image.shape[1], sent["shape"], sent["strings"])
+    )
     return data + zlib.crc32(data).to_bytes(4, "big")
 
 
@@ -98,15 +115,21 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
         except OSError as error:
             raise FileError(f"cannot read {where}: {error.strerror or error}") from None
     if not data.startswith(MAGIC):
-        raise FileError(f"{where} is {'empty' if not data else 'not an image that nicprune encoded'}")
+        raise FileError(
+            f"{where} is {'empty' if not data else 'not an image that nicprune encoded'}"
+        )
     if len(data) > len(MAGIC) and data[len(MAGIC)] > VERSION:
-        raise FileError(f"{where} has format version {data[len(MAGIC)]}; this nicprune reads up to {VERSION}: pip install --upgrade nicprune")
+        raise FileError(
+            f"{where} has format version {data[len(MAGIC)]}; this nicprune reads up to {VERSION}: pip install --upgrade nicprune"
+        )
     if len(data) < HEADER.size + 4 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "big"):
         raise FileError(f"{where} is damaged or cut short: its checksum does not fit")
     _, _, wanted, tables = HEADER.unpack_from(data)
     ready = _ready(codec)
     if wanted not in (own := fingerprint(ready), fingerprint(ready, encoder=True)):
-        raise FileError(f"{where} was coded with another codec (fingerprint {wanted.hex()}, this one has {own.hex()}): name the one that wrote it")
+        raise FileError(
+            f"{where} was coded with another codec (fingerprint {wanted.hex()}, this one has {own.hex()}): name the one that wrote it"
+        )
     if _tables(ready) != tables:
         raise FileError(
             f"{where} was coded with other CDF tables than this codec has now: they were updated since, or made by other library versions or hardware; "
@@ -119,9 +142,13 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
             x_hat = ready.decompress(strings, shape)["x_hat"]
         if x_hat.shape != padded.shape:
             raise ValueError(f"decoded {tuple(x_hat.shape)}, expected {tuple(padded.shape)}")
-    except Exception as error:  # of the codec's own making, where it reads what its encoder did not write
+    except (
+        Exception
+    ) as error:  # of the codec's own making, where it reads what its encoder did not write
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FileError(f"{where} cannot be decoded here ({reason}): was it coded with other library versions, or on other hardware?") from error
+        raise FileError(
+            f"{where} cannot be decoded here ({reason}): was it coded with other library versions, or on other hardware?"
+        ) from error
     return crop(x_hat, padding)[0].clamp(0, 1).mul(255).round().byte().cpu()
 
 
@@ -141,7 +168,9 @@ def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
             continue
         value = state[key].float()
         mask = state.get(f"{owner}.mask")
-        if last == "weight" and mask is not None and mask.shape == value.shape:  # masked convolutions clear what the mask hides only when they first run
+        if (
+            last == "weight" and mask is not None and mask.shape == value.shape
+        ):  # masked convolutions clear what the mask hides only when they first run
             value = value * mask
         digest.update(f"{key} {tuple(value.shape)} ".encode())
         digest.update(_bytes(value))
@@ -153,7 +182,9 @@ def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
 def _tables(codec: nn.Module) -> int:
     """CRC-32 of the CDF tables: with others, the very same weights read garbage."""
     state = codec.state_dict()
-    return zlib.crc32(b"".join(_bytes(state[key]) for key in sorted(state) if key.rpartition(".")[2] in TABLES))
+    return zlib.crc32(
+        b"".join(_bytes(state[key]) for key in sorted(state) if key.rpartition(".")[2] in TABLES)
+    )
 
 
 def _bytes(value: Tensor) -> bytes:
@@ -167,7 +198,9 @@ def _check(codec: nn.Module) -> None:
         return
     check_codec(codec)
     if has_hooks(codec):
-        raise CodecError("this codec has methods attached: code images with what attach() returned, or with harden()")
+        raise CodecError(
+            "this codec has methods attached: code images with what attach() returned, or with harden()"
+        )
 
 
 def _ready(codec: nn.Module) -> Any:
@@ -198,8 +231,12 @@ def _pack(value: Any) -> bytes:
     if isinstance(value, (list, tuple)):
         return _number(len(value) << 2 | LIST) + b"".join(map(_pack, value))
     if isinstance(value, Mapping):
-        return _number(len(value) << 2 | TABLE) + b"".join(_pack(str(key).encode()) + _pack(item) for key, item in value.items())
-    raise CodecError(f"the codec's compress() returned {value!r:.60}, which has no place in a file: expected bytes and sizes, in lists or dicts")
+        return _number(len(value) << 2 | TABLE) + b"".join(
+            _pack(str(key).encode()) + _pack(item) for key, item in value.items()
+        )
+    raise CodecError(
+        f"the codec's compress() returned {value!r:.60}, which has no place in a file: expected bytes and sizes, in lists or dicts"
+    )
 
 
 def _unpack_all(data: bytes, count: int) -> list[Any]:

@@ -40,11 +40,21 @@ def export_compressai(codec: nn.Module, path: str | Path) -> Path:
     with torch.no_grad():
         outputs = [_outputs(model(image)) for model in (stock.eval(), ready)]
     # A missing or reshaped output is as wrong as a different number.
-    same = outputs[0].keys() == outputs[1].keys() and all(torch.equal(outputs[0][key], outputs[1][key]) for key in outputs[0])
+    same = outputs[0].keys() == outputs[1].keys() and all(
+        torch.equal(outputs[0][key], outputs[1][key]) for key in outputs[0]
+    )
     if not same:
-        raise FileError(f"stock {type(codec).__name__} loads these weights but computes something else; use nicprune.save and nicprune.load")
-    widths = {name: getattr(stock, name) for name in ("N", "M") if isinstance(getattr(stock, name, None), int)}
-    return write_atomically(path, lambda temporary: torch.save({"state_dict": state, **widths}, temporary))
+        raise FileError(
+            f"stock {type(codec).__name__} loads these weights but computes something else; use nicprune.save and nicprune.load"
+        )
+    widths = {
+        name: getattr(stock, name)
+        for name in ("N", "M")
+        if isinstance(getattr(stock, name, None), int)
+    }
+    return write_atomically(
+        path, lambda temporary: torch.save({"state_dict": state, **widths}, temporary)
+    )
 
 
 def _plain_copy(codec: nn.Module) -> Any:
@@ -63,7 +73,10 @@ def _plain_copy(codec: nn.Module) -> Any:
 
 
 def _outputs(out: dict[str, Any]) -> dict[str, Tensor]:
-    return {"x_hat": out["x_hat"], **{f"likelihoods.{key}": value for key, value in out["likelihoods"].items()}}
+    return {
+        "x_hat": out["x_hat"],
+        **{f"likelihoods.{key}": value for key, value in out["likelihoods"].items()},
+    }
 
 
 def _stock(codec: Any, state: dict[str, Tensor]) -> nn.Module:
@@ -71,7 +84,9 @@ def _stock(codec: Any, state: dict[str, Tensor]) -> nn.Module:
     name = type(codec).__name__
     loader = getattr(type(codec), "from_state_dict", None)
     if loader is None:
-        raise FileError(f"{name} has no from_state_dict for stock CompressAI to load it with; use nicprune.save and nicprune.load")
+        raise FileError(
+            f"{name} has no from_state_dict for stock CompressAI to load it with; use nicprune.save and nicprune.load"
+        )
     options: dict[str, Any] = {}
     if "vr_entbttlnck" in inspect.signature(loader).parameters:
         options["vr_entbttlnck"] = bool(codec.vr_entbttlnck)
@@ -98,13 +113,23 @@ def _misfits(message: str) -> str:
     for line in lines[:3]:
         name = line.split("size mismatch for ")[1].split(":")[0]
         shapes = [part.split("]")[0] for part in line.split("torch.Size([")[1:]]
-        told.append(f"{name} is [{shapes[0]}] where [{shapes[1]}] would follow" if len(shapes) == 2 else name)
+        told.append(
+            f"{name} is [{shapes[0]}] where [{shapes[1]}] would follow"
+            if len(shapes) == 2
+            else name
+        )
     if not lines:
         return message.splitlines()[0] if message else ""
     return "; ".join(told) + ("; ..." if len(lines) > 3 else "")
 
 
-def export_onnx(codec: nn.Module, folder: str | Path, *, check: bool = True, say: Callable[[str], Any] | None = None) -> list[Path]:
+def export_onnx(
+    codec: nn.Module,
+    folder: str | Path,
+    *,
+    check: bool = True,
+    say: Callable[[str], Any] | None = None,
+) -> list[Path]:
     """Write g_a.onnx, h_a.onnx, h_s.onnx and g_s.onnx (those that the codec has), for any height and width.
 
     Entropy coding stays in Python: only transforms are exported.
@@ -120,7 +145,11 @@ def export_onnx(codec: nn.Module, folder: str | Path, *, check: bool = True, say
     """
     ready = _plain_copy(codec)
     _require("onnx", "onnxscript", *(["onnxruntime"] if check else []))
-    transforms = [(name, module) for name, module in ready.named_modules() if name.rsplit(".", 1)[-1] in EXPORTED]
+    transforms = [
+        (name, module)
+        for name, module in ready.named_modules()
+        if name.rsplit(".", 1)[-1] in EXPORTED
+    ]
     if not transforms:
         raise CodecError(f"{type(codec).__name__} has none of {', '.join(EXPORTED)}")
     written = []
@@ -129,20 +158,30 @@ def export_onnx(codec: nn.Module, folder: str | Path, *, check: bool = True, say
         inputs = [_example(ready, name, size) for size in SIZES]
         found: list[float] = []
 
-        def write(path: Path, short: str = short, module: nn.Module = module, inputs: list[Tensor] = inputs, found: list[float] = found) -> None:
+        def write(
+            path: Path,
+            short: str = short,
+            module: nn.Module = module,
+            inputs: list[Tensor] = inputs,
+            found: list[float] = found,
+        ) -> None:
             try:
                 _write(module, inputs[0], path)
             except OSError:
                 raise
             except Exception as error:
-                raise FileError(f"{short} cannot be exported to ONNX: {type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}") from error
+                raise FileError(
+                    f"{short} cannot be exported to ONNX: {type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
+                ) from error
             if check:
                 found += _differences(short, module, inputs, path)
 
         written.append(write_atomically(Path(folder) / f"{short}.onnx", write))
         if say is not None and check:
             sizes = " and ".join("x".join(map(str, x.shape[1:])) for x in inputs)
-            say(f"{short}.onnx: ONNX Runtime = torch to {max(found):.1e} of the output's largest value (cpu, float32, inputs {sizes})")
+            say(
+                f"{short}.onnx: ONNX Runtime = torch to {max(found):.1e} of the output's largest value (cpu, float32, inputs {sizes})"
+            )
     return written
 
 
@@ -153,7 +192,9 @@ def _require(*packages: str) -> None:
         try:
             importlib.import_module(package)
         except ImportError:
-            raise CodecError(f"exporting to ONNX needs {package}, which is not installed: pip install 'nicprune[export]'") from None
+            raise CodecError(
+                f"exporting to ONNX needs {package}, which is not installed: pip install 'nicprune[export]'"
+            ) from None
 
 
 def _example(codec: nn.Module, name: str, size: tuple[int, int]) -> Tensor:
@@ -176,8 +217,13 @@ def _example(codec: nn.Module, name: str, size: tuple[int, int]) -> Tensor:
 def _write(module: nn.Module, x: Tensor, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        height, width = torch.export.Dim("height", min=1, max=8192), torch.export.Dim("width", min=1, max=8192)
-        program = torch.onnx.export(module, (x,), dynamo=True, dynamic_shapes=({2: height, 3: width},), verbose=False)
+        height, width = (
+            torch.export.Dim("height", min=1, max=8192),
+            torch.export.Dim("width", min=1, max=8192),
+        )
+        program = torch.onnx.export(
+            module, (x,), dynamo=True, dynamic_shapes=({2: height, 3: width},), verbose=False
+        )
         assert program is not None
         program.save(str(path))
 
@@ -199,5 +245,7 @@ def _differences(name: str, module: nn.Module, inputs: list[Tensor], path: Path)
         scale = max(float(expected.abs().max()), 1e-12)
         found.append(float((torch.from_numpy(output) - expected).abs().max()) / scale)
         if not found[-1] <= TOLERANCE:
-            raise FileError(f"{name}.onnx does not compute what {name} does: they differ by {found[-1]:.1e} at input {tuple(x.shape)}")
+            raise FileError(
+                f"{name}.onnx does not compute what {name} does: they differ by {found[-1]:.1e} at input {tuple(x.shape)}"
+            )
     return found

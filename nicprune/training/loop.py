@@ -73,9 +73,13 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _fits(self) -> TrainSettings:
         if self.patch_size % 64:
-            raise ValueError(f"patch_size must be a multiple of 64, the codecs' largest stride (got {self.patch_size})")
+            raise ValueError(
+                f"patch_size must be a multiple of 64, the codecs' largest stride (got {self.patch_size})"
+            )
         if self.metric == "ms-ssim" and self.patch_size < 192:
-            raise ValueError("metric ms-ssim needs a patch_size of at least 192: five scales of an 11-pixel window")
+            raise ValueError(
+                "metric ms-ssim needs a patch_size of at least 192: five scales of an 11-pixel window"
+            )
         return self
 
 
@@ -104,7 +108,9 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     if settings.schedule == "constant":
         return peak
     done = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
-    return peak * (0.5 * (1 + math.cos(math.pi * done)) if settings.schedule == "cosine" else 1 - done)
+    return peak * (
+        0.5 * (1 + math.cos(math.pi * done)) if settings.schedule == "cosine" else 1 - done
+    )
 
 
 def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -112,7 +118,9 @@ def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], 
     quantiles = {id(p) for name, p in model.named_parameters() if name.endswith("quantiles")}
     own = {id(p) for p in model.self_updated()} if hasattr(model, "self_updated") else set()
     trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
-    return [p for p in trainable if id(p) not in quantiles], [p for p in trainable if id(p) in quantiles]
+    return [p for p in trainable if id(p) not in quantiles], [
+        p for p in trainable if id(p) in quantiles
+    ]
 
 
 def frozen_parameters(model: nn.Module, side: str | None) -> list[nn.Parameter]:
@@ -122,7 +130,11 @@ def frozen_parameters(model: nn.Module, side: str | None) -> list[nn.Parameter]:
     if side is None and not methods and history:
         side = history[-1].get("side")
     told = side if side != "both" else None
-    return [p for name, p in codec.named_parameters() if not (on_side(name, told) and (side == "both" or all(m.trains(name) for m in methods)))]
+    return [
+        p
+        for name, p in codec.named_parameters()
+        if not (on_side(name, told) and (side == "both" or all(m.trains(name) for m in methods)))
+    ]
 
 
 @contextmanager
@@ -173,19 +185,28 @@ def fit(
     options = parse(TrainSettings, options.model_dump() | own, "fit(...)")
     patches = Patches(train, options.patch_size)
     looked_at = calibration_images(validation) if validation is not None else []
-    if not looked_at and any(getattr(m.config, "schedule", None) is not None for m in getattr(model, "methods", [])):
-        raise RecipeError("a schedule of lambdas decides by validation photographs: fit(..., validation=folder)")
+    if not looked_at and any(
+        getattr(m.config, "schedule", None) is not None for m in getattr(model, "methods", [])
+    ):
+        raise RecipeError(
+            "a schedule of lambdas decides by validation photographs: fit(..., validation=folder)"
+        )
     if options.devices > 1 and getattr(model, "widths", None) is not None:
         raise TrainingError("slimmable codecs train on one device")
     if folder is not None:
         check_writable(folder)
     steps_left = getattr(model, "steps_left", 0)
     if steps_left > options.steps:
-        warnings.warn(f"the method needs {steps_left} steps until it is done, and this run has {options.steps}", stacklevel=2)
+        warnings.warn(
+            f"the method needs {steps_left} steps until it is done, and this run has {options.steps}",
+            stacklevel=2,
+        )
     fabric = _fabric(options)
     was_last = any(p.ndim == 4 and not p.is_contiguous() for p in unwrap(model).parameters())
     with left_alone(frozen_parameters(model, options.side)):
-        run = _Run(model, options, fabric, Path(folder) if folder is not None else None, patches.paths)
+        run = _Run(
+            model, options, fabric, Path(folder) if folder is not None else None, patches.paths
+        )
         label = progress if isinstance(progress, str) else ""
         was_training = model.training
         bar = Progress(options.steps, label, enabled=bool(progress) and fabric.is_global_zero)
@@ -199,8 +220,15 @@ def fit(
                 model.train()
                 run.resume()
                 bar.start(run.step)
-                while run.step < options.steps and not (until_done and run.attached is not None and run.attached.done):
-                    batch = patches.batch(options.batch_size, seed=options.seed, step=run.step, rank=fabric.global_rank)
+                while run.step < options.steps and not (
+                    until_done and run.attached is not None and run.attached.done
+                ):
+                    batch = patches.batch(
+                        options.batch_size,
+                        seed=options.seed,
+                        step=run.step,
+                        rank=fabric.global_rank,
+                    )
                     figures = run.advance(fabric.to_device(batch))
                     if run.attached is not None and run.attached.wants_validation:
                         run.attached.validate([fabric.to_device(image) for image in looked_at])
@@ -212,38 +240,70 @@ def fit(
                         run.save()
                 run.save()
         except KeyboardInterrupt:
-            kept = f"run again to go on from step {run.saved_step}" if folder else "nothing was kept (no folder was given)"
-            raise TrainingError(f"interrupted at step {run.step} of {options.steps}; {kept}") from None
+            kept = (
+                f"run again to go on from step {run.saved_step}"
+                if folder
+                else "nothing was kept (no folder was given)"
+            )
+            raise TrainingError(
+                f"interrupted at step {run.step} of {options.steps}; {kept}"
+            ) from None
         finally:
             run.close()
             model.train(was_training)
         refresh_tables(model)
-        if options.channels_last and not was_last:  # the same arithmetic as before, to the bit: what others wrote is still read
+        if (
+            options.channels_last and not was_last
+        ):  # the same arithmetic as before, to the bit: what others wrote is still read
             run.codec.to(memory_format=torch.contiguous_format)
         return FitResult(run.step, run.last, run.skipped, time.monotonic() - started)
 
 
 def _fabric(options: TrainSettings) -> Fabric:
     try:
-        fabric = Fabric(accelerator=options.accelerator, devices=options.devices, strategy="ddp" if options.devices > 1 else "auto")
+        fabric = Fabric(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            strategy="ddp" if options.devices > 1 else "auto",
+        )
         if options.devices > 1:
             fabric.launch()
     except (RuntimeError, ValueError, MisconfigurationException) as error:
-        raise TrainingError(f"cannot train on {options.devices} x {options.accelerator!r}: {str(error).splitlines()[0]}") from None
+        raise TrainingError(
+            f"cannot train on {options.devices} x {options.accelerator!r}: {str(error).splitlines()[0]}"
+        ) from None
     return fabric
 
 
 class _Run:
     """The state of one `fit`: model, optimisers, step."""
 
-    def __init__(self, model: nn.Module, options: TrainSettings, fabric: Fabric, folder: Path | None, photographs: Sequence[Path]):
+    def __init__(
+        self,
+        model: nn.Module,
+        options: TrainSettings,
+        fabric: Fabric,
+        folder: Path | None,
+        photographs: Sequence[Path],
+    ):
         self.options, self.fabric, self.folder = options, fabric, folder
         self.model = model
         self.codec = unwrap(model)
         self.attached: Any = model if model is not self.codec else None
-        methods = [[m.name, m.config.model_dump(mode="json")] for m in getattr(model, "methods", [])] if self.attached is not None else []
+        methods = (
+            [[m.name, m.config.model_dump(mode="json")] for m in getattr(model, "methods", [])]
+            if self.attached is not None
+            else []
+        )
         # What a checkpoint must have been made from, to be gone on from here.
-        self.identity = json.dumps([provenance(self.codec).name, provenance(self.codec).quality, methods, [[p.name, p.stat().st_size] for p in photographs]])
+        self.identity = json.dumps(
+            [
+                provenance(self.codec).name,
+                provenance(self.codec).quality,
+                methods,
+                [[p.name, p.stat().st_size] for p in photographs],
+            ]
+        )
         self.loss = rate_distortion_loss(*_target(options))
         self.step = self.saved_step = self.skipped = self._skipped_in_a_row = 0
         self.last: dict[str, float] = {}
@@ -257,12 +317,18 @@ class _Run:
         if options.devices > 1:
             # Quantiles learn from the auxiliary loss alone, outside the wrapped forward: the reducer would wait for them.
             ignored = [name for name, p in model.named_parameters() if any(p is q for q in aux)]
-            nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
+            nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+                model, ignored
+            )
         self.net_parameters = net
         self.wrapped = fabric.setup_module(model)
-        self.optimizer: Any = fabric.setup_optimizers(make_optimizer(options.optimizer, net, learning_rate(options, 0)))
+        self.optimizer: Any = fabric.setup_optimizers(
+            make_optimizer(options.optimizer, net, learning_rate(options, 0))
+        )
         self.aux_optimizer = torch.optim.Adam(aux, lr=options.aux_lr) if aux else None
-        self._metrics_file = folder / "metrics.jsonl" if folder is not None and fabric.is_global_zero else None
+        self._metrics_file = (
+            folder / "metrics.jsonl" if folder is not None and fabric.is_global_zero else None
+        )
         self._writer = self._tensorboard() if options.tensorboard else None
 
     def advance(self, batch: Tensor) -> dict[str, Tensor]:
@@ -297,7 +363,9 @@ class _Run:
         if self.aux_optimizer is not None:
             self.aux_optimizer.zero_grad(set_to_none=True)
             aux = (self.attached or self.codec).aux_loss()
-            if isinstance(aux, Tensor):  # variable-rate bottlenecks have none: CompressAI gives the number 0
+            if isinstance(
+                aux, Tensor
+            ):  # variable-rate bottlenecks have none: CompressAI gives the number 0
                 aux.backward()
                 self.aux_optimizer.step()
                 figures["aux"] = aux
@@ -307,10 +375,16 @@ class _Run:
     def _learn(self, batch: Tensor, width: int | None) -> dict[str, Tensor]:
         """Add the gradients of one forward pass, at one width; return its figures. Memory is that of one width."""
         at = {} if width is None else {"width": width}
-        with torch.autocast(self.fabric.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+        with torch.autocast(
+            self.fabric.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None
+        ):
             out = self.wrapped(batch, **at)
         out = {**out, "x_hat": out["x_hat"].float()}
-        own = self.attached.objective(out, batch, _target(self.options)[1]) if self.attached is not None else None
+        own = (
+            self.attached.objective(out, batch, _target(self.options)[1])
+            if self.attached is not None
+            else None
+        )
         figures = own if own is not None else self.loss(out, batch)
         loss = figures["loss"]
         if self.attached is not None:
@@ -323,7 +397,11 @@ class _Run:
         """Turn a step's figures into numbers, append them to metrics.jsonl, and return them."""
         now, (then, step) = time.monotonic(), self._clock
         self._clock = (now, self.step)
-        values = {name.removesuffix("_loss"): float(v.detach()) for name, v in figures.items() if v is not None}
+        values = {
+            name.removesuffix("_loss"): float(v.detach())
+            for name, v in figures.items()
+            if v is not None
+        }
         if values.get("mse"):
             values["psnr"] = -10 * math.log10(values["mse"])
         values["lr"] = learning_rate(self.options, self.step - 1)
@@ -331,7 +409,11 @@ class _Run:
             values |= self.attached.figures()
         self.last = values
         if self._metrics_file is not None:
-            record = {"step": self.step, **values, "steps_per_s": (self.step - step) / max(now - then, 1e-9)}
+            record = {
+                "step": self.step,
+                **values,
+                "steps_per_s": (self.step - step) / max(now - then, 1e-9),
+            }
             append_line(self._metrics_file, json.dumps(record))
         if self._writer is not None:
             for name, value in values.items():
@@ -349,7 +431,9 @@ class _Run:
             "identity": self.identity,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.optimizer.state_dict(),
-            "aux_optimizer": self.aux_optimizer.state_dict() if self.aux_optimizer is not None else None,
+            "aux_optimizer": self.aux_optimizer.state_dict()
+            if self.aux_optimizer is not None
+            else None,
         }
         write_atomically(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
         self.saved_step = self.step
@@ -365,25 +449,37 @@ class _Run:
             state = torch.load(path, map_location="cpu", weights_only=True)
             before, identity = json.loads(state["settings"]), state["identity"]
         except Exception as error:
-            raise FileError(f"cannot read the checkpoint {path}: {error}. Remove it to start anew") from None
+            raise FileError(
+                f"cannot read the checkpoint {path}: {error}. Remove it to start anew"
+            ) from None
         free = {"checkpoint_every", "log_every", "tensorboard", "devices", "accelerator"}
         now = self.options.model_dump()
-        defaults = {name: field.default for name, field in TrainSettings.model_fields.items()}  # of settings newer than the checkpoint
+        defaults = {
+            name: field.default for name, field in TrainSettings.model_fields.items()
+        }  # of settings newer than the checkpoint
         changed = [k for k in now if k not in free and before.get(k, defaults[k]) != now[k]]
         if changed:
             told = ", ".join(f"{k} {before.get(k)!r} there, {now[k]!r} now" for k in changed)
-            raise RecipeError(f"{path} is of a run with other settings ({told}); use another folder or remove it")
+            raise RecipeError(
+                f"{path} is of a run with other settings ({told}); use another folder or remove it"
+            )
         if identity != self.identity:
-            raise RecipeError(f"{path} is of another run (codec, method or photographs differ); use another folder or remove it")
+            raise RecipeError(
+                f"{path} is of another run (codec, method or photographs differ); use another folder or remove it"
+            )
         try:
             # CDF tables follow from the weights, at the end: those of the checkpoint need not have the codec's size.
-            tables = {k: v for k, v in self.model.state_dict().items() if k.rsplit(".", 1)[-1] in TABLES}
+            tables = {
+                k: v for k, v in self.model.state_dict().items() if k.rsplit(".", 1)[-1] in TABLES
+            }
             self.model.load_state_dict({**state["model"], **tables})
             self.optimizer.optimizer.load_state_dict(state["optimizer"])
             if self.aux_optimizer is not None:
                 self.aux_optimizer.load_state_dict(state["aux_optimizer"])
         except (RuntimeError, KeyError, ValueError) as error:
-            raise FileError(f"{path} does not fit this model: {str(error).splitlines()[0]}. Remove it to start anew") from None
+            raise FileError(
+                f"{path} does not fit this model: {str(error).splitlines()[0]}. Remove it to start anew"
+            ) from None
         self.step = self.saved_step = state["step"]
         self.skipped = state["skipped"]
         self._clock = (time.monotonic(), self.step)
@@ -393,14 +489,22 @@ class _Run:
         if self._metrics_file is not None and self._metrics_file.exists():
             lines = self._metrics_file.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= self.step]
-            write_atomically(self._metrics_file, lambda p: p.write_text("".join(line + "\n" for line in kept)))
+            write_atomically(
+                self._metrics_file, lambda p: p.write_text("".join(line + "\n" for line in kept))
+            )
 
     def _tensorboard(self) -> Any:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise TrainingError("tensorboard is not installed: pip install 'nicprune[track]'") from None
-        return SummaryWriter(str(self.folder / "tensorboard")) if self._metrics_file is not None and self.folder else None
+            raise TrainingError(
+                "tensorboard is not installed: pip install 'nicprune[track]'"
+            ) from None
+        return (
+            SummaryWriter(str(self.folder / "tensorboard"))
+            if self._metrics_file is not None and self.folder
+            else None
+        )
 
     def close(self) -> None:
         if self._writer is not None:

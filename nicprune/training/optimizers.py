@@ -29,7 +29,12 @@ class ConvolutionSOAP(SOAP):
     """
 
     def project(
-        self, grad: Tensor, state: Any, merge_dims: bool = False, max_precondition_dim: int = MAX_PRECONDITIONED, project_type: str = "forward"
+        self,
+        grad: Tensor,
+        state: Any,
+        merge_dims: bool = False,
+        max_precondition_dim: int = MAX_PRECONDITIONED,
+        project_type: str = "forward",
     ) -> Tensor:
         """Rotate `grad` into the eigenbases `state["Q"]`, or back: one product an axis."""
         out = _axes(grad)
@@ -38,7 +43,9 @@ class ConvolutionSOAP(SOAP):
                 out = _times(out, basis if project_type == "forward" else basis.T, axis)
         return _like(out, grad)
 
-    def get_orthogonal_matrix_qr(self, state: Any, max_precondition_dim: int = MAX_PRECONDITIONED, merge_dims: bool = False) -> list[Any]:
+    def get_orthogonal_matrix_qr(
+        self, state: Any, max_precondition_dim: int = MAX_PRECONDITIONED, merge_dims: bool = False
+    ) -> list[Any]:
         """One step of power iteration for each eigenbasis; see the parent class."""
         squares = state["exp_avg_sq"]
         seen = {**state, "exp_avg_sq": _axes(squares)}
@@ -51,7 +58,13 @@ class ConvolutionSOAP(SOAP):
         super().init_pre_conditioner(_axes(grad), state, *args, **settings)
 
     def update_pre_conditioner(
-        self, grad: Tensor, state: Any, step: int, max_precondition_dim: int = MAX_PRECONDITIONED, precondition_1d: bool = False, merge_dims: bool = False
+        self,
+        grad: Tensor,
+        state: Any,
+        step: int,
+        max_precondition_dim: int = MAX_PRECONDITIONED,
+        precondition_1d: bool = False,
+        merge_dims: bool = False,
     ) -> None:
         """Follow the gradient's second moments along each axis, and every few steps their eigenbases."""
         axes = _axes(grad)
@@ -107,17 +120,27 @@ def _adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimize
 
 def _soap(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
     return ConvolutionSOAP(
-        list(parameters), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, precondition_frequency=10, max_precondition_dim=MAX_PRECONDITIONED
+        list(parameters),
+        lr=lr,
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+        precondition_frequency=10,
+        max_precondition_dim=MAX_PRECONDITIONED,
     )
 
 
 DEFAULT_LR = {"adam": 1e-4, "soap": 1e-3}
 """CompressAI's learning rate for Adam; SOAP's for training and pruning alike (`reports/evidence_optimizer`)."""
 
-OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]] = {"adam": _adam, "soap": _soap}
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]] = {
+    "adam": _adam,
+    "soap": _soap,
+}
 
 
-def make_optimizer(name: str, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], lr: float
+) -> torch.optim.Optimizer:
     """Return a new optimiser.
 
     Args:

@@ -24,7 +24,10 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if device.type == "cpu":
-        native = (getattr(torch.cpu, name, lambda: False) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        native = (
+            getattr(torch.cpu, name, lambda: False)
+            for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        )
         return torch.bfloat16 if any(supported() for supported in native) else None
     return None
 

@@ -21,7 +21,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_turns_during_which_others_were_busy_do_not_count(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turns_during_which_others_were_busy_do_not_count(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     readings = iter([0.0, 0.5, 0.0, 0.02, 0.3, 0.1])
     pending: list[float] = []
 
@@ -43,7 +45,9 @@ def test_turns_during_which_others_were_busy_do_not_count(clock: list[float], mo
     assert (sampler.kept, sampler.rejected, sampler.busy) == (4, 2, False)
 
 
-def test_a_machine_that_is_never_quiet_gives_the_least_disturbed_and_says_so(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_is_never_quiet_gives_the_least_disturbed_and_says_so(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shares = iter([0.9, 0.4, 0.8, 0.5, 0.9, 0.9])
     monkeypatch.setattr(sampling, "others_share", lambda before, after: next(shares))
     durations = iter([1, 9, 1, 9, 3, 9, 9])
@@ -59,7 +63,9 @@ def test_a_machine_that_is_never_quiet_gives_the_least_disturbed_and_says_so(clo
     assert "2 of 6, busy" in text and "run again on a quiet machine" in text
 
 
-def test_some_quiet_turns_are_enough_when_time_is_up(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_quiet_turns_are_enough_when_time_is_up(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shares = iter([0.0, 0.9, 0.1, 0.9, 0.0])
     monkeypatch.setattr(sampling, "others_share", lambda before, after: next(shares))
     durations = iter([1, 2, 50, 3, 50, 4])
@@ -72,7 +78,9 @@ def test_some_quiet_turns_are_enough_when_time_is_up(clock: list[float], monkeyp
     assert (sampler.kept, sampler.rejected, sampler.busy) == (3, 2, False)
 
 
-def test_short_functions_are_called_until_a_sample_lasts_long_enough(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_functions_are_called_until_a_sample_lasts_long_enough(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Processor time is counted in ticks: a sample shorter than one would always look quiet."""
     lasts: list[float] = []
 
@@ -89,15 +97,30 @@ def test_short_functions_are_called_until_a_sample_lasts_long_enough(clock: list
     def slow_at_first() -> None:
         clock[0] += 0.002 + next(setting_up) * 0.01
 
-    assert sampling.Sampler(repeats=2).medians([short, slow_at_first]) == pytest.approx([0.004, 0.002])
-    assert all(after - before >= 2 * sampling.SHORTEST - 1e-9 for before, after in zip(lasts[::2], lasts[1::2], strict=True))
+    assert sampling.Sampler(repeats=2).medians([short, slow_at_first]) == pytest.approx(
+        [0.004, 0.002]
+    )
+    assert all(
+        after - before >= 2 * sampling.SHORTEST - 1e-9
+        for before, after in zip(lasts[::2], lasts[1::2], strict=True)
+    )
 
 
 @pytest.mark.parametrize(
     ("before", "after", "share"),
-    [((0, 0, 0), (10, 20, 10), 0.0), ((0, 0, 0), (15, 20, 10), 0.25), ((5, 10, 5), (5, 10, 5), 0.0), (None, (1, 1, 1), None), ((0, 0, 0), (1, 2, 3), 0.0)],
+    [
+        ((0, 0, 0), (10, 20, 10), 0.0),
+        ((0, 0, 0), (15, 20, 10), 0.25),
+        ((5, 10, 5), (5, 10, 5), 0.0),
+        (None, (1, 1, 1), None),
+        ((0, 0, 0), (1, 2, 3), 0.0),
+    ],
 )
-def test_share_of_others(before: tuple[float, float, float] | None, after: tuple[float, float, float], share: float | None) -> None:
+def test_share_of_others(
+    before: tuple[float, float, float] | None,
+    after: tuple[float, float, float],
+    share: float | None,
+) -> None:
     assert sampling.others_share(before, after) == share
 
 
@@ -109,14 +132,24 @@ def test_parts_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         yield sampling.Measure(name, 1.0, "x", goal=0.9, at_least=True)
 
     monkeypatch.setattr(bench, "PARTS", {name: (lambda n=name: part(n)) for name in bench.PARTS})
-    assert [r.name for r in bench.run_bench(["budget", "attach"], progress=False)] == ["budget", "attach"] == ran
+    assert (
+        [r.name for r in bench.run_bench(["budget", "attach"], progress=False)]
+        == ["budget", "attach"]
+        == ran
+    )
     assert len(bench.run_bench(progress=False)) == len(bench.PARTS)
     with pytest.raises(RecipeError, match="no part 'speed'; did you mean 'speedup'"):
         bench.run_bench(["speed"])
 
 
 def test_goals_are_said_either_way() -> None:
-    text = bench.format_bench([sampling.Measure("a", 1.2, "x", 1.05), sampling.Measure("b", 0.95, "x", 0.9, at_least=True), sampling.Measure("c", 2.0, "x")])
+    text = bench.format_bench(
+        [
+            sampling.Measure("a", 1.2, "x", 1.05),
+            sampling.Measure("b", 0.95, "x", 0.9, at_least=True),
+            sampling.Measure("c", 2.0, "x"),
+        ]
+    )
     assert "<= 1.05 x: not met" in text and ">= 0.9 x: met" in text and "run again" not in text
 
 
@@ -142,13 +175,28 @@ def test_every_part_says_what_it_measured(part: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sampling.Sampler, "medians", once)
     monkeypatch.setattr(bench, "ZOO", ("bmshj2018-hyperprior",))
     monkeypatch.setattr(bench, "SIZE", (64, 64))
-    monkeypatch.setattr(bench, "_ready", lambda name, quality: ScaleHyperprior(64, 96).to(memory_format=torch.channels_last))
+    monkeypatch.setattr(
+        bench,
+        "_ready",
+        lambda name, quality: ScaleHyperprior(64, 96).to(memory_format=torch.channels_last),
+    )
     results = bench.run_bench([part], progress=False)
-    expected = {"attach": (0.5, 1.05, True), "surgery": (2.0, 1.0, False), "precision": (2.0, None, None)}
+    expected = {
+        "attach": (0.5, 1.05, True),
+        "surgery": (2.0, 1.0, False),
+        "precision": (2.0, None, None),
+    }
     for result in results:
-        assert result.size and result.device == "cpu" and result.threads == torch.get_num_threads() and result.kept == 1
+        assert (
+            result.size
+            and result.device == "cpu"
+            and result.threads == torch.get_num_threads()
+            and result.kept == 1
+        )
         if part == "speedup":
-            assert result.goal == 0.9 and result.at_least and 2 / result.value > 1.9, "fewer MACs by the budget"
+            assert result.goal == 0.9 and result.at_least and 2 / result.value > 1.9, (
+                "fewer MACs by the budget"
+            )
         else:
             assert (result.value, result.goal, result.met) == expected[part]
     assert len(results) == (4 if part == "speedup" else 1)
@@ -159,4 +207,6 @@ def test_a_real_part_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "SHORTEST", 0.0)
     monkeypatch.setattr(sampling, "processor_time", lambda: None)
     results = list(bench.bench_budget())
-    assert len(results) == 6 and all(r.value > 0 and r.unit == "s" and r.kept == 3 and r.rejected == 0 for r in results)
+    assert len(results) == 6 and all(
+        r.value > 0 and r.unit == "s" and r.kept == 3 and r.rejected == 0 for r in results
+    )

@@ -15,7 +15,16 @@ import torch_pruning as tp
 from compressai.entropy_models import EntropyBottleneck, EntropyBottleneckVbr
 from compressai.layers import GDN, GDN1
 from compressai.models import CompressionModel
-from helpers import ARCHITECTURES, built, hook_count, image, make_telling, random_keep, same_state, state_of
+from helpers import (
+    ARCHITECTURES,
+    built,
+    hook_count,
+    image,
+    make_telling,
+    random_keep,
+    same_state,
+    state_of,
+)
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups, find_groups
@@ -25,7 +34,16 @@ from nicprune.pruning.surgery import analyse, prune
 
 
 def described(groups: Groups) -> list[Any]:
-    return [(g.name, g.width, g.latent, g.pinned, [(m.module, m.axis, m.index.tolist()) for m in g.members]) for g in groups]
+    return [
+        (
+            g.name,
+            g.width,
+            g.latent,
+            g.pinned,
+            [(m.module, m.axis, m.index.tolist()) for m in g.members],
+        )
+        for g in groups
+    ]
 
 
 def test_frozen_parameters_and_modes_do_not_matter(architecture: str) -> None:
@@ -42,7 +60,9 @@ def test_frozen_parameters_and_modes_do_not_matter(architecture: str) -> None:
 
 def test_no_group_of_a_known_architecture_is_pinned(architecture: str) -> None:
     groups = built(architecture)[1]
-    assert [g.pinned for g in groups if g.pinned] == (["constant input of scale_to_context"] if architecture == "mbt2018-vbr" else [])
+    assert [g.pinned for g in groups if g.pinned] == (
+        ["constant input of scale_to_context"] if architecture == "mbt2018-vbr" else []
+    )
     latents = {g.latent for g in groups} - {None}
     assert latents == ({"y"} if "factorized" in architecture else {"y", "z"})
     assert not {g.name for g in groups.prunable()} & {g.name for g in groups if g.latent}
@@ -56,9 +76,13 @@ def test_every_layer_channel_is_in_exactly_one_group(architecture: str) -> None:
             seen.setdefault((member.module, member.axis), []).extend(member.index.ravel().tolist())
     for (name, axis), channels in seen.items():
         module = codec.get_submodule(name)
-        width = getattr(module, "channels", None) or (module.beta.numel() if hasattr(module, "beta") else None)
+        width = getattr(module, "channels", None) or (
+            module.beta.numel() if hasattr(module, "beta") else None
+        )
         if width is None:
-            side = ("out" if axis == "out" else "in") + ("_features" if isinstance(module, nn.Linear) else "_channels")
+            side = ("out" if axis == "out" else "in") + (
+                "_features" if isinstance(module, nn.Linear) else "_channels"
+            )
             width = getattr(module, side)
         assert sorted(channels) == list(range(width)), f"{name}.{axis}"
 
@@ -80,7 +104,12 @@ def test_both_halves_of_scales_and_means_go_with_y() -> None:
 
 def test_sub_pixel_convolutions_take_four_rows_a_channel() -> None:
     groups = built("cheng2020-anchor")[1]
-    found = [m for g in groups for m in g.members if m.module.endswith("subpel_conv.0") and m.axis == "out"]
+    found = [
+        m
+        for g in groups
+        for m in g.members
+        if m.module.endswith("subpel_conv.0") and m.axis == "out"
+    ]
     assert len(found) >= 3
     assert all(np.array_equal(m.index, np.arange(m.index.size).reshape(-1, 4)) for m in found)
 
@@ -97,7 +126,12 @@ def test_torch_pruning_finds_the_same_groups(name: str) -> None:
         graph.build_dependency(
             codec,
             example_inputs=image(codec),
-            customized_pruners={GDN: layers.GDNPruner(), GDN1: layers.GDNPruner(), EntropyBottleneck: bottleneck, EntropyBottleneckVbr: bottleneck},
+            customized_pruners={
+                GDN: layers.GDNPruner(),
+                GDN1: layers.GDNPruner(),
+                EntropyBottleneck: bottleneck,
+                EntropyBottleneckVbr: bottleneck,
+            },
         )
     names = {module: key for key, module in codec.named_modules()}
     for group in groups:
@@ -111,7 +145,10 @@ def test_torch_pruning_finds_the_same_groups(name: str) -> None:
                 both = isinstance(module, (GDN, EntropyBottleneck))
                 axis = "both" if both else "out" if "out_channels" in dep.handler.__name__ else "in"
                 theirs.add((names[module], axis, tuple(sorted(channels))))
-        ours = {(m.module, m.axis, tuple(sorted(m.index[[0, 3]].ravel().tolist()))) for m in group.members}
+        ours = {
+            (m.module, m.axis, tuple(sorted(m.index[[0, 3]].ravel().tolist())))
+            for m in group.members
+        }
         assert ours == theirs, group.name
 
 
@@ -135,7 +172,9 @@ class Foreign(CompressionModel):
         super().__init__()
         self.g_a = nn.Sequential(nn.Conv2d(3, 8, 5, 4, 2), body, nn.Conv2d(out, 6, 5, 4, 2))
         self.entropy_bottleneck = EntropyBottleneck(6)
-        self.g_s = nn.Sequential(nn.ConvTranspose2d(6, 8, 4, 4), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, 4))
+        self.g_s = nn.Sequential(
+            nn.ConvTranspose2d(6, 8, 4, 4), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, 4)
+        )
 
     def forward(self, x: Tensor) -> dict[str, Any]:
         y_hat, likelihoods = self.entropy_bottleneck(self.g_a(x))
@@ -146,13 +185,17 @@ class Foreign(CompressionModel):
         return {"strings": [self.entropy_bottleneck.compress(y)], "shape": y.shape[-2:]}
 
     def decompress(self, strings: Any, shape: Any) -> dict[str, Tensor]:
-        return {"x_hat": self.g_s(self.entropy_bottleneck.decompress(strings[0], shape)).clamp(0, 1)}
+        return {
+            "x_hat": self.g_s(self.entropy_bottleneck.decompress(strings[0], shape)).clamp(0, 1)
+        }
 
 
 class Body(nn.Module):
     """Layers, and a function that runs them."""
 
-    def __init__(self, parts: dict[str, Callable[[], nn.Module]], run: Callable[[Any, Tensor], Tensor]):
+    def __init__(
+        self, parts: dict[str, Callable[[], nn.Module]], run: Callable[[Any, Tensor], Tensor]
+    ):
         super().__init__()
         for name, make in parts.items():
             setattr(self, name, make())
@@ -415,7 +458,9 @@ def window_attention(s, x):
     y = y.view(b, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
     q, k, v = s.q(y).reshape(-1, 16, 3, 2, 4).permute(2, 0, 3, 1, 4)
     y = ((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).reshape(-1, 16, c)
-    return s.b(x + s.p(y).view(b, h // 4, w // 4, 4, 4, c).permute(0, 5, 1, 3, 2, 4).reshape(b, c, h, w))
+    return s.b(
+        x + s.p(y).view(b, h // 4, w // 4, 4, 4, c).permute(0, 5, 1, 3, 2, 4).reshape(b, c, h, w)
+    )
 
 
 @case("layer_norm", a=conv, n=lambda: nn.LayerNorm(8), b=conv)
@@ -438,7 +483,12 @@ def dropout_and_identity(s, x):
     return s.b(s.i(s.n(s.a(x))))
 
 
-@case("a value per channel", a=conv, p=lambda: nn.ParameterList([nn.Parameter(torch.ones(1, 8, 1, 1))]), b=conv)
+@case(
+    "a value per channel",
+    a=conv,
+    p=lambda: nn.ParameterList([nn.Parameter(torch.ones(1, 8, 1, 1))]),
+    b=conv,
+)
 def scaled_per_channel(s, x):
     return s.b(s.a(x) * s.p[0])
 
@@ -579,7 +629,9 @@ def test_a_foreign_codec_is_pruned_rightly_or_pinned(name: str) -> None:
         if isinstance(free, str):
             assert any(free in str(g.pinned) for g in groups), [g.pinned for g in groups]
     for seed in range(3):
-        prune(codec, random_keep(groups, seed, minimal=seed == 2), groups)  # raises unless pruned = masked
+        prune(
+            codec, random_keep(groups, seed, minimal=seed == 2), groups
+        )  # raises unless pruned = masked
 
 
 def test_nothing_to_prune_is_an_error_that_names_the_layers() -> None:
@@ -589,7 +641,9 @@ def test_nothing_to_prune_is_an_error_that_names_the_layers() -> None:
             self.g_a = nn.Sequential(nn.Conv2d(3, 6, 16, 16), nn.Sigmoid())
             self.g_s = nn.Sequential(nn.Sigmoid(), nn.ConvTranspose2d(6, 3, 16, 16))
 
-    with pytest.raises(CodecError, match=r"nothing in Sealed can be pruned.*(g_s|g_a|entropy_bottleneck)"):
+    with pytest.raises(
+        CodecError, match=r"nothing in Sealed can be pruned.*(g_s|g_a|entropy_bottleneck)"
+    ):
         analyse(make_telling(Sealed()))
 
 

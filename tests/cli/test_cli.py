@@ -24,7 +24,9 @@ def call(*arguments: str) -> str:
     return result.output
 
 
-def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> str:
     """Run `main` with arguments that must fail; return its one line."""
     monkeypatch.setattr(sys, "argv", ["nicprune", *arguments])
     with pytest.raises(SystemExit) as caught:
@@ -52,14 +54,39 @@ def test_a_file_with_widths_is_profiled_evaluated_and_coded(tmp_path: Path) -> N
     from nicprune import attach, load_codec, save
     from nicprune.data.images import write_png
 
-    file = str(save(attach(load_codec("demo-hyperprior", 3), "slimmable", widths=[1.0, 0.5]), tmp_path / "slim.safetensors"))
+    file = str(
+        save(
+            attach(load_codec("demo-hyperprior", 3), "slimmable", widths=[1.0, 0.5]),
+            tmp_path / "slim.safetensors",
+        )
+    )
     picture = str(write_png(torch.rand(3, 64, 64), tmp_path / "a.png"))
     assert "g_a.0" in call("profile", file)
     assert "width 1: " in call("eval", file, picture, "--width", "1")
-    whole, half = (call("time", file, "--image", picture, "--seconds", "0", "--width", width).splitlines()[2] for width in "01")
-    assert float(whole.split("|")[2]) > 1.5 * float(half.split("|")[2]), "kMAC/pixel of the width that was timed"
-    named = call("time", f"whole={file}@0", f"half={file}@1", "--image", picture, "--seconds", "0", "--width", "0", "--out", str(tmp_path / "times"))
-    assert [line.split("|")[2] for line in named.splitlines()[2:4]] == [whole.split("|")[2], half.split("|")[2]]
+    whole, half = (
+        call("time", file, "--image", picture, "--seconds", "0", "--width", width).splitlines()[2]
+        for width in "01"
+    )
+    assert float(whole.split("|")[2]) > 1.5 * float(half.split("|")[2]), (
+        "kMAC/pixel of the width that was timed"
+    )
+    named = call(
+        "time",
+        f"whole={file}@0",
+        f"half={file}@1",
+        "--image",
+        picture,
+        "--seconds",
+        "0",
+        "--width",
+        "0",
+        "--out",
+        str(tmp_path / "times"),
+    )
+    assert [line.split("|")[2] for line in named.splitlines()[2:4]] == [
+        whole.split("|")[2],
+        half.split("|")[2],
+    ]
     assert "| half" in (tmp_path / "times" / "times.md").read_text()
     result = CliRunner().invoke(app, ["time", "demo-hyperprior@1", "--quality", "1"])
     assert "has no widths" in str(result.exception)
@@ -73,20 +100,63 @@ def test_a_codec_is_pruned_in_one_shot(tmp_path: Path) -> None:
     from nicprune import load, load_codec, measure
 
     before = measure(load_codec("demo-hyperprior", 3))
-    out = call("prune", "demo-hyperprior", str(tmp_path / "a.safetensors"), "-q", "3", "--set", "budget.encoder=0.6", "--set", "side=encoder")
+    out = call(
+        "prune",
+        "demo-hyperprior",
+        str(tmp_path / "a.safetensors"),
+        "-q",
+        "3",
+        "--set",
+        "budget.encoder=0.6",
+        "--set",
+        "side=encoder",
+    )
     after = measure(load(tmp_path / "a.safetensors"))
     assert after.encoder <= 0.6 * before.encoder and after.decoder == before.decoder
-    assert f"{before.encoder / after.encoder:.2f}x fewer" in out and "masked = pruned" in out and f"{after.params:,}" in out
-    call("prune", "demo-hyperprior", str(tmp_path / "b.safetensors"), "-q", "3", "--method", "fisher", "--set", "budget.macs=0.5", "--images", "samples")
+    assert (
+        f"{before.encoder / after.encoder:.2f}x fewer" in out
+        and "masked = pruned" in out
+        and f"{after.params:,}" in out
+    )
+    call(
+        "prune",
+        "demo-hyperprior",
+        str(tmp_path / "b.safetensors"),
+        "-q",
+        "3",
+        "--method",
+        "fisher",
+        "--set",
+        "budget.macs=0.5",
+        "--images",
+        "samples",
+    )
     assert measure(load(tmp_path / "b.safetensors")).macs <= 0.5 * before.macs
-    asked = ["bmshj2018-factorized", str(tmp_path / "c.safetensors"), "-q", "1", "--weights", "none", "--set", "budget.macs=0.5"]
-    twice = [(call("prune", *asked), (tmp_path / "c.safetensors").read_bytes())[1] for _ in range(2)]
+    asked = [
+        "bmshj2018-factorized",
+        str(tmp_path / "c.safetensors"),
+        "-q",
+        "1",
+        "--weights",
+        "none",
+        "--set",
+        "budget.macs=0.5",
+    ]
+    twice = [
+        (call("prune", *asked), (tmp_path / "c.safetensors").read_bytes())[1] for _ in range(2)
+    ]
     assert twice[0] == twice[1], "random weights are the same each time"
 
 
 def test_profile() -> None:
     out = call("profile", "bmshj2018-hyperprior", "--quality", "1", "--weights", "none")
-    assert "12 channel groups" in out and "34.242" in out and "g_a.1" in out and "decoder" in out and "fvcore" in out
+    assert (
+        "12 channel groups" in out
+        and "34.242" in out
+        and "g_a.1" in out
+        and "decoder" in out
+        and "fvcore" in out
+    )
 
 
 def test_eval_and_export(tmp_path: Path) -> None:
@@ -96,7 +166,14 @@ def test_eval_and_export(tmp_path: Path) -> None:
     from nicprune.data.images import write_png
 
     write_png(torch.rand(3, 64, 64), tmp_path / "a.png")
-    out = call("eval", str(path), str(tmp_path / "a.png"), "--per-image", "--output", str(tmp_path / "r.json"))
+    out = call(
+        "eval",
+        str(path),
+        str(tmp_path / "a.png"),
+        "--per-image",
+        "--output",
+        str(tmp_path / "r.json"),
+    )
     assert "dB" in out and "a.png" in out and (tmp_path / "r.json").exists()
     assert "wrote" in call("export", str(path), str(tmp_path / "c.pth.tar"))
 
@@ -116,7 +193,9 @@ def test_encode_and_decode(tmp_path: Path) -> None:
     coded.write_text("something older")
     out = call("encode", path, str(picture), str(coded))
     size = coded.stat().st_size
-    assert f"{size:,} bytes" in out and f"{8 * size / (67 * 130):.4f} bpp" in out and "130x67" in out
+    assert (
+        f"{size:,} bytes" in out and f"{8 * size / (67 * 130):.4f} bpp" in out and "130x67" in out
+    )
     assert coded.read_bytes() == encode(codec, picture)
     assert "wrote" in call("decode", path, str(coded), str(decoded))
     assert torch.equal(read_image(decoded), decode(codec, coded))
@@ -124,14 +203,26 @@ def test_encode_and_decode(tmp_path: Path) -> None:
     path = str(save(modulated, tmp_path / "m.safetensors"))
     for rate in (["--level", "0.5"], ["--lmbda", "0.0067"]):
         call("encode", path, str(picture), str(coded), *rate)
-        assert coded.read_bytes() == encode(modulated, picture, **{rate[0].removeprefix("--"): float(rate[1])})
+        assert coded.read_bytes() == encode(
+            modulated, picture, **{rate[0].removeprefix("--"): float(rate[1])}
+        )
         call("decode", path, str(coded), str(decoded))
         assert torch.equal(read_image(decoded), decode(modulated, coded))
-        assert str(evaluate(modulated, str(picture), **{rate[0].removeprefix("--"): float(rate[1])})).split(" dB")[0] in call("eval", path, str(picture), *rate)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nic", "a.png", "c.safetensors", "m.safetensors", "out.png"]
+        assert str(
+            evaluate(modulated, str(picture), **{rate[0].removeprefix("--"): float(rate[1])})
+        ).split(" dB")[0] in call("eval", path, str(picture), *rate)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "a.nic",
+        "a.png",
+        "c.safetensors",
+        "m.safetensors",
+        "out.png",
+    ]
 
 
-def test_encode_and_decode_fail_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_encode_and_decode_fail_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import torch
 
     from nicprune.data.images import write_png
@@ -158,27 +249,79 @@ def test_encode_and_decode_fail_in_one_line(tmp_path: Path, monkeypatch: pytest.
         (["profile", "mbt2018", "--quality", "12"], "has no quality 12; it has 1 to 8"),
         (["run", "quickstrat"], "did you mean 'quickstart'"),
         (["run", "quickstart", "--set", "finetune.stepps=3"], "did you mean 'steps'"),
-        (["check", "quickstart", "--set", "photographs.train=/nowhere"], "no such folder: /nowhere"),
+        (
+            ["check", "quickstart", "--set", "photographs.train=/nowhere"],
+            "no such folder: /nowhere",
+        ),
         (["eval", "nowhere.safetensors", "samples"], "no such file"),
         (["prune", "demo-hyperprior", "a.safetensors", "-q", "1"], "give either budget"),
-        (["prune", "demo-hyperprior", "a.safetensors", "-q", "1", "--method", "fisher", "--set", "budget.macs=0.5"], "--images folder"),
-        (["prune", "demo-hyperprior", "a.safetensors", "-q", "1", "--method", "mask_decay", "--set", "budget.macs=0.5"], "masks are not at zero yet"),
-        (["prune", "demo-hyperprior", "a.safetensors", "-q", "1", "--method", "bit_rate_modulator", "--set", "qualities=[1, 2]"], "stays on the codec"),
+        (
+            [
+                "prune",
+                "demo-hyperprior",
+                "a.safetensors",
+                "-q",
+                "1",
+                "--method",
+                "fisher",
+                "--set",
+                "budget.macs=0.5",
+            ],
+            "--images folder",
+        ),
+        (
+            [
+                "prune",
+                "demo-hyperprior",
+                "a.safetensors",
+                "-q",
+                "1",
+                "--method",
+                "mask_decay",
+                "--set",
+                "budget.macs=0.5",
+            ],
+            "masks are not at zero yet",
+        ),
+        (
+            [
+                "prune",
+                "demo-hyperprior",
+                "a.safetensors",
+                "-q",
+                "1",
+                "--method",
+                "bit_rate_modulator",
+                "--set",
+                "qualities=[1, 2]",
+            ],
+            "stays on the codec",
+        ),
         (["list", "codec"], "did you mean 'codecs'"),
         (["report", "/nowhere"], "/nowhere"),
     ],
 )
-def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str) -> None:
+def test_errors_are_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    expected: str,
+) -> None:
     err = fails(monkeypatch, capsys, *arguments)
     assert expected in err and err.startswith("nicprune: ") and err.count("\n") == 1
 
 
-def test_unknown_commands_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_commands_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "prnue" in fails(monkeypatch, capsys, "prnue")
 
 
 def test_help_says_what_is_written() -> None:
-    out = CliRunner().invoke(app, ["time", "--help"]).output + CliRunner().invoke(app, ["decode", "--help"]).output
+    out = (
+        CliRunner().invoke(app, ["time", "--help"]).output
+        + CliRunner().invoke(app, ["decode", "--help"]).output
+    )
     assert "[label=]codec[@width]" in out and "package.module:factory" in out
 
 
@@ -196,5 +339,11 @@ except SystemExit:
 
 
 def test_module_runs() -> None:
-    done = subprocess.run([sys.executable, "-m", "nicprune", "report", "nowhere"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("nicprune: ") and done.stderr.count("\n") == 1
+    done = subprocess.run(
+        [sys.executable, "-m", "nicprune", "report", "nowhere"], capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("nicprune: ")
+        and done.stderr.count("\n") == 1
+    )

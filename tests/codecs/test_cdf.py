@@ -25,7 +25,9 @@ def marked(bottleneck: Any) -> None:
 
 
 def test_tables_of_methods_stand_like_those_of_the_codec() -> None:
-    model = attach(load_codec("demo-hyperprior", 1), "slimmable", widths=[1.0, 0.5], round_to=8, latents="slim")
+    model = attach(
+        load_codec("demo-hyperprior", 1), "slimmable", widths=[1.0, 0.5], round_to=8, latents="slim"
+    )
     refresh_tables(model)
     own: list[Any] = list(model.methods[0].bottlenecks.values())  # type: ignore[union-attr,operator]
     for bottleneck in (*own, model.codec.entropy_bottleneck):
@@ -35,11 +37,16 @@ def test_tables_of_methods_stand_like_those_of_the_codec() -> None:
     with torch.no_grad():
         own[0].quantiles[:, :, 1] += 1
     refresh_tables(model)
-    assert int(own[0]._offset.max()) > -500 and int(model.codec.entropy_bottleneck._offset.max()) < -500, "each for itself"  # type: ignore[union-attr]
+    assert (
+        int(own[0]._offset.max()) > -500
+        and int(model.codec.entropy_bottleneck._offset.max()) < -500
+    ), "each for itself"  # type: ignore[union-attr]
 
 
 def test_files_bring_the_tables_of_methods(tmp_path: Path) -> None:
-    model = attach(load_codec("demo-hyperprior", 1), "slimmable", widths=[1.0, 0.5], round_to=8, latents="slim")
+    model = attach(
+        load_codec("demo-hyperprior", 1), "slimmable", widths=[1.0, 0.5], round_to=8, latents="slim"
+    )
     with torch.no_grad():
         for bottleneck in model.methods[0].bottlenecks.values():  # type: ignore[union-attr,operator]
             bottleneck.quantiles[:, :, 1] += 3
@@ -47,7 +54,10 @@ def test_files_bring_the_tables_of_methods(tmp_path: Path) -> None:
     tables = [m._offset.clone() for m in again.methods[0].bottlenecks.values()]
     fresh = copy.deepcopy(again)
     fresh.methods[0].update(force=True)
-    assert all(torch.equal(a, m._offset) for a, m in zip(tables, fresh.methods[0].bottlenecks.values(), strict=True)), "saved with tables of what it is now"
+    assert all(
+        torch.equal(a, m._offset)
+        for a, m in zip(tables, fresh.methods[0].bottlenecks.values(), strict=True)
+    ), "saved with tables of what it is now"
     for bottleneck in again.methods[0].bottlenecks.values():
         marked(bottleneck)
     third: Any = load(save(again, tmp_path / "b.safetensors"))
@@ -61,7 +71,9 @@ def test_scales_that_were_chosen_stay(tmp_path: Path) -> None:
         codec.entropy_bottleneck.quantiles += 0.5
     again: Any = load(save(codec, tmp_path / "a.safetensors"))
     assert len(again.gaussian_conditional.scale_table) == 32
-    assert evaluate(again, "samples").mean("bpp") == pytest.approx(evaluate(codec, "samples").mean("bpp"))
+    assert evaluate(again, "samples").mean("bpp") == pytest.approx(
+        evaluate(codec, "samples").mean("bpp")
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -77,10 +89,21 @@ def test_any_precision_has_tables(dtype: torch.dtype) -> None:
 def test_indexes_by_bisection_are_those_by_comparison(dtype: torch.dtype, bound: float) -> None:
     conditional = GaussianConditional(get_scale_table().tolist(), scale_bound=bound).to(dtype)
     table = conditional.scale_table
-    drawn = torch.exp(torch.empty(2, 3, 8, 5).uniform_(-4, 7, generator=torch.Generator().manual_seed(0))).to(dtype)
-    near = torch.cat([table, torch.nextafter(table, torch.zeros_like(table)), torch.nextafter(table, table * 2)])
+    drawn = torch.exp(
+        torch.empty(2, 3, 8, 5).uniform_(-4, 7, generator=torch.Generator().manual_seed(0))
+    ).to(dtype)
+    near = torch.cat(
+        [table, torch.nextafter(table, torch.zeros_like(table)), torch.nextafter(table, table * 2)]
+    )
     odd = torch.tensor([0.0, -1.0, float("inf"), float("-inf"), float("nan")], dtype=dtype)
-    for scales in (drawn, drawn.to(memory_format=torch.channels_last), near, odd, drawn.to(torch.float32), drawn[:0]):
+    for scales in (
+        drawn,
+        drawn.to(memory_format=torch.channels_last),
+        near,
+        odd,
+        drawn.to(torch.float32),
+        drawn[:0],
+    ):
         compared = conditional.build_indexes(scales)
         with fast_indexes():
             found = conditional.build_indexes(scales)
@@ -89,18 +112,28 @@ def test_indexes_by_bisection_are_those_by_comparison(dtype: torch.dtype, bound:
     assert len(indexes.unique()) > 30 and int(indexes.max()) == 63
 
 
-def test_scales_of_another_type_than_the_table_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scales_of_another_type_than_the_table_are_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(cdf, "_COMPARED", lambda self, scales: "compared")
     conditional = GaussianConditional(get_scale_table().tolist())
-    assert cdf._bisected(conditional, torch.ones(3, dtype=torch.bfloat16)) == "compared" != cdf._bisected(conditional, torch.ones(3))
+    assert (
+        cdf._bisected(conditional, torch.ones(3, dtype=torch.bfloat16))
+        == "compared"
+        != cdf._bisected(conditional, torch.ones(3))
+    )
 
 
 @torch.no_grad()
-def test_streams_are_the_same_with_fast_indexes(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_are_the_same_with_fast_indexes(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     codec: Any = built(architecture)[0]
     codec.update(force=True)
     x, own, calls, bisected = image(codec, 2), GaussianConditional.build_indexes, [], cdf._bisected
-    monkeypatch.setattr(cdf, "_bisected", lambda self, scales: calls.append(1) or bisected(self, scales))
+    monkeypatch.setattr(
+        cdf, "_bisected", lambda self, scales: calls.append(1) or bisected(self, scales)
+    )
     sent = codec.compress(x)
     decoded = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
     assert not calls
@@ -125,7 +158,9 @@ def test_an_own_way_to_the_indexes_stays(monkeypatch: pytest.MonkeyPatch) -> Non
     assert GaussianConditional.build_indexes is own
 
 
-def test_what_codes_here_codes_with_fast_indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_codes_here_codes_with_fast_indexes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Evaluation, files, times, and codecs with methods on them."""
     from nicprune.evaluation.evaluate import evaluate_image
     from nicprune.evaluation.transform_times import stage_times
@@ -133,10 +168,16 @@ def test_what_codes_here_codes_with_fast_indexes(tmp_path: Path, monkeypatch: py
 
     codec: Any = built("bmshj2018-hyperprior")[0]
     codec.update(force=True)
-    masked = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={"macs": 0.5}, round_to=1)
+    masked = attach(
+        built("bmshj2018-hyperprior")[0], "mask_decay", budget={"macs": 0.5}, round_to=1
+    )
     masked.update(force=True)
     picture = (image(codec, 2)[0] * 255).byte()
-    monkeypatch.setattr(cdf, "_bisected", lambda self, scales: calls.append(1) or torch.zeros_like(scales, dtype=torch.int32))
+    monkeypatch.setattr(
+        cdf,
+        "_bisected",
+        lambda self, scales: calls.append(1) or torch.zeros_like(scales, dtype=torch.int32),
+    )
     for code, times in (
         (lambda: container.decode(codec, container.encode(codec, picture)), 2),
         (lambda: evaluate_image(codec, picture, "a"), 2),

@@ -35,7 +35,14 @@ def test_layers_computed_by_slicing_are_the_same(layer: nn.Module, affected: boo
     assert is_affected(layer) == affected
     layer = layer.double()
     other = copy.deepcopy(layer)
-    pictures = torch.rand(2, layer.in_channels, 11, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # type: ignore[call-overload]
+    pictures = torch.rand(
+        2,
+        layer.in_channels,
+        11,
+        14,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(0),
+    )  # type: ignore[call-overload]
     mine, plain = (pictures.clone().requires_grad_() for _ in range(2))
     with strided_pointwise_by_slicing(layer):
         assert (layer.stride == (1, 1)) == (affected or other.stride == (1, 1))
@@ -44,8 +51,13 @@ def test_layers_computed_by_slicing_are_the_same(layer: nn.Module, affected: boo
     weight = torch.linspace(0, 1, out.numel(), dtype=torch.float64).view(out.shape)
     (out * weight).sum().backward()
     (expected * weight).sum().backward()
-    assert torch.allclose(out, expected, rtol=0, atol=1e-12) and torch.allclose(mine.grad, plain.grad, rtol=0, atol=1e-12)
-    assert all(torch.allclose(a.grad, b.grad, rtol=0, atol=1e-12) for a, b in zip(layer.parameters(), other.parameters(), strict=True))
+    assert torch.allclose(out, expected, rtol=0, atol=1e-12) and torch.allclose(
+        mine.grad, plain.grad, rtol=0, atol=1e-12
+    )
+    assert all(
+        torch.allclose(a.grad, b.grad, rtol=0, atol=1e-12)
+        for a, b in zip(layer.parameters(), other.parameters(), strict=True)
+    )
 
 
 def test_layers_are_as_before_whatever_happens() -> None:
@@ -76,7 +88,16 @@ for name in ARCHITECTURES:
 
 def test_every_architecture_trains_at_128_pixels(tmp_path: Path) -> None:
     """In a process of its own, since the fault ends the process: every layer of every architecture, in channels_last."""
-    write_png(torch.rand(3, 140, 160, generator=torch.Generator().manual_seed(0)), tmp_path / "a.png")
+    write_png(
+        torch.rand(3, 140, 160, generator=torch.Generator().manual_seed(0)), tmp_path / "a.png"
+    )
     script = EVERY.format(tests=str(TESTS), photos=str(tmp_path))
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, f"ended with {done.returncode} after {done.stdout.split()}: {done.stderr[-1000:]}"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, (
+        f"ended with {done.returncode} after {done.stdout.split()}: {done.stderr[-1000:]}"
+    )

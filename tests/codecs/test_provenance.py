@@ -24,7 +24,10 @@ def told() -> tuple[object, Provenance]:
 def test_a_codec_is_known_by_its_class() -> None:
     record = provenance(built("mbt2018-mean")[0])
     assert (record.name, record.quality, record.history) == ("mbt2018-mean", None, [])
-    assert record.build == {"class": "compressai.models.google:MeanScaleHyperprior", "kwargs": {"N": 16, "M": 24}}
+    assert record.build == {
+        "class": "compressai.models.google:MeanScaleHyperprior",
+        "kwargs": {"N": 16, "M": 24},
+    }
 
 
 def test_what_is_changed_in_the_record_is_changed_on_the_codec() -> None:
@@ -56,5 +59,9 @@ def test_a_pickled_codec_needs_no_nicprune(tmp_path: Path) -> None:
     codec, _ = told()
     (tmp_path / "codec.pickle").write_bytes(pickle.dumps(codec))
     script = "import pickle, sys; codec = pickle.load(open(sys.argv[1], 'rb')); assert not [m for m in sys.modules if m.startswith('nicprune')]"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "codec.pickle")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "codec.pickle")],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-800:]

@@ -16,7 +16,9 @@ from nicprune.evaluation.memory import peak_bytes
 
 
 def test_versions_and_machine_are_said() -> None:
-    assert versions()["torch"][0].isdigit() and versions()["python"].startswith(f"{sys.version_info.major}.")
+    assert versions()["torch"][0].isdigit() and versions()["python"].startswith(
+        f"{sys.version_info.major}."
+    )
     machine = describe_machine()
     assert machine["cpu"] and machine["cores"] >= 1 and machine["memory_gb"] > 0
     assert machine["python"] == versions()["python"] and machine["device"]
@@ -28,7 +30,9 @@ def test_packages_that_are_not_installed_are_unknown(monkeypatch: pytest.MonkeyP
 
 
 def test_a_gpu_is_named_and_torch_is_never_imported_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "H200"))
+    gpu = types.SimpleNamespace(
+        cuda=types.SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "H200")
+    )
     monkeypatch.setitem(sys.modules, "torch", gpu)  # type: ignore[arg-type]
     assert describe_machine()["device"] == "H200"
     code = "from nicprune.runtime import describe_machine; import sys; sys.exit(describe_machine()['device'] != 'cpu' or 'torch' in sys.modules)"
@@ -49,7 +53,9 @@ def test_peak_memory_is_what_lives_at_once() -> None:
         a = x + 1
         b = a * 2
         del a
-        c = b.view(-1).add_(1).reshape(100, 100) + 1  # views and what happens in place are nothing new
+        c = (
+            b.view(-1).add_(1).reshape(100, 100) + 1
+        )  # views and what happens in place are nothing new
         del b, c
         torch.zeros(50, 100)
 

@@ -39,7 +39,11 @@ def test_batches_depend_on_seed_step_and_rank_alone(photos: Path) -> None:
     again = Patches(photos, 64)
     assert all(torch.equal(again.batch(3, seed=1, step=s), forward[s]) for s in (2, 0, 3, 1))
     assert forward[0].shape == (3, 3, 64, 64) and forward[0].min() >= 0 and forward[0].max() <= 1
-    for other in ({"seed": 2, "step": 0}, {"seed": 1, "step": 1}, {"seed": 1, "step": 0, "rank": 1}):
+    for other in (
+        {"seed": 2, "step": 0},
+        {"seed": 1, "step": 1},
+        {"seed": 1, "step": 0, "rank": 1},
+    ):
         assert not torch.equal(again.batch(3, **other), forward[0])
     patches.close()
     again.close()
@@ -66,12 +70,19 @@ def test_split_folder_and_single_files(photos: Path) -> None:
 def test_broken_and_small_images_are_named_and_skipped(photos: Path) -> None:
     (photos / "empty.png").touch()
     (photos / "text.jpg").write_text("not an image")
-    with pytest.warns(UserWarning, match=r"skipped 3 images: 2.png \(80x80 is smaller than 96\), empty.png \(broken\), text.jpg \(broken\)|skipped"):
-        usable = usable_images([photos / n for n in ("1.png", "0.png", "2.png", "empty.png", "text.jpg")], 96)
+    with pytest.warns(
+        UserWarning,
+        match=r"skipped 3 images: 2.png \(80x80 is smaller than 96\), empty.png \(broken\), text.jpg \(broken\)|skipped",
+    ):
+        usable = usable_images(
+            [photos / n for n in ("1.png", "0.png", "2.png", "empty.png", "text.jpg")], 96
+        )
     assert [p.name for p in usable] == ["1.png", "0.png"]
 
 
-def test_images_damaged_inside_are_named_and_skipped_in_training_and_evaluation(photos: Path) -> None:
+def test_images_damaged_inside_are_named_and_skipped_in_training_and_evaluation(
+    photos: Path,
+) -> None:
     whole = (photos / "0.png").read_bytes()
     (photos / "0.png").write_bytes(whole[: len(whole) // 2])  # its header reads well
     patches = Patches(photos, 64)
@@ -80,8 +91,15 @@ def test_images_damaged_inside_are_named_and_skipped_in_training_and_evaluation(
     patches.close()
     assert all(b.shape == (4, 3, 64, 64) for b in batches)
     with pytest.warns(UserWarning, match="skipped: cannot read .*0.png"):
-        assert [p.name for p, _ in readable(sorted(photos.glob("*.png")))] == ["1.png", "2.png", "3.png"]
-    with pytest.warns(UserWarning, match="skipped"), pytest.raises(DataError, match="every one of 1 is broken"):
+        assert [p.name for p, _ in readable(sorted(photos.glob("*.png")))] == [
+            "1.png",
+            "2.png",
+            "3.png",
+        ]
+    with (
+        pytest.warns(UserWarning, match="skipped"),
+        pytest.raises(DataError, match="every one of 1 is broken"),
+    ):
         list(readable([photos / "0.png"]))
 
 

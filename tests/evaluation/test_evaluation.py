@@ -15,7 +15,16 @@ from torch import nn
 import nicprune.evaluation.evaluate as evaluation
 from nicprune.common.errors import CodecError, DataError
 from nicprune.data.images import read_image, write_png
-from nicprune.evaluation.evaluate import compare, crop, evaluate, evaluate_image, pad, psnr, string_bytes, write_results
+from nicprune.evaluation.evaluate import (
+    compare,
+    crop,
+    evaluate,
+    evaluate_image,
+    pad,
+    psnr,
+    string_bytes,
+    write_results,
+)
 from nicprune.methods import attach
 from nicprune.pruning.cost import measure
 
@@ -25,7 +34,9 @@ def photos(tmp_path: Path) -> Path:
     """Sizes that are no multiple of anything."""
     for i, (h, w) in enumerate([(70, 65), (200, 193)]):
         small = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(i))
-        write_png(nn.functional.interpolate(small, size=(h, w), mode="bicubic")[0], tmp_path / f"{i}.png")
+        write_png(
+            nn.functional.interpolate(small, size=(h, w), mode="bicubic")[0], tmp_path / f"{i}.png"
+        )
     return tmp_path
 
 
@@ -40,7 +51,9 @@ def test_psnr_is_compressais() -> None:
     a, b = torch.rand(1, 3, 200, 200), torch.rand(1, 3, 200, 200)
     assert psnr(a, b) == pytest.approx(compute_metrics(a, b)["psnr-rgb"], abs=1e-4)
     eighths = (a * 255).round() / 255
-    assert psnr(eighths, eighths + 0.4 / 255) == float("inf"), "what rounds to the same 8 bits is the same image"
+    assert psnr(eighths, eighths + 0.4 / 255) == float("inf"), (
+        "what rounds to the same 8 bits is the same image"
+    )
 
 
 def test_bpp_is_of_the_strings_and_near_the_estimate(photos: Path) -> None:
@@ -52,17 +65,29 @@ def test_bpp_is_of_the_strings_and_near_the_estimate(photos: Path) -> None:
     sent = codec.compress(padded)
     assert score.bpp == 8 * sum(len(s) for part in sent["strings"] for s in part) / (200 * 193)
     assert score.bpp == pytest.approx(score.bpp_estimated, rel=0.25)
-    assert torch.equal(decoded, crop(codec.decompress(sent["strings"], sent["shape"])["x_hat"], padding)[0].clamp(0, 1))
+    assert torch.equal(
+        decoded,
+        crop(codec.decompress(sent["strings"], sent["shape"])["x_hat"], padding)[0].clamp(0, 1),
+    )
     assert decoded.shape == picture.shape and score.ms_ssim is not None
 
 
-def test_times_taken_while_others_ran_say_so(photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_times_taken_while_others_ran_say_so(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     codec, _ = built("bmshj2018-factorized")
     readings = iter([(0.0, 0.0, 0.0), (8.0, 10.0, 3.0)] * 2 + [(0.0, 0.0, 0.0), (4.0, 10.0, 3.0)])
     monkeypatch.setattr(evaluation, "processor_time", lambda: next(readings))
     both = compare(codec, codec, photos / "0.png")
-    assert both.after.busy == 0.5 and "others used 50% of the processor" in str(both) and "others used 50%" in str(both.after)
-    assert json.loads(write_results(both.after, tmp_path / "r.json").read_text())["nicprune"]["busy"] == 0.5
+    assert (
+        both.after.busy == 0.5
+        and "others used 50% of the processor" in str(both)
+        and "others used 50%" in str(both.after)
+    )
+    assert (
+        json.loads(write_results(both.after, tmp_path / "r.json").read_text())["nicprune"]["busy"]
+        == 0.5
+    )
     assert "others" not in str(evaluate(codec, photos / "0.png"))
 
 
@@ -70,7 +95,11 @@ def test_every_architecture_is_evaluated(architecture: str, photos: Path) -> Non
     codec, _ = built(architecture)
     before = state_of(codec)
     result = evaluate(codec, photos / "0.png")
-    assert np.isfinite(result.mean("psnr_db")) and result.mean("bpp") > 0 and result.mean("ms_ssim") is None
+    assert (
+        np.isfinite(result.mean("psnr_db"))
+        and result.mean("bpp") > 0
+        and result.mean("ms_ssim") is None
+    )
     assert same_state(before, state_of(codec)), "the codec is left as it was"
 
 
@@ -78,11 +107,16 @@ def test_means_and_compressai_json(photos: Path, tmp_path: Path, hyperprior: nn.
     result = evaluate(hyperprior, photos)
     assert result.mean("bpp") == pytest.approx(sum(i.bpp for i in result.images) / 2)
     content = json.loads(write_results(result, tmp_path / "r.json").read_text())
-    assert content["results"]["psnr-rgb"] == [pytest.approx(result.mean("psnr_db"))] and content["name"] == "bmshj2018-hyperprior"
+    assert (
+        content["results"]["psnr-rgb"] == [pytest.approx(result.mean("psnr_db"))]
+        and content["name"] == "bmshj2018-hyperprior"
+    )
     from compressai.utils.plot.__main__ import parse_json_file
 
     drawn = parse_json_file(str(tmp_path / "r.json"), "psnr")
-    assert drawn["ys"] == content["results"]["psnr-rgb"] and drawn["xs"] == content["results"]["bpp"]
+    assert (
+        drawn["ys"] == content["results"]["psnr-rgb"] and drawn["xs"] == content["results"]["bpp"]
+    )
 
 
 def test_compare_says_both_sides(photos: Path, hyperprior: nn.Module) -> None:
@@ -92,12 +126,17 @@ def test_compare_says_both_sides(photos: Path, hyperprior: nn.Module) -> None:
 
 
 def test_a_codec_with_masks_on_is_evaluated_as_it_is(photos: Path, hyperprior: nn.Module) -> None:
-    masked = attach(hyperprior, "mask_decay", budget={"macs": 0.5}, round_to=1, decay_steps=4).eval()
+    masked = attach(
+        hyperprior, "mask_decay", budget={"macs": 0.5}, round_to=1, decay_steps=4
+    ).eval()
     with torch.no_grad():
         for values in masked.methods[0].masks.values:
             values.uniform_(0.5, 1)
     on, plain = evaluate(hyperprior, photos / "0.png"), evaluate(masked.plain(), photos / "0.png")
-    assert on.mean("psnr_db") == pytest.approx(plain.mean("psnr_db"), abs=1e-3) and on.cost == plain.cost
+    assert (
+        on.mean("psnr_db") == pytest.approx(plain.mean("psnr_db"), abs=1e-3)
+        and on.cost == plain.cost
+    )
     assert masked.detach() is hyperprior and hook_count(hyperprior) == 0
 
 
@@ -113,7 +152,9 @@ def test_bytes_of_nested_strings() -> None:
 
 
 def test_image_of_the_attached_codec_is_that_of_its_plain_copy(hyperprior: nn.Module) -> None:
-    masked = attach(hyperprior, "mask_decay", budget={"macs": 0.5}, round_to=1, decay_steps=4).eval()
+    masked = attach(
+        hyperprior, "mask_decay", budget={"macs": 0.5}, round_to=1, decay_steps=4
+    ).eval()
     with torch.no_grad():
         for values in masked.methods[0].masks.values:
             values.uniform_(0.5, 1)
@@ -121,7 +162,10 @@ def test_image_of_the_attached_codec_is_that_of_its_plain_copy(hyperprior: nn.Mo
     sent, plain = masked.compress(x), masked.plain().eval()
     plain.update(force=True)
     assert sent["strings"] == plain.compress(x)["strings"]
-    assert torch.equal(masked.decompress(sent["strings"], sent["shape"])["x_hat"], plain.decompress(sent["strings"], sent["shape"])["x_hat"])
+    assert torch.equal(
+        masked.decompress(sent["strings"], sent["shape"])["x_hat"],
+        plain.decompress(sent["strings"], sent["shape"])["x_hat"],
+    )
 
 
 def test_classical_codecs_follow_their_settings(photos: Path) -> None:
@@ -129,9 +173,15 @@ def test_classical_codecs_follow_their_settings(photos: Path) -> None:
 
     for name in ("jpeg", "jpeg-optimized", "webp"):
         points = evaluate_classical(name, photos, [10, 50, 90])
-        assert [p.bpp for p in points] == sorted(p.bpp for p in points) and [p.psnr_db for p in points] == sorted(p.psnr_db for p in points)
+        assert [p.bpp for p in points] == sorted(p.bpp for p in points) and [
+            p.psnr_db for p in points
+        ] == sorted(p.psnr_db for p in points)
         assert psnr_at(points, points[1].bpp) == pytest.approx(points[1].psnr_db)
-        assert points[0].psnr_db < psnr_at(points, (points[0].bpp * points[1].bpp) ** 0.5) < points[1].psnr_db
+        assert (
+            points[0].psnr_db
+            < psnr_at(points, (points[0].bpp * points[1].bpp) ** 0.5)
+            < points[1].psnr_db
+        )
         assert psnr_at(points, 100) is None
     with pytest.raises(CodecError, match="did you mean 'jpeg'"):
         evaluate_classical("jpg", photos)
@@ -142,4 +192,7 @@ def test_a_codec_that_was_not_hardened_is_beside_its_whole(tmp_path: Path) -> No
     slim = attach(codec, "slimmable", widths=[1.0, 0.5], round_to=1)
     write_png(torch.rand(3, 64, 64), tmp_path / "a.png")
     found = evaluate(slim, tmp_path, width=1)
-    assert found.original_cost == measure(built("bmshj2018-hyperprior")[0]) and found.cost.macs < 0.5 * found.original_cost.macs
+    assert (
+        found.original_cost == measure(built("bmshj2018-hyperprior")[0])
+        and found.cost.macs < 0.5 * found.original_cost.macs
+    )

@@ -13,7 +13,15 @@ from torch import nn
 import nicprune.evaluation.transform_times as timing
 from nicprune import attach, load_codec
 from nicprune.common.errors import FileError, RecipeError
-from nicprune.evaluation.transform_times import REST, Named, Times, stage_times, taken_under, time_codecs, times_table
+from nicprune.evaluation.transform_times import (
+    REST,
+    Named,
+    Times,
+    stage_times,
+    taken_under,
+    time_codecs,
+    times_table,
+)
 from nicprune.pruning.cost import measure
 from nicprune.report.times import read_times, times_lines, write_times
 
@@ -35,7 +43,9 @@ def advancing(module: nn.Module, clock: list[float], seconds: float) -> None:
 
 
 @pytest.mark.parametrize("inner", [False, True])
-def test_each_second_is_counted_once_and_under_its_transform(clock: list[float], monkeypatch: pytest.MonkeyPatch, inner: bool) -> None:
+def test_each_second_is_counted_once_and_under_its_transform(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, inner: bool
+) -> None:
     codec: Any = load_codec("demo-hyperprior", 1)
     for transform, seconds in (("g_a", 3.0), ("h_a", 0.5), ("h_s", 0.25), ("g_s", 2.0)):
         module = getattr(codec, transform)
@@ -70,11 +80,22 @@ def test_by_layer_each_second_is_counted_once_too(clock: list[float]) -> None:
     advancing(codec.g_a[0].conv1, clock, 1.0)
     advancing(codec.g_a[0], clock, 2.0)
     advancing(codec.h_s[1], clock, 5.0)
-    advancing(codec.entropy_parameters[2], clock, 9.0)  # once for each of the 4 x 4 pixels of the latent
+    advancing(
+        codec.entropy_parameters[2], clock, 9.0
+    )  # once for each of the 4 x 4 pixels of the latent
     codec.update()
     encode, decode = stage_times(codec, torch.rand(1, 3, 64, 64), layers=True)
-    assert encode["g_a.0"] == 3.0 and encode["h_a"] == 4.0 and encode["h_s.1"] == decode["h_s.1"] == 5.0 and "g_a" not in encode and "g_a.0.conv1" not in encode
-    assert encode["entropy_parameters.2"] == decode["entropy_parameters.2"] == 16 * 9.0 and encode[REST] == decode[REST] == 0
+    assert (
+        encode["g_a.0"] == 3.0
+        and encode["h_a"] == 4.0
+        and encode["h_s.1"] == decode["h_s.1"] == 5.0
+        and "g_a" not in encode
+        and "g_a.0.conv1" not in encode
+    )
+    assert (
+        encode["entropy_parameters.2"] == decode["entropy_parameters.2"] == 16 * 9.0
+        and encode[REST] == decode[REST] == 0
+    )
 
 
 def test_gates_count_with_the_transform_they_are_in(clock: list[float]) -> None:
@@ -105,8 +126,15 @@ def test_costs_are_those_of_the_codec_and_with_gates_of_the_image() -> None:
         gate.threshold.data[::2] = float("inf")
     first, second = time_codecs({"original": codec, "gated": gated}, repeats=1, limit=0)
     assert first.cost == measure(codec) and first.kept == second.kept == 1
-    assert second.cost.encoder < 0.8 * first.cost.encoder and second.cost.decoder < 0.8 * first.cost.decoder
-    assert set(first.encode) == {"g_a", "h_a", "h_s", REST} and set(first.decode) == {"h_s", "g_s", REST}
+    assert (
+        second.cost.encoder < 0.8 * first.cost.encoder
+        and second.cost.decoder < 0.8 * first.cost.decoder
+    )
+    assert set(first.encode) == {"g_a", "h_a", "h_s", REST} and set(first.decode) == {
+        "h_s",
+        "g_s",
+        REST,
+    }
 
 
 def test_the_table_sets_speed_beside_macs() -> None:
@@ -117,13 +145,18 @@ def test_the_table_sets_speed_beside_macs() -> None:
         Times("small", half, {"g_a": 1.5, REST: 1.0}, {"g_s": 0.5, REST: 0.5}, 2.5, 1.0, 5, False),
     ]
     encode, decode, note = times_table(times, taken_under(times, "photo.png")).split("\n\n")
-    cells = [[c.strip() for c in block.splitlines()[-1].strip("|").split("|")] for block in (encode, decode)]
+    cells = [
+        [c.strip() for c in block.splitlines()[-1].strip("|").split("|")]
+        for block in (encode, decode)
+    ]
     assert cells[0][2:] == ["2.00×", "1.500", "1.000", "2.500", "1.60×", "0.80"]
     assert cells[1][2:] == ["4.00×", "0.500", "0.500", "1.000", "4.00×", "1.00"]
     assert "photo.png, medians of 5 turns" in note and "quiet machine" not in note
     busy = taken_under([Times("whole", cost, {REST: 1.0}, {REST: 1.0}, 1.0, 1.0, 3, True)], "it")
     assert "run again on a quiet machine" in busy and "at most" not in busy
-    unknown = taken_under([Times("whole", cost, {REST: 1.0}, {REST: 1.0}, 1.0, 1.0, 3, False, False)], "it")
+    unknown = taken_under(
+        [Times("whole", cost, {REST: 1.0}, {REST: 1.0}, 1.0, 1.0, 3, False, False)], "it"
+    )
     assert "not known here" in unknown and "at most" not in unknown
 
 
@@ -131,20 +164,31 @@ def test_a_report_of_times_is_read_as_it_was_written(tmp_path: Path) -> None:
     cost = measure(load_codec("demo-hyperprior", 1))
     small = type(cost)(cost.macs // 2, cost.encoder // 2, cost.decoder // 4, cost.params)
     times = [
-        Times("whole $", cost, {"g_a": 3.0, REST: 1.0}, {"g_s": 3.5, REST: 0.5}, 4.0, 4.0, 5, False),
-        Times("small", small, {"g_a": 1.5, "mine": 0.25, REST: 1.0}, {"g_s": 0.5}, 2.75, 0.5, 5, False),
+        Times(
+            "whole $", cost, {"g_a": 3.0, REST: 1.0}, {"g_s": 3.5, REST: 0.5}, 4.0, 4.0, 5, False
+        ),
+        Times(
+            "small", small, {"g_a": 1.5, "mine": 0.25, REST: 1.0}, {"g_s": 0.5}, 2.75, 0.5, 5, False
+        ),
     ]
-    folder = write_times(times, tmp_path / "times", conditions="On a Tuesday.", command="nicprune time a b")
+    folder = write_times(
+        times, tmp_path / "times", conditions="On a Tuesday.", command="nicprune time a b"
+    )
     assert read_times(folder) == (times, "On a Tuesday.", "nicprune time a b")
     text = (folder / "times.md").read_text()
     assert text.endswith("On a Tuesday.\n\nMade by `nicprune time a b`.\n") and "| small" in text
-    first, second = ([c.strip() for c in line.strip("|").split("|")] for line in times_lines(times).splitlines()[2:])
+    first, second = (
+        [c.strip() for c in line.strip("|").split("|")]
+        for line in times_lines(times).splitlines()[2:]
+    )
     assert first == ["whole $", "", "3.00 + 1.00 s", "", "", "3.50 + 0.50 s", ""]
     assert second == ["small", "2.00×", "1.75 + 1.00 s", "1.45×", "4.00×", "0.50 + 0.00 s", "8.00×"]
     assert (folder / "times.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("content", [None, "[]", "{", '{"times": [{"name": "a"}]}', '{"times": [], "conditions": ""}'])
+@pytest.mark.parametrize(
+    "content", [None, "[]", "{", '{"times": [{"name": "a"}]}', '{"times": [], "conditions": ""}']
+)
 def test_a_report_of_times_that_is_none_gives_one_line(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "times.json").write_text(content)
@@ -165,7 +209,13 @@ def test_codecs_are_named_with_label_and_width(tmp_path: Path) -> None:
 
 
 def test_small_encoders_count_under_their_method(clock: list[float]) -> None:
-    ladder = attach(load_codec("demo-hyperprior", 1).eval(), "scalable_encoder", encoders=3, share=0.3, decay_steps=12)
+    ladder = attach(
+        load_codec("demo-hyperprior", 1).eval(),
+        "scalable_encoder",
+        encoders=3,
+        share=0.3,
+        decay_steps=12,
+    )
     for encoder in ladder.methods[0].encoders:  # type: ignore[union-attr]
         advancing(encoder, clock, 1.0)
     ladder.set_width(1)

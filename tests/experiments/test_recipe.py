@@ -21,7 +21,13 @@ from nicprune.common.errors import DataError, FileError, NicpruneError, RecipeEr
 from nicprune.common.files import VARIABLES
 from nicprune.data.images import write_png
 from nicprune.experiments.plan import file_digests, start
-from nicprune.experiments.recipe import check_paths, find_recipe, parse_recipe, read_recipe, recipe_names
+from nicprune.experiments.recipe import (
+    check_paths,
+    find_recipe,
+    parse_recipe,
+    read_recipe,
+    recipe_names,
+)
 from nicprune.experiments.run import jobs, plan, run_recipe
 from nicprune.pruning.cost import measure
 from nicprune.storage.checkpoint import load, save
@@ -32,8 +38,15 @@ def content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A tiny recipe that runs in seconds, on a narrow codec."""
     for i in range(2):
         small = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(i))
-        write_png(nn.functional.interpolate(small, size=(80, 96), mode="bicubic")[0], tmp_path / "photos" / f"{i}.png")
-    monkeypatch.setitem(sys.modules, "tiny_codecs", types.SimpleNamespace(make=lambda quality: built("bmshj2018-hyperprior")[0]))
+        write_png(
+            nn.functional.interpolate(small, size=(80, 96), mode="bicubic")[0],
+            tmp_path / "photos" / f"{i}.png",
+        )
+    monkeypatch.setitem(
+        sys.modules,
+        "tiny_codecs",
+        types.SimpleNamespace(make=lambda quality: built("bmshj2018-hyperprior")[0]),
+    )
     return {
         "version": 1,
         "name": "tiny",
@@ -52,11 +65,21 @@ def content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def run(content: dict[str, Any], folder: Path, said: list[str] | None = None) -> Path:
     say = (said if said is not None else []).append
-    return run_recipe(parse_recipe(content, "test"), yaml.safe_dump(content), reports=folder / "reports", runs=folder / "runs", say=say, progress=False)
+    return run_recipe(
+        parse_recipe(content, "test"),
+        yaml.safe_dump(content),
+        reports=folder / "reports",
+        runs=folder / "runs",
+        say=say,
+        progress=False,
+    )
 
 
 def test_run_writes_the_whole_report_and_skips_what_is_done(
-    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    content: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     said: list[str] = []
     page = run(content, tmp_path, said)
@@ -72,12 +95,16 @@ def test_run_writes_the_whole_report_and_skips_what_is_done(
     table = list(csv.DictReader(rows))
     assert all(float(r["flop_reduction"]) >= 2 for r in table if r["role"] == "pruned")
     assert all(float(r["flop_reduction"]) == 1 for r in table if r["role"] != "pruned")
-    assert {r["steps"] for r in table if r["role"] != "original"} == {"5"}, "control and methods are trained for the same steps"
+    assert {r["steps"] for r in table if r["role"] != "original"} == {"5"}, (
+        "control and methods are trained for the same steps"
+    )
     codecs = sorted((folder / "codecs").glob("*.safetensors"))
     assert len(codecs) == 4
     record = json.loads(next((tmp_path / "runs").rglob("mask_decay*/record.json")).read_text())
     assert measure(load(codecs[0])).macs == record["cost"]["macs"]
-    assert not list((tmp_path / "runs").rglob("checkpoint.pt")), "optimiser state is not left behind"
+    assert not list((tmp_path / "runs").rglob("checkpoint.pt")), (
+        "optimiser state is not left behind"
+    )
     assert "PSNR" in "\n".join(said)
 
     assert list((folder / "crops").iterdir())
@@ -86,7 +113,9 @@ def test_run_writes_the_whole_report_and_skips_what_is_done(
     request.getfixturevalue("undrawn")
     run(content, tmp_path, again)
     assert sum("done before" in line for line in again) == 8
-    (tmp_path / "runs" / "tiny").rename(tmp_path / "runs" / "other")  # another recipe that does the same jobs has nothing left to do
+    (tmp_path / "runs" / "tiny").rename(
+        tmp_path / "runs" / "other"
+    )  # another recipe that does the same jobs has nothing left to do
     other = run(content | {"name": "other"}, tmp_path).parent
     assert {r["recipe"] for r in json.loads((other / "records.json").read_text())} == {"other"}
     (tmp_path / "runs" / "other").rename(tmp_path / "runs" / "tiny")
@@ -101,15 +130,23 @@ def test_run_writes_the_whole_report_and_skips_what_is_done(
         third: list[str] = []
         with monkeypatch.context() as patch:
             if trained:
-                patch.setattr("nicprune.experiments.run._fit", None)  # what is trained is only measured again
+                patch.setattr(
+                    "nicprune.experiments.run._fit", None
+                )  # what is trained is only measured again
             run(content, tmp_path, third)
         assert sum("done before" in line for line in third) == 7
-        assert before == {p: p.read_bytes() for p in (tmp_path / "runs").rglob("codec.safetensors")}, "the same run gives the same codec, bit for bit"
-        assert [i["psnr_db"] for i in json.loads(record_file.read_text())["images"]] == [i["psnr_db"] for i in images]
+        assert before == {
+            p: p.read_bytes() for p in (tmp_path / "runs").rglob("codec.safetensors")
+        }, "the same run gives the same codec, bit for bit"
+        assert [i["psnr_db"] for i in json.loads(record_file.read_text())["images"]] == [
+            i["psnr_db"] for i in images
+        ]
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_interrupted_between_phases_gives_the_same_codec(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_between_phases_gives_the_same_codec(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content |= {"qualities": [1], "control": False, "methods": content["methods"][:1]}
     run(content, tmp_path / "whole")
     import nicprune.experiments.run as module
@@ -127,25 +164,39 @@ def test_interrupted_between_phases_gives_the_same_codec(content: dict[str, Any]
         run(content, tmp_path / "parts")
     assert list((tmp_path / "parts").rglob("hardened.safetensors"))
     run(content, tmp_path / "parts")
-    whole, parts = (next((tmp_path / p).rglob("*/codec.safetensors")).read_bytes() for p in ("whole", "parts"))
+    whole, parts = (
+        next((tmp_path / p).rglob("*/codec.safetensors")).read_bytes() for p in ("whole", "parts")
+    )
     assert whole == parts
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_train_recipe_chains_qualities(content: dict[str, Any], tmp_path: Path) -> None:
     content = {k: v for k, v in content.items() if k not in ("methods", "sparsify")}
-    content |= {"task": "train", "codec": "demo-hyperprior", "weights": "none", "qualities": [3, 2], "chain": True, "half": True}
+    content |= {
+        "task": "train",
+        "codec": "demo-hyperprior",
+        "weights": "none",
+        "qualities": [3, 2],
+        "chain": True,
+        "half": True,
+    }
     content |= {"finetune": {"steps": 2}, "per_quality": {2: {"steps": 1}}}
     folder = run(content, tmp_path).parent
     files = sorted((folder / "codecs").glob("*.safetensors"))
     assert len(files) == 2 and all(load(f).g_a[0].out_channels == 64 for f in files)
     table = csv.DictReader((folder / "table.csv").read_text().splitlines())
-    assert [(r["quality"], r["steps"], r["role"]) for r in table] == [("2", "1", "original"), ("3", "2", "original")]
+    assert [(r["quality"], r["steps"], r["role"]) for r in table] == [
+        ("2", "1", "original"),
+        ("3", "2", "original"),
+    ]
 
 
 def test_changed_inputs_are_not_done_before(content: dict[str, Any], tmp_path: Path) -> None:
     keys = {j.key for j in jobs(parse_recipe(content, "a"), tmp_path)}
-    write_png(torch.rand(3, 80, 90), tmp_path / "photos" / "0.png")  # another photograph of the same name
+    write_png(
+        torch.rand(3, 80, 90), tmp_path / "photos" / "0.png"
+    )  # another photograph of the same name
     assert not keys & {j.key for j in jobs(parse_recipe(content, "a"), tmp_path)}
     weights = tmp_path / "w.pth"
     content |= {"weights": str(weights)}
@@ -155,31 +206,72 @@ def test_changed_inputs_are_not_done_before(content: dict[str, Any], tmp_path: P
     assert not keys & {j.key for j in jobs(parse_recipe(content, "a"), tmp_path)}
 
 
-def test_photographs_that_decide_a_schedule_count_too(content: dict[str, Any], tmp_path: Path) -> None:
+def test_photographs_that_decide_a_schedule_count_too(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
     write_png(torch.rand(3, 80, 90), tmp_path / "other" / "0.png")
-    arms = [{"name": "slimmable", "widths": [1.0, 0.5], "round_to": 1, "lambdas": [0.0067, 0.0067], "schedule": {"first": 1, "every": 1}}, *content["methods"]]
+    arms = [
+        {
+            "name": "slimmable",
+            "widths": [1.0, 0.5],
+            "round_to": 1,
+            "lambdas": [0.0067, 0.0067],
+            "schedule": {"first": 1, "every": 1},
+        },
+        *content["methods"],
+    ]
     keys = []
     for folder in ("photos", "other"):
         photographs = content["photographs"] | {"validation": str(tmp_path / folder)}
-        keys.append({job.arm.label: job.key for job in jobs(parse_recipe(content | {"methods": arms, "photographs": photographs}, "a"), tmp_path)})
+        keys.append(
+            {
+                job.arm.label: job.key
+                for job in jobs(
+                    parse_recipe(content | {"methods": arms, "photographs": photographs}, "a"),
+                    tmp_path,
+                )
+            }
+        )
     assert [label for label in keys[0] if keys[0][label] != keys[1][label]] == ["slimmable"]
 
 
-def test_everything_that_is_missing_is_said_at_once(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_everything_that_is_missing_is_said_at_once(
+    content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("NICPRUNE_DATA", raising=False)
-    photographs = {"train": ["${NICPRUNE_DATA}/train", "samples"], "test": "$NICPRUNE_DATA/kodak", "validation": str(tmp_path / "none")}
-    recipe = parse_recipe({**content, "photographs": photographs, "weights": "w{quality}.pth", "qualities": [1, 2]}, "x")
+    photographs = {
+        "train": ["${NICPRUNE_DATA}/train", "samples"],
+        "test": "$NICPRUNE_DATA/kodak",
+        "validation": str(tmp_path / "none"),
+    }
+    recipe = parse_recipe(
+        {**content, "photographs": photographs, "weights": "w{quality}.pth", "qualities": [1, 2]},
+        "x",
+    )
     with pytest.raises(DataError) as raised:
         check_paths(recipe)
     lines = str(raised.value).splitlines()
-    assert [line.split(":")[0] for line in lines] == ["photographs.train", "photographs.test", "photographs.validation", "weights", "weights"]
-    assert "${NICPRUNE_DATA}/train: the variable NICPRUNE_DATA is not set (the folder that holds the photographs" in lines[0]
+    assert [line.split(":")[0] for line in lines] == [
+        "photographs.train",
+        "photographs.test",
+        "photographs.validation",
+        "weights",
+        "weights",
+    ]
+    assert (
+        "${NICPRUNE_DATA}/train: the variable NICPRUNE_DATA is not set (the folder that holds the photographs"
+        in lines[0]
+    )
     assert "export NICPRUNE_DATA=... or name another path" in lines[1]
-    assert lines[2].endswith(f"no such folder: {tmp_path / 'none'}") and lines[4].endswith("no such file: w2.pth")
+    assert lines[2].endswith(f"no such folder: {tmp_path / 'none'}") and lines[4].endswith(
+        "no such file: w2.pth"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(recipe_names()))
-def test_recipes_of_the_package_name_folders_that_anyone_can_have(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipes_of_the_package_name_folders_that_anyone_can_have(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = recipe_names()[name].read_text()
     assert ".." not in yaml.safe_dump(yaml.safe_load(text)).replace("...", "")
     used = set(re.findall(r"\$\{(\w+)\}", text))
@@ -189,11 +281,19 @@ def test_recipes_of_the_package_name_folders_that_anyone_can_have(name: str, mon
     if used:
         with pytest.raises(NicpruneError) as raised:
             check_paths(read_recipe(name)[0])
-        assert all(f"the variable {variable} is not set ({VARIABLES[variable]})" in str(raised.value) for variable in used)
+        assert all(
+            f"the variable {variable} is not set ({VARIABLES[variable]})" in str(raised.value)
+            for variable in used
+        )
 
 
-def test_variables_in_paths_are_filled_in(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    paths = {"photographs": {"train": "${NICPRUNE_DATA}/photos", "test": "$NICPRUNE_DATA/photos"}, "weights": "${NICPRUNE_DATA}/base.safetensors"}
+def test_variables_in_paths_are_filled_in(
+    content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    paths = {
+        "photographs": {"train": "${NICPRUNE_DATA}/photos", "test": "$NICPRUNE_DATA/photos"},
+        "weights": "${NICPRUNE_DATA}/base.safetensors",
+    }
     recipe = parse_recipe({**content, **paths}, "x")
     keys = []
     for place in ("here", "there"):
@@ -201,7 +301,9 @@ def test_variables_in_paths_are_filled_in(content: dict[str, Any], monkeypatch: 
         write_png(torch.zeros(3, 64, 64), tmp_path / place / "photos" / "a.png")
         monkeypatch.setenv("NICPRUNE_DATA", str(tmp_path / place))
         check_paths(recipe)
-        assert file_digests(recipe, 1) == [hashlib.sha256((tmp_path / place / "base.safetensors").read_bytes()).hexdigest()]
+        assert file_digests(recipe, 1) == [
+            hashlib.sha256((tmp_path / place / "base.safetensors").read_bytes()).hexdigest()
+        ]
         assert start(recipe, jobs(recipe, tmp_path)[0]) is not None
         keys.append([job.key for job in jobs(recipe, tmp_path)])
     assert keys[0] == keys[1]  # the same photographs and weights elsewhere: what is done is done
@@ -209,53 +311,115 @@ def test_variables_in_paths_are_filled_in(content: dict[str, Any], monkeypatch: 
 
 def test_in_a_chain_only_the_first_needs_weights(content: dict[str, Any], tmp_path: Path) -> None:
     save(built("bmshj2018-hyperprior")[0], tmp_path / "base-q3.safetensors")
-    content = {k: v for k, v in content.items() if k not in ("methods", "sparsify")} | {"task": "train"}
+    content = {k: v for k, v in content.items() if k not in ("methods", "sparsify")} | {
+        "task": "train"
+    }
     content["weights"] = str(tmp_path / "base-q{quality}.safetensors")
-    recipe = parse_recipe(content | {"qualities": [3, 2], "chain": True, "finetune": {"steps": 0}}, "a")
+    recipe = parse_recipe(
+        content | {"qualities": [3, 2], "chain": True, "finetune": {"steps": 0}}, "a"
+    )
     check_paths(recipe)
     listed = jobs(recipe, tmp_path)
     listed[0].folder.mkdir(parents=True)
-    save(load(tmp_path / "base-q3.safetensors", factory=lambda: built("bmshj2018-hyperprior")[0]), listed[0].folder / "full.safetensors")
+    save(
+        load(tmp_path / "base-q3.safetensors", factory=lambda: built("bmshj2018-hyperprior")[0]),
+        listed[0].folder / "full.safetensors",
+    )
     from nicprune.experiments.run import train
 
     codec, _ = train(recipe, listed[1], listed, False)
-    assert all(torch.equal(a, b) for a, b in zip(codec.parameters(), built("bmshj2018-hyperprior")[0].parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            codec.parameters(), built("bmshj2018-hyperprior")[0].parameters(), strict=True
+        )
+    )
 
 
-def test_an_arm_from_scratch_has_the_lambda_of_the_one_it_is_like(content: dict[str, Any], tmp_path: Path) -> None:
-    arms = [content["methods"][1] | {"lmbda": 0.02}, {"scratch": "one-shot"}, {"scratch": "one-shot", "label": "own", "lmbda": 0.03}]
+def test_an_arm_from_scratch_has_the_lambda_of_the_one_it_is_like(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    arms = [
+        content["methods"][1] | {"lmbda": 0.02},
+        {"scratch": "one-shot"},
+        {"scratch": "one-shot", "label": "own", "lmbda": 0.03},
+    ]
     listed = jobs(parse_recipe(content | {"methods": arms, "qualities": [1]}, "a"), tmp_path)
     assert [job.lmbda for job in listed] == [0.0018, 0.0018, 0.02, 0.02, 0.03]
 
 
-def test_methods_that_look_at_photographs_do_so_by_the_recipes_lambda(content: dict[str, Any], tmp_path: Path) -> None:
+def test_methods_that_look_at_photographs_do_so_by_the_recipes_lambda(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
     arms = [content["methods"][1] | {"budget": {"macs": 0.5, "split": "auto"}}]
-    listed = jobs(parse_recipe(content | {"methods": arms, "qualities": [1], "lambdas": {1: 0.05}}, "a"), tmp_path)
+    listed = jobs(
+        parse_recipe(content | {"methods": arms, "qualities": [1], "lambdas": {1: 0.05}}, "a"),
+        tmp_path,
+    )
     assert listed[-1].settings[0][1]["lmbda"] == 0.05
 
 
-def test_in_a_chain_later_qualities_depend_on_earlier_ones(content: dict[str, Any], tmp_path: Path) -> None:
-    base = {k: v for k, v in content.items() if k not in ("methods", "sparsify")} | {"task": "train", "codec": "demo-hyperprior", "weights": "none"}
+def test_in_a_chain_later_qualities_depend_on_earlier_ones(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    base = {k: v for k, v in content.items() if k not in ("methods", "sparsify")} | {
+        "task": "train",
+        "codec": "demo-hyperprior",
+        "weights": "none",
+    }
     base |= {"qualities": [3, 2], "chain": True, "per_quality": {3: {"steps": 1}}}
-    first, second = ([j.key for j in jobs(parse_recipe({**base, "per_quality": {3: {"steps": s}}}, "a"), tmp_path)] for s in (1, 2))
+    first, second = (
+        [
+            j.key
+            for j in jobs(parse_recipe({**base, "per_quality": {3: {"steps": s}}}, "a"), tmp_path)
+        ]
+        for s in (1, 2)
+    )
     assert first[0] != second[0] and first[1] != second[1]
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_chain_may_branch(content: dict[str, Any], tmp_path: Path) -> None:
-    content = {k: v for k, v in content.items() if k not in ("methods", "sparsify")} | {"task": "train", "codec": "demo-hyperprior", "weights": "none"}
-    content |= {"qualities": [1, 2, 3], "chain": {3: 2}, "finetune": {"steps": 0}, "per_quality": {2: {"steps": 1}, 1: {"steps": 1}}}
-    first, second = ([j.key for j in jobs(parse_recipe({**content, "per_quality": {2: {"steps": 1}, 1: {"steps": s}}}, "a"), tmp_path)] for s in (1, 2))
+    content = {k: v for k, v in content.items() if k not in ("methods", "sparsify")} | {
+        "task": "train",
+        "codec": "demo-hyperprior",
+        "weights": "none",
+    }
+    content |= {
+        "qualities": [1, 2, 3],
+        "chain": {3: 2},
+        "finetune": {"steps": 0},
+        "per_quality": {2: {"steps": 1}, 1: {"steps": 1}},
+    }
+    first, second = (
+        [
+            j.key
+            for j in jobs(
+                parse_recipe({**content, "per_quality": {2: {"steps": 1}, 1: {"steps": s}}}, "a"),
+                tmp_path,
+            )
+        ]
+        for s in (1, 2)
+    )
     assert [a == b for a, b in zip(first, second, strict=True)] == [False, True, True]
     folder = run(content, tmp_path).parent
-    states = {q: load(next((folder / "codecs").glob(f"*-q{q}-*.safetensors"))).state_dict() for q in (1, 2, 3)}
-    assert all(torch.equal(states[3][key], value) for key, value in states[2].items()), "quality 3 was trained for no steps, from quality 2"
+    states = {
+        q: load(next((folder / "codecs").glob(f"*-q{q}-*.safetensors"))).state_dict()
+        for q in (1, 2, 3)
+    }
+    assert all(torch.equal(states[3][key], value) for key, value in states[2].items()), (
+        "quality 3 was trained for no steps, from quality 2"
+    )
     assert any(not torch.equal(states[1][key], value) for key, value in states[2].items())
 
 
 def test_changed_settings_do_not_overwrite(content: dict[str, Any], tmp_path: Path) -> None:
     first = {j.folder for j in jobs(parse_recipe(content, "a"), tmp_path) if j.role != "original"}
-    second = {j.folder for j in jobs(parse_recipe({**content, "finetune": {"steps": 3}}, "a"), tmp_path) if j.role != "original"}
+    second = {
+        j.folder
+        for j in jobs(parse_recipe({**content, "finetune": {"steps": 3}}, "a"), tmp_path)
+        if j.role != "original"
+    }
     assert not first & second
 
 
@@ -268,22 +432,43 @@ def test_changed_settings_do_not_overwrite(content: dict[str, Any], tmp_path: Pa
         ({"finetune": {"steps": -1}}, "finetune.steps: input should be greater than or equal to 0"),
         ({"training": {"lmbda": 0.1}}, "training.lmbda is stated at lambdas:"),
         ({"training": {"batchsize": 1}}, "unknown key 'batchsize'; did you mean 'batch_size'"),
-        ({"methods": [{"name": "mask_decey"}]}, "unknown method 'mask_decey'; did you mean 'mask_decay'"),
-        ({"methods": [{"name": "mask_decay", "budget": {"mac": 0.5}}]}, "unknown key 'budget.mac'; did you mean 'macs'"),
-        ({"methods": [{"name": "mask_decay", "budget": {"macs": 1.5}}]}, "budget.macs: input should be less than 1"),
-        ({"methods": [{"name": "mask_decay", "budget": {"macs": 0}}]}, "budget.macs: input should be greater than 0"),
+        (
+            {"methods": [{"name": "mask_decey"}]},
+            "unknown method 'mask_decey'; did you mean 'mask_decay'",
+        ),
+        (
+            {"methods": [{"name": "mask_decay", "budget": {"mac": 0.5}}]},
+            "unknown key 'budget.mac'; did you mean 'macs'",
+        ),
+        (
+            {"methods": [{"name": "mask_decay", "budget": {"macs": 1.5}}]},
+            "budget.macs: input should be less than 1",
+        ),
+        (
+            {"methods": [{"name": "mask_decay", "budget": {"macs": 0}}]},
+            "budget.macs: input should be greater than 0",
+        ),
         ({"methods": [{"name": "mask_decay"}]}, "give either budget"),
-        ({"methods": [{"name": "mask_decay", "budget": {"macs": 0.5}, "decay_steps": 50}]}, "decay_steps 50 does not fit into sparsify.steps 3"),
+        (
+            {"methods": [{"name": "mask_decay", "budget": {"macs": 0.5}, "decay_steps": 50}]},
+            "decay_steps 50 does not fit into sparsify.steps 3",
+        ),
         ({"methods": []}, "name at least one"),
         ({"codec": "bmshj2018-hyperpior"}, "did you mean 'bmshj2018-hyperprior'"),
         ({"codec": "cheng2020-attn", "qualities": [7]}, "has no quality 7; it has 1 to 6"),
         ({"qualities": [1, 1]}, "qualities must differ"),
         ({"training": {"devices": "2"}}, "a recipe trains on one device"),
         ({"sparsify": {"steps": 0}}, "learns while the codec trains"),
-        ({"methods": [{"name": "mask_decay", "budget": {"macs": 0.5}, "decay_steps": "abc"}]}, "decay_steps: input should be a valid integer"),
+        (
+            {"methods": [{"name": "mask_decay", "budget": {"macs": 0.5}, "decay_steps": "abc"}]},
+            "decay_steps: input should be a valid integer",
+        ),
         ({"methods": [{"name": ["a"]}]}, "unknown method"),
         ({"methods": [{"name": "none", "label": 2}]}, "label: input should be a valid string"),
-        ({"methods": [{"name": "none", "label": "a+"}, {"name": "none", "label": "a/"}]}, "labels of methods must differ"),
+        (
+            {"methods": [{"name": "none", "label": "a+"}, {"name": "none", "label": "a/"}]},
+            "labels of methods must differ",
+        ),
         ({"lambdas": {1: 0}}, "lambdas.1: input should be greater than 0"),
         ({"lambdas": {7: 0.1}}, "lambdas: [7] are not among the qualities"),
         ({"seeds": [0, -1]}, "seeds.1: input should be greater than or equal to 0"),
@@ -292,7 +477,9 @@ def test_changed_settings_do_not_overwrite(content: dict[str, Any], tmp_path: Pa
         ({"codec": "a.safetensors"}, "brings its own weights, and is one quality"),
     ],
 )
-def test_mistakes_end_in_one_clear_line(content: dict[str, Any], change: dict[str, Any], message: str) -> None:
+def test_mistakes_end_in_one_clear_line(
+    content: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipe({**content, **change}, "recipe.yaml")
     text = str(caught.value)
@@ -303,14 +490,26 @@ def test_mistakes_end_in_one_clear_line(content: dict[str, Any], change: dict[st
 def test_overrides(content: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(yaml.safe_dump(content))
-    recipe, text = read_recipe(str(file), ["finetune.steps=7", "methods.0.budget.macs=0.4", "qualities=[2]"])
-    assert recipe.finetune.steps == 7 and recipe.methods[0].stack[0].settings["budget"] == {"macs": 0.4} and recipe.qualities == [2]
+    recipe, text = read_recipe(
+        str(file), ["finetune.steps=7", "methods.0.budget.macs=0.4", "qualities=[2]"]
+    )
+    assert (
+        recipe.finetune.steps == 7
+        and recipe.methods[0].stack[0].settings["budget"] == {"macs": 0.4}
+        and recipe.qualities == [2]
+    )
     assert "steps: 7" in text
     by_quality, _ = read_recipe(str(file), ["lambdas.1=0.01", "lambdas.2=0.02"])
     assert by_quality.lambdas == {1: 0.01, 2: 0.02}
-    file.write_text(yaml.safe_dump(content | {"lambdas": {1: 0.01, 2: 0.02}, "methods": [{"name": "bit_rate_modulator"}]}))
+    file.write_text(
+        yaml.safe_dump(
+            content | {"lambdas": {1: 0.01, 2: 0.02}, "methods": [{"name": "bit_rate_modulator"}]}
+        )
+    )
     changed, _ = read_recipe(str(file), ["lambdas.2=0.03"])
-    assert changed.lambdas == {1: 0.01, 2: 0.03} and changed.methods[0].stack[0].settings["lambdas"] == [0.01, 0.03]
+    assert changed.lambdas == {1: 0.01, 2: 0.03} and changed.methods[0].stack[0].settings[
+        "lambdas"
+    ] == [0.01, 0.03]
     file.write_text(yaml.safe_dump(content))
     for bad, message in (
         ("finetune", "wants key=value"),
@@ -348,54 +547,102 @@ def test_paths_are_checked_before_any_work(content: dict[str, Any], tmp_path: Pa
 @pytest.mark.parametrize("name", sorted(recipe_names()))
 def test_every_recipe_that_comes_along_is_valid(name: str) -> None:
     recipe, text = read_recipe(name)
-    assert recipe.name == name and text.startswith("# "), "the first line says what the recipe does, for nicprune list"
+    assert recipe.name == name and text.startswith("# "), (
+        "the first line says what the recipe does, for nicprune list"
+    )
 
 
 def test_dry_run_says_what_would_be_done(content: dict[str, Any]) -> None:
     lines = plan(parse_recipe(content, "x"))
-    assert len(lines) == 8 and "kMAC/pixel now, 10 channel groups" in lines[2] and "0 steps" in lines[0]
+    assert (
+        len(lines) == 8
+        and "kMAC/pixel now, 10 channel groups" in lines[2]
+        and "0 steps" in lines[0]
+    )
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_seeds_draw_different_lots_and_crops(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeds_draw_different_lots_and_crops(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import nicprune.experiments.run as module
 
     real, seeds = module.fit, []
-    monkeypatch.setattr(module, "fit", lambda *a, **settings: (seeds.append(settings["seed"]), real(*a, **settings))[1])
-    content |= {"qualities": [1], "seeds": [0, 1], "control": False, "methods": [{"name": "random", "budget": {"macs": 0.5}, "round_to": 1}]}
+    monkeypatch.setattr(
+        module,
+        "fit",
+        lambda *a, **settings: (seeds.append(settings["seed"]), real(*a, **settings))[1],
+    )
+    content |= {
+        "qualities": [1],
+        "seeds": [0, 1],
+        "control": False,
+        "methods": [{"name": "random", "budget": {"macs": 0.5}, "round_to": 1}],
+    }
     page = run(content, tmp_path)
-    assert len(list((page.parent / "codecs").glob("*.safetensors"))) == 2, "one seed's codec does not overwrite the other's"
-    records = [json.loads(p.read_text()) for p in sorted((tmp_path / "runs").rglob("random*/record.json"))]
-    assert [r["settings"]["random"]["seed"] for r in records] == [r["seed"] for r in records] == [0, 1] and records[0]["psnr_db"] != records[1]["psnr_db"]
-    assert len(seeds) == len(set(seeds)) == 4, "two phases with each of two seeds: none sees another's crops"
+    assert len(list((page.parent / "codecs").glob("*.safetensors"))) == 2, (
+        "one seed's codec does not overwrite the other's"
+    )
+    records = [
+        json.loads(p.read_text()) for p in sorted((tmp_path / "runs").rglob("random*/record.json"))
+    ]
+    assert [r["settings"]["random"]["seed"] for r in records] == [r["seed"] for r in records] == [
+        0,
+        1,
+    ] and records[0]["psnr_db"] != records[1]["psnr_db"]
+    assert len(seeds) == len(set(seeds)) == 4, (
+        "two phases with each of two seeds: none sees another's crops"
+    )
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_an_arm_may_have_a_lambda_of_its_own(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_arm_may_have_a_lambda_of_its_own(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import nicprune.experiments.run as module
 
     real, given = module.fit, []
-    monkeypatch.setattr(module, "fit", lambda *a, **settings: (given.append(settings["lmbda"]), real(*a, **settings))[1])
-    methods = [{"name": "fisher", "widths": {"*": 8}, "lmbda": 0.02}, {"name": "slimmable", "widths": [1.0, 0.5], "round_to": 1}]
+    monkeypatch.setattr(
+        module,
+        "fit",
+        lambda *a, **settings: (given.append(settings["lmbda"]), real(*a, **settings))[1],
+    )
+    methods = [
+        {"name": "fisher", "widths": {"*": 8}, "lmbda": 0.02},
+        {"name": "slimmable", "widths": [1.0, 0.5], "round_to": 1},
+    ]
     page = run(content | {"qualities": [1], "control": False, "methods": methods}, tmp_path)
     assert given == [0.02, 0.02, 0.0018, 0.0018]
     rows = list(csv.DictReader((page.parent / "table.csv").read_text().splitlines()))
-    assert [(r["label"], r["width"], float(r["lmbda"])) for r in rows[1:]] == [("fisher", "", 0.02), ("slimmable", "0", 0.0018), ("slimmable", "1", 0.0018)]
+    assert [(r["label"], r["width"], float(r["lmbda"])) for r in rows[1:]] == [
+        ("fisher", "", 0.02),
+        ("slimmable", "0", 0.0018),
+        ("slimmable", "1", 0.0018),
+    ]
     assert float(rows[3]["macs"]) < float(rows[2]["macs"]) == float(rows[0]["macs"])
     assert int(rows[3]["decode_peak_bytes"]) < int(rows[2]["decode_peak_bytes"])
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_small_codec_is_trained_from_scratch_too(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_codec_is_trained_from_scratch_too(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import nicprune.experiments.run as module
 
     real, told = module.fit, []
-    monkeypatch.setattr(module, "fit", lambda model, *a, **s: (told.append((s["steps"], s.get("lr"))), real(model, *a, **s))[1])
+    monkeypatch.setattr(
+        module,
+        "fit",
+        lambda model, *a, **s: (told.append((s["steps"], s.get("lr"))), real(model, *a, **s))[1],
+    )
     methods = [
         {"name": "magnitude", "label": "small", "budget": {"macs": 0.5}, "round_to": 1},
         {"scratch": "small"}, {"scratch": "small", "label": "longer", "seeds": [1], "phase": {"steps": 9, "lr": 0.002}},
     ]  # fmt: skip
-    page = run(content | {"qualities": [1], "seeds": [0, 1], "control": False, "methods": methods}, tmp_path)
+    page = run(
+        content | {"qualities": [1], "seeds": [0, 1], "control": False, "methods": methods},
+        tmp_path,
+    )
     table = list(csv.DictReader((page.parent / "table.csv").read_text().splitlines()))
     shown = [(r["label"], r["method"], r["seed"], r["steps"]) for r in table[1:]]
     assert shown == [
@@ -404,18 +651,40 @@ def test_a_small_codec_is_trained_from_scratch_too(content: dict[str, Any], tmp_
     ]  # fmt: skip
     by = {(r["label"], r["seed"]): r for r in table}
     for seed in "01":
-        assert by["small", seed]["macs"] == by["small from scratch", seed]["macs"] and by["small", seed]["params"] == by["small from scratch", seed]["params"]
-        assert by["small", seed]["flop_reduction"] == by["small from scratch", seed]["flop_reduction"]
-    assert by["small from scratch", "0"]["psnr_db"] != by["small from scratch", "1"]["psnr_db"], "seeds draw different weights"
+        assert (
+            by["small", seed]["macs"] == by["small from scratch", seed]["macs"]
+            and by["small", seed]["params"] == by["small from scratch", seed]["params"]
+        )
+        assert (
+            by["small", seed]["flop_reduction"] == by["small from scratch", seed]["flop_reduction"]
+        )
+    assert by["small from scratch", "0"]["psnr_db"] != by["small from scratch", "1"]["psnr_db"], (
+        "seeds draw different weights"
+    )
     assert (9, 0.002) in told
     again: list[str] = []
-    run(content | {"qualities": [1], "seeds": [0, 1], "control": False, "methods": methods}, tmp_path, again)
+    run(
+        content | {"qualities": [1], "seeds": [0, 1], "control": False, "methods": methods},
+        tmp_path,
+        again,
+    )
     assert sum("done before" in line for line in again) == 6
     # What the small codec is has changed: so has what is trained in its image.
     methods[0]["budget"] = {"macs": 0.6}
-    plans = [job.key for job in jobs(parse_recipe(content | {"methods": methods, "seeds": [0, 1]}, "x"), tmp_path) if job.arm.scratch]
+    plans = [
+        job.key
+        for job in jobs(
+            parse_recipe(content | {"methods": methods, "seeds": [0, 1]}, "x"), tmp_path
+        )
+        if job.arm.scratch
+    ]
     methods[0]["budget"] = {"macs": 0.5}
-    assert not set(plans) & {job.key for job in jobs(parse_recipe(content | {"methods": methods, "seeds": [0, 1]}, "x"), tmp_path)}
+    assert not set(plans) & {
+        job.key
+        for job in jobs(
+            parse_recipe(content | {"methods": methods, "seeds": [0, 1]}, "x"), tmp_path
+        )
+    }
 
 
 @pytest.mark.parametrize(
@@ -431,14 +700,20 @@ def test_a_small_codec_is_trained_from_scratch_too(content: dict[str, Any], tmp_
         ("unknown key", {"scratch": "once", "steps": 3}),
     ],
 )
-def test_arms_that_make_no_sense_are_one_clear_line(content: dict[str, Any], match: str, arm: dict[str, Any]) -> None:
+def test_arms_that_make_no_sense_are_one_clear_line(
+    content: dict[str, Any], match: str, arm: dict[str, Any]
+) -> None:
     methods = [{"name": "magnitude", "label": "once", "budget": {"macs": 0.5}, "seeds": [0]}, arm]
     if arm.get("scratch") == "gated":
         methods.insert(0, {"name": "channel_gating", "label": "gated", "budget": {"macs": 0.5}})
     if arm.get("scratch") == "ladder":
-        methods.insert(0, {"name": "scalable_encoder", "label": "ladder", "encoders": 2, "share": 0.3})
+        methods.insert(
+            0, {"name": "scalable_encoder", "label": "ladder", "encoders": 2, "share": 0.3}
+        )
     with pytest.raises(RecipeError, match=match) as error:
-        parse_recipe(content | {"methods": methods, "seeds": [0, 1], "sparsify": {"steps": 20}}, "x")
+        parse_recipe(
+            content | {"methods": methods, "seeds": [0, 1], "sparsify": {"steps": 20}}, "x"
+        )
     assert "\n" not in str(error.value)
 
 
@@ -455,43 +730,96 @@ def test_an_arm_may_be_tuned_longer(content: dict[str, Any], tmp_path: Path) -> 
     methods = [{"name": "magnitude", "label": "short", "budget": {"macs": 0.5}, "round_to": 1}]
     methods.append({**methods[0], "label": "long", "phase": {"steps": 6, "lr": 0.001}})
     page = run(content | {"qualities": [1], "control": False, "methods": methods}, tmp_path)
-    table = {r["label"]: r for r in csv.DictReader((page.parent / "table.csv").read_text().splitlines())}
-    assert (table["short"]["steps"], table["long"]["steps"]) == ("5", "9") and table["short"]["psnr_db"] != table["long"]["psnr_db"]
+    table = {
+        r["label"]: r for r in csv.DictReader((page.parent / "table.csv").read_text().splitlines())
+    }
+    assert (table["short"]["steps"], table["long"]["steps"]) == ("5", "9") and table["short"][
+        "psnr_db"
+    ] != table["long"]["psnr_db"]
     lines = plan(parse_recipe(content | {"qualities": [1], "methods": methods}, "x"))
     assert [line.split(": ")[1].split(",")[0] for line in lines][2:] == ["5 steps", "9 steps"]
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_what_teaches_goes_on_in_fine_tuning(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_teaches_goes_on_in_fine_tuning(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import nicprune.experiments.run as module
 
     real, attached = module.fit, []
-    monkeypatch.setattr(module, "fit", lambda model, *a, **s: (attached.append([m.name for m in getattr(model, "methods", [])]), real(model, *a, **s))[1])
-    stack = [{"name": "mask_decay", "budget": {"macs": 0.5}, "round_to": 1, "side": None}, {"name": "distillation", "output": 0.1, "features": 1.0}]
+    monkeypatch.setattr(
+        module,
+        "fit",
+        lambda model, *a, **s: (
+            attached.append([m.name for m in getattr(model, "methods", [])]),
+            real(model, *a, **s),
+        )[1],
+    )
+    stack = [
+        {"name": "mask_decay", "budget": {"macs": 0.5}, "round_to": 1, "side": None},
+        {"name": "distillation", "output": 0.1, "features": 1.0},
+    ]
     methods = [
         {"label": "taught", "stack": stack},
-        {"label": "at once", "stack": [{"name": "magnitude", "budget": {"macs": 0.5}, "round_to": 1}, stack[1]]},
-        {"name": "mask_decay", "label": "encoder", "budget": {"encoder": 0.8}, "side": "encoder", "round_to": 1},
+        {
+            "label": "at once",
+            "stack": [{"name": "magnitude", "budget": {"macs": 0.5}, "round_to": 1}, stack[1]],
+        },
+        {
+            "name": "mask_decay",
+            "label": "encoder",
+            "budget": {"encoder": 0.8},
+            "side": "encoder",
+            "round_to": 1,
+        },
     ]
     page = run(content | {"qualities": [1], "control": False, "methods": methods}, tmp_path)
-    assert attached == [["mask_decay", "distillation"], ["distillation"], ["distillation"], ["distillation"], ["mask_decay"], []]
-    codecs = {p.name.split("-q1-")[1]: load(p) for p in (page.parent / "codecs").glob("*.safetensors")}
+    assert attached == [
+        ["mask_decay", "distillation"],
+        ["distillation"],
+        ["distillation"],
+        ["distillation"],
+        ["mask_decay"],
+        [],
+    ]
+    codecs = {
+        p.name.split("-q1-")[1]: load(p) for p in (page.parent / "codecs").glob("*.safetensors")
+    }
     assert all(not hasattr(codec, "methods") for codec in codecs.values())
     original = built("bmshj2018-hyperprior")[0]
     before = {k: v for k, v in original.named_parameters() if k.split(".")[0] not in ("g_a", "h_a")}
     after = dict(codecs["encoder.safetensors"].named_parameters())
-    assert all(torch.equal(after[key], value) for key, value in before.items()), "in fine-tuning the decoder is left alone, too"
+    assert all(torch.equal(after[key], value) for key, value in before.items()), (
+        "in fine-tuning the decoder is left alone, too"
+    )
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_every_level_of_an_encoder_is_a_curve(content: dict[str, Any], tmp_path: Path) -> None:
-    methods = [{"name": "scalable_encoder", "label": "ladder", "encoders": 2, "share": 0.3, "round_to": 1}]
-    content |= {"qualities": [1, 2], "control": False, "methods": methods, "sparsify": {"steps": 8}, "finetune": {"steps": 1}}
+    methods = [
+        {"name": "scalable_encoder", "label": "ladder", "encoders": 2, "share": 0.3, "round_to": 1}
+    ]
+    content |= {
+        "qualities": [1, 2],
+        "control": False,
+        "methods": methods,
+        "sparsify": {"steps": 8},
+        "finetune": {"steps": 1},
+    }
     page = run(content, tmp_path)
-    rows = [r for r in csv.DictReader((page.parent / "table.csv").read_text().splitlines()) if r["role"] == "pruned"]
-    assert [(r["quality"], r["label"]) for r in rows] == [(q, f"ladder, {level}") for q in "12" for level in ("best level", "level 0", "level 1")]
+    rows = [
+        r
+        for r in csv.DictReader((page.parent / "table.csv").read_text().splitlines())
+        if r["role"] == "pruned"
+    ]
+    assert [(r["quality"], r["label"]) for r in rows] == [
+        (q, f"ladder, {level}") for q in "12" for level in ("best level", "level 0", "level 1")
+    ]
     cost = {r["label"]: float(r["kmac_per_pixel_encoder"]) for r in rows}
-    assert cost["ladder, level 0"] < cost["ladder, level 1"] < cost["ladder, best level"] and len({r["kmac_per_pixel_decoder"] for r in rows}) == 1
+    assert (
+        cost["ladder, level 0"] < cost["ladder, level 1"] < cost["ladder, best level"]
+        and len({r["kmac_per_pixel_decoder"] for r in rows}) == 1
+    )
     again: list[str] = []
     run(content, tmp_path, again)
     assert sum("done before" in line for line in again) == 4

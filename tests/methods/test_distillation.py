@@ -24,7 +24,13 @@ from nicprune.storage import container
 from nicprune.storage.checkpoint import load, load_codec, save
 from nicprune.training.loop import fit
 
-ARCHITECTURES = ["bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018", "cheng2020-attn", "elic2022-chandelier"]
+ARCHITECTURES = [
+    "bmshj2018-factorized",
+    "bmshj2018-hyperprior",
+    "mbt2018",
+    "cheng2020-attn",
+    "elic2022-chandelier",
+]
 DECAY = ("mask_decay", {"budget": {"macs": 0.5}, "round_to": 1, "decay_steps": 6})
 QUICK: dict[str, Any] = {"batch_size": 1, "patch_size": 64, "lr": 1e-3, "progress": False}
 
@@ -49,9 +55,19 @@ def cut(name: str, seed: int = 0) -> tuple[nn.Module, nn.Module, nn.Module]:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_channels_that_stayed_know_their_teachers(name: str) -> None:
     _, masked, small = cut(name)
-    student = attach(small, "distillation", features=1.0, latent=1.0, transforms=["g_a", "h_a", "h_s", "g_s"], teacher=masked)
+    student = attach(
+        small,
+        "distillation",
+        features=1.0,
+        latent=1.0,
+        transforms=["g_a", "h_a", "h_s", "g_s"],
+        teacher=masked,
+    )
     method: Any = student.methods[0]
-    assert len(method._stages) >= 4 and any(len(stage.mine) < len(stage.theirs) or int(stage.theirs.max()) >= len(stage.theirs) for stage in method._stages)
+    assert len(method._stages) >= 4 and any(
+        len(stage.mine) < len(stage.theirs) or int(stage.theirs.max()) >= len(stage.theirs)
+        for stage in method._stages
+    )
     student.eval()
     method.train()  # it listens, while the codec rounds as the teacher does
     x = image(small, 0)
@@ -59,7 +75,9 @@ def test_channels_that_stayed_know_their_teachers(name: str) -> None:
         assert float(method.loss(student(x), x)) == pytest.approx(0.0, abs=1e-6)
         stage = method._stages[0]
         stage.theirs = stage.theirs.roll(1) if len(stage.theirs) > 1 else stage.theirs + 1
-        assert float(method.loss(student(x), x)) > 1e-3, "with other channels for teachers, it is not"
+        assert float(method.loss(student(x), x)) > 1e-3, (
+            "with other channels for teachers, it is not"
+        )
 
 
 def test_pruning_twice_still_names_them() -> None:
@@ -73,9 +91,13 @@ def test_pruning_twice_still_names_them() -> None:
     mine: Any = dict(second.named_modules())["g_s.4"]
     assert torch.equal(mine.weight[stage.mine], wide.weight[stage.theirs]) and len(stage.mine) == 5
     student.detach()
-    between: Any = attach(second, "distillation", features=1.0, teacher=first)  # what it was in between is as good a teacher
+    between: Any = attach(
+        second, "distillation", features=1.0, teacher=first
+    )  # what it was in between is as good a teacher
     stage = next(s for s in between.methods[0]._stages if s.module == "g_s.4")
-    assert torch.equal(mine.weight[stage.mine], dict(first.named_modules())["g_s.4"].weight[stage.theirs])
+    assert torch.equal(
+        mine.weight[stage.mine], dict(first.named_modules())["g_s.4"].weight[stage.theirs]
+    )
 
 
 def test_ranges_are_read_back() -> None:
@@ -90,9 +112,13 @@ def test_ranges_are_read_back() -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_codec_has_nothing_to_learn_from_itself(name: str, weights: str) -> None:
     codec = built(name)[0]
-    attached = attach(codec, "distillation", latent=1.0, features=1.0, weights=weights, transforms=["g_a", "h_a"])
+    attached = attach(
+        codec, "distillation", latent=1.0, features=1.0, weights=weights, transforms=["g_a", "h_a"]
+    )
     assert term(attached, image(codec, 0)) == pytest.approx(0.0, abs=1e-6)
-    codec.g_a[0].weight.data.mul_(1.1) if hasattr(codec.g_a[0], "weight") else codec.g_a[0].conv1.weight.data.mul_(1.1)
+    codec.g_a[0].weight.data.mul_(1.1) if hasattr(codec.g_a[0], "weight") else codec.g_a[
+        0
+    ].conv1.weight.data.mul_(1.1)
     assert term(attached, image(codec, 0)) > 1e-4
 
 
@@ -105,7 +131,11 @@ def test_output_mixes_the_targets() -> None:
     whole = 0.02 * 255**2 * (made - x).square().mean() + attached.loss({"x_hat": made}, x)
     mixed = 0.02 * 255**2 * (0.7 * (made - x).square() + 0.3 * (made - target).square()).mean()
     assert float(whole.detach()) == pytest.approx(float(mixed.detach()), rel=1e-5)
-    assert torch.allclose(torch.autograd.grad(whole, made, retain_graph=True)[0], torch.autograd.grad(mixed, made)[0], atol=1e-7)
+    assert torch.allclose(
+        torch.autograd.grad(whole, made, retain_graph=True)[0],
+        torch.autograd.grad(mixed, made)[0],
+        atol=1e-7,
+    )
 
 
 def test_latent_terms_are_squared_steps_per_pixel() -> None:
@@ -125,7 +155,13 @@ def test_latent_terms_are_squared_steps_per_pixel() -> None:
 
 def test_what_a_mask_takes_away_is_not_missed() -> None:
     codec = built("bmshj2018-hyperprior")[0]
-    attached = attach(codec, [("mask_decay", {"widths": {"g_s.4": 4}, "decay_steps": 4}), ("distillation", {"features": 1.0, "transforms": ["g_s"]})])
+    attached = attach(
+        codec,
+        [
+            ("mask_decay", {"widths": {"g_s.4": 4}, "decay_steps": 4}),
+            ("distillation", {"features": 1.0, "transforms": ["g_s"]}),
+        ],
+    )
     masks: Any = attached.methods[0]
     x = image(codec, 0)
     torch.manual_seed(0)
@@ -153,7 +189,9 @@ def test_what_a_mask_takes_away_is_not_missed() -> None:
         method._teacher[0](x)
     shares = stage.share(dict(codec.named_modules())).view(1, -1, 1, 1)
     for factor, sign in ((shares, -1), (1.0, 1)):
-        method._mine.update({key: value * (factor if key == "g_s.6" else 1.0) for key, value in theirs.items()})
+        method._mine.update(
+            {key: value * (factor if key == "g_s.6" else 1.0) for key, value in theirs.items()}
+        )
         assert sign * float(attached.loss({"x_hat": x}, x)) > (0 if sign > 0 else -1e-9)
 
 
@@ -173,16 +211,27 @@ def test_adaptive_stages_weigh_what_is_off_the_most() -> None:
 def test_the_teacher_leaves_no_trace(tmp_path: Path) -> None:
     codec = built("bmshj2018-hyperprior")[0]
     teacher = state_of(codec)
-    attached = attach(codec, [DECAY, ("distillation", {"output": 0.2, "features": 1.0, "stages": "adaptive"})])
+    attached = attach(
+        codec, [DECAY, ("distillation", {"output": 0.2, "features": 1.0, "stages": "adaptive"})]
+    )
     keys = set(attached.state_dict())
-    assert all(k.startswith(("codec.", "methods.0.")) or k in ("methods.1.distances", "methods.1.step") for k in keys)
+    assert all(
+        k.startswith(("codec.", "methods.0.")) or k in ("methods.1.distances", "methods.1.step")
+        for k in keys
+    )
     fit(attached, "samples", steps=6, folder=tmp_path / "run", **QUICK)
     teaching: Any = attached.methods[1]
-    assert all(torch.equal(value, teacher[key]) for key, value in teaching._teacher[0].named_parameters())
+    assert all(
+        torch.equal(value, teacher[key]) for key, value in teaching._teacher[0].named_parameters()
+    )
     small = attached.harden()
     file = save(small, tmp_path / "small.safetensors")
     assert set(load_file(file)) == set(codec.state_dict()), "and so does its file"
-    student = taught(load(file, factory=lambda: built("bmshj2018-hyperprior")[0]), [("distillation", {"features": 1.0})], built("bmshj2018-hyperprior")[0])
+    student = taught(
+        load(file, factory=lambda: built("bmshj2018-hyperprior")[0]),
+        [("distillation", {"features": 1.0})],
+        built("bmshj2018-hyperprior")[0],
+    )
     fit(student, "samples", steps=2, **QUICK)
     plain = untaught(student)
     assert type(plain) is type(codec) and not any(m._forward_pre_hooks for m in plain.modules())
@@ -195,12 +244,16 @@ def test_gates_stay_beside_what_teaches() -> None:
     small = gated.harden()
     x = image(codec, 0)
     before = small.eval()(x)["x_hat"]
-    student: Any = taught(small, [("distillation", {"features": 1.0})], built("bmshj2018-hyperprior")[0])
+    student: Any = taught(
+        small, [("distillation", {"features": 1.0})], built("bmshj2018-hyperprior")[0]
+    )
     assert [m.name for m in student.methods] == ["channel_gating", "distillation"]
     assert torch.equal(student.eval()(x)["x_hat"], before)
     fit(student, "samples", steps=1, **QUICK)
     back: Any = untaught(student)
-    assert [m.name for m in back.methods] == ["channel_gating"] and back.methods[0] is small.methods[0]
+    assert [m.name for m in back.methods] == ["channel_gating"] and back.methods[
+        0
+    ] is small.methods[0]
     assert not torch.equal(back.eval()(x)["x_hat"], before)
 
 
@@ -218,7 +271,10 @@ def _stopping(real: Any) -> Any:
 
 
 def test_a_killed_run_goes_on_with_its_teacher(tmp_path: Path) -> None:
-    settings = [DECAY, ("distillation", {"output": 0.2, "latent": 0.1, "features": 1.0, "stages": "adaptive"})]
+    settings = [
+        DECAY,
+        ("distillation", {"output": 0.2, "latent": 0.1, "features": 1.0, "stages": "adaptive"}),
+    ]
     whole = attach(built("bmshj2018-hyperprior")[0], settings)
     fit(whole, "samples", steps=6, **QUICK)
     for stop in (3, 6):
@@ -253,9 +309,24 @@ def test_bad_use_is_one_clear_line() -> None:
     for match, kind, call in (
         ("give teacher=", RecipeError, lambda: attach(small, "distillation", output=0.5)),
         ("no use for a teacher", RecipeError, lambda: attach(codec, "none", teacher=codec)),
-        ("not what this codec was made from", CodecError, lambda: attach(small, "distillation", features=1.0, teacher=other)),
-        ("expected a compressai CompressionModel", CodecError, lambda: attach(small, "distillation", features=1.0, teacher=nn.Linear(1, 1))),
-        ("a teacher codes at one rate", RecipeError, lambda: attach(codec, [("bit_rate_modulator", {"qualities": [1, 2]}), ("distillation", {"output": 1.0})])),
+        (
+            "not what this codec was made from",
+            CodecError,
+            lambda: attach(small, "distillation", features=1.0, teacher=other),
+        ),
+        (
+            "expected a compressai CompressionModel",
+            CodecError,
+            lambda: attach(small, "distillation", features=1.0, teacher=nn.Linear(1, 1)),
+        ),
+        (
+            "a teacher codes at one rate",
+            RecipeError,
+            lambda: attach(
+                codec,
+                [("bit_rate_modulator", {"qualities": [1, 2]}), ("distillation", {"output": 1.0})],
+            ),
+        ),
     ):
         with pytest.raises(kind, match=match) as error:
             call()
@@ -272,7 +343,14 @@ def one_sided(name: str, side: str, method: str = "mask_decay") -> tuple[Any, An
     original.update(force=True)
     codec.load_state_dict(original.state_dict())
     steps = {"decay_steps": 2} if method == "mask_decay" else {}
-    attached = attach(codec, method, budget={side: 0.95 if name.startswith("elic") else 0.8}, side=side, round_to=1, **steps)
+    attached = attach(
+        codec,
+        method,
+        budget={side: 0.95 if name.startswith("elic") else 0.8},
+        side=side,
+        round_to=1,
+        **steps,
+    )
     if steps:
         fit(attached, "samples", steps=2, **QUICK)
     small: Any = attached.harden()
@@ -280,11 +358,23 @@ def one_sided(name: str, side: str, method: str = "mask_decay") -> tuple[Any, An
     return original, small
 
 
-@pytest.mark.parametrize("name", ["bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-attn", "elic2022-chandelier"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bmshj2018-factorized",
+        "bmshj2018-hyperprior",
+        "mbt2018-mean",
+        "mbt2018",
+        "cheng2020-attn",
+        "elic2022-chandelier",
+    ],
+)
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
 def test_the_original_is_the_other_side(name: str, side: str) -> None:
     original, small = one_sided(name, side)
-    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in original.parameters())
+    assert sum(p.numel() for p in small.parameters()) < sum(
+        p.numel() for p in original.parameters()
+    )
     x = image(original, 0, 128)
     writes, reads = (small, original) if side == "encoder" else (original, small)
     with torch.no_grad():
@@ -296,10 +386,18 @@ def test_the_original_is_the_other_side(name: str, side: str) -> None:
         assert torch.equal(theirs, own) and shared[0] != shared[1]
     else:
         assert shared[0] == shared[1] and not torch.equal(theirs, own) and theirs.shape == own.shape
-    changed = {k for k, v in small.state_dict().items() if v.shape != original.state_dict()[k].shape or not torch.equal(v, original.state_dict()[k])}
+    changed = {
+        k
+        for k, v in small.state_dict().items()
+        if v.shape != original.state_dict()[k].shape or not torch.equal(v, original.state_dict()[k])
+    }
     allowed = ("g_a", "h_a") if side == "encoder" else ("g_s",)
-    assert changed and all(any(part in allowed for part in key.split(".")) for key in changed), changed
-    assert all(p.requires_grad for p in small.parameters()), "left alone while training, not for ever"
+    assert changed and all(any(part in allowed for part in key.split(".")) for key in changed), (
+        changed
+    )
+    assert all(p.requires_grad for p in small.parameters()), (
+        "left alone while training, not for ever"
+    )
 
 
 @pytest.mark.parametrize("method", ["magnitude", "random"])
@@ -307,7 +405,10 @@ def test_one_shot_students_have_one_side_too(method: str) -> None:
     original, small = one_sided("bmshj2018-hyperprior", "encoder", method)
     x = image(original, 0)
     sent = small.compress(x)
-    assert torch.equal(small.decompress(sent["strings"], sent["shape"])["x_hat"], original.decompress(sent["strings"], sent["shape"])["x_hat"])
+    assert torch.equal(
+        small.decompress(sent["strings"], sent["shape"])["x_hat"],
+        original.decompress(sent["strings"], sent["shape"])["x_hat"],
+    )
 
 
 def test_files_of_a_pruned_encoder_are_read_by_the_original(tmp_path: Path) -> None:
@@ -325,14 +426,18 @@ def test_files_from_before_fingerprints_left_encoders_out_are_read() -> None:
     codec.update(force=True)  # type: ignore[operator]
     with pytest.MonkeyPatch.context() as patch:
         real = container.fingerprint
-        patch.setattr(container, "fingerprint", lambda codec, encoder=False: real(codec, encoder=True))
+        patch.setattr(
+            container, "fingerprint", lambda codec, encoder=False: real(codec, encoder=True)
+        )
         data = container.encode(codec, (image(codec, 0)[0] * 255).byte())
     assert container.decode(codec, data).shape == (3, 64, 64)
     assert container.encode(codec, (image(codec, 0)[0] * 255).byte()) != data
 
 
 def test_tables_stand_as_long_as_their_weights_do(tmp_path: Path) -> None:
-    codec: Any = load_codec("demo-hyperprior", 1)  # its weights were rounded to float16 after its tables had been made
+    codec: Any = load_codec(
+        "demo-hyperprior", 1
+    )  # its weights were rounded to float16 after its tables had been made
     tables = {k: v.clone() for k, v in codec.state_dict().items() if k.rsplit(".", 1)[-1] in TABLES}
     fit(codec, "samples", steps=1, side="encoder", **QUICK)
     again: Any = load(save(codec, tmp_path / "a.safetensors"))
@@ -340,11 +445,16 @@ def test_tables_stand_as_long_as_their_weights_do(tmp_path: Path) -> None:
     with torch.no_grad():
         codec.entropy_bottleneck.quantiles[:, :, 2] += 3
     again = load(save(codec, tmp_path / "b.safetensors"))
-    assert again.entropy_bottleneck._quantized_cdf.shape != tables["entropy_bottleneck._quantized_cdf"].shape
+    assert (
+        again.entropy_bottleneck._quantized_cdf.shape
+        != tables["entropy_bottleneck._quantized_cdf"].shape
+    )
 
 
 def test_a_modulator_is_not_taught_and_stays_attached() -> None:
-    modulated = attach(load_codec("demo-hyperprior", 1).eval(), "bit_rate_modulator", qualities=[1, 2])
+    modulated = attach(
+        load_codec("demo-hyperprior", 1).eval(), "bit_rate_modulator", qualities=[1, 2]
+    )
     x = image(modulated.codec, 0)
     before = modulated(x, level=0)["x_hat"]
     for settings in ({"output": 1.0}, {"output": "much"}):
@@ -363,7 +473,13 @@ def test_a_modulator_is_not_taught_and_stays_attached() -> None:
 
 def test_masks_of_one_side_write_what_the_original_reads() -> None:
     original: Any = load_codec("demo-hyperprior", 1)
-    attached = attach(load_codec("demo-hyperprior", 1), "mask_decay", budget={"encoder": 0.8}, side="encoder", decay_steps=2)
+    attached = attach(
+        load_codec("demo-hyperprior", 1),
+        "mask_decay",
+        budget={"encoder": 0.8},
+        side="encoder",
+        decay_steps=2,
+    )
     fit(attached, "samples", steps=2, **QUICK)
     sent = attached.compress(image(original, 0, 128))
     theirs = original.decompress(sent["strings"], sent["shape"])["x_hat"]
@@ -374,7 +490,11 @@ def test_a_side_can_be_told_and_untold() -> None:
     codec = built("bmshj2018-hyperprior")[0]
     before = state_of(codec)
     fit(codec, "samples", steps=1, side="decoder", **QUICK)
-    changed = {key.split(".")[0] for key, value in codec.named_parameters() if not torch.equal(value, before[key])}
+    changed = {
+        key.split(".")[0]
+        for key, value in codec.named_parameters()
+        if not torch.equal(value, before[key])
+    }
     assert changed == {"g_s"}
     small = attach(codec, "magnitude", budget={"encoder": 0.8}, side="encoder", round_to=1).harden()
     assert provenance(small).history[-1]["side"] == "encoder"
@@ -386,9 +506,15 @@ def test_a_side_can_be_told_and_untold() -> None:
 @pytest.mark.parametrize(
     ("match", "settings"),
     [
-        ("would change the bitstream", {"budget": {"macs": 0.5}, "side": "encoder", "latents": True}),
+        (
+            "would change the bitstream",
+            {"budget": {"macs": 0.5}, "side": "encoder", "latents": True},
+        ),
         ("cannot be met", {"budget": {"macs": 0.2}, "side": "decoder"}),
-        ("no channel group matches 'g_s", {"budget": {"encoder": 0.8}, "side": "encoder", "only": ["g_s.*"]}),
+        (
+            "no channel group matches 'g_s",
+            {"budget": {"encoder": 0.8}, "side": "encoder", "only": ["g_s.*"]},
+        ),
     ],
 )
 def test_what_one_side_cannot_do_is_one_clear_line(match: str, settings: dict[str, Any]) -> None:
@@ -414,8 +540,16 @@ def test_a_split_says_who_saves(split: float) -> None:
     before, after = attached.cost.totals(), attached.cost.totals(attached.keep())
     saved = before.macs - 0.7 * before.macs
     assert after.macs <= 0.7 * before.macs
-    assert before.encoder - after.encoder >= split * saved and before.decoder - after.decoder >= (1 - split) * saved
-    other = attach(built("bmshj2018-hyperprior")[0], "magnitude", budget={"macs": 0.7, "split": 1 - split}, round_to=1)
+    assert (
+        before.encoder - after.encoder >= split * saved
+        and before.decoder - after.decoder >= (1 - split) * saved
+    )
+    other = attach(
+        built("bmshj2018-hyperprior")[0],
+        "magnitude",
+        budget={"macs": 0.7, "split": 1 - split},
+        round_to=1,
+    )
     assert attached.keep() != other.keep()
 
 
@@ -425,14 +559,18 @@ def test_the_best_split_is_measured() -> None:
     attached = attach(codec, "fisher", **settings)
     images = [image[..., :192, :192] for image in calibration_images("samples")[:2]]
     with pytest.raises(TrainingError, match="prepare"):
-        attach(built("mbt2018")[0], "magnitude", budget={"macs": 0.7, "split": "auto"}, round_to=1).harden()
+        attach(
+            built("mbt2018")[0], "magnitude", budget={"macs": 0.7, "split": "auto"}, round_to=1
+        ).harden()
     attached.prepare(images)
     method: Any = attached.methods[0]
     chosen = method.config.budget.split
     loss = rate_distortion_loss(0.0018, "mse")
 
     def measured(split: float) -> float:
-        other = attach(load_codec("demo-hyperprior", 1), "fisher", budget={"macs": 0.7, "split": split})
+        other = attach(
+            load_codec("demo-hyperprior", 1), "fisher", budget={"macs": 0.7, "split": split}
+        )
         other.prepare(images)
         small = other.harden().eval()
         with torch.no_grad():
@@ -443,7 +581,13 @@ def test_the_best_split_is_measured() -> None:
 
 
 def test_mask_decay_wants_a_settled_split() -> None:
-    attached = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={"macs": 0.7, "split": "auto"}, round_to=1, decay_steps=2)
+    attached = attach(
+        built("bmshj2018-hyperprior")[0],
+        "mask_decay",
+        budget={"macs": 0.7, "split": "auto"},
+        round_to=1,
+        decay_steps=2,
+    )
     with pytest.raises(TrainingError, match="prepare"):
         fit(attached, "samples", steps=2, **QUICK)
     attached.prepare([image(attached.codec, 0)])
@@ -453,7 +597,12 @@ def test_mask_decay_wants_a_settled_split() -> None:
 
 @pytest.mark.parametrize(
     "budget",
-    [{"params": 0.5, "split": 0.5}, {"macs": 0.5, "encoder": 0.5, "split": 0.5}, {"macs": 0.5, "split": 1.5}, {"macs": 0.5, "split": "best"}],
+    [
+        {"params": 0.5, "split": 0.5},
+        {"macs": 0.5, "encoder": 0.5, "split": 0.5},
+        {"macs": 0.5, "split": 1.5},
+        {"macs": 0.5, "split": "best"},
+    ],
 )
 def test_a_split_that_cannot_be_is_one_clear_line(budget: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="split") as error:

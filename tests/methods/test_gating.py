@@ -19,14 +19,26 @@ from helpers import N, built, hook_count, make_telling, same_state, state_of
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import transform_of
-from nicprune.common.errors import BudgetError, CodecError, NicpruneError, RecipeError, TrainingError
+from nicprune.common.errors import (
+    BudgetError,
+    CodecError,
+    NicpruneError,
+    RecipeError,
+    TrainingError,
+)
 from nicprune.methods import Attached, attach
 from nicprune.methods.gating.execution import set_skipping
 from nicprune.methods.gating.gate import Gate, recording
 from nicprune.methods.gating.method import ChannelGating
 from nicprune.pruning.cost import count_modules
 
-CODECS = ["bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-attn", "elic2022-chandelier"]
+CODECS = [
+    "bmshj2018-hyperprior",
+    "mbt2018-mean",
+    "mbt2018",
+    "cheng2020-attn",
+    "elic2022-chandelier",
+]
 QUICK = {"alpha": 1.0, "gating_steps": 2, "round_to": 1}
 NO_GDN = "bmshj2018-factorized-relu"
 TRANSFORMS = ("g_a", "h_a", "h_s", "g_s")
@@ -36,7 +48,12 @@ def picture(codec: nn.Module, seed: int, size: int = 64) -> Tensor:
     """Coarse or fine noise of much or little contrast: energies differ from one to the next."""
     generator = torch.Generator().manual_seed(seed)
     cells = 2 ** (1 + seed % 6)
-    x = F.interpolate(torch.rand(1, 3, cells, cells, generator=generator), (size, size), mode="bilinear", align_corners=False)
+    x = F.interpolate(
+        torch.rand(1, 3, cells, cells, generator=generator),
+        (size, size),
+        mode="bilinear",
+        align_corners=False,
+    )
     return (x * (0.3 + 0.7 * torch.rand(1, generator=generator))).to(next(codec.parameters()).dtype)
 
 
@@ -67,13 +84,18 @@ def close_some(attached: Attached, seed: int = 0, always: float = 0.25) -> Attac
     with recording(method.each(), {}):
         for number in range(6):
             attached.codec(picture(attached.codec, number))
-        scores = {name: torch.cat(gate.recorded or []) + gate.threshold for name, gate in method.each().items()}
+        scores = {
+            name: torch.cat(gate.recorded or []) + gate.threshold
+            for name, gate in method.each().items()
+        }
     generator = torch.Generator().manual_seed(seed)
     for name, gate in method.each().items():
         low, high = scores[name].amin(0), scores[name].amax(0)
         between = low + (high - low) * (0.1 + 0.8 * torch.rand(gate.channels, generator=generator))
         drawn = torch.rand(gate.channels, generator=generator)
-        gate.threshold.copy_(torch.where(drawn < always, high + 10, torch.where(drawn > 0.75, low - 10, between)))
+        gate.threshold.copy_(
+            torch.where(drawn < always, high + 10, torch.where(drawn > 0.75, low - 10, between))
+        )
         gate.threshold[int(torch.randint(gate.channels, (1,), generator=generator))] = -10
     return attached
 
@@ -94,12 +116,16 @@ def relative(first: Tensor, second: Tensor) -> float:
 
 def opened(attached: Attached) -> dict[str, list[int]]:
     """Which channels were open at the last image."""
-    return {name: gate.open.nonzero().flatten().tolist() for name, gate in gates_of(attached).items()}
+    return {
+        name: gate.open.nonzero().flatten().tolist() for name, gate in gates_of(attached).items()
+    }
 
 
 def shadows(codec: nn.Module) -> list[str]:
     """Layers in front of whose parameters others stand."""
-    return [name for name, m in codec.named_modules() if "weight" in m.__dict__ or "bias" in m.__dict__]
+    return [
+        name for name, m in codec.named_modules() if "weight" in m.__dict__ or "bias" in m.__dict__
+    ]
 
 
 @contextmanager
@@ -109,7 +135,11 @@ def input_widths(attached: Attached) -> Iterator[dict[str, int]]:
     handles = []
     for name in gates_of(attached):
         layer = attached.codec.get_submodule(name)
-        handles.append(layer.register_forward_hook(lambda _, args, out, name=name: found.__setitem__(name, args[0].shape[1])))
+        handles.append(
+            layer.register_forward_hook(
+                lambda _, args, out, name=name: found.__setitem__(name, args[0].shape[1])
+            )
+        )
     try:
         yield found
     finally:
@@ -131,11 +161,21 @@ def test_every_convolution_has_a_gate_but_those_of_context_models(name: str) -> 
     expected = {
         layer
         for layer, module in attached.codec.named_modules()
-        if type(module) in (nn.Conv2d, nn.ConvTranspose2d) and module.in_channels != 3 and module.groups == 1 and transform_of(layer) in TRANSFORMS  # type: ignore[union-attr]
+        if type(module) in (nn.Conv2d, nn.ConvTranspose2d)
+        and module.in_channels != 3
+        and module.groups == 1
+        and transform_of(layer) in TRANSFORMS  # type: ignore[union-attr]
     }
     assert set(gates_of(attached)) == expected and len(expected) >= 13
-    with_hooks = {layer for layer, module in attached.codec.named_modules() if module._forward_pre_hooks}
-    assert not {layer for layer in with_hooks if transform_of(layer) in ("context_prediction", "entropy_parameters", "channel_context", "entropy_bottleneck")}
+    with_hooks = {
+        layer for layer, module in attached.codec.named_modules() if module._forward_pre_hooks
+    }
+    assert not {
+        layer
+        for layer in with_hooks
+        if transform_of(layer)
+        in ("context_prediction", "entropy_parameters", "channel_context", "entropy_bottleneck")
+    }
 
 
 def test_gates_start_open_and_stay_so_until_they_learn() -> None:
@@ -155,10 +195,15 @@ def test_scales_are_means_over_images_of_the_energies(energy: str) -> None:
     seen: list[Tensor] = []
     layer: Any = attached.codec.get_submodule("g_a.2")
     pooled = torch.mean if energy == "mean" else torch.amax
-    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(pooled(args[0].square(), (0, 2, 3))))
+    handle = layer.register_forward_pre_hook(
+        lambda _, args: seen.append(pooled(args[0].square(), (0, 2, 3)))
+    )
     see(attached)
     handle.remove()
-    assert len(seen) == 6 and relative(torch.stack(seen).mean(0), gates_of(attached)["g_a.2"].scale) <= 1e-5
+    assert (
+        len(seen) == 6
+        and relative(torch.stack(seen).mean(0), gates_of(attached)["g_a.2"].scale) <= 1e-5
+    )
 
 
 @pytest.mark.parametrize("kernel", [0, 1, 3, 5])
@@ -219,11 +264,17 @@ def test_a_codec_with_all_gates_closed_runs_on_one_channel_each(name: str) -> No
         gate.threshold.data.fill_(1e9)
     with torch.no_grad(), input_widths(attached) as widths:
         out = attached(picture(attached.codec, 1))["x_hat"]
-    assert bool(torch.isfinite(out).all()) and set(widths.values()) == {1} and len(widths) == len(gates_of(attached))
+    assert (
+        bool(torch.isfinite(out).all())
+        and set(widths.values()) == {1}
+        and len(widths) == len(gates_of(attached))
+    )
     attached.update(force=True)
     with torch.no_grad():
         sent = attached.compress(picture(attached.codec, 1))
-        assert torch.equal(*(attached.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2)))
+        assert torch.equal(
+            *(attached.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2))
+        )
 
 
 # -- what is computed ---------------------------------------------------------------------------------------------------
@@ -245,32 +296,59 @@ def test_leaving_channels_out_is_multiplying_them_by_zero(name: str) -> None:
             # Hardly any channel closed is not worth gathering the others; all that is gathered is what is open.
             full = {layer: gate.channels for layer, gate in gates_of(attached).items()}
             assert all(width in (len(which[layer]), full[layer]) for layer, width in widths.items())
-            assert all(width == len(which[layer]) for layer, width in widths.items() if len(which[layer]) <= 0.9 * full[layer])
+            assert all(
+                width == len(which[layer])
+                for layer, width in widths.items()
+                if len(which[layer]) <= 0.9 * full[layer]
+            )
             ran += sum(width < full[layer] for layer, width in widths.items())
             set_skipping(attached.codec, False)
             with input_widths(attached) as widths:
                 masked = attached(x)
             assert widths == full and opened(attached) == which and attached.image_cost() == cost
         assert relative(masked["x_hat"], short["x_hat"]) <= 1e-10
-        assert all(relative(value, short["likelihoods"][key]) <= 1e-10 for key, value in masked["likelihoods"].items())
+        assert all(
+            relative(value, short["likelihoods"][key]) <= 1e-10
+            for key, value in masked["likelihoods"].items()
+        )
     assert ran >= 2 * len(gates_of(attached))
 
 
 @torch.no_grad()
 def test_a_decoder_keeps_the_memory_format_of_its_weights() -> None:
-    attached = close_some(attach(built("bmshj2018-hyperprior")[0], "channel_gating", **QUICK)).eval().to(memory_format=torch.channels_last)
+    attached = (
+        close_some(attach(built("bmshj2018-hyperprior")[0], "channel_gating", **QUICK))
+        .eval()
+        .to(memory_format=torch.channels_last)
+    )
     codec: Any = attached.codec
     formats = {}
     for name, layer in codec.g_s.named_children():
-        layer.register_forward_hook(lambda _, args, out, name=name: formats.update({name: out.is_contiguous(memory_format=torch.channels_last)}))
+        layer.register_forward_hook(
+            lambda _, args, out, name=name: formats.update(
+                {name: out.is_contiguous(memory_format=torch.channels_last)}
+            )
+        )
     codec.g_s(torch.rand(1, codec.M, 4, 6))
-    assert min(float(gate.open.float().mean()) for name, gate in gates_of(attached).items() if name.startswith("g_s")) < 0.95, "some are left out"
-    assert len(formats) == 7 and all(formats.values()), "kernels for the other format take twice as long"
+    assert (
+        min(
+            float(gate.open.float().mean())
+            for name, gate in gates_of(attached).items()
+            if name.startswith("g_s")
+        )
+        < 0.95
+    ), "some are left out"
+    assert len(formats) == 7 and all(formats.values()), (
+        "kernels for the other format take twice as long"
+    )
 
 
 @pytest.mark.parametrize("energy", ["mean", "max"])
 def test_a_large_map_is_pooled_over_some_of_its_pixels(energy: Any) -> None:
-    gate, x = Gate(3, energy, 0, "channel"), torch.rand(2, 3, 130, 71, generator=torch.Generator().manual_seed(0))
+    gate, x = (
+        Gate(3, energy, 0, "channel"),
+        torch.rand(2, 3, 130, 71, generator=torch.Generator().manual_seed(0)),
+    )
     gate.decide(torch.ones(1, 3))  # a usual energy of 1
     some = x[:, :, ::2, ::2]  # 65 x 36 = 2340, of at most 4096; 9230 would be too many
     with recording({"": gate}, {}):
@@ -278,7 +356,9 @@ def test_a_large_map_is_pooled_over_some_of_its_pixels(energy: Any) -> None:
         assert gate.recorded is not None
         found = gate.recorded[0] + gate.threshold.detach()
     energies = some.square().mean((2, 3)) if energy == "mean" else some.square().amax((2, 3))
-    assert torch.allclose(found, energies**0.25, atol=1e-6) and gate.fraction == pytest.approx(2340 / 9230)
+    assert torch.allclose(found, energies**0.25, atol=1e-6) and gate.fraction == pytest.approx(
+        2340 / 9230
+    )
     gate(x[:, :, :64, :64])
     assert gate.fraction == 1
 
@@ -288,7 +368,9 @@ def test_a_norm_computes_no_more_than_is_read() -> None:
     codec: Any = attached.codec
     widths: dict[str, int] = {}
     for name in ("g_a.1", "g_s.5"):
-        codec.get_submodule(name).register_forward_hook(lambda m, args, out, name=name: widths.__setitem__(name, out.shape[1]))
+        codec.get_submodule(name).register_forward_hook(
+            lambda m, args, out, name=name: widths.__setitem__(name, out.shape[1])
+        )
     for size, narrow in ((64, False), (192, True)):
         with torch.no_grad():
             attached(picture(codec, 1, size))
@@ -296,8 +378,15 @@ def test_a_norm_computes_no_more_than_is_read() -> None:
         for pool, reader in (("g_a.1", "g_a.2"), ("g_s.5", "g_s.6")):
             assert widths[pool] == (len(which[reader]) if narrow else N) and len(which[reader]) < N
     # Not where something between the two needs all of them.
-    attached = close_some(attach(built("bmshj2018-hyperprior")[0], [("channel_gating", QUICK), rate_of("modulated_autoencoder")]))
-    attached.codec.get_submodule("g_s.5").register_forward_hook(lambda m, args, out: widths.__setitem__("g_s.5", out.shape[1]))
+    attached = close_some(
+        attach(
+            built("bmshj2018-hyperprior")[0],
+            [("channel_gating", QUICK), rate_of("modulated_autoencoder")],
+        )
+    )
+    attached.codec.get_submodule("g_s.5").register_forward_hook(
+        lambda m, args, out: widths.__setitem__("g_s.5", out.shape[1])
+    )
     with torch.no_grad():
         attached(picture(attached.codec, 1, 192))
     assert widths["g_s.5"] == N > len(opened(attached)["g_s.6"])
@@ -320,7 +409,11 @@ def test_a_layer_that_raises_keeps_its_own_weight(name: str, layer: str, where: 
         if where == "inside":
             module.forward = fail
         else:
-            handle = module.register_forward_pre_hook(fail) if where == "before" else module.register_forward_hook(fail)
+            handle = (
+                module.register_forward_pre_hook(fail)
+                if where == "before"
+                else module.register_forward_hook(fail)
+            )
         with pytest.raises((ValueError, KeyboardInterrupt)):
             attached(x)
         assert not shadows(attached.codec) and module.weight is own
@@ -343,7 +436,10 @@ def test_images_of_a_batch_have_their_own_gates(name: str) -> None:
     assert which[0] != which[1]
     for number, one in enumerate(alone):
         assert relative(one["x_hat"], together["x_hat"][number : number + 1]) <= 1e-10
-        assert all(relative(value, together["likelihoods"][key][number : number + 1]) <= 1e-10 for key, value in one["likelihoods"].items())
+        assert all(
+            relative(value, together["likelihoods"][key][number : number + 1]) <= 1e-10
+            for key, value in one["likelihoods"].items()
+        )
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -358,14 +454,22 @@ def test_bitstreams_decode_with_gates_partly_closed(name: str) -> None:
             at_forward = opened(attached)
             sent = attached.compress(x)
             receiver(picture(attached.codec, seed + 1))  # what it saw last is of no account
-            first, second = (receiver.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2))
+            first, second = (
+                receiver.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2)
+            )
             assert torch.equal(first, second)
             at_encoder, at_decoder = opened(attached), opened(receiver)
             shared = [layer for layer in at_encoder if transform_of(layer) == "h_s"]
-            assert shared and all(at_encoder[layer] == at_decoder[layer] == at_forward[layer] for layer in shared)
+            assert shared and all(
+                at_encoder[layer] == at_decoder[layer] == at_forward[layer] for layer in shared
+            )
             if name in ("bmshj2018-hyperprior", "mbt2018-mean"):
                 assert float((first - shown).abs().mean()) <= 1e-5
-                assert all(at_decoder[layer] == which for layer, which in at_forward.items() if transform_of(layer) == "g_s")
+                assert all(
+                    at_decoder[layer] == which
+                    for layer, which in at_forward.items()
+                    if transform_of(layer) == "g_s"
+                )
 
 
 def test_both_sides_compute_the_same_whether_or_not_gradients_are_kept() -> None:
@@ -392,7 +496,9 @@ def counted(attached: Attached, which: Mapping[str, list[int]], size: int) -> di
     codec, sizes = attached.codec, {}
 
     def measure(name: str) -> Any:
-        return lambda _, args, out: sizes.__setitem__(name, (args[0].shape[2:].numel(), out.shape[2:].numel()))
+        return lambda _, args, out: sizes.__setitem__(
+            name, (args[0].shape[2:].numel(), out.shape[2:].numel())
+        )
 
     handles = [codec.get_submodule(name).register_forward_hook(measure(name)) for name in which]
     set_skipping(codec, False)
@@ -403,8 +509,16 @@ def counted(attached: Attached, which: Mapping[str, list[int]], size: int) -> di
         handle.remove()
     counts = count_modules(codec)
     leaves = {name for name, m in codec.named_modules() if not list(m.children())}
-    found = {name: float(counts.get(name, 0)) for name in counts if name in leaves or hasattr(codec.get_submodule(name), "gamma")}
-    found = {name: n for name, n in found.items() if not any(hasattr(codec.get_submodule(name.rpartition(".")[0]), "gamma") for _ in [0])}
+    found = {
+        name: float(counts.get(name, 0))
+        for name in counts
+        if name in leaves or hasattr(codec.get_submodule(name), "gamma")
+    }
+    found = {
+        name: n
+        for name, n in found.items()
+        if not any(hasattr(codec.get_submodule(name.rpartition(".")[0]), "gamma") for _ in [0])
+    }
     found["rest"] = counts[""] - sum(found.values())
     for name, channels in which.items():
         layer: Any = codec.get_submodule(name)
@@ -412,13 +526,22 @@ def counted(attached: Attached, which: Mapping[str, list[int]], size: int) -> di
         places = sizes[name][0 if isinstance(layer, nn.ConvTranspose2d) else 1]
         assert found[name] == places * taps * layer.in_channels * layer.out_channels
         kernel = gating(attached).config.kernel
-        found[name] = places * taps * len(channels) * layer.out_channels + layer.in_channels * kernel
+        found[name] = (
+            places * taps * len(channels) * layer.out_channels + layer.in_channels * kernel
+        )
         # Square and add at every pixel, or at some of a large map's.
         side = math.isqrt(sizes[name][0]) * size // 64
         step = next(s for s in range(1, side + 1) if math.ceil(side / s) ** 2 <= 4096)
         looked_at = sizes[name][0] * (math.ceil(side / step) / side) ** 2
         found[name] += layer.in_channels * looked_at
-        pool = {"g_a.2": "g_a.1", "g_a.4": "g_a.3", "g_a.6": "g_a.5", "g_s.2": "g_s.1", "g_s.4": "g_s.3", "g_s.6": "g_s.5"}.get(name)
+        pool = {
+            "g_a.2": "g_a.1",
+            "g_a.4": "g_a.3",
+            "g_a.6": "g_a.5",
+            "g_s.2": "g_s.1",
+            "g_s.4": "g_s.3",
+            "g_s.6": "g_s.5",
+        }.get(name)
         if step > 1 and pool is not None and hasattr(codec.get_submodule(pool), "gamma"):
             # Its output at those pixels comes first, to see what is open; then the open ones, everywhere.
             found[pool] = found[pool] / layer.in_channels * len(channels)
@@ -441,10 +564,17 @@ def test_the_cost_of_an_image_is_that_of_its_open_channels(name: str) -> None:
         assert opened(attached) == opened_before
         total, by_transform = cost
         assert total["macs"] == pytest.approx(sum(by_hand.values()), rel=1e-9)
-        assert total["encoder"] == pytest.approx(sum(n for layer, n in by_hand.items() if transform_of(layer) != "g_s"), rel=1e-9)
-        assert total["decoder"] == pytest.approx(sum(n for layer, n in by_hand.items() if transform_of(layer) not in ("g_a", "h_a")), rel=1e-9)
+        assert total["encoder"] == pytest.approx(
+            sum(n for layer, n in by_hand.items() if transform_of(layer) != "g_s"), rel=1e-9
+        )
+        assert total["decoder"] == pytest.approx(
+            sum(n for layer, n in by_hand.items() if transform_of(layer) not in ("g_a", "h_a")),
+            rel=1e-9,
+        )
         for transform in TRANSFORMS:
-            assert by_transform[transform] == pytest.approx(sum(n for layer, n in by_hand.items() if transform_of(layer) == transform), rel=1e-9)
+            assert by_transform[transform] == pytest.approx(
+                sum(n for layer, n in by_hand.items() if transform_of(layer) == transform), rel=1e-9
+            )
         totals.append(total["macs"])
     assert totals[0] != totals[1] and max(totals) < attached.cost.totals().macs
 
@@ -460,7 +590,9 @@ def test_the_cost_is_fvcores_of_a_layer_that_is_as_narrow() -> None:
     assert 1 <= int(gate.open.sum()) < N
 
     def layer_cost(channels: int) -> int:
-        narrow = nn.Conv2d(channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
+        narrow = nn.Conv2d(
+            channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
+        )
         analysis = FlopCountAnalysis(narrow, torch.zeros(1, channels, 32, 32))
         return analysis.unsupported_ops_warnings(False).total()
 
@@ -474,10 +606,24 @@ def test_the_cost_is_fvcores_of_a_layer_that_is_as_narrow() -> None:
     assert wider[0]["macs"] - cost[0]["macs"] == layer_cost(N) - layer_cost(open_then)
 
 
-def train(attached: Attached, steps: int, batch: int = 2, lr: float = 1e-4, *, all_parameters: bool = False) -> None:
+def train(
+    attached: Attached,
+    steps: int,
+    batch: int = 2,
+    lr: float = 1e-4,
+    *,
+    all_parameters: bool = False,
+) -> None:
     """Train with noise and all; `all_parameters`: an optimiser that is given thresholds too."""
     own = set() if all_parameters else {id(p) for p in attached.self_updated()}
-    optimizer = torch.optim.Adam([p for n, p in attached.named_parameters() if id(p) not in own and not n.endswith("quantiles")], lr=lr)
+    optimizer = torch.optim.Adam(
+        [
+            p
+            for n, p in attached.named_parameters()
+            if id(p) not in own and not n.endswith("quantiles")
+        ],
+        lr=lr,
+    )
     attached.train()
     for number in range(steps):
         torch.manual_seed(number)
@@ -500,11 +646,23 @@ def mean_cost(attached: Attached, pictures: list[Tensor]) -> dict[str, float]:
         cost = attached.image_cost()
         assert cost is not None
         costs.append(cost[0])
-    return {what: float(np.mean([c[what] for c in costs])) / getattr(attached.cost.original, what) for what in costs[0]}
+    return {
+        what: float(np.mean([c[what] for c in costs])) / getattr(attached.cost.original, what)
+        for what in costs[0]
+    }
 
 
-@pytest.mark.parametrize(("name", "budget"), [("bmshj2018-hyperprior", {"macs": 0.6}), ("mbt2018", {"encoder": 0.8, "decoder": 0.6}), (NO_GDN, {"macs": 0.4})])
-def test_calibrating_meets_the_budget_on_the_images_given(name: str, budget: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [
+        ("bmshj2018-hyperprior", {"macs": 0.6}),
+        ("mbt2018", {"encoder": 0.8, "decoder": 0.6}),
+        (NO_GDN, {"macs": 0.4}),
+    ],
+)
+def test_calibrating_meets_the_budget_on_the_images_given(
+    name: str, budget: dict[str, float]
+) -> None:
     # No width is a multiple of 64: nothing is removed, and what is measured is what the gates leave.
     attached = attach(built(name)[0], "channel_gating", budget=budget, gating_steps=6, round_to=64)
     train(attached, 6)
@@ -519,7 +677,15 @@ def test_calibrating_meets_the_budget_on_the_images_given(name: str, budget: dic
 
 @pytest.mark.parametrize(("name", "over"), [(NO_GDN, 0.0), ("bmshj2018-hyperprior", 0.02)])
 def test_what_is_hardened_meets_the_budget_too(name: str, over: float) -> None:
-    attached = attach(built(name)[0], "channel_gating", budget={"macs": 0.5}, gating_steps=6, round_to=1, freeze=0.0, kernel=0)
+    attached = attach(
+        built(name)[0],
+        "channel_gating",
+        budget={"macs": 0.5},
+        gating_steps=6,
+        round_to=1,
+        freeze=0.0,
+        kernel=0,
+    )
     train(attached, 6)
     pictures = [picture(attached.codec, seed) for seed in range(100, 108)]
     attached.calibrate(pictures)
@@ -534,16 +700,26 @@ def test_what_is_hardened_meets_the_budget_too(name: str, over: float) -> None:
 def test_calibrating_measures_and_changes_nothing_else() -> None:
     attached = gated("bmshj2018-hyperprior").train()
     pictures = [picture(attached.codec, seed) for seed in range(100, 105)]
-    codec, thresholds = state_of(attached.codec), {n: g.threshold.clone() for n, g in gates_of(attached).items()}
+    codec, thresholds = (
+        state_of(attached.codec),
+        {n: g.threshold.clone() for n, g in gates_of(attached).items()},
+    )
     scales = {n: g.scale.clone() for n, g in gates_of(attached).items()}
     modes = {name: m.training for name, m in attached.named_modules()}
     attached.calibrate(pictures)
-    assert same_state(codec, state_of(attached.codec)) and modes == {name: m.training for name, m in attached.named_modules()}
-    assert all(torch.equal(gate.threshold, thresholds[n]) and torch.equal(gate.scale, scales[n]) for n, gate in gates_of(attached).items())
+    assert same_state(codec, state_of(attached.codec)) and modes == {
+        name: m.training for name, m in attached.named_modules()
+    }
+    assert all(
+        torch.equal(gate.threshold, thresholds[n]) and torch.equal(gate.scale, scales[n])
+        for n, gate in gates_of(attached).items()
+    )
     attached.eval()
     rates = {name: torch.zeros(gate.channels) for name, gate in gates_of(attached).items()}
     pools: list[Tensor] = []
-    attached.codec.get_submodule("g_a.1").register_forward_pre_hook(lambda _, args: pools.append(args[0].square().mean((0, 2, 3))))
+    attached.codec.get_submodule("g_a.1").register_forward_pre_hook(
+        lambda _, args: pools.append(args[0].square().mean((0, 2, 3)))
+    )
     with torch.no_grad():
         for x in pictures:
             attached(x)
@@ -558,12 +734,19 @@ def test_calibrating_measures_and_changes_nothing_else() -> None:
 def test_each_image_is_counted_once_whatever_is_skipped() -> None:
     """A GDN that decides for the gate behind it, and finds that leaving out does not pay, leaves the decision as it is."""
     attached = gated("bmshj2018-hyperprior")
-    gates_of(attached)["g_a.2"].threshold.data.fill_(-10)  # everything is open: behind a norm of a large map that is sampled
+    gates_of(attached)["g_a.2"].threshold.data.fill_(
+        -10
+    )  # everything is open: behind a norm of a large map that is sampled
     with torch.no_grad(), recording(gates_of(attached), {}):
         for seed in range(3):
             attached(picture(attached.codec, seed, 192))
-        rows = {name: [tuple(r.shape) for r in gate.recorded or []] for name, gate in gates_of(attached).items()}
-    assert all(found == [(1, gates_of(attached)[name].channels)] * 3 for name, found in rows.items()), rows
+        rows = {
+            name: [tuple(r.shape) for r in gate.recorded or []]
+            for name, gate in gates_of(attached).items()
+        }
+    assert all(
+        found == [(1, gates_of(attached)[name].channels)] * 3 for name, found in rows.items()
+    ), rows
 
 
 def test_a_channel_open_because_one_must_be_is_counted() -> None:
@@ -593,7 +776,9 @@ def test_thresholds_are_drawn_to_alpha(alpha: float) -> None:
         one_line(error, f"step {20 - attached.steps_left} of 20", "train on until")
         attached.after_step()
         distances.append(float((thresholds_of(attached) - alpha).abs().max()))
-    assert len(distances) == 21 and all(after < before for before, after in zip(distances, distances[1:], strict=False))
+    assert len(distances) == 21 and all(
+        after < before for before, after in zip(distances, distances[1:], strict=False)
+    )
     assert distances[-1] <= 0.02 * distances[0]
     attached.after_step()
     assert float((thresholds_of(attached) - alpha).abs().max()) == distances[-1]
@@ -602,7 +787,9 @@ def test_thresholds_are_drawn_to_alpha(alpha: float) -> None:
 def test_gamma_is_how_fast() -> None:
     reached = []
     for gamma in (0.005, 0.02, 0.1):
-        attached = attach(built(NO_GDN)[0], "channel_gating", alpha=1.0, gamma=gamma, gating_steps=10)
+        attached = attach(
+            built(NO_GDN)[0], "channel_gating", alpha=1.0, gamma=gamma, gating_steps=10
+        )
         for _ in range(10):
             attached.after_step()
         reached.append(float(thresholds_of(attached).mean()))
@@ -615,7 +802,9 @@ def test_gamma_is_how_fast() -> None:
 def test_a_larger_alpha_is_sparser() -> None:
     open_shares, costs = [], []
     for alpha in (0.4, 0.9, 1.2):
-        attached = attach(built("mbt2018-mean")[0], "channel_gating", alpha=alpha, gating_steps=6, round_to=64)
+        attached = attach(
+            built("mbt2018-mean")[0], "channel_gating", alpha=alpha, gating_steps=6, round_to=64
+        )
         train(attached, 6)
         pictures = [picture(attached.codec, seed) for seed in range(100, 104)]
         attached.calibrate(pictures)
@@ -625,7 +814,9 @@ def test_a_larger_alpha_is_sparser() -> None:
 
 
 def test_training_learns_thresholds_mixing_and_importance() -> None:
-    attached = attach(built("bmshj2018-hyperprior")[0], "channel_gating", **{**QUICK, "gating_steps": 4})
+    attached = attach(
+        built("bmshj2018-hyperprior")[0], "channel_gating", **{**QUICK, "gating_steps": 4}
+    )
     before, codec = state_of(gating(attached)), state_of(attached.codec)
     train(attached, 2)
     after = state_of(gating(attached))
@@ -640,9 +831,14 @@ def test_training_learns_thresholds_mixing_and_importance() -> None:
 def test_a_gradient_that_is_not_finite_moves_nothing_by_itself() -> None:
     attached = attach(built(NO_GDN)[0], "channel_gating", **{**QUICK, "gating_steps": 4})
     for number, gate in enumerate(gates_of(attached).values()):
-        gate.threshold.grad = torch.full_like(gate.threshold, [float("nan"), float("inf"), 1.0][number % 3])
+        gate.threshold.grad = torch.full_like(
+            gate.threshold, [float("nan"), float("inf"), 1.0][number % 3]
+        )
     attached.after_step()
-    assert bool(torch.isfinite(thresholds_of(attached)).all()) and float(thresholds_of(attached).std()) < 1e-6
+    assert (
+        bool(torch.isfinite(thresholds_of(attached)).all())
+        and float(thresholds_of(attached).std()) < 1e-6
+    )
 
 
 def test_an_optimiser_that_also_steps_the_thresholds_changes_nothing() -> None:
@@ -670,7 +866,10 @@ def test_once_done_gates_stay_as_they_are_while_the_codec_trains_on(resumed: boo
     assert not same_state(codec, state_of(attached.codec))
     # They gate all the same, hard.
     gate = gates_of(attached)["g_a.2"].train()
-    assert set(gate(torch.rand(4, N, 3, 3) * torch.rand(4, N, 1, 1)).unique().tolist()) <= {0.0, 1.0}
+    assert set(gate(torch.rand(4, N, 3, 3) * torch.rand(4, N, 1, 1)).unique().tolist()) <= {
+        0.0,
+        1.0,
+    }
 
 
 def test_a_state_of_learning_is_taken_up_where_it_was() -> None:
@@ -695,7 +894,11 @@ def test_only_what_no_reader_opens_is_removed(name: str, freeze: float, round_to
     generator = torch.Generator().manual_seed(3)
     for gate in gates_of(attached).values():
         rates = torch.rand(gate.channels, generator=generator)
-        gate.open_rate.copy_(torch.where(rates < 0.8, 0.0, rates) if name != "bmshj2018-hyperprior" else torch.where(rates < 0.5, rates * freeze, rates))
+        gate.open_rate.copy_(
+            torch.where(rates < 0.8, 0.0, rates)
+            if name != "bmshj2018-hyperprior"
+            else torch.where(rates < 0.5, rates * freeze, rates)
+        )
     keep = attached.keep()
     removed = 0
     for group in attached.groups:
@@ -704,7 +907,14 @@ def test_only_what_no_reader_opens_is_removed(name: str, freeze: float, round_to
         if group.pinned or group.latent or not gated_alone:
             assert group.name not in keep
             continue
-        rate = [max(float(gates_of(attached)[m.module].open_rate[i]) for m in readers for i in m.index[c]) for c in range(group.width)]
+        rate = [
+            max(
+                float(gates_of(attached)[m.module].open_rate[i])
+                for m in readers
+                for i in m.index[c]
+            )
+            for c in range(group.width)
+        ]
         kept = keep.get(group.name, list(range(group.width)))
         gone = sorted(set(range(group.width)) - set(kept))
         assert kept == sorted(set(kept)) and kept and all(rate[c] <= freeze for c in gone)
@@ -713,7 +923,9 @@ def test_only_what_no_reader_opens_is_removed(name: str, freeze: float, round_to
         assert len(kept) == min(group.width, -(-max(opens, 1) // multiple) * multiple)
         assert not gone or max(rate[c] for c in gone) <= min(rate[c] for c in kept)
         removed += len(gone)
-    assert removed >= (1 if round_to == 16 else 10) or (round_to == 16 and name == "bmshj2018-hyperprior")
+    assert removed >= (1 if round_to == 16 else 10) or (
+        round_to == 16 and name == "bmshj2018-hyperprior"
+    )
 
 
 def test_channels_that_others_read_without_a_gate_stay() -> None:
@@ -730,7 +942,9 @@ def constant(codec: Any, layer: str, channels: list[int]) -> None:
     """Let some output channels of a convolution be constants."""
     module = codec.get_submodule(layer)
     with torch.no_grad():
-        module.weight.index_fill_(1 if isinstance(module, nn.ConvTranspose2d) else 0, torch.tensor(channels), 0.0)
+        module.weight.index_fill_(
+            1 if isinstance(module, nn.ConvTranspose2d) else 0, torch.tensor(channels), 0.0
+        )
         module.bias[channels] = torch.linspace(1.5, 4.0, len(channels))
 
 
@@ -742,8 +956,12 @@ def with_gdn1() -> nn.Module:
     return make_telling(codec)
 
 
-@pytest.mark.parametrize("make", [lambda: built("bmshj2018-factorized")[0], with_gdn1], ids=["GDN", "GDN1"])
-def test_what_removed_channels_added_to_a_pool_is_made_up_for(make: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize(
+    "make", [lambda: built("bmshj2018-factorized")[0], with_gdn1], ids=["GDN", "GDN1"]
+)
+def test_what_removed_channels_added_to_a_pool_is_made_up_for(
+    make: Callable[[], nn.Module],
+) -> None:
     """Where it was the same for all images, exactly."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -763,14 +981,19 @@ def test_what_removed_channels_added_to_a_pool_is_made_up_for(make: Callable[[],
                 gate.threshold.data[gone[layer]] = 1e6
     pictures = [picture(codec, seed) for seed in range(100, 103)]
     attached.eval().calibrate(pictures)
-    assert attached.keep() == {layer: [c for c in range(16) if c not in channels] for layer, channels in gone.items()}
+    assert attached.keep() == {
+        layer: [c for c in range(16) if c not in channels] for layer, channels in gone.items()
+    }
     small, plain = attached.harden(), attached.plain()
     assert small.codec.g_a[0].out_channels == 12
     with torch.no_grad():
         for x in [*pictures, picture(codec, 7)]:
             # The running mean of what is pooled is in float32.
             wide = attached(x)["x_hat"]
-            assert relative(wide, small(x)["x_hat"]) <= 1e-4 and relative(wide, plain(x)["x_hat"]) <= 1e-4
+            assert (
+                relative(wide, small(x)["x_hat"]) <= 1e-4
+                and relative(wide, plain(x)["x_hat"]) <= 1e-4
+            )
         # It is not by chance: without their share, the result would be another.
         for number in (1, 3):
             plain.g_a[number].beta.copy_(codec.g_a[number].beta)
@@ -779,7 +1002,9 @@ def test_what_removed_channels_added_to_a_pool_is_made_up_for(make: Callable[[],
 
 @pytest.mark.parametrize(("relative_to", "kernel"), [("channel", 0), ("channel", 5), ("layer", 0)])
 def test_without_a_pool_removing_what_never_opens_is_exact(relative_to: str, kernel: int) -> None:
-    attached = attach(built(NO_GDN)[0], "channel_gating", **QUICK, freeze=0.0, relative=relative_to, kernel=kernel)
+    attached = attach(
+        built(NO_GDN)[0], "channel_gating", **QUICK, freeze=0.0, relative=relative_to, kernel=kernel
+    )
     close_some(attached)
     pictures = [picture(attached.codec, seed) for seed in range(6)]
     attached.calibrate(pictures)
@@ -787,15 +1012,29 @@ def test_without_a_pool_removing_what_never_opens_is_exact(relative_to: str, ker
     gone = {n: attached.groups[n].width - len(kept) for n, kept in attached.keep().items()}
     assert sum(gone.values()) >= 8
     before, after = gates_of(attached), gates_of(small)
-    assert all(after[n].channels + gone.get(f"g_a.{int(n[-1]) - 2}", 0) == before[n].channels for n in ("g_a.2", "g_a.4"))
+    assert all(
+        after[n].channels + gone.get(f"g_a.{int(n[-1]) - 2}", 0) == before[n].channels
+        for n in ("g_a.2", "g_a.4")
+    )
     wide = copy.deepcopy(attached).double()
     with torch.no_grad():
         for x in pictures:
             assert relative(wide(x.double())["x_hat"], small(x.double())["x_hat"]) <= 1e-10
             wide_open, small_open = opened(wide), opened(small)
-            assert {n: len(c) for n, c in wide_open.items()} == {n: len(c) for n, c in small_open.items()}
+            assert {n: len(c) for n, c in wide_open.items()} == {
+                n: len(c) for n, c in small_open.items()
+            }
     for name, gate in gates_of(small).items():
-        kept = attached.keep().get({"g_a.2": "g_a.0", "g_a.4": "g_a.2", "g_a.6": "g_a.4", "g_s.2": "g_s.0", "g_s.4": "g_s.2", "g_s.6": "g_s.4"}.get(name, ""))
+        kept = attached.keep().get(
+            {
+                "g_a.2": "g_a.0",
+                "g_a.4": "g_a.2",
+                "g_a.6": "g_a.4",
+                "g_s.2": "g_s.0",
+                "g_s.4": "g_s.2",
+                "g_s.6": "g_s.4",
+            }.get(name, "")
+        )
         own = gates_of(attached)[name].threshold
         assert torch.equal(gate.threshold.float(), own if kept is None else own[kept])
 
@@ -817,7 +1056,14 @@ def test_removing_is_exact_behind_a_gate_that_is_closed_throughout() -> None:
 
 def test_gates_in_the_hyper_transforms_are_removed_exactly_beside_gdn() -> None:
     """h_a and h_s have none."""
-    attached = attach(built("cheng2020-attn")[0], "channel_gating", **QUICK, freeze=0.0, kernel=0, transforms=["h_a", "h_s"])
+    attached = attach(
+        built("cheng2020-attn")[0],
+        "channel_gating",
+        **QUICK,
+        freeze=0.0,
+        kernel=0,
+        transforms=["h_a", "h_s"],
+    )
     close_some(attached)
     pictures = [picture(attached.codec, seed) for seed in range(6)]
     attached.calibrate(pictures)
@@ -828,7 +1074,10 @@ def test_gates_in_the_hyper_transforms_are_removed_exactly_beside_gdn() -> None:
         for x in pictures:
             wide, narrow = attached(x), small(x)
             assert relative(wide["x_hat"], narrow["x_hat"]) <= 1e-5
-            assert all(relative(v, narrow["likelihoods"][k]) <= 1e-4 for k, v in wide["likelihoods"].items())
+            assert all(
+                relative(v, narrow["likelihoods"][k]) <= 1e-4
+                for k, v in wide["likelihoods"].items()
+            )
 
 
 def test_a_hardened_codec_is_hardened_again() -> None:
@@ -845,13 +1094,18 @@ def test_a_hardened_codec_is_hardened_again() -> None:
     smaller.eval().update(force=True)
     with torch.no_grad():
         sent = smaller.compress(picture(attached.codec, 0))
-        assert torch.equal(*(smaller.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2)))
+        assert torch.equal(
+            *(smaller.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2))
+        )
 
 
 # -- beside other methods -----------------------------------------------------------------------------------------------
 
 GATES: tuple[str, dict[str, Any]] = ("channel_gating", {**QUICK, "freeze": 0.0})
-MASKS: tuple[str, dict[str, Any]] = ("mask_decay", {"budget": {"macs": 0.6}, "round_to": 1, "decay_steps": 2})
+MASKS: tuple[str, dict[str, Any]] = (
+    "mask_decay",
+    {"budget": {"macs": 0.6}, "round_to": 1, "decay_steps": 2},
+)
 
 
 def rate_of(name: str) -> tuple[str, dict[str, Any]]:
@@ -893,7 +1147,9 @@ def test_methods_beside_gates_see_what_they_would_without(stack: Attached) -> No
                 set_skipping(double.codec, False)
                 masked = double(x, **rate)["x_hat"]
                 which = opened(double)
-                assert sum(map(len, which.values())) < sum(g.channels for g in gates_of(double).values())
+                assert sum(map(len, which.values())) < sum(
+                    g.channels for g in gates_of(double).values()
+                )
                 set_skipping(double.codec, True)
                 for _ in range(2):  # nothing is left behind by the first
                     assert relative(masked, double(x, **rate)["x_hat"]) <= 1e-10
@@ -905,24 +1161,45 @@ def test_methods_beside_gates_are_hardened_together(stack: Attached) -> None:
     stack.calibrate(pictures)
     small = stack.harden()
     staying = [m.name for m in stack.methods if m.stays]
-    assert isinstance(small, Attached) and [m.name for m in small.methods] == staying and "channel_gating" in staying
+    assert (
+        isinstance(small, Attached)
+        and [m.name for m in small.methods] == staying
+        and "channel_gating" in staying
+    )
     assert small.cost.totals().macs < stack.cost.totals().macs
     small.update(force=True)
     with torch.no_grad():
         for rate in rates_of(small):
             sent = small.compress(pictures[0], **rate)
-            first, second = (small.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2))
+            first, second = (
+                small.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2)
+            )
             assert torch.equal(first, second) and bool(torch.isfinite(first).all())
         # So are they while they are still apart.
         stack.update(force=True)
         sent = stack.compress(pictures[0])
-        assert torch.equal(*(stack.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2)))
+        assert torch.equal(
+            *(stack.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2))
+        )
         assert not shadows(stack.codec)
 
 
-@pytest.mark.parametrize("modulator", ["bit_rate_modulator", "modulated_autoencoder", "conditional_autoencoder", "quantisation_steps"])
+@pytest.mark.parametrize(
+    "modulator",
+    [
+        "bit_rate_modulator",
+        "modulated_autoencoder",
+        "conditional_autoencoder",
+        "quantisation_steps",
+    ],
+)
 def test_gates_see_the_same_energies_when_a_rate_is_folded_in(modulator: str) -> None:
-    attached = close_some(attach(built("bmshj2018-hyperprior")[0], [rate_of(modulator), ("channel_gating", {**QUICK, "round_to": 64})]))
+    attached = close_some(
+        attach(
+            built("bmshj2018-hyperprior")[0],
+            [rate_of(modulator), ("channel_gating", {**QUICK, "round_to": 64})],
+        )
+    )
     assert attached.keep() == {}
     x = picture(attached.codec, 1)
     with torch.no_grad():
@@ -968,12 +1245,22 @@ def test_hooks_of_each_go_with_it() -> None:
         ({"alpha": 1.0, "freeze": 1.0}, RecipeError, "freeze"),
         ({"alpha": 1.0, "gating_steps": 0}, RecipeError, "gating_steps"),
         ({"budget": {}}, RecipeError, "a budget names"),
-        ({"budget": {"macs": 0.05}}, BudgetError, "budget macs: 0.05 cannot be met by gating alone"),
-        ({"budget": {"macs": 0.9, "decoder": 0.01}}, BudgetError, "budget decoder: 0.01 cannot be met"),
+        (
+            {"budget": {"macs": 0.05}},
+            BudgetError,
+            "budget macs: 0.05 cannot be met by gating alone",
+        ),
+        (
+            {"budget": {"macs": 0.9, "decoder": 0.01}},
+            BudgetError,
+            "budget decoder: 0.01 cannot be met",
+        ),
         ({"budget": {"params": 0.5}}, NicpruneError, "params"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], kind: type[NicpruneError], said: str) -> None:
+def test_settings_that_cannot_be_are_refused(
+    settings: dict[str, Any], kind: type[NicpruneError], said: str
+) -> None:
     codec, _ = built("bmshj2018-hyperprior")
     state = state_of(codec)
     with pytest.raises(kind) as error:
@@ -1007,7 +1294,9 @@ def test_a_codec_without_hyper_transforms_is_gated_where_it_can_be() -> None:
 def test_a_codec_with_nothing_to_gate_is_refused() -> None:
     codec: Any = FactorizedPrior(8, 6)
     codec.g_a = nn.Sequential(nn.Conv2d(3, 6, 5, 16, 2))
-    codec.g_s = nn.Sequential(nn.ConvTranspose2d(6, 6, 4, 4, groups=6), nn.ConvTranspose2d(6, 3, 4, 4, groups=3))
+    codec.g_s = nn.Sequential(
+        nn.ConvTranspose2d(6, 6, 4, 4, groups=6), nn.ConvTranspose2d(6, 3, 4, 4, groups=3)
+    )
     with pytest.raises(CodecError) as error:
         attach(codec.eval(), "channel_gating", **QUICK)
     one_line(error)
@@ -1024,10 +1313,17 @@ def test_an_optimiser_that_is_given_thresholds_does_not_move_them() -> None:
     found = []
     for given in (False, True):
         torch.manual_seed(0)
-        attached = attach(built("bmshj2018-hyperprior")[0], "channel_gating", budget={"macs": 0.5}, gating_steps=20).train()
+        attached = attach(
+            built("bmshj2018-hyperprior")[0],
+            "channel_gating",
+            budget={"macs": 0.5},
+            gating_steps=20,
+        ).train()
         gates = list(gates_of(attached).values())
         own = {id(p) for p in attached.self_updated()}
-        optimizer = torch.optim.Adam([p for p in attached.parameters() if given or id(p) not in own], lr=1e-2)
+        optimizer = torch.optim.Adam(
+            [p for p in attached.parameters() if given or id(p) not in own], lr=1e-2
+        )
         for number in range(4):
             x = picture(attached.codec, number)
             torch.manual_seed(number)
@@ -1037,6 +1333,8 @@ def test_an_optimiser_that_is_given_thresholds_does_not_move_them() -> None:
             attached.after_step()
         found.append(torch.cat([gate.threshold.detach() for gate in gates]))
         assert float(found[-1].std()) > 0
-        gates[0].load_state_dict(gates[0].state_dict() | {"threshold": torch.full((gates[0].channels,), 0.25)})
+        gates[0].load_state_dict(
+            gates[0].state_dict() | {"threshold": torch.full((gates[0].channels,), 0.25)}
+        )
         assert torch.equal(gates[0].current(), torch.full((gates[0].channels,), 0.25))
     assert torch.equal(*found)

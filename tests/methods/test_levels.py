@@ -13,7 +13,12 @@ import torch
 from nicprune.common.errors import FileError, RecipeError
 from nicprune.methods.levels import Levels
 
-TRAINED = [(0.0018, 0.0035), (0.0018, 0.0067, 0.18), (0.0018, 0.0035, 0.0067, 0.013, 0.025, 0.0483, 0.0932, 0.18), (2.4, 8.73, 220.0)]
+TRAINED = [
+    (0.0018, 0.0035),
+    (0.0018, 0.0067, 0.18),
+    (0.0018, 0.0035, 0.0067, 0.013, 0.025, 0.0483, 0.0932, 0.18),
+    (2.4, 8.73, 220.0),
+]
 
 
 @pytest.fixture(params=TRAINED, ids=len)
@@ -25,10 +30,18 @@ def test_a_lambda_and_its_level_lead_to_each_other(levels: Levels) -> None:
     for place in torch.linspace(0, levels.top, 6 * levels.top + 1).tolist():
         lmbda = float(levels.lmbda(torch.tensor(place)))
         # float32's exp may leave the range by a rounding; what lies that near is the end.
-        assert levels.resolve(lmbda=min(max(lmbda, levels.lambdas[0]), levels.lambdas[-1])) == pytest.approx(place, abs=1e-5)
+        assert levels.resolve(
+            lmbda=min(max(lmbda, levels.lambdas[0]), levels.lambdas[-1])
+        ) == pytest.approx(place, abs=1e-5)
     for number, lmbda in enumerate(levels.lambdas):
-        inside = [x for x in (lmbda, float(torch.tensor(lmbda)), float(f"{lmbda:g}")) if levels.lambdas[0] <= x <= levels.lambdas[-1]]
-        assert [levels.resolve(lmbda=x) for x in inside] == [number] * len(inside)  # exactly, so that both write the same header
+        inside = [
+            x
+            for x in (lmbda, float(torch.tensor(lmbda)), float(f"{lmbda:g}"))
+            if levels.lambdas[0] <= x <= levels.lambdas[-1]
+        ]
+        assert [levels.resolve(lmbda=x) for x in inside] == [number] * len(
+            inside
+        )  # exactly, so that both write the same header
         assert levels.resolve(number) == number
         assert float(levels.lmbda(torch.tensor(float(number)))) == pytest.approx(lmbda, rel=1e-6)
 
@@ -38,7 +51,9 @@ def test_between_two_trained_rates_lambda_is_geometric(levels: Levels) -> None:
         below, above = levels.lambdas[number : number + 2]
         for share in (0.25, 0.5, 0.9):
             expected = below ** (1 - share) * above**share
-            assert float(levels.lmbda(torch.tensor(number + share))) == pytest.approx(expected, rel=1e-5)
+            assert float(levels.lmbda(torch.tensor(number + share))) == pytest.approx(
+                expected, rel=1e-5
+            )
             assert levels.resolve(lmbda=expected) == pytest.approx(number + share, abs=1e-9)
 
 
@@ -90,10 +105,15 @@ def test_a_batch_draws_from_all_rates_evenly(levels: Levels, count: int) -> None
     together = torch.stack(drawn)
     assert float(together.min()) >= 0 and float(together.max()) <= 1
     # Each batch has one image in each count-th of the range...
-    assert all(sorted((batch * count).long().clamp(max=count - 1).tolist()) == list(range(count)) for batch in drawn)
+    assert all(
+        sorted((batch * count).long().clamp(max=count - 1).tolist()) == list(range(count))
+        for batch in drawn
+    )
     # ...any image may be it, and all of it is drawn from.
     for image in together.T:
-        assert sorted(set((image * count).long().clamp(max=count - 1).tolist())) == list(range(count))
+        assert sorted(set((image * count).long().clamp(max=count - 1).tolist())) == list(
+            range(count)
+        )
     histogram = torch.histc(together, bins=5, min=0, max=1)
     assert float(histogram.min()) >= 0.5 * together.numel() / 5
 
@@ -113,7 +133,9 @@ def test_what_is_written_is_read(levels: Levels) -> None:
         header = levels.write(place)
         assert isinstance(header, bytes) and len(header) == 2
         # The encoder codes at the very level that the decoder reads, a 16-bit step from the one asked for at the most.
-        assert other.read(header) == pytest.approx(float(other.now), rel=1e-6) and torch.equal(other.now, levels.now)
+        assert other.read(header) == pytest.approx(float(other.now), rel=1e-6) and torch.equal(
+            other.now, levels.now
+        )
         assert abs(float(levels.now) - place) <= 0.51 * levels.top / 65535
     assert other.read(levels.write()) == levels.top and other.read(levels.write(0)) == 0
     middle = math.sqrt(levels.lambdas[0] * levels.lambdas[1])

@@ -25,7 +25,10 @@ CODECS = ["bmshj2018-hyperprior", "mbt2018", "cheng2020-attn", "elic2022-chandel
 
 
 HOOKLESS = ("magnitude", "random", "fisher", "none")
-FEW = {**dict.fromkeys(HOOKLESS, CODECS[:1]), **dict.fromkeys((*MODULATORS, "distillation"), CODECS[::2])}
+FEW = {
+    **dict.fromkeys(HOOKLESS, CODECS[:1]),
+    **dict.fromkeys((*MODULATORS, "distillation"), CODECS[::2]),
+}
 PAIRS = [(m, c) for m in sorted(METHODS) for c in FEW.get(m, CODECS)]
 """Methods that put nothing on the codec need not be tried on every one, nor those that only scale latents."""
 
@@ -53,12 +56,21 @@ def step(attached: Attached, optimizer: torch.optim.Optimizer, seed: int) -> Non
 
 def optimizer_for(attached: Attached, lr: float = 1e-4) -> torch.optim.Optimizer:
     own = {id(p) for p in attached.self_updated()}
-    return torch.optim.Adam([p for n, p in attached.named_parameters() if id(p) not in own and not n.endswith("quantiles")], lr=lr)
+    return torch.optim.Adam(
+        [
+            p
+            for n, p in attached.named_parameters()
+            if id(p) not in own and not n.endswith("quantiles")
+        ],
+        lr=lr,
+    )
 
 
 def steps_of(method: str) -> int:
     """How many steps it takes until a method with these settings is done."""
-    return METHOD_SETTINGS[method].get("decay_steps", METHOD_SETTINGS[method].get("gating_steps", 0))
+    return METHOD_SETTINGS[method].get(
+        "decay_steps", METHOD_SETTINGS[method].get("gating_steps", 0)
+    )
 
 
 def train(attached: Attached, steps: int, first: int = 0) -> None:
@@ -73,7 +85,11 @@ def forward(model: nn.Module, mode: str) -> Tensor:
     codec = getattr(model, "codec", model)
     x = image(codec, 2)
     # In training a modulator draws rates: the highest is what the codec is without it.
-    top = {"level": model.levels.top} if isinstance(model, Attached) and model.levels is not None else {}
+    top = (
+        {"level": model.levels.top}
+        if isinstance(model, Attached) and model.levels is not None
+        else {}
+    )
     model.train(mode == "training")
     with torch.no_grad():
         if mode == "bf16":
@@ -85,7 +101,10 @@ def forward(model: nn.Module, mode: str) -> Tensor:
 @pytest.mark.parametrize(("method", "name"), PAIRS)
 def test_attaching_changes_nothing(method: str, name: str) -> None:
     codec, _ = built(name)
-    before, state = {mode: forward(codec, mode) for mode in ("eval", "training", "bf16")}, state_of(codec)
+    before, state = (
+        {mode: forward(codec, mode) for mode in ("eval", "training", "bf16")},
+        state_of(codec),
+    )
     attached = attach(codec, method, **settings(method))
     assert attached.codec is codec
     assert same_state(state, codec.state_dict())
@@ -107,12 +126,19 @@ def test_attaching_with_latents_open_changes_nothing() -> None:
 def test_detaching_gives_the_object_back(method: str) -> None:
     codec, _ = built("mbt2018")
     codec.g_a[0].bias.requires_grad_(False)  # the user's own
-    state, hooks, parameters = state_of(codec), hook_count(codec), [(id(p), p.requires_grad) for p in codec.parameters()]
+    state, hooks, parameters = (
+        state_of(codec),
+        hook_count(codec),
+        [(id(p), p.requires_grad) for p in codec.parameters()],
+    )
     attached = attach(codec, method, **settings(method))
     assert (hook_count(codec) == hooks) == (method in HOOKLESS)
     back = attached.detach()
     assert back is codec and hook_count(codec) == hooks
-    assert same_state(state, codec.state_dict()) and [(id(p), p.requires_grad) for p in codec.parameters()] == parameters
+    assert (
+        same_state(state, codec.state_dict())
+        and [(id(p), p.requires_grad) for p in codec.parameters()] == parameters
+    )
     assert not any("weight" in m.__dict__ or "bias" in m.__dict__ for m in codec.modules())
     attach(codec, method, **settings(method)).detach()
 
@@ -128,7 +154,10 @@ def test_a_copy_is_independent(method: str) -> None:
     codec, _ = built("bmshj2018-hyperprior")
     attached = attach(codec, method, **settings(method))
     twin = copy.deepcopy(attached)
-    state, before = {k: v.clone() for k, v in attached.state_dict().items()}, forward(attached, "eval")
+    state, before = (
+        {k: v.clone() for k, v in attached.state_dict().items()},
+        forward(attached, "eval"),
+    )
     train(twin, 3)
     for part in (twin.methods, twin.codec):
         for parameter in part.parameters():
@@ -166,7 +195,9 @@ def assert_plain(small: nn.Module, codec: nn.Module) -> None:
     """It is of the codec's class, with nothing of this package left on it."""
     assert type(small) is type(codec) and hook_count(small) == 0
     assert not any(type(m).__module__.startswith("nicprune") for m in small.modules())
-    assert not any("nicprune" in type(v).__module__ for m in small.modules() for v in m.__dict__.values())
+    assert not any(
+        "nicprune" in type(v).__module__ for m in small.modules() for v in m.__dict__.values()
+    )
     assert list(small.state_dict()) == list(codec.state_dict())
     assert small.training == codec.training
 
@@ -226,7 +257,9 @@ def staying(method: str, name: str) -> tuple[Attached, nn.Module]:
     ("method", "name"),
     [
         *((m, CODECS[0]) for m in STAYING if m != "scalable_encoder"),
-        ("channel_gating", "mbt2018"), ("channel_gating", "elic2022-chandelier"), ("modulated_autoencoder", "cheng2020-attn"),
+        ("channel_gating", "mbt2018"),
+        ("channel_gating", "elic2022-chandelier"),
+        ("modulated_autoencoder", "cheng2020-attn"),
     ],  # fmt: skip
 )
 def test_what_stays_is_attached_again_to_what_is_left(method: str, name: str) -> None:
@@ -234,12 +267,20 @@ def test_what_stays_is_attached_again_to_what_is_left(method: str, name: str) ->
     state, hooks, keep = state_of(attached), hook_count(codec), attached.keep()
     small = attached.harden()
     assert same_state(state, attached.state_dict()) and hook_count(codec) == hooks
-    assert isinstance(small, Attached) and type(small.codec) is type(codec) and small.codec is not codec
+    assert (
+        isinstance(small, Attached)
+        and type(small.codec) is type(codec)
+        and small.codec is not codec
+    )
     assert small.stays and small.done and small.training == codec.training
-    assert [(m.name, m.config) for m in small.methods] == [(m.name, m.config) for m in attached.methods]
+    assert [(m.name, m.config) for m in small.methods] == [
+        (m.name, m.config) for m in attached.methods
+    ]
     assert list(small.state_dict()) == list(attached.state_dict())
     shared = {p.untyped_storage().data_ptr() for p in attached.state_dict().values() if p.numel()}
-    assert not shared & {p.untyped_storage().data_ptr() for p in small.state_dict().values() if p.numel()}
+    assert not shared & {
+        p.untyped_storage().data_ptr() for p in small.state_dict().values() if p.numel()
+    }
     cost = CostModel(small.codec, attached.groups.__class__([]))
     assert cost.totals() == attached.cost.totals(keep)
     if method == "channel_gating":
@@ -249,11 +290,15 @@ def test_what_stays_is_attached_again_to_what_is_left(method: str, name: str) ->
         other: dict[str, Any] = {"width": 1} if method == "slimmable" else {"level": 0.6}
         with torch.no_grad():
             x = image(codec, 2)
-            assert torch.equal(small.eval()(x, **other)["x_hat"], attached.eval()(x, **other)["x_hat"])
+            assert torch.equal(
+                small.eval()(x, **other)["x_hat"], attached.eval()(x, **other)["x_hat"]
+            )
     small.eval().update(force=True)
     with torch.no_grad():
         sent = small.compress(image(codec, 2))
-        first, second = (small.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2))
+        first, second = (
+            small.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2)
+        )
     assert torch.equal(first, second) and bool(torch.isfinite(first).all())
     # The hooks are those of its own methods, and nothing is left when they are gone.
     assert hook_count(small.codec) > 0
@@ -281,7 +326,9 @@ def test_gates_that_do_not_stay_leave_a_plain_codec() -> None:
     assert attached.done and not attached.stays
     small = attached.harden()
     assert_plain(small, codec)
-    assert CostModel(small, attached.groups.__class__([])).totals() == attached.cost.totals(attached.keep())
+    assert CostModel(small, attached.groups.__class__([])).totals() == attached.cost.totals(
+        attached.keep()
+    )
     assert sum(attached.groups[n].width - len(kept) for n, kept in attached.keep().items()) >= 3
     plain = attached.plain()
     assert_plain(plain, codec)
@@ -306,7 +353,10 @@ def test_an_unknown_method_names_the_closest() -> None:
 def test_a_failure_at_the_last_of_several_methods_leaves_no_hook() -> None:
     codec, _ = built("bmshj2018-hyperprior")
     with pytest.raises(NicpruneError):
-        attach(codec, [("mask_decay", settings("mask_decay")), ("magnitude", {"budget": {"macs": 0.00001}})])
+        attach(
+            codec,
+            [("mask_decay", settings("mask_decay")), ("magnitude", {"budget": {"macs": 0.00001}})],
+        )
     assert hook_count(codec) == 0
 
 
@@ -324,7 +374,10 @@ def all_masks(method: Method) -> Tensor:
     return torch.cat([p.detach().flatten() for p in method.self_updated()])
 
 
-@pytest.mark.parametrize(("criterion", "values"), [("decay", [1.0, 0.5, 0.0, 0.25]), ("l1", [0.0, 1.0, 1.0, 1.0]), ("l2", [0.0, 0.5, 1.0, 1.25])])
+@pytest.mark.parametrize(
+    ("criterion", "values"),
+    [("decay", [1.0, 0.5, 0.0, 0.25]), ("l1", [0.0, 1.0, 1.0, 1.0]), ("l2", [0.0, 0.5, 1.0, 1.25])],
+)
 def test_the_gradient_of_each_criterion(criterion: str, values: list[float]) -> None:
     _, method = decaying(criterion=criterion)
     assert method._criterion(torch.tensor([0.0, 0.5, 1.0, 1.25])).tolist() == values
@@ -332,7 +385,12 @@ def test_the_gradient_of_each_criterion(criterion: str, values: list[float]) -> 
 
 @pytest.mark.parametrize("criterion", ["decay", "l1", "l2"])
 @pytest.mark.parametrize(
-    "target", [{"budget": {"macs": 0.5}}, {"budget": {"encoder": 0.6, "decoder": 0.5}}, {"budget": None, "widths": {"g_a.*": 8, "h_s.0": 3}}]
+    "target",
+    [
+        {"budget": {"macs": 0.5}},
+        {"budget": {"encoder": 0.6, "decoder": 0.5}},
+        {"budget": None, "widths": {"g_a.*": 8, "h_s.0": 3}},
+    ],
 )
 def test_masks_decay_to_an_exact_target(criterion: str, target: dict[str, Any]) -> None:
     attached, method = decaying(criterion=criterion, decay_steps=12, **target)
@@ -346,7 +404,12 @@ def test_masks_decay_to_an_exact_target(criterion: str, target: dict[str, Any]) 
         assert float(all_masks(method).min()) >= 0
     assert attached.done
     keep = attached.keep()
-    gone = torch.cat([~torch.isin(torch.arange(attached.groups[n].width), torch.tensor(keep[n])) for n in method.free_names])
+    gone = torch.cat(
+        [
+            ~torch.isin(torch.arange(attached.groups[n].width), torch.tensor(keep[n]))
+            for n in method.free_names
+        ]
+    )
     assert bool((all_masks(method)[gone] == 0).all())
     if target["budget"]:
         totals, original = attached.cost.totals(keep), attached.cost.original
@@ -356,11 +419,21 @@ def test_masks_decay_to_an_exact_target(criterion: str, target: dict[str, Any]) 
         for name in wider:
             if wider[name] < attached.groups[name].width:
                 more = attached.cost.totals({**wider, name: wider[name] + 1})
-                assert any(getattr(more, what) > share * getattr(original, what) for what, share in target["budget"].items())
+                assert any(
+                    getattr(more, what) > share * getattr(original, what)
+                    for what, share in target["budget"].items()
+                )
     else:
-        assert {n: len(k) for n, k in keep.items()} == {"g_a.0": 8, "g_a.2": 8, "g_a.4": 8, "h_s.0": 3}
+        assert {n: len(k) for n, k in keep.items()} == {
+            "g_a.0": 8,
+            "g_a.2": 8,
+            "g_a.4": 8,
+            "h_s.0": 3,
+        }
     small = attached.harden()
-    assert {n: len(k) for n, k in keep.items()} == {n: small.get_submodule(n).out_channels for n in keep}
+    assert {n: len(k) for n, k in keep.items()} == {
+        n: small.get_submodule(n).out_channels for n in keep
+    }
 
 
 def test_the_target_is_met_even_without_any_gradient() -> None:
@@ -378,7 +451,11 @@ def test_an_optimiser_that_also_steps_the_masks_changes_nothing() -> None:
         attached, method = decaying(decay_steps=10)
         attached.train()
         own = {id(p) for p in method.self_updated()}
-        parameters = [p for n, p in attached.named_parameters() if (outside or id(p) not in own) and not n.endswith("quantiles")]
+        parameters = [
+            p
+            for n, p in attached.named_parameters()
+            if (outside or id(p) not in own) and not n.endswith("quantiles")
+        ]
         optimizer = torch.optim.Adam(parameters, lr=1e-3, weight_decay=0)
         for number in range(12):
             step(attached, optimizer, number)
@@ -395,7 +472,11 @@ def test_any_masks_fold_into_the_weights(name: str, latents: bool) -> None:
     with torch.no_grad():
         for parameter in method.self_updated():
             values = 0.6 + 0.6 * torch.rand(parameter.shape, generator=generator)
-            parameter.copy_(torch.where(torch.rand(parameter.shape, generator=generator) < 0.3, torch.zeros(()), values))
+            parameter.copy_(
+                torch.where(
+                    torch.rand(parameter.shape, generator=generator) < 0.3, torch.zeros(()), values
+                )
+            )
     attached.eval()
     plain, x = attached.plain().double(), image(attached.codec, 2).double()
     with torch.no_grad():
@@ -436,16 +517,27 @@ def test_magnitude_drops_what_is_small() -> None:
 
 def test_random_follows_its_seed() -> None:
     def kept(seed: int) -> Any:
-        return attach(built("mbt2018")[0], "random", budget={"macs": 0.5}, round_to=1, seed=seed).keep()
+        return attach(
+            built("mbt2018")[0], "random", budget={"macs": 0.5}, round_to=1, seed=seed
+        ).keep()
 
     assert kept(1) == kept(1) != kept(2)
 
 
 def test_keep_lists_of_several_methods_are_joined() -> None:
     codec, groups = built("bmshj2018-hyperprior")
-    both = attach(codec, [("random", {"widths": {"g_a.0": 9}}), ("magnitude", {"widths": {"g_a.0": 12, "g_a.2": 5}})])
+    both = attach(
+        codec,
+        [
+            ("random", {"widths": {"g_a.0": 9}}),
+            ("magnitude", {"widths": {"g_a.0": 12, "g_a.2": 5}}),
+        ],
+    )
     parts = [m.keep() for m in both.methods]
-    assert both.keep() == {"g_a.0": sorted(set(parts[0]["g_a.0"]) & set(parts[1]["g_a.0"])), "g_a.2": parts[1]["g_a.2"]}
+    assert both.keep() == {
+        "g_a.0": sorted(set(parts[0]["g_a.0"]) & set(parts[1]["g_a.0"])),
+        "g_a.2": parts[1]["g_a.2"],
+    }
     assert both.harden().g_a[2].out_channels == 5
     assert random_keep(groups, 0)
 
@@ -457,17 +549,31 @@ def test_a_limit_that_is_met_draws_no_decay_to_its_side() -> None:
     for name, part in parts.items():
         if name.startswith("g_a"):
             part.zero_()  # the encoder has given more than enough
-    rates = dict(zip(method.free_names, method._rates(method._soft_widths(values), torch.ones_like(values)).split(method._sizes), strict=True))
+    rates = dict(
+        zip(
+            method.free_names,
+            method._rates(method._soft_widths(values), torch.ones_like(values)).split(
+                method._sizes
+            ),
+            strict=True,
+        )
+    )
     encoder = max(float(rates[name].max()) for name in rates if name.startswith("g_a"))
     decoder = min(float(rates[name].min()) for name in rates if name.startswith("g_s"))
     assert encoder < decoder
 
 
 def test_photographs_go_where_the_codec_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    attached = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={"macs": 0.5}, round_to=1)
+    attached = attach(
+        built("bmshj2018-hyperprior")[0], "mask_decay", budget={"macs": 0.5}, round_to=1
+    )
     x, seen = image(attached.codec), []
     for what in ("prepare", "calibrate"):
-        monkeypatch.setattr(type(attached.methods[0]), what, lambda self, model, images: seen.append([i.device.type for i in images]))
+        monkeypatch.setattr(
+            type(attached.methods[0]),
+            what,
+            lambda self, model, images: seen.append([i.device.type for i in images]),
+        )
     attached.codec.to("meta")
     attached.prepare([x])
     attached.calibrate([x, x])

@@ -57,7 +57,9 @@ def move(attached: Attached, size: float = 0.2) -> None:
     method = modulation(attached)
     with torch.no_grad():
         for parameter in method.parameters():
-            parameter.add_((size * (torch.rand(parameter.shape, generator=generator) - 0.5)).to(parameter))
+            parameter.add_(
+                (size * (torch.rand(parameter.shape, generator=generator) - 0.5)).to(parameter)
+            )
 
 
 def modulation(attached: Attached) -> Modulation:
@@ -79,7 +81,13 @@ def one_line(error: pytest.ExceptionInfo[NicpruneError], *parts: str) -> None:
 
 
 def test_these_are_all() -> None:
-    assert MODULATORS == ["bit_rate_modulator", "bottleneck_scaling", "conditional_autoencoder", "modulated_autoencoder", "quantisation_steps"]
+    assert MODULATORS == [
+        "bit_rate_modulator",
+        "bottleneck_scaling",
+        "conditional_autoencoder",
+        "modulated_autoencoder",
+        "quantisation_steps",
+    ]
 
 
 # -- where they start ---------------------------------------------------------------------------------------------------
@@ -96,13 +104,22 @@ def test_at_the_highest_rate_the_codec_is_what_it_was(modulator: str) -> None:
         for rate in ({}, {"level": 2}, {"lmbda": LAMBDAS_3[-1]}):
             after = attached(x, **rate)
             assert torch.equal(after["x_hat"], before["x_hat"])
-            assert all(torch.equal(after["likelihoods"][k], v) for k, v in before["likelihoods"].items())
+            assert all(
+                torch.equal(after["likelihoods"][k], v) for k, v in before["likelihoods"].items()
+            )
         assert not torch.equal(attached(x, level=1.9)["x_hat"], before["x_hat"])
 
 
 @pytest.mark.parametrize(
     ("modulator", "name"),
-    [*((m, c) for m in MODULATORS for c in ("bmshj2018-hyperprior", "bmshj2018-factorized-relu")), *((m, c) for m in EVERYWHERE for c in ENDING_IN_BLOCKS)],
+    [
+        *(
+            (m, c)
+            for m in MODULATORS
+            for c in ("bmshj2018-hyperprior", "bmshj2018-factorized-relu")
+        ),
+        *((m, c) for m in EVERYWHERE for c in ENDING_IN_BLOCKS),
+    ],
 )
 def test_lower_rates_start_with_the_step_that_suits_their_lambda(modulator: str, name: str) -> None:
     """Latents are scaled by the root of lambda over the highest, and the synthesis sees them scaled back, whatever g_a ends with."""
@@ -115,7 +132,9 @@ def test_lower_rates_start_with_the_step_that_suits_their_lambda(modulator: str,
         back = codec.g_s(y)
         for level in (0, 0.4, 1, 1.7):
             levels_of(attached).set(level)
-            factor = math.sqrt(float(levels_of(attached).lmbda(torch.tensor(float(level)))) / LAMBDAS_3[-1])
+            factor = math.sqrt(
+                float(levels_of(attached).lmbda(torch.tensor(float(level)))) / LAMBDAS_3[-1]
+            )
             off = relative(y * factor, codec.g_a(x)), relative(back, codec.g_s(y * factor))
             assert factor < 1 and max(off) <= 1e-5, f"g_a, g_s at level {level} are off by {off}"
 
@@ -131,14 +150,23 @@ def test_an_untrained_modulator_has_a_rate_for_every_level(modulator: str) -> No
     with torch.no_grad():
         for level in torch.linspace(0, 2, 9).tolist():
             out = attached(x, level=level)
-            rates.append(float(sum(-torch.log2(v).sum() for v in out["likelihoods"].values())) / x[0, 0].numel())
+            rates.append(
+                float(sum(-torch.log2(v).sum() for v in out["likelihoods"].values()))
+                / x[0, 0].numel()
+            )
             errors.append(float((out["x_hat"] - x).square().mean()))
     assert all(low < high for low, high in zip(rates, rates[1:], strict=False)), rates
     assert all(low > high for low, high in zip(errors, errors[1:], strict=False)), errors
     assert rates[0] < 0.8 * rates[-1] and errors[0] > 1.3 * errors[-1]
     # Quality 1 is a codec of its own; this one, untrained, need not be as good there, but it codes about as much.
     with torch.no_grad():
-        own = sum(-torch.log2(v).sum() for v in load_codec("demo-hyperprior", 1)(x)["likelihoods"].values()) / x[0, 0].numel()
+        own = (
+            sum(
+                -torch.log2(v).sum()
+                for v in load_codec("demo-hyperprior", 1)(x)["likelihoods"].values()
+            )
+            / x[0, 0].numel()
+        )
     assert 0.6 * float(own) < rates[0] < 1.8 * float(own)
 
 
@@ -190,7 +218,11 @@ def test_all_that_can_learn_does(modulator: str) -> None:
         optimizer.step()
         attached.after_step()
     assert all(math.isfinite(loss) for loss in losses)
-    moved = [name for name, value in state_of(modulation(attached)).items() if not torch.equal(value, start[name])]
+    moved = [
+        name
+        for name, value in state_of(modulation(attached)).items()
+        if not torch.equal(value, start[name])
+    ]
     assert sorted(moved) == sorted(name for name, _ in modulation(attached).named_parameters())
     codec_moved = not same_state(frozen, state_of(attached.codec))
     assert codec_moved == (modulator != "bottleneck_scaling")
@@ -240,7 +272,11 @@ def test_a_bitstream_says_its_rate(modulator: str, name: str) -> None:
             assert len(sent["strings"][0][0]) == 2
             receiver(x, level=2 if level < 1 else 0)
             received = receiver.decompress(sent["strings"], sent["shape"])["x_hat"]
-            assert float(levels_of(receiver).now) == float(levels_of(attached).now) == pytest.approx(level, abs=1e-4)
+            assert (
+                float(levels_of(receiver).now)
+                == float(levels_of(attached).now)
+                == pytest.approx(level, abs=1e-4)
+            )
             # What was sent is what the forward pass shows, at the very level that the header can say.
             shown = attached(x, level=float(levels_of(receiver).now))["x_hat"].clamp(0, 1)
             assert float((received - shown).abs().mean()) < 1e-4
@@ -251,14 +287,19 @@ def test_a_bitstream_says_its_rate(modulator: str, name: str) -> None:
         assert by_lambda == attached.compress(x, level=1)["strings"]
 
 
-@pytest.mark.parametrize(("modulator", "name"), [("modulated_autoencoder", "elic2022-chandelier"), ("conditional_autoencoder", "mbt2018")])
+@pytest.mark.parametrize(
+    ("modulator", "name"),
+    [("modulated_autoencoder", "elic2022-chandelier"), ("conditional_autoencoder", "mbt2018")],
+)
 def test_context_models_code_at_any_rate(modulator: str, name: str) -> None:
     attached = modulated(modulator, name, learnt=True)
     attached.update(force=True)
     receiver, x = copy.deepcopy(attached), image(attached.codec, 2)
     with torch.no_grad():
         sent = attached.compress(x, level=0.4)
-        first, second = (receiver.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2))
+        first, second = (
+            receiver.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2)
+        )
     assert torch.equal(first, second) and bool(torch.isfinite(first).all())
     assert levels_of(receiver).now.tolist() == levels_of(attached).now.tolist()
 
@@ -269,7 +310,15 @@ def test_a_bitstream_without_a_rate_is_refused() -> None:
     with torch.no_grad():
         sent = attached.compress(image(attached.codec, 2))
         body = sent["strings"][1:]
-        for strings in (body, [], [[]], [[b"\x00"], *body], [[b"\x00\x00\x00"], *body], ["ab", *body], None):
+        for strings in (
+            body,
+            [],
+            [[]],
+            [[b"\x00"], *body],
+            [[b"\x00\x00\x00"], *body],
+            ["ab", *body],
+            None,
+        ):
             with pytest.raises(FileError) as error:
                 attached.decompress(strings, sent["shape"])
             one_line(error, "does not start with a rate")
@@ -295,7 +344,9 @@ def test_with_one_rate_for_all_the_loss_is_compressais(metric: str) -> None:
             lmbda = float(levels_of(attached).lmbda(torch.tensor(float(level))))
             theirs = RateDistortionLoss(lmbda=lmbda, metric=metric)(out, x)
             expected = {key: float(value) for key, value in theirs.items() if value is not None}
-            assert {key: float(value) for key, value in mine.items()} == pytest.approx(expected, rel=1e-5)
+            assert {key: float(value) for key, value in mine.items()} == pytest.approx(
+                expected, rel=1e-5
+            )
 
 
 def test_each_image_counts_by_its_own_lambda(modulator: str) -> None:
@@ -310,7 +361,9 @@ def test_each_image_counts_by_its_own_lambda(modulator: str) -> None:
         error = (out["x_hat"][number] - x[number]).square().mean()
         bits = sum(-torch.log2(value[number]).sum() for value in out["likelihoods"].values())
         losses.append(lmbda * 255**2 * error + bits / (64 * 64))
-    assert mine["loss"].requires_grad and float(mine["loss"].detach()) == pytest.approx(float(torch.stack(losses).mean().detach()), rel=1e-5)
+    assert mine["loss"].requires_grad and float(mine["loss"].detach()) == pytest.approx(
+        float(torch.stack(losses).mean().detach()), rel=1e-5
+    )
 
 
 # -- the codec beside them ----------------------------------------------------------------------------------------------
@@ -323,23 +376,34 @@ def test_bottleneck_scaling_freezes_the_codec(modulator: str) -> None:
         parameter.requires_grad_(before[name])
     attached = attach(codec, modulator, qualities=[1, 3])
     frozen = modulator == "bottleneck_scaling"
-    assert {name: p.requires_grad for name, p in codec.named_parameters()} == (dict.fromkeys(before, False) if frozen else before)
+    assert {name: p.requires_grad for name, p in codec.named_parameters()} == (
+        dict.fromkeys(before, False) if frozen else before
+    )
     assert all(p.requires_grad for p in attached.methods.parameters())
     # A copy, and what is folded, are not held by what is attached here.
-    assert {name: p.requires_grad for name, p in attached.plain(level=0).named_parameters()} == before
-    assert {name: p.requires_grad for name, p in copy.deepcopy(attached).detach().named_parameters()} == before
+    assert {
+        name: p.requires_grad for name, p in attached.plain(level=0).named_parameters()
+    } == before
+    assert {
+        name: p.requires_grad for name, p in copy.deepcopy(attached).detach().named_parameters()
+    } == before
     assert not frozen or not any(p.requires_grad for p in codec.parameters())
     assert {name: p.requires_grad for name, p in attached.detach().named_parameters()} == before
 
 
 def decayed_with(modulator: str, first: str) -> Attached:
     """A learnt modulator beside masks that are decayed to the end, in every group, the latents' too."""
-    pair = [("mask_decay", {"widths": {"*": 9}, "decay_steps": 4, "latents": True}), (modulator, {"qualities": [1, 2, 3]})]
+    pair = [
+        ("mask_decay", {"widths": {"*": 9}, "decay_steps": 4, "latents": True}),
+        (modulator, {"qualities": [1, 2, 3]}),
+    ]
     attached = attach(built("mbt2018-mean")[0], pair if first == "masks" else pair[::-1])
     move(attached)
     # Which channels go is drawn: without, it would be the last ones everywhere.
     masks: Any = next(m for m in attached.methods if m.name == "mask_decay")
-    masks.current.copy_(0.5 + torch.rand(masks.current.shape, generator=torch.Generator().manual_seed(9)))
+    masks.current.copy_(
+        0.5 + torch.rand(masks.current.shape, generator=torch.Generator().manual_seed(9))
+    )
     for _ in range(4):
         attached.after_step()
     return attached
@@ -368,7 +432,9 @@ def test_a_pruned_modulator_codes(modulator: str) -> None:
         small.eval().update(force=True)
         x = image(small.codec, 2)
         sent = small.compress(x, level=0.4)
-        assert torch.equal(*(small.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2)))
+        assert torch.equal(
+            *(small.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2))
+        )
         # Before it is hardened too, the masks folded into a copy for it.
         attached.eval()
         sent = attached.compress(x, level=0.4)
@@ -384,13 +450,23 @@ def test_a_pruned_modulator_codes(modulator: str) -> None:
 
 @pytest.mark.parametrize(
     ("wish", "said"),
-    [({"level": 2.5}, "2.5"), ({"level": -1}, "-1"), ({"lmbda": 0.02}, "0.02"), ({"level": 1, "lmbda": 0.0035}, "level or lmbda, not both")],
+    [
+        ({"level": 2.5}, "2.5"),
+        ({"level": -1}, "-1"),
+        ({"lmbda": 0.02}, "0.02"),
+        ({"level": 1, "lmbda": 0.0035}, "level or lmbda, not both"),
+    ],
 )
 def test_a_rate_that_was_not_trained_for_is_refused(wish: dict[str, float], said: str) -> None:
     attached = modulated("bit_rate_modulator", "bmshj2018-hyperprior")
     attached.update(force=True)
     x = image(attached.codec, 2)
-    for call in (lambda: attached(x, **wish), lambda: attached.compress(x, **wish), lambda: attached.plain(**wish), lambda: attached.harden(**wish)):
+    for call in (
+        lambda: attached(x, **wish),
+        lambda: attached.compress(x, **wish),
+        lambda: attached.plain(**wish),
+        lambda: attached.harden(**wish),
+    ):
         with pytest.raises(RecipeError) as error:
             call()
         one_line(error, said)
@@ -448,7 +524,13 @@ def test_a_level_is_a_number() -> None:
 def test_a_codec_has_one_modulator() -> None:
     codec, _ = built("bmshj2018-hyperprior")
     with pytest.raises(RecipeError) as error:
-        attach(codec, [("quantisation_steps", {"qualities": [1, 2]}), ("bottleneck_scaling", {"qualities": [1, 2]})])
+        attach(
+            codec,
+            [
+                ("quantisation_steps", {"qualities": [1, 2]}),
+                ("bottleneck_scaling", {"qualities": [1, 2]}),
+            ],
+        )
     one_line(error, "one modulator", "quantisation_steps", "bottleneck_scaling")
     attach(codec, "quantisation_steps", qualities=[1, 2])
     hooks = hook_count(codec)
@@ -465,7 +547,9 @@ class Foreign(CompressionModel):
         super().__init__()
         self.names = names
         analysis = nn.Sequential(nn.Conv2d(3, 8, 5, 4, 2), nn.ReLU(), nn.Conv2d(8, 6, 5, 4, 2))
-        synthesis = nn.Sequential(nn.ConvTranspose2d(6, 8, 4, 4), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, 4))
+        synthesis = nn.Sequential(
+            nn.ConvTranspose2d(6, 8, 4, 4), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, 4)
+        )
         self.add_module(names[0], analysis)
         self.add_module(names[1], synthesis)
         if empty:
@@ -474,20 +558,34 @@ class Foreign(CompressionModel):
 
     def forward(self, x: Tensor) -> dict[str, Any]:
         y_hat, likelihoods = self.entropy_bottleneck(self.get_submodule(self.names[0])(x))
-        return {"x_hat": self.get_submodule(self.names[1])(y_hat), "likelihoods": {"y": likelihoods}}
+        return {
+            "x_hat": self.get_submodule(self.names[1])(y_hat),
+            "likelihoods": {"y": likelihoods},
+        }
 
     def compress(self, x: Tensor) -> dict[str, Any]:
         y = self.get_submodule(self.names[0])(x)
         return {"strings": [self.entropy_bottleneck.compress(y)], "shape": y.shape[-2:]}
 
     def decompress(self, strings: Any, shape: Any) -> dict[str, Any]:
-        return {"x_hat": self.get_submodule(self.names[1])(self.entropy_bottleneck.decompress(strings[0], shape)).clamp(0, 1)}
+        return {
+            "x_hat": self.get_submodule(self.names[1])(
+                self.entropy_bottleneck.decompress(strings[0], shape)
+            ).clamp(0, 1)
+        }
 
 
 @pytest.mark.parametrize(
-    ("names", "empty", "missing"), [(("encoder", "decoder"), False, "g_a"), (("g_a", "decoder"), False, "g_s"), (("g_a", "body"), True, "g_s")]
+    ("names", "empty", "missing"),
+    [
+        (("encoder", "decoder"), False, "g_a"),
+        (("g_a", "decoder"), False, "g_s"),
+        (("g_a", "body"), True, "g_s"),
+    ],
 )
-def test_a_codec_without_the_transforms_is_refused(modulator: str, names: tuple[str, str], empty: bool, missing: str) -> None:
+def test_a_codec_without_the_transforms_is_refused(
+    modulator: str, names: tuple[str, str], empty: bool, missing: str
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         codec = Foreign(names, empty=empty)
@@ -505,7 +603,11 @@ def test_a_codec_of_its_own_making_is_modulated(modulator: str) -> None:
         attached = attach(codec, modulator, qualities=[1, 2, 3]).eval()
         assert torch.equal(attached(x)["x_hat"], before)
         move(attached)
-        assert relative(attached(x, level=0.5)["x_hat"], attached.plain(level=0.5)(x)["x_hat"]) <= 1e-5
+        assert (
+            relative(attached(x, level=0.5)["x_hat"], attached.plain(level=0.5)(x)["x_hat"]) <= 1e-5
+        )
         attached.update(force=True)
         sent = attached.compress(x, level=0.5)
-        assert torch.equal(*(attached.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2)))
+        assert torch.equal(
+            *(attached.decompress(sent["strings"], sent["shape"])["x_hat"] for _ in range(2))
+        )

@@ -21,7 +21,14 @@ from nicprune.storage import container
 from nicprune.storage.checkpoint import load, load_codec, save
 from nicprune.training.loop import fit
 
-ARCHITECTURES = ["bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-attn", "elic2022-chandelier"]
+ARCHITECTURES = [
+    "bmshj2018-factorized",
+    "bmshj2018-hyperprior",
+    "mbt2018-mean",
+    "mbt2018",
+    "cheng2020-attn",
+    "elic2022-chandelier",
+]
 SETTINGS: dict[str, Any] = {"encoders": 3, "share": 0.3, "round_to": 1, "decay_steps": 15}
 
 
@@ -32,7 +39,11 @@ def ladder(name: str = "bmshj2018-hyperprior", **more: Any) -> Attached:
 def train(attached: Attached, steps: int | None = None) -> Attached:
     """So many steps, all stages if not said, with larger strides than any user would take."""
     own = {id(p) for p in attached.self_updated()}
-    learning = [p for n, p in attached.methods.named_parameters() if id(p) not in own and not n.endswith("quantiles")]
+    learning = [
+        p
+        for n, p in attached.methods.named_parameters()
+        if id(p) not in own and not n.endswith("quantiles")
+    ]
     optimizer = torch.optim.Adam(learning, lr=1e-3)
     attached.train()
     for number in range(attached.steps_left if steps is None else steps):
@@ -67,7 +78,9 @@ def hardened(request: pytest.FixtureRequest) -> tuple[str, Attached, Attached]:
     return request.param, attached, attached.harden()
 
 
-def test_the_original_decodes_what_any_level_wrote(hardened: tuple[str, Attached, Attached]) -> None:
+def test_the_original_decodes_what_any_level_wrote(
+    hardened: tuple[str, Attached, Attached],
+) -> None:
     name, _, small = hardened
     original: Any = built(name)[0]
     original.update(force=True)
@@ -101,7 +114,9 @@ def test_small_encoders_are_the_masked_ones(hardened: tuple[str, Attached, Attac
     x = image(first.codec, 2)
     for level in range(3):
         wide, narrow = latents(first, x, level), latents(second, x, level)
-        assert float((wide - narrow).abs().max() / wide.abs().max()) <= 1e-6, "masks are folded in float32"
+        assert float((wide - narrow).abs().max() / wide.abs().max()) <= 1e-6, (
+            "masks are folded in float32"
+        )
     sizes = [sum(p.numel() for p in method_of(small)._encoder(i).parameters()) for i in range(3)]
     assert max(sizes) < sum(p.numel() for p in built(name)[0].g_a.parameters())
 
@@ -109,9 +124,17 @@ def test_small_encoders_are_the_masked_ones(hardened: tuple[str, Attached, Attac
 def test_costs_add_up_as_fvcore_counts_them(hardened: tuple[str, Attached, Attached]) -> None:
     name, _, small = hardened
     whole = CostModel(built(name)[0], Groups([]))
-    large, rest = whole.by_transform()["g_a"][0], whole.totals().macs - whole.by_transform()["g_a"][0]
-    one = [CostModel(method_of(small)._holder(i), Groups([])).totals().macs - rest for i in range(3)]
-    assert all(0 < macs <= SETTINGS["share"] * large for macs in one) and sum(one) > 0.5 * 3 * SETTINGS["share"] * large
+    large, rest = (
+        whole.by_transform()["g_a"][0],
+        whole.totals().macs - whole.by_transform()["g_a"][0],
+    )
+    one = [
+        CostModel(method_of(small)._holder(i), Groups([])).totals().macs - rest for i in range(3)
+    ]
+    assert (
+        all(0 < macs <= SETTINGS["share"] * large for macs in one)
+        and sum(one) > 0.5 * 3 * SETTINGS["share"] * large
+    )
     for level in range(3):
         small.set_width(level)
         now = small.totals()
@@ -123,7 +146,9 @@ def test_costs_add_up_as_fvcore_counts_them(hardened: tuple[str, Attached, Attac
     assert small.totals().params == sum(p.numel() for p in small.parameters())
 
 
-def test_a_file_holds_encoders_of_different_widths(hardened: tuple[str, Attached, Attached], tmp_path: Path) -> None:
+def test_a_file_holds_encoders_of_different_widths(
+    hardened: tuple[str, Attached, Attached], tmp_path: Path
+) -> None:
     name, _, small = hardened
     again = load(save(small, tmp_path / "c.safetensors"), factory=lambda: built(name)[0])
     assert isinstance(again, Attached) and same_state(small.state_dict(), again.state_dict())
@@ -144,11 +169,16 @@ def test_levels_add_up_and_gradients_reach_the_last_alone(form: str) -> None:
     with torch.no_grad():
         parts = [method.encoders[i](x) for i in range(3)]
     for level in range(3):
-        expected = sum(parts[1 : level + 1], start=parts[0]) / (level + 1 if form == "average" else 1)
+        expected = sum(parts[1 : level + 1], start=parts[0]) / (
+            level + 1 if form == "average" else 1
+        )
         assert torch.allclose(latents(attached, x, level), expected, rtol=1e-5, atol=1e-5)
         attached.zero_grad()
         attached.train()(x, level=level)["x_hat"].sum().backward()
-        reached = [any(p.grad is not None and bool(p.grad.abs().sum()) for p in e.parameters()) for e in method.encoders]
+        reached = [
+            any(p.grad is not None and bool(p.grad.abs().sum()) for p in e.parameters())
+            for e in method.encoders
+        ]
         assert reached == [i == level for i in range(3)]
 
 
@@ -157,9 +187,17 @@ def test_encoders_learn_one_after_the_other() -> None:
     method, large = method_of(attached), state_of(built("bmshj2018-hyperprior")[0].g_a)
     train(attached, 5)
     first = state_of(method.encoders[0])
-    assert method.stage == 1 and not same_state(first, large) and same_state(state_of(method.encoders[1]), large)
+    assert (
+        method.stage == 1
+        and not same_state(first, large)
+        and same_state(state_of(method.encoders[1]), large)
+    )
     train(attached, 5)
-    assert method.stage == 2 and same_state(state_of(method.encoders[0]), first) and not same_state(state_of(method.encoders[1]), large)
+    assert (
+        method.stage == 2
+        and same_state(state_of(method.encoders[0]), first)
+        and not same_state(state_of(method.encoders[1]), large)
+    )
     with pytest.raises(TrainingError, match="encoder 2 of 3 still learns: 5 steps"):
         attached.harden()
 
@@ -183,22 +221,38 @@ def test_without_residual_learning_each_encoder_learns_alone() -> None:
         alone = method_of(attached).encoders[1](x)
         attached.train()(x, level=1)
         assert torch.equal(method_of(attached)._y, alone) == (not residual)
-        assert not torch.equal(latents(attached.eval(), x, 1), alone), "when coding, they add up in either case"
+        assert not torch.equal(latents(attached.eval(), x, 1), alone), (
+            "when coding, they add up in either case"
+        )
 
 
 def test_the_best_level_is_the_least_cost_of_each_image() -> None:
-    attached = attach(load_codec("demo-hyperprior", 1), "scalable_encoder", encoders=3, share=0.3, decay_steps=12, lmbda=1e-4, form="average")
+    attached = attach(
+        load_codec("demo-hyperprior", 1),
+        "scalable_encoder",
+        encoders=3,
+        share=0.3,
+        decay_steps=12,
+        lmbda=1e-4,
+        form="average",
+    )
     for i, factor in enumerate((0.6, 1.0, 1.4)):  # of higher rate the higher the level
         method_of(attached).encoders[i][-1].weight.data.mul_(factor)
         method_of(attached).encoders[i][-1].bias.data.mul_(factor)
-    noise, flat = (torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0)) for size in (64, 4))
-    x = torch.cat([noise, nn.functional.interpolate(flat, size=(64, 64), mode="bilinear"), 0.45 + 0.1 * noise])
+    noise, flat = (
+        torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0)) for size in (64, 4)
+    )
+    x = torch.cat(
+        [noise, nn.functional.interpolate(flat, size=(64, 64), mode="bilinear"), 0.45 + 0.1 * noise]
+    )
     costs = []
     for level in range(3):
         with torch.no_grad():
             out = attached(x, level=level)
         bits = sum(-torch.log2(v).sum((1, 2, 3)) for v in out["likelihoods"].values())
-        costs.append(1e-4 * 255**2 * (out["x_hat"].clamp(0, 1) - x).square().mean((1, 2, 3)) + bits / 64**2)
+        costs.append(
+            1e-4 * 255**2 * (out["x_hat"].clamp(0, 1) - x).square().mean((1, 2, 3)) + bits / 64**2
+        )
     chosen = torch.stack(costs).argmin(0)
     found = latents(attached, x, "best")
     for n, level in enumerate(chosen.tolist()):
@@ -224,11 +278,21 @@ def test_small_encoders_go_on_learning(tmp_path: Path) -> None:
     photographs: dict[str, Any] = {"batch_size": 1, "patch_size": 64, "lr": 1e-3, "progress": False}
     before = state_of(small)
     fit(small, "samples", steps=2, **photographs)
-    before |= {k: v for k, v in small.state_dict().items() if k.rsplit(".", 1)[-1] in TABLES}  # made for the first time
-    changed = {key for key, value in small.state_dict().items() if not torch.equal(value, before[key])}
-    assert {k.split(".")[1] for k in changed if k.startswith("codec.")} == {"g_a"}, "the first encoder is the codec's"
-    assert {k.split(".")[3] for k in changed if k.startswith("methods.")} == {"0", "1"}, "and the others are trained as well"
-    again = load(save(small, tmp_path / "c.safetensors"), factory=lambda: built("bmshj2018-hyperprior")[0])
+    before |= {
+        k: v for k, v in small.state_dict().items() if k.rsplit(".", 1)[-1] in TABLES
+    }  # made for the first time
+    changed = {
+        key for key, value in small.state_dict().items() if not torch.equal(value, before[key])
+    }
+    assert {k.split(".")[1] for k in changed if k.startswith("codec.")} == {"g_a"}, (
+        "the first encoder is the codec's"
+    )
+    assert {k.split(".")[3] for k in changed if k.startswith("methods.")} == {"0", "1"}, (
+        "and the others are trained as well"
+    )
+    again = load(
+        save(small, tmp_path / "c.safetensors"), factory=lambda: built("bmshj2018-hyperprior")[0]
+    )
     with pytest.raises(TrainingError, match="learn_from"):
         fit(again, "samples", steps=1, **photographs)
     assert isinstance(again, Attached)
@@ -237,7 +301,14 @@ def test_small_encoders_go_on_learning(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_goes_on_within_a_stage(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"batch_size": 1, "patch_size": 64, "lr": 1e-3, "progress": False, "checkpoint_every": 4, "steps": 15}
+    options: dict[str, Any] = {
+        "batch_size": 1,
+        "patch_size": 64,
+        "lr": 1e-3,
+        "progress": False,
+        "checkpoint_every": 4,
+        "steps": 15,
+    }
     whole = ladder(form="sum")
     fit(whole, "samples", **options)
     parts = ladder(form="sum")
@@ -260,7 +331,11 @@ def test_a_killed_run_goes_on_within_a_stage(tmp_path: Path) -> None:
 def test_evaluation_is_told_the_level() -> None:
     small = train(ladder()).harden()
     found = [evaluate(small, "samples", level=level) for level in (0, 2, "best")]
-    assert [str(e).split(":")[0].rsplit(" ", 2)[-2:] for e in found] == [["level", "0"], ["level", "2"], ["best", "level"]]
+    assert [str(e).split(":")[0].rsplit(" ", 2)[-2:] for e in found] == [
+        ["level", "0"],
+        ["level", "2"],
+        ["best", "level"],
+    ]
     assert found[0].cost.encoder < found[1].cost.encoder < found[2].cost.encoder
     assert found[0].cost.decoder == found[2].cost.decoder
     assert evaluate(small, "samples").at == "level 2", "all encoders, unless told otherwise"
@@ -276,7 +351,9 @@ def test_evaluation_is_told_the_level() -> None:
         (RecipeError, "no channel group matches 'g_s", {"share": None, "widths": {"g_s.0": 4}}),
     ],
 )
-def test_bad_settings_are_one_clear_line(error: type[Exception], match: str, settings: dict[str, Any]) -> None:
+def test_bad_settings_are_one_clear_line(
+    error: type[Exception], match: str, settings: dict[str, Any]
+) -> None:
     codec = built("bmshj2018-hyperprior")[0]
     before = state_of(codec)
     with pytest.raises(error, match=match) as raised:
@@ -288,7 +365,9 @@ def test_bad_use_is_one_clear_line() -> None:
     attached = ladder()
     x = image(attached.codec, 0)
     for level in (4, -1, 0.5, "worst"):
-        with pytest.raises(RecipeError, match=r"level .* is not among those that the codec has: 0 to 2, or best"):
+        with pytest.raises(
+            RecipeError, match=r"level .* is not among those that the codec has: 0 to 2, or best"
+        ):
             attached(x, level=level)
     with pytest.raises(RecipeError, match="slimmable"):
         attached.extract(0)

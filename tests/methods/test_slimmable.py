@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 import nicprune as nip
 from nicprune.codecs.anatomy import is_bottleneck
-from nicprune.common.errors import BudgetError, CodecError, FileError, NicpruneError, RecipeError, TrainingError
+from nicprune.common.errors import (
+    BudgetError,
+    CodecError,
+    FileError,
+    NicpruneError,
+    RecipeError,
+    TrainingError,
+)
 from nicprune.data.images import write_png
 from nicprune.methods import Attached, attach
 from nicprune.methods.multi_width.lambda_schedule import LambdaSchedule, ScheduleConfig
@@ -25,7 +32,14 @@ from nicprune.pruning.views import in_front
 from nicprune.storage.checkpoint import load, save
 from nicprune.training.loop import fit
 
-CODECS = ["bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-anchor", "cheng2020-attn"]
+CODECS = [
+    "bmshj2018-factorized",
+    "bmshj2018-hyperprior",
+    "mbt2018-mean",
+    "mbt2018",
+    "cheng2020-anchor",
+    "cheng2020-attn",
+]
 KINDS = [("switch", "fixed"), ("slim", "slim"), ("slim+", "slim"), ("slim+", "fixed")]
 WIDTHS: dict[str, Any] = {"widths": [1.0, 0.5, 0.25], "round_to": 1}
 
@@ -88,15 +102,27 @@ def test_each_width_is_a_codec_of_its_own(name: str, gdn: str, latents: str) -> 
             sent, alone = attached.compress(x, width=width), small.compress(x)
             assert sent["strings"][0] == [bytes([width])]
             received = attached.decompress(sent["strings"], sent["shape"])["x_hat"]
-            assert torch.equal(received, attached.decompress(sent["strings"], sent["shape"], width=width)["x_hat"])
+            assert torch.equal(
+                received, attached.decompress(sent["strings"], sent["shape"], width=width)["x_hat"]
+            )
             if gdn != "slim+":  # its parameters are stored behind a square root
                 assert sent["strings"][1:] == alone["strings"]
-            assert relative(small.decompress(alone["strings"], alone["shape"])["x_hat"], received) <= 1e-3 or gdn == "slim+"
+            assert (
+                relative(small.decompress(alone["strings"], alone["shape"])["x_hat"], received)
+                <= 1e-3
+                or gdn == "slim+"
+            )
         outputs.append(mine["x_hat"])
         if latents == "slim" and width:
-            assert all(m.channels < max(b.channels for b in attached.codec.modules() if is_bottleneck(b)) for m in small.modules() if is_bottleneck(m))  # type: ignore[operator]
+            assert all(
+                m.channels < max(b.channels for b in attached.codec.modules() if is_bottleneck(b))
+                for m in small.modules()
+                if is_bottleneck(m)
+            )  # type: ignore[operator]
     assert relative(outputs[0], outputs[1]) > 1e-2 and relative(outputs[1], outputs[2]) > 1e-2
-    assert not any("weight" in m.__dict__ or "gamma" in m.__dict__ for m in attached.codec.modules())
+    assert not any(
+        "weight" in m.__dict__ or "gamma" in m.__dict__ for m in attached.codec.modules()
+    )
 
 
 def test_cdf_tables_of_widths_need_not_be_as_long_as_each_other(tmp_path: Path) -> None:
@@ -104,20 +130,32 @@ def test_cdf_tables_of_widths_need_not_be_as_long_as_each_other(tmp_path: Path) 
     with torch.no_grad():  # what training comes to
         attached.codec.entropy_bottleneck.quantiles[:, :, 2] += 40  # type: ignore[union-attr,index]
     attached.update(force=True)
-    sizes = [b._quantized_cdf.shape[1] for b in (attached.codec.entropy_bottleneck, *slimmable(attached).bottlenecks.values())]  # type: ignore[union-attr]
+    sizes = [
+        b._quantized_cdf.shape[1]
+        for b in (attached.codec.entropy_bottleneck, *slimmable(attached).bottlenecks.values())
+    ]  # type: ignore[union-attr]
     assert len(set(sizes)) > 1
-    again = load(save(attached, tmp_path / "c.safetensors"), factory=lambda: built("bmshj2018-hyperprior")[0])
+    again = load(
+        save(attached, tmp_path / "c.safetensors"), factory=lambda: built("bmshj2018-hyperprior")[0]
+    )
     x = image(attached.codec, 1)
     for other in (again, attached.harden(), copy.deepcopy(attached)):
         for width in range(3):
-            assert other.compress(x, width=width)["strings"] == attached.compress(x, width=width)["strings"]
+            assert (
+                other.compress(x, width=width)["strings"]
+                == attached.compress(x, width=width)["strings"]
+            )
 
 
 def test_layers_compute_with_what_is_active_alone() -> None:
     attached, seen = slim("mbt2018"), {}
     for name, layer in attached.codec.named_modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-            layer.register_forward_hook(lambda m, args, out, name=name: seen.__setitem__(name, (args[0].shape[1], out.shape[1])))
+            layer.register_forward_hook(
+                lambda m, args, out, name=name: seen.__setitem__(
+                    name, (args[0].shape[1], out.shape[1])
+                )
+            )
     for width in range(3):
         with torch.no_grad():
             attached(image(attached.codec), width=width)
@@ -150,10 +188,16 @@ def test_slim_plus_is_the_published_formula() -> None:
         gamma = scales[0] * layer.gamma_reparam(layer.gamma)[:4, :4] + offsets[0]
         beta = scales[1] * layer.beta_reparam(layer.beta)[:4] + offsets[1]
         x, out = found
-        expected = x / torch.sqrt(beta[:, None, None] + torch.einsum("ij,bjhw->bihw", gamma, x.square()))
+        expected = x / torch.sqrt(
+            beta[:, None, None] + torch.einsum("ij,bjhw->bihw", gamma, x.square())
+        )
     assert relative(expected, out) <= 1e-5
-    fresh: Any = slimmable(attach(built("bmshj2018-hyperprior")[0], "slimmable", **WIDTHS, gdn="slim+")).norms["2_g_a/1"]
-    assert torch.allclose(positive(fresh.scales), torch.ones(2)) and torch.allclose(positive(fresh.offsets), torch.zeros(2), atol=1e-12)
+    fresh: Any = slimmable(
+        attach(built("bmshj2018-hyperprior")[0], "slimmable", **WIDTHS, gdn="slim+")
+    ).norms["2_g_a/1"]
+    assert torch.allclose(positive(fresh.scales), torch.ones(2)) and torch.allclose(
+        positive(fresh.offsets), torch.zeros(2), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("gdn", ["switch", "slim", "slim+"])
@@ -164,10 +208,14 @@ def test_gdn_variants_start_alike_and_share_what_they_share(gdn: str) -> None:
     x = image(codec)
     with torch.no_grad():
         for width in range(3):
-            assert relative(plain(x, width=width)["x_hat"], attached(x, width=width)["x_hat"]) <= 1e-5
+            assert (
+                relative(plain(x, width=width)["x_hat"], attached(x, width=width)["x_hat"]) <= 1e-5
+            )
         before = [attached(x, width=width)["x_hat"] for width in range(3)]
         codec.g_a[1].gamma.mul_(1.5)
-        changed = [relative(b, attached(x, width=width)["x_hat"]) > 1e-4 for width, b in enumerate(before)]
+        changed = [
+            relative(b, attached(x, width=width)["x_hat"]) > 1e-4 for width, b in enumerate(before)
+        ]
     assert changed == [True, gdn != "switch", gdn != "switch"]
 
 
@@ -185,15 +233,28 @@ def test_the_order_is_what_matters_first() -> None:
     attached = attach(codec, "slimmable", widths=[1.0, 0.75, 0.5], round_to=1, order="importance")
     state = state_of(codec)
     attached.prepare([image(codec, seed) for seed in range(3)])
-    assert same_state(state, codec.state_dict()) and not any(p.grad is not None for p in codec.parameters())
-    orders = {name: getattr(slimmable(attached), "order_" + name.replace(".", "/")).tolist() for name in ("g_a.2", "g_s.2")}
+    assert same_state(state, codec.state_dict()) and not any(
+        p.grad is not None for p in codec.parameters()
+    )
+    orders = {
+        name: getattr(slimmable(attached), "order_" + name.replace(".", "/")).tolist()
+        for name in ("g_a.2", "g_s.2")
+    }
     assert set(orders["g_a.2"][-3:]) == {0, 1, 5} and set(orders["g_s.2"][-2:]) == {2, 3}
     with torch.no_grad():
         assert torch.equal(attached.eval()(x)["x_hat"], whole)
     kept = [slimmable(attached)._slices[i].keep for i in (1, 2)]
-    assert all(set(kept[1][name]) <= set(kept[0].get(name, range(99))) for name in kept[1]), "widths are nested"
+    assert all(set(kept[1][name]) <= set(kept[0].get(name, range(99))) for name in kept[1]), (
+        "widths are nested"
+    )
     # The file says in which order.
-    twin = attach(built("bmshj2018-hyperprior")[0], "slimmable", widths=[1.0, 0.75, 0.5], round_to=1, order="importance")
+    twin = attach(
+        built("bmshj2018-hyperprior")[0],
+        "slimmable",
+        widths=[1.0, 0.75, 0.5],
+        round_to=1,
+        order="importance",
+    )
     twin.load_state_dict(copy.deepcopy(attached.state_dict()))
     with torch.no_grad():
         assert torch.equal(attached(x, width=2)["x_hat"], twin.eval()(x, width=2)["x_hat"])
@@ -206,19 +267,26 @@ def test_an_order_that_was_not_measured_is_no_order(photographs: Path, tmp_path:
     one_line(error, "prepare(images)")
     attached.prepare([torch.rand(1, 3, 64, 64)])
     fit(attached, photographs, steps=1, batch_size=1, patch_size=64, progress=False)
-    again: Any = load(save(attached, tmp_path / "a.safetensors"), factory=lambda: built("bmshj2018-factorized")[0])
+    again: Any = load(
+        save(attached, tmp_path / "a.safetensors"), factory=lambda: built("bmshj2018-factorized")[0]
+    )
     fit(again, photographs, steps=1, batch_size=1, patch_size=64, progress=False)
 
 
 def test_widths_by_budget_are_the_largest_that_meet_it() -> None:
-    attached = attach(built("mbt2018-mean")[0], "slimmable", macs=[1.0, 0.5, 0.25, 0.12], round_to=1)
+    attached = attach(
+        built("mbt2018-mean")[0], "slimmable", macs=[1.0, 0.5, 0.25, 0.12], round_to=1
+    )
     whole = attached.cost.original.macs
     for width, share in enumerate([1.0, 0.5, 0.25, 0.12]):
         attached.set_width(width)
         assert attached.totals().macs <= share * whole
         method = slimmable(attached)
         if width:
-            wider = {name: min(attached.groups[name].width, count + 1) for name, count in method._table[width].items()}
+            wider = {
+                name: min(attached.groups[name].width, count + 1)
+                for name, count in method._table[width].items()
+            }
             assert attached.cost.totals(wider).macs > share * whole
     with pytest.raises(BudgetError) as error:
         attach(built("mbt2018-mean")[0], "slimmable", macs=[1.0, 0.0001], round_to=1)
@@ -247,9 +315,14 @@ def test_a_slimmable_codec_is_saved_and_coded_at_any_width(tmp_path: Path) -> No
         with pytest.raises(FileError) as error:
             nip.decode(load(alone), data)
         one_line(error, "another codec")
-    scores = [nip.evaluate(again, [write_png(x[0], tmp_path / "a.png")], width=width) for width in range(3)]
+    scores = [
+        nip.evaluate(again, [write_png(x[0], tmp_path / "a.png")], width=width)
+        for width in range(3)
+    ]
     assert [s.cost.macs for s in scores] == sorted((s.cost.macs for s in scores), reverse=True)
-    assert [s.cost.params for s in scores] == [measure(attached.extract(width)).params for width in range(3)]
+    assert [s.cost.params for s in scores] == [
+        measure(attached.extract(width)).params for width in range(3)
+    ]
 
 
 def test_reading_leaves_the_width_that_is_set() -> None:
@@ -278,11 +351,20 @@ def test_a_pruned_codec_becomes_slimmable_and_a_width_is_pruned() -> None:
 def photographs(tmp_path: Path) -> Path:
     for i in range(3):
         small = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(i))
-        write_png(nn.functional.interpolate(small, size=(80, 96), mode="bicubic")[0], tmp_path / "photographs" / f"{i}.png")
+        write_png(
+            nn.functional.interpolate(small, size=(80, 96), mode="bicubic")[0],
+            tmp_path / "photographs" / f"{i}.png",
+        )
     return tmp_path / "photographs"
 
 
-QUICK: dict[str, Any] = {"batch_size": 1, "patch_size": 64, "progress": False, "precision": "32", "log_every": 1}
+QUICK: dict[str, Any] = {
+    "batch_size": 1,
+    "patch_size": 64,
+    "progress": False,
+    "precision": "32",
+    "log_every": 1,
+}
 
 
 def test_a_step_adds_up_the_gradients_of_all_widths() -> None:
@@ -298,23 +380,37 @@ def test_a_step_adds_up_the_gradients_of_all_widths() -> None:
             out = attached(x, width=width)
             objective = attached.objective(out, x)
             assert objective is not None
-            expected = (0.02, 0.01, 0.005)[width] * 255**2 * objective["mse_loss"] + objective["bpp_loss"]
+            expected = (0.02, 0.01, 0.005)[width] * 255**2 * objective["mse_loss"] + objective[
+                "bpp_loss"
+            ]
             assert torch.allclose(objective["loss"], expected)
             found.append(objective["loss"])
         return found
 
     torch.stack(losses()).sum().backward()
-    together = {name: p.grad.clone() for name, p in attached.named_parameters() if p.grad is not None}
+    together = {
+        name: p.grad.clone() for name, p in attached.named_parameters() if p.grad is not None
+    }
     attached.zero_grad()
     for loss in losses():
         loss.backward()
-    assert together.keys() == {name for name, p in attached.named_parameters() if p.grad is not None}
-    assert all(torch.allclose(together[n], p.grad, rtol=1e-4, atol=1e-7) for n, p in attached.named_parameters() if p.grad is not None)
+    assert together.keys() == {
+        name for name, p in attached.named_parameters() if p.grad is not None
+    }
+    assert all(
+        torch.allclose(together[n], p.grad, rtol=1e-4, atol=1e-7)
+        for n, p in attached.named_parameters()
+        if p.grad is not None
+    )
     # What only the widest has learns from the widest alone.
     codec: Any = attached.codec
     attached.zero_grad()
     attached.objective(attached(x, width=2), x)["loss"].backward()  # type: ignore[index]
-    assert float(codec.g_a[2].weight.grad[4:].abs().max()) == 0 < float(codec.g_a[2].weight.grad[:4, :4].abs().max())
+    assert (
+        float(codec.g_a[2].weight.grad[4:].abs().max())
+        == 0
+        < float(codec.g_a[2].weight.grad[:4, :4].abs().max())
+    )
 
 
 def test_fit_trains_every_width(photographs: Path) -> None:
@@ -322,14 +418,40 @@ def test_fit_trains_every_width(photographs: Path) -> None:
     before = state_of(attached)
     fit(attached, photographs, steps=3, lr=1e-3, **QUICK)
     after = state_of(attached)
-    still = [key for key in before if torch.equal(before[key], after[key]) and "schedule" not in key]
-    assert all(any(part in key for part in ("order_", "reparam", "bound", "target", "scale_table", "_cdf", "_offset", "scale_bound")) for key in still), still
+    still = [
+        key for key in before if torch.equal(before[key], after[key]) and "schedule" not in key
+    ]
+    assert all(
+        any(
+            part in key
+            for part in (
+                "order_",
+                "reparam",
+                "bound",
+                "target",
+                "scale_table",
+                "_cdf",
+                "_offset",
+                "scale_bound",
+            )
+        )
+        for key in still
+    ), still
     # Their entropy bottlenecks' medians, too, by the auxiliary loss.
-    assert any(key.startswith("methods.0.bottlenecks") and key.endswith("quantiles") for key in before.keys() - set(still))
+    assert any(
+        key.startswith("methods.0.bottlenecks") and key.endswith("quantiles")
+        for key in before.keys() - set(still)
+    )
 
 
 def test_sandwich_draws_widths_in_between() -> None:
-    attached = attach(built("bmshj2018-hyperprior")[0], "slimmable", widths=[1.0, 0.8, 0.6, 0.4, 0.2], round_to=1, sandwich=1)
+    attached = attach(
+        built("bmshj2018-hyperprior")[0],
+        "slimmable",
+        widths=[1.0, 0.8, 0.6, 0.4, 0.2],
+        round_to=1,
+        sandwich=1,
+    )
     drawn = set()
     for seed in range(20):
         torch.manual_seed(seed)
@@ -358,7 +480,12 @@ SCHEDULE = {"first": 2, "every": 1, "most": 2}
 def test_a_scheduled_run_resumes_bit_for_bit(photographs: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"lambdas": [0.01] * 3, "schedule": SCHEDULE}
     whole, first, second = (slim("bmshj2018-hyperprior", **settings) for _ in range(3))
-    more: dict[str, Any] = {**QUICK, "schedule": "constant", "checkpoint_every": 1, "validation": photographs}
+    more: dict[str, Any] = {
+        **QUICK,
+        "schedule": "constant",
+        "checkpoint_every": 1,
+        "validation": photographs,
+    }
     fit(whole, photographs, steps=7, folder=tmp_path / "whole", **more)
     real = first.validate
     calls: list[int] = []
@@ -377,13 +504,20 @@ def test_a_scheduled_run_resumes_bit_for_bit(photographs: Path, tmp_path: Path) 
     history = slimmable(whole).schedule.history()
     assert 3 <= len(history) <= 5 and slimmable(whole).done
     assert history[0]["lambdas"] == [0.01] * 3
-    assert history[-1]["lambdas"][0] == 0.01 > history[-1]["lambdas"][1] >= history[-1]["lambdas"][2]  # type: ignore[index]
+    assert (
+        history[-1]["lambdas"][0] == 0.01 > history[-1]["lambdas"][1] >= history[-1]["lambdas"][2]
+    )  # type: ignore[index]
     assert all(len(row[key]) == 3 for row in history for key in ("lambdas", "bpp", "psnr_db"))  # type: ignore[arg-type]
 
 
 def test_a_schedule_without_validation_photographs_is_refused(photographs: Path) -> None:
     with pytest.raises(RecipeError) as error:
-        fit(slim("bmshj2018-hyperprior", lambdas=[0.01] * 3, schedule=SCHEDULE), photographs, steps=1, **QUICK)
+        fit(
+            slim("bmshj2018-hyperprior", lambdas=[0.01] * 3, schedule=SCHEDULE),
+            photographs,
+            steps=1,
+            **QUICK,
+        )
     one_line(error, "validation=folder")
 
 
@@ -400,18 +534,30 @@ def play(curve: Any, count: int, **settings: Any) -> LambdaSchedule:
             assert not schedule.wants_validation
         if schedule.finished:
             break
-    assert steps == list(range(3, 3 + 2 * len(steps), 2)) and schedule.finished and schedule.steps_left == 0
+    assert (
+        steps == list(range(3, 3 + 2 * len(steps), 2))
+        and schedule.finished
+        and schedule.steps_left == 0
+    )
     return schedule
 
 
 def test_the_schedule_lowers_lambdas_while_the_slope_falls() -> None:
     # bpp = lambda, PSNR linear in it with a loss for each narrower width: the slope to the neighbour falls on, so 7 times each.
     schedule = play(lambda i, lmbda: (lmbda, 30 + lmbda - i), 3)
-    assert torch.allclose(schedule.lambdas, torch.tensor([1.0, 0.8**7, 0.8**14], dtype=torch.float64))
+    assert torch.allclose(
+        schedule.lambdas, torch.tensor([1.0, 0.8**7, 0.8**14], dtype=torch.float64)
+    )
     assert len(schedule.history()) == 15
 
     # A curve on which the slope to the neighbour rises at once: one step each, as it has to be tried.
-    schedule = play(lambda i, lmbda: (0.1 * i if lmbda == 1 else 0.5 * lmbda - 0.01 * i, 30 - 20 * (1 - lmbda) ** 2 - 0.001 * i), 3)
+    schedule = play(
+        lambda i, lmbda: (
+            0.1 * i if lmbda == 1 else 0.5 * lmbda - 0.01 * i,
+            30 - 20 * (1 - lmbda) ** 2 - 0.001 * i,
+        ),
+        3,
+    )
     times = [round(math.log(value) / math.log(0.8)) for value in schedule.lambdas.tolist()]
     assert times[0] == 0 < times[1] < times[2] < 14
     for row, after in zip(schedule.history(), schedule.history()[1:], strict=False):
@@ -421,7 +567,12 @@ def test_the_schedule_lowers_lambdas_while_the_slope_falls() -> None:
 
 def test_widths_that_need_as_many_bits_are_pulled_apart() -> None:
     schedule = LambdaSchedule(2, [1.0, 1.0], ScheduleConfig(first=1, every=1))
-    for bpp, psnr in (((1.0, 1.2), (30.0, 29.0)), ((1.0, 1.0), (30.0, 28.9)), ((1.0, 0.9), (30.0, 28.8)), ((1.0, 0.7), (30.0, 28.7))):
+    for bpp, psnr in (
+        ((1.0, 1.2), (30.0, 29.0)),
+        ((1.0, 1.0), (30.0, 28.9)),
+        ((1.0, 0.9), (30.0, 28.8)),
+        ((1.0, 0.7), (30.0, 28.7)),
+    ):
         schedule.advance()
         assert not schedule.finished
         schedule.observe(bpp, psnr)
@@ -451,8 +602,18 @@ def test_widths_that_need_as_many_bits_are_pulled_apart() -> None:
         ({"widths": [1.0, 0.5], "latents": "thin"}, "latents"),
         ({"widths": [1.0, 0.5], "lambdas": [0.01]}, "one for each of 2 widths"),
         ({"widths": [1.0, 0.5], "lambdas": [0.01, -1.0]}, "positive"),
-        ({"widths": [1.0, 0.5], "schedule": {"first": 1, "every": 1}}, "say what lambdas start with"),
-        ({"widths": [1.0, 0.5], "lambdas": [0.01, 0.01], "schedule": {"first": 1, "every": 1, "factor": 1.2}}, "factor"),
+        (
+            {"widths": [1.0, 0.5], "schedule": {"first": 1, "every": 1}},
+            "say what lambdas start with",
+        ),
+        (
+            {
+                "widths": [1.0, 0.5],
+                "lambdas": [0.01, 0.01],
+                "schedule": {"first": 1, "every": 1, "factor": 1.2},
+            },
+            "factor",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], said: str) -> None:
@@ -466,7 +627,12 @@ def test_what_a_codec_does_not_have_is_refused() -> None:
     attached = slim("bmshj2018-hyperprior")
     attached.update(force=True)
     x = image(attached.codec)
-    for call in (lambda: attached.set_width(3), lambda: attached(x, width=-1), lambda: attached.compress(x, width=3), lambda: attached.extract(7)):
+    for call in (
+        lambda: attached.set_width(3),
+        lambda: attached(x, width=-1),
+        lambda: attached.compress(x, width=3),
+        lambda: attached.extract(7),
+    ):
         with pytest.raises(RecipeError) as error:
             call()
         one_line(error, "is not among those that the codec has: 0 (1), 1 (0.5), 2 (0.25)")
@@ -487,7 +653,10 @@ def test_what_a_codec_does_not_have_is_refused() -> None:
             call()
         one_line(error, "slimmable")
     with pytest.raises(RecipeError, match="goes alone"):
-        attach(built("bmshj2018-hyperprior")[0], [("slimmable", WIDTHS), ("bit_rate_modulator", {"qualities": [1, 2]})])
+        attach(
+            built("bmshj2018-hyperprior")[0],
+            [("slimmable", WIDTHS), ("bit_rate_modulator", {"qualities": [1, 2]})],
+        )
 
 
 def test_a_width_is_set_inside_a_block() -> None:
@@ -511,6 +680,8 @@ def test_what_stands_in_front_goes_again_even_if_something_fails() -> None:
     for name, module in codec.named_modules():
         assert module.__dict__.keys() == own[name].keys(), name
     module = nn.Linear(2, 2)
-    with in_front([(module, {"in_features": 1, "weight": torch.ones(1)}), (module, {"in_features": 0})]):
+    with in_front(
+        [(module, {"in_features": 1, "weight": torch.ones(1)}), (module, {"in_features": 0})]
+    ):
         assert module.in_features == 0 and module.weight.shape == (1,)
     assert module.in_features == 2 and module.weight.shape == (2, 2)

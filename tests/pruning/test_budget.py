@@ -19,7 +19,14 @@ from nicprune.pruning.budget import Budget, meet, next_width, solve
 from nicprune.pruning.cost import CostModel
 from nicprune.pruning.target import Target
 
-BUDGETS = [{"macs": 0.5}, {"macs": 0.2}, {"encoder": 0.6, "decoder": 0.4}, {"decoder": 0.35}, {"params": 0.4}, {"macs": 0.5, "params": 0.3}]
+BUDGETS = [
+    {"macs": 0.5},
+    {"macs": 0.2},
+    {"encoder": 0.6, "decoder": 0.4},
+    {"decoder": 0.35},
+    {"params": 0.4},
+    {"macs": 0.5, "params": 0.3},
+]
 
 
 def scores(groups: Groups, seed: int, latents: bool) -> dict[str, np.ndarray]:
@@ -30,12 +37,16 @@ def scores(groups: Groups, seed: int, latents: bool) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 @pytest.mark.parametrize("latents", [False, True])
 @pytest.mark.parametrize("name", ["bmshj2018-hyperprior", "mbt2018", "cheng2020-attn"])
-def test_met_from_below_and_nothing_more_fits(name: str, budget: dict[str, float], latents: bool) -> None:
+def test_met_from_below_and_nothing_more_fits(
+    name: str, budget: dict[str, float], latents: bool
+) -> None:
     codec, groups = built(name)
     cost, wanted, step = CostModel(codec, groups), Budget(**budget), 2
     importance = scores(groups, 1, latents)
     for per_cost in (True, False):
-        keep = solve(cost, groups.prunable(latents=latents), importance, wanted, step, per_cost=per_cost)
+        keep = solve(
+            cost, groups.prunable(latents=latents), importance, wanted, step, per_cost=per_cost
+        )
         totals = cost.totals(keep)
         assert all(getattr(totals, k) <= limit for k, limit in wanted.limits(cost.original).items())
         for group in groups.prunable(latents=latents):
@@ -45,8 +56,15 @@ def test_met_from_below_and_nothing_more_fits(name: str, budget: dict[str, float
             # Those of the highest scores, in order.
             assert kept == sorted(np.argsort(-importance[group.name])[: len(kept)].tolist())
             if len(kept) < group.width:
-                more = cost.totals({**{n: len(k) for n, k in keep.items()}, group.name: min(len(kept) + step, group.width)})
-                assert any(getattr(more, k) > limit for k, limit in wanted.limits(cost.original).items()), f"{group.name} could have stayed wider"
+                more = cost.totals(
+                    {
+                        **{n: len(k) for n, k in keep.items()},
+                        group.name: min(len(kept) + step, group.width),
+                    }
+                )
+                assert any(
+                    getattr(more, k) > limit for k, limit in wanted.limits(cost.original).items()
+                ), f"{group.name} could have stayed wider"
 
 
 @pytest.mark.parametrize("round_to", [1, 8, 16])
@@ -65,7 +83,12 @@ def test_widths_are_multiples(round_to: int) -> None:
 
 def test_next_width() -> None:
     assert [next_width(w, 16) for w in (192, 191, 40, 17, 16, 3)] == [176, 176, 32, 16, 16, 3]
-    assert next_width(3, 1, latent=True) == 2 and next_width(2, 1, latent=True) == 2 and next_width(2, 1) == 1 and next_width(1, 1) == 1
+    assert (
+        next_width(3, 1, latent=True) == 2
+        and next_width(2, 1, latent=True) == 2
+        and next_width(2, 1) == 1
+        and next_width(1, 1) == 1
+    )
 
 
 @pytest.mark.parametrize("budget", [{"macs": 0.0001}, {"decoder": 0.001}, {"params": 0.0001}])
@@ -75,10 +98,23 @@ def test_an_impossible_budget_is_refused_before_anything_changes(budget: dict[st
     for method in ("mask_decay", "magnitude", "random"):
         with pytest.raises(BudgetError, match=r"cannot be met.*round_to 1"):
             attach(codec, method, budget=budget, round_to=1)
-    assert same_state(before, codec.state_dict()) and not any(m._forward_hooks or m._forward_pre_hooks for m in codec.modules())
+    assert same_state(before, codec.state_dict()) and not any(
+        m._forward_hooks or m._forward_pre_hooks for m in codec.modules()
+    )
 
 
-@pytest.mark.parametrize("budget", [{"macs": 0}, {"macs": 1}, {"macs": -0.5}, {"macs": float("nan")}, {}, {"mac": 0.5}, {"macs": "half"}])
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"macs": 0},
+        {"macs": 1},
+        {"macs": -0.5},
+        {"macs": float("nan")},
+        {},
+        {"mac": 0.5},
+        {"macs": "half"},
+    ],
+)
 def test_a_senseless_budget_is_refused(budget: dict[str, object]) -> None:
     with pytest.raises(RecipeError) as error:
         parse(Target, {"budget": budget}, "attach(...)")
@@ -95,7 +131,11 @@ def test_a_budget_is_relative_to_the_original_at_a_second_pruning() -> None:
     small = second.harden()
     share = CostModel(small, Groups([])).totals().macs / original.macs
     assert 0.28 < share <= 0.3
-    assert len(provenance(small).history) == 2 and len(provenance(first).history) == 1 and not provenance(codec).history
+    assert (
+        len(provenance(small).history) == 2
+        and len(provenance(first).history) == 1
+        and not provenance(codec).history
+    )
     with pytest.raises(BudgetError, match="met already"):
         attach(small, "magnitude", budget={"macs": 0.5}, round_to=1)
 
@@ -112,14 +152,22 @@ def test_fixed_widths_by_pattern() -> None:
         parse(Target, {"budget": {"macs": 0.5}, "widths": {"g_a.0": 8}}, "x")
 
 
-@pytest.mark.parametrize("guess", [lambda used: (used - 1) * 2, lambda used: 0.01, lambda used: -5.0, lambda used: 50.0], ids=["good", "short", "wrong", "far"])
+@pytest.mark.parametrize(
+    "guess",
+    [lambda used: (used - 1) * 2, lambda used: 0.01, lambda used: -5.0, lambda used: 50.0],
+    ids=["good", "short", "wrong", "far"],
+)
 @pytest.mark.parametrize("start", [0.0, 0.9, -30.0])
 @pytest.mark.parametrize("steps", [1000, 7])
-def test_thresholds_are_shifted_until_the_budget_is_met_and_used(guess: Any, start: float, steps: int) -> None:
+def test_thresholds_are_shifted_until_the_budget_is_met_and_used(
+    guess: Any, start: float, steps: int
+) -> None:
     thresholds, measured = [torch.tensor([start, start + 1]), torch.tensor([start - 0.2])], []
 
     def measure() -> float:  # falls in steps, from 2 at -1 to 0.4 at 1
-        measured.append(math.ceil((2 - 0.8 * (min(max(float(thresholds[1]) + 0.2, -1), 1) + 1)) * steps) / steps)
+        measured.append(
+            math.ceil((2 - 0.8 * (min(max(float(thresholds[1]) + 0.2, -1), 1) + 1)) * steps) / steps
+        )
         return measured[-1]
 
     meet(thresholds, measure, lambda: guess(measured[-1]), 100.0)
@@ -127,4 +175,6 @@ def test_thresholds_are_shifted_until_the_budget_is_met_and_used(guess: Any, sta
     assert measured[-1] == measure(), "what was measured last is what is left"
     if guess(2.0) == 2.0:
         assert measured[-1] >= (0.98 if steps == 1000 else 1 - 1 / 7)
-    assert torch.equal(thresholds[0][1] - thresholds[0][0], torch.tensor(1.0)) or float(thresholds[0][1] - thresholds[0][0]) == pytest.approx(1, abs=1e-5)
+    assert torch.equal(thresholds[0][1] - thresholds[0][0], torch.tensor(1.0)) or float(
+        thresholds[0][1] - thresholds[0][0]
+    ) == pytest.approx(1, abs=1e-5)

@@ -43,7 +43,9 @@ def test_decreases_are_differences_of_totals(architecture: str) -> None:
         for i in range(0, len(widths), max(len(widths) // 12, 1)):
             narrower = widths.copy()
             narrower[i] -= deltas[i]
-            assert found[i] == getattr(cost.totals(widths), what) - getattr(cost.totals(narrower), what)
+            assert found[i] == getattr(cost.totals(widths), what) - getattr(
+                cost.totals(narrower), what
+            )
 
 
 def test_sides_add_up() -> None:
@@ -75,7 +77,9 @@ def test_transforms_of_the_hyperprior() -> None:
     del codec
     full = image_models["bmshj2018-hyperprior"](quality=1, pretrained=False)
     parts = CostModel(full, groups.__class__([])).by_transform()
-    assert {k: round(v[0] * 96 / 1e9, 3) for k, v in parts.items() if k != "entropy_bottleneck"} == {"g_a": 16.584, "g_s": 16.584, "h_a": 0.536, "h_s": 0.536}
+    assert {
+        k: round(v[0] * 96 / 1e9, 3) for k, v in parts.items() if k != "entropy_bottleneck"
+    } == {"g_a": 16.584, "g_s": 16.584, "h_a": 0.536, "h_s": 0.536}
 
 
 def test_counting_changes_nothing() -> None:

@@ -26,7 +26,11 @@ class NoRounding(TorchFunctionMode):
     """Rounding off: a difference cannot be hidden or grown by it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0].clone() if getattr(func, "__name__", "") == "round" else func(*args, **(kwargs or {}))
+        return (
+            args[0].clone()
+            if getattr(func, "__name__", "") == "round"
+            else func(*args, **(kwargs or {}))
+        )
 
 
 def masked(codec: nn.Module, keep: dict[str, list[int]], groups: Groups) -> nn.Module:
@@ -42,7 +46,11 @@ def masked(codec: nn.Module, keep: dict[str, list[int]], groups: Groups) -> nn.M
                     module.quantiles[gone, :, 1] = 0
             elif member.axis == "out":
                 # In the weights, since autoregressive codecs read them without calling the layer.
-                rows = module.weight.data.transpose(0, 1) if isinstance(module, nn.ConvTranspose2d) else module.weight.data
+                rows = (
+                    module.weight.data.transpose(0, 1)
+                    if isinstance(module, nn.ConvTranspose2d)
+                    else module.weight.data
+                )
                 rows[gone] = 0
                 module.bias.data[gone] = 0
     return codec
@@ -87,7 +95,9 @@ def test_pruned_is_masked(architecture: str, seed: int | str) -> None:
     gone: dict[tuple[str, str], int] = {}
     for name, kept in keep.items():
         for member in groups[name].members:
-            gone[member.module, member.axis] = gone.get((member.module, member.axis), 0) + member.index.shape[1] * (groups[name].width - len(kept))
+            gone[member.module, member.axis] = gone.get(
+                (member.module, member.axis), 0
+            ) + member.index.shape[1] * (groups[name].width - len(kept))
     for (name, axis), count in gone.items():
         before, after = codec.get_submodule(name), small.get_submodule(name)
         if isinstance(before, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -111,13 +121,22 @@ def test_pruning_twice_is_pruning_once(architecture: str) -> None:
     first = random_keep(groups, 5)
     once = prune(codec, first, groups, verify=False)
     again = surgery.find_groups(once)
-    second = {g.name: list(range(0, g.width, 2)) if g.width > 3 else list(range(g.width)) for g in again.prunable(latents=True)}
+    second = {
+        g.name: list(range(0, g.width, 2)) if g.width > 3 else list(range(g.width))
+        for g in again.prunable(latents=True)
+    }
     assert [(g.width, g.pinned, [m.module for m in g.members]) for g in again] == [
-        (len(first.get(g.name, range(g.width))), g.pinned, [m.module for m in g.members]) for g in groups
+        (len(first.get(g.name, range(g.width))), g.pinned, [m.module for m in g.members])
+        for g in groups
     ]
     renamed = dict(zip([g.name for g in again], [g.name for g in groups], strict=True))
-    composed = {renamed[name]: [first[renamed[name]][i] for i in kept] for name, kept in second.items()}
-    assert same_state(prune(once, second, again, verify=False).state_dict(), prune(codec, composed, groups, verify=False).state_dict())
+    composed = {
+        renamed[name]: [first[renamed[name]][i] for i in kept] for name, kept in second.items()
+    }
+    assert same_state(
+        prune(once, second, again, verify=False).state_dict(),
+        prune(codec, composed, groups, verify=False).state_dict(),
+    )
 
 
 def attributes(codec: nn.Module) -> list[Any]:
@@ -135,11 +154,17 @@ def attributes(codec: nn.Module) -> list[Any]:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_original_is_untouched(architecture: str, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_original_is_untouched(
+    architecture: str, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     codec, groups = built(architecture)
     codec.train()
     next(codec.parameters()).requires_grad_(False)
-    state, before, keep = state_of(codec), copy.deepcopy(attributes(codec)[:2]) + attributes(codec)[2:], random_keep(groups, 6)
+    state, before, keep = (
+        state_of(codec),
+        copy.deepcopy(attributes(codec)[:2]) + attributes(codec)[2:],
+        random_keep(groups, 6),
+    )
     if fails:
         calls = []
 
@@ -155,7 +180,9 @@ def test_the_original_is_untouched(architecture: str, fails: bool, monkeypatch: 
     else:
         small = prune(codec, keep, groups, verify=False)
         assert not any(p is q for p in codec.parameters() for q in small.parameters())
-        assert [p.requires_grad for p in small.parameters()] == [p.requires_grad for p in codec.parameters()]
+        assert [p.requires_grad for p in small.parameters()] == [
+            p.requires_grad for p in codec.parameters()
+        ]
         assert all(m.training for m in small.modules())
     assert same_state(state, codec.state_dict())
     assert attributes(codec) == before
@@ -231,7 +258,11 @@ def test_medians_of_other_channels_are_caught(what: str, monkeypatch: pytest.Mon
     def broken(self: Any, layer: Any, idxs: Any) -> Any:
         before = layer.quantiles
         layer = right(self, layer, idxs)
-        layer.quantiles = before if what == "unsliced" else nn.Parameter(before[: layer.channels].detach().clone())
+        layer.quantiles = (
+            before
+            if what == "unsliced"
+            else nn.Parameter(before[: layer.channels].detach().clone())
+        )
         return layer
 
     monkeypatch.setattr(layers.EntropyBottleneckPruner, "prune_out_channels", broken)
@@ -255,10 +286,20 @@ def test_a_likelihood_of_other_channels_is_caught(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("architecture", ["mbt2018", "cheng2020-anchor-checkerboard"])
-def test_an_unpruned_context_mask_is_caught(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unpruned_context_mask_is_caught(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     codec, groups = built(architecture)
-    monkeypatch.setattr(layers.MaskedConvPruner, "prune_out_channels", layers.tp.pruner.function.ConvPruner.prune_out_channels)
-    name = next(g.name for g in groups if any("context_prediction" in m.module and m.axis == "out" for m in g.members))
+    monkeypatch.setattr(
+        layers.MaskedConvPruner,
+        "prune_out_channels",
+        layers.tp.pruner.function.ConvPruner.prune_out_channels,
+    )
+    name = next(
+        g.name
+        for g in groups
+        if any("context_prediction" in m.module and m.axis == "out" for m in g.members)
+    )
     with pytest.raises(SurgeryError):
         prune(codec, {name: [0, 4, 5]}, groups)
 
@@ -281,7 +322,10 @@ def test_consumers_one_channel_off_are_caught(architecture: str) -> None:
         shifted = []
         for group in groups:
             members = tuple(
-                Member(m.module, m.axis, np.roll(m.index, 1, axis=0)) if group.name == name and m is group.members[-1] else m for m in group.members
+                Member(m.module, m.axis, np.roll(m.index, 1, axis=0))
+                if group.name == name and m is group.members[-1]
+                else m
+                for m in group.members
             )
             shifted.append(Group(group.name, group.width, members, group.latent, group.pinned))
         with pytest.raises(SurgeryError):
@@ -296,7 +340,9 @@ def test_a_codec_starts_anew_as_its_class_makes_it(architecture: str) -> None:
     after = dict(small.named_parameters())
     assert {k: v.shape for k, v in after.items()} == {k: before[k].shape for k in after}
     same = {key for key, value in after.items() if torch.equal(value, before[key])}
-    assert all(key.endswith(("quantiles", "Gain")) or "factor" in key for key in same), f"left as it was: {sorted(same)[:5]}"
+    assert all(key.endswith(("quantiles", "Gain")) or "factor" in key for key in same), (
+        f"left as it was: {sorted(same)[:5]}"
+    )
     with torch.random.fork_rng():
         torch.manual_seed(7)
         fresh = ARCHITECTURES[architecture]()
@@ -305,11 +351,15 @@ def test_a_codec_starts_anew_as_its_class_makes_it(architecture: str) -> None:
         for parameter in twin.parameters():
             parameter.data.fill_(0.123)
         reinitialise(twin)
-    for (key, one), (_, other) in zip(fresh.named_parameters(), twin.named_parameters(), strict=True):
+    for (key, one), (_, other) in zip(
+        fresh.named_parameters(), twin.named_parameters(), strict=True
+    ):
         one, other = one.detach().double(), other.detach().double()
         if one.numel() >= 64:  # of fewer, mean and spread tell little
             spread = float(one.std())
-            assert abs(float(one.mean() - other.mean())) <= 7 * spread / one.numel() ** 0.5 + 1e-6, key
+            assert (
+                abs(float(one.mean() - other.mean())) <= 7 * spread / one.numel() ** 0.5 + 1e-6
+            ), key
             assert 0.6 * spread - 1e-6 <= float(other.std()) <= 1.6 * spread + 1e-6, key
     x = image(small, 0)
     assert bool(torch.isfinite(forward_for_analysis(small, x)["x_hat"]).all())

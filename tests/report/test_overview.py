@@ -39,30 +39,57 @@ def test_figures_are_those_of_the_reports(tmp_path: Path) -> None:
     rows = "- {title: A codec, report: one, rows: [{arm: control}, {arm: mask_decay, name: mask decay, published: EVC 2 %}]}\n"
     folder = reports(tmp_path, HEAD + rows, one=sweep((1, 2, 3, 4), drop=0.7, rate=0.9))
     text = write_overview(folder).read_text()
-    assert text.startswith("# Reports\n") and "## A codec" in text and "`nicprune run one`" in text and "(one/table.md)" in text
+    assert (
+        text.startswith("# Reports\n")
+        and "## A codec" in text
+        and "`nicprune run one`" in text
+        and "(one/table.md)" in text
+    )
     name, reduction, *qualities, cost, bd, published = cells(text, "mask decay")
     assert (name, reduction, published) == ("mask decay", "2.00×", "EVC 2 %")
     assert qualities == ["0.70 dB, -10.0 %"] * 4
     # By hand: lambda 0.01, PSNR 28, 30, 32, 34 dB, the control 0.1 dB better at the same rates
     ratios = []
     for psnr, bpp in ((28, 0.2), (30, 0.35), (32, 0.6), (34, 1.0)):
-        pruned, control = (0.01 * 255**2 * 10 ** (-value / 10) + rate for value, rate in ((psnr - 0.7, 0.9 * bpp), (psnr + 0.1, bpp)))
+        pruned, control = (
+            0.01 * 255**2 * 10 ** (-value / 10) + rate
+            for value, rate in ((psnr - 0.7, 0.9 * bpp), (psnr + 0.1, bpp))
+        )
         ratios.append(100 * (pruned / control - 1))
     assert cost == f"{sum(ratios) / 4:+.1f} %"
     assert bd.count("%") == 2 and float(bd.split(" %")[0]) < float(bd.split(", ")[1].split(" %")[0])
-    assert cells(text, "control")[1] == cells(text, "control")[6] == "" and cells(text, "control")[2] == "-0.10 dB, +0.0 %"
+    assert (
+        cells(text, "control")[1] == cells(text, "control")[6] == ""
+        and cells(text, "control")[2] == "-0.10 dB, +0.0 %"
+    )
 
 
 def test_a_bd_rate_over_little_of_the_range_says_so(tmp_path: Path) -> None:
     rows = "- {title: A codec, report: one, rows: [{arm: control}, {arm: mask_decay}]}\n"
-    text = write_overview(reports(tmp_path, HEAD + rows, one=sweep((1, 2, 3, 4), drop=3.5, rate=0.9))).read_text()
-    assert re.fullmatch(r"[+-][\d.]+ % \(over \d\d % of the range\), [+-][\d.]+ % \(over \d\d % of the range\)", cells(text, "mask_decay")[-1])
+    text = write_overview(
+        reports(tmp_path, HEAD + rows, one=sweep((1, 2, 3, 4), drop=3.5, rate=0.9))
+    ).read_text()
+    assert re.fullmatch(
+        r"[+-][\d.]+ % \(over \d\d % of the range\), [+-][\d.]+ % \(over \d\d % of the range\)",
+        cells(text, "mask_decay")[-1],
+    )
     assert "range" not in cells(text, "control")[-1]
 
 
 def test_seeds_give_means_with_their_spread(tmp_path: Path) -> None:
-    found = [record("original", 3), *(record(role, 3, seed=seed, drop=drop) for role in ("control", "pruned") for seed, drop in ((0, 0.2), (1, 0.4)))]
-    text = write_overview(reports(tmp_path, HEAD + "- {title: A, report: one, rows: [{arm: mask_decay}]}\n", one=found)).read_text()
+    found = [
+        record("original", 3),
+        *(
+            record(role, 3, seed=seed, drop=drop)
+            for role in ("control", "pruned")
+            for seed, drop in ((0, 0.2), (1, 0.4))
+        ),
+    ]
+    text = write_overview(
+        reports(
+            tmp_path, HEAD + "- {title: A, report: one, rows: [{arm: mask_decay}]}\n", one=found
+        )
+    ).read_text()
     assert cells(text, "mask_decay")[2] == "0.30 ±0.14 dB, +0.0 %"
     assert cells(text, "mask_decay")[3] == "+0.0 ±0.0 %", "each seed against its own control"
     assert "| BD-rate" not in text and "| published" not in text, "no column without a figure"
@@ -70,12 +97,21 @@ def test_seeds_give_means_with_their_spread(tmp_path: Path) -> None:
 
 def test_costs_by_different_lambdas_are_not_compared(tmp_path: Path) -> None:
     found = [record("original", 3), record("control", 3), record("pruned", 3, lmbda=0.005)]
-    text = write_overview(reports(tmp_path, HEAD + "- {title: A, report: one, rows: [{arm: mask_decay}]}\n", one=found)).read_text()
+    text = write_overview(
+        reports(
+            tmp_path, HEAD + "- {title: A, report: one, rows: [{arm: mask_decay}]}\n", one=found
+        )
+    ).read_text()
     assert "| cost" not in text
 
 
 def test_a_control_is_one_of_as_many_steps_or_the_one_named(tmp_path: Path) -> None:
-    found = [record("original", 3), record("control", 3, steps=50), record("pruned", 3), record("pruned", 3, drop=0.2, label="control longer")]
+    found = [
+        record("original", 3),
+        record("control", 3, steps=50),
+        record("pruned", 3),
+        record("pruned", 3, drop=0.2, label="control longer"),
+    ]
     rows = "- {title: A, report: one, rows: [{arm: mask_decay}, {arm: mask_decay, name: again, control: control longer}]}\n"
     text = write_overview(reports(tmp_path, HEAD + rows, one=found)).read_text()
     assert cells(text, "mask_decay")[3] == ""
@@ -84,13 +120,25 @@ def test_a_control_is_one_of_as_many_steps_or_the_one_named(tmp_path: Path) -> N
 
 
 def test_the_gap_to_scratch_stands_beside(tmp_path: Path) -> None:
-    found = [record("original", 3), record("control", 3), record("pruned", 3, drop=0.5), record("pruned", 3, drop=1.5, label="worse")]
-    found += [record("pruned", 3, drop=drop, label=f"scratch {steps}", method="scratch", steps=steps) for drop, steps in ((4.0, 10), (1.0, 1000))]
+    found = [
+        record("original", 3),
+        record("control", 3),
+        record("pruned", 3, drop=0.5),
+        record("pruned", 3, drop=1.5, label="worse"),
+    ]
+    found += [
+        record("pruned", 3, drop=drop, label=f"scratch {steps}", method="scratch", steps=steps)
+        for drop, steps in ((4.0, 10), (1.0, 1000))
+    ]
     rows = "- {title: A, report: one, rows: [{arm: mask_decay}, {arm: worse}, {arm: control}]}\n"
     text = write_overview(reports(tmp_path, HEAD + rows, one=found)).read_text()
     assert cells(text, "worse")[4] == "none"
     costs = [0.01 * 255**2 * 10 ** (-(32 - drop) / 10) + 0.6 for drop in (0.0, 0.5, 1.0)]
-    assert cells(text, "mask_decay")[4] == f"{100 * (costs[2] - costs[1]) / (costs[2] - costs[0]):.0f} %" and cells(text, "control")[4] == ""
+    assert (
+        cells(text, "mask_decay")[4]
+        == f"{100 * (costs[2] - costs[1]) / (costs[2] - costs[0]):.0f} %"
+        and cells(text, "control")[4] == ""
+    )
 
 
 def test_points_are_shown_as_they_are(tmp_path: Path) -> None:
@@ -102,11 +150,19 @@ def test_points_are_shown_as_they_are(tmp_path: Path) -> None:
 
 def test_costs_stand_by_quality_too(tmp_path: Path) -> None:
     rows = "- {title: A, report: one, show: cost, rows: [{arm: original, control: control}, {arm: control}, {arm: mask_decay}]}\n"
-    text = write_overview(reports(tmp_path, HEAD + rows, one=sweep((1, 3), drop=0.7, rate=0.9))).read_text()
+    text = write_overview(
+        reports(tmp_path, HEAD + rows, one=sweep((1, 3), drop=0.7, rate=0.9))
+    ).read_text()
     base = {1: (28, 0.2), 3: (32, 0.6)}
 
     def over(drop: float, rate: float) -> list[float]:
-        each = [(0.01 * 255**2 * 10 ** (-(psnr - drop) / 10) + rate * bpp, 0.01 * 255**2 * 10 ** (-(psnr + 0.1) / 10) + bpp) for psnr, bpp in base.values()]
+        each = [
+            (
+                0.01 * 255**2 * 10 ** (-(psnr - drop) / 10) + rate * bpp,
+                0.01 * 255**2 * 10 ** (-(psnr + 0.1) / 10) + bpp,
+            )
+            for psnr, bpp in base.values()
+        ]
         return [100 * (ours / control - 1) for ours, control in each]
 
     for arm, costs in (("original", over(0, 1)), ("mask_decay", over(0.7, 0.9))):
@@ -123,11 +179,33 @@ def test_what_has_not_been_run_says_so(tmp_path: Path) -> None:
 
 def test_times_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
     cost = Totals(400, 200, 100, 7)
-    times = [Times("a", cost, {"g_a": 2.0}, {"g_s": 2.0}, 2.0, 2.0, 5, False), Times("b", cost, {"g_a": 1.0}, {"g_s": 1.0}, 1.0, 1.0, 5, False)]
-    write_times(times, tmp_path / "seconds", conditions="On a Tuesday.", command="nicprune time a b")
-    text = write_overview(reports(tmp_path, HEAD + "- {title: Times, times: seconds, text: Before., below: Behind.}\n")).read_text()
-    assert cells(text, "b") == ["b", "1.00×", "1.00 + 0.00 s", "2.00×", "1.00×", "1.00 + 0.00 s", "2.00×"]
-    assert text.index("Before.") < text.index("| b") < text.index("Behind.") < text.index("On a Tuesday.")
+    times = [
+        Times("a", cost, {"g_a": 2.0}, {"g_s": 2.0}, 2.0, 2.0, 5, False),
+        Times("b", cost, {"g_a": 1.0}, {"g_s": 1.0}, 1.0, 1.0, 5, False),
+    ]
+    write_times(
+        times, tmp_path / "seconds", conditions="On a Tuesday.", command="nicprune time a b"
+    )
+    text = write_overview(
+        reports(
+            tmp_path, HEAD + "- {title: Times, times: seconds, text: Before., below: Behind.}\n"
+        )
+    ).read_text()
+    assert cells(text, "b") == [
+        "b",
+        "1.00×",
+        "1.00 + 0.00 s",
+        "2.00×",
+        "1.00×",
+        "1.00 + 0.00 s",
+        "2.00×",
+    ]
+    assert (
+        text.index("Before.")
+        < text.index("| b")
+        < text.index("Behind.")
+        < text.index("On a Tuesday.")
+    )
     assert "Made by `nicprune time a b`" in text and "(seconds/times.md)" in text
 
 
@@ -139,18 +217,49 @@ def test_times_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
         ("a: [", FileError, "not YAML"),
         ("title: A", RecipeError, "sections is missing"),
         (HEAD + "- {title: A, rows: [{arm: mask_decay}]}", RecipeError, "names no report"),
-        (HEAD + "- {title: A, report: two, rows: [{arm: mask_decay}]}", RecipeError, "no report 'two'"),
-        (HEAD + "- {title: A, report: one, rows: [{arm: mask decay}]}", RecipeError, "did you mean 'mask_decay'?"),
-        (HEAD + "- {title: A, report: one, rows: [{arm: mask_decay, runs: 1}]}", RecipeError, "unknown key"),
+        (
+            HEAD + "- {title: A, report: two, rows: [{arm: mask_decay}]}",
+            RecipeError,
+            "no report 'two'",
+        ),
+        (
+            HEAD + "- {title: A, report: one, rows: [{arm: mask decay}]}",
+            RecipeError,
+            "did you mean 'mask_decay'?",
+        ),
+        (
+            HEAD + "- {title: A, report: one, rows: [{arm: mask_decay, runs: 1}]}",
+            RecipeError,
+            "unknown key",
+        ),
         (HEAD + "- {title: A, report: one, rows: []}", RecipeError, "either rows or times"),
-        (HEAD + "- {title: A, report: one, times: one, rows: [{arm: mask_decay}]}", RecipeError, "either rows or times"),
+        (
+            HEAD + "- {title: A, report: one, times: one, rows: [{arm: mask_decay}]}",
+            RecipeError,
+            "either rows or times",
+        ),
         (HEAD + "- {title: A, times: one}", FileError, "nicprune time --out writes it"),
-        (HEAD + "- {title: A, report: one, rows: [{arm: mask_decay, control: long}]}", RecipeError, "no arm 'long'"),
-        (HEAD + "- {title: A, report: both, rows: [{arm: mask_decay}]}", RecipeError, "several sets of photographs"),
+        (
+            HEAD + "- {title: A, report: one, rows: [{arm: mask_decay, control: long}]}",
+            RecipeError,
+            "no arm 'long'",
+        ),
+        (
+            HEAD + "- {title: A, report: both, rows: [{arm: mask_decay}]}",
+            RecipeError,
+            "several sets of photographs",
+        ),
     ],
 )
-def test_a_wrong_overview_gives_one_line(tmp_path: Path, content: str | None, kind: type[NicpruneError], message: str) -> None:
-    folder = reports(tmp_path, content or "", one=sweep((3,)), both=sweep((3,)) + [r | {"test": "kodak"} for r in sweep((3,))])
+def test_a_wrong_overview_gives_one_line(
+    tmp_path: Path, content: str | None, kind: type[NicpruneError], message: str
+) -> None:
+    folder = reports(
+        tmp_path,
+        content or "",
+        one=sweep((3,)),
+        both=sweep((3,)) + [r | {"test": "kodak"} for r in sweep((3,))],
+    )
     if content is None:
         (folder / "overview.yaml").unlink()
     with pytest.raises(kind, match=message) as error:

@@ -61,7 +61,11 @@ def test_bad_files_are_named_in_one_line(tmp_path: Path, content: str, said: str
     file.write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(FileError) as caught:
         collect([tmp_path])
-    assert str(file) in str(caught.value) and said in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        str(file) in str(caught.value)
+        and said in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
@@ -76,7 +80,9 @@ def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
 
 
 def test_table_arithmetic() -> None:
-    frame = table([record("pruned", drop=0.7, rate=1.05), record("original"), record("control", drop=-0.1)])
+    frame = table(
+        [record("pruned", drop=0.7, rate=1.05), record("original"), record("control", drop=-0.1)]
+    )
     assert list(frame["role"]) == ["original", "control", "pruned"]
     original, control, pruned = (frame.iloc[n] for n in range(3))
     expected = {
@@ -89,30 +95,59 @@ def test_table_arithmetic() -> None:
     assert control["psnr_drop_db"] == pytest.approx(-0.1)
 
 
-@pytest.mark.parametrize("other", [{"quality": 2}, {"test": "kodak"}, {"codec": "x"}, {"metric": "ms-ssim"}, {"images": [{"name": "only-one.png"}]}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"quality": 2},
+        {"test": "kodak"},
+        {"codec": "x"},
+        {"metric": "ms-ssim"},
+        {"images": [{"name": "only-one.png"}]},
+    ],
+)
 def test_no_drop_against_what_is_not_comparable(other: dict[str, Any]) -> None:
-    ready = [record("original", **({} if "quality" in other else other)), record("pruned", drop=0.7)]
+    ready = [
+        record("original", **({} if "quality" in other else other)),
+        record("pruned", drop=0.7),
+    ]
     ready[0] |= other
     pruned = table(ready).query("role == 'pruned'").iloc[0]
-    assert all(math.isnan(pruned[k]) for k in ("psnr_drop_db", "psnr_drop_pct", "bpp_change_pct", "encode_speedup"))
+    assert all(
+        math.isnan(pruned[k])
+        for k in ("psnr_drop_db", "psnr_drop_pct", "bpp_change_pct", "encode_speedup")
+    )
     assert pruned["flop_reduction"] == 2
     said = notes(as_records(ready), lines(ready))
-    assert any("original was not evaluated" in note for note in said) and any("no control" in note for note in said)
+    assert any("original was not evaluated" in note for note in said) and any(
+        "no control" in note for note in said
+    )
     assert "nan" not in text_table(ready) + markdown(ready) + latex(ready)
 
 
 def test_no_drop_against_another_original_codec() -> None:
     foreign = record("original")
-    foreign["cost"] = foreign["original_cost"] = {key: value + 1 for key, value in foreign["cost"].items()}
-    assert math.isnan(table([foreign, record("pruned")]).query("role == 'pruned'").iloc[0]["psnr_drop_db"])
+    foreign["cost"] = foreign["original_cost"] = {
+        key: value + 1 for key, value in foreign["cost"].items()
+    }
+    assert math.isnan(
+        table([foreign, record("pruned")]).query("role == 'pruned'").iloc[0]["psnr_drop_db"]
+    )
 
 
 def test_many_arms_are_told_apart_and_leave_the_panels_their_room() -> None:
     def drawn(count: int) -> tuple[list[Any], int, int]:
-        ready = lines([record("original"), *(record("pruned", drop=0.1 * n, label=f"arm {n:02}") for n in range(count))])
+        ready = lines(
+            [
+                record("original"),
+                *(record("pruned", drop=0.1 * n, label=f"arm {n:02}") for n in range(count)),
+            ]
+        )
         made = [("pruned", line.arm) for line in ready if line.role == "pruned"]
         looks = [_look(line, made, LIGHT) for line in ready]
-        whole, above = (matplotlib.image.imread(io.BytesIO(draw(ready) or b"")) for draw in (rd_curves, drop_against_reduction))
+        whole, above = (
+            matplotlib.image.imread(io.BytesIO(draw(ready) or b""))
+            for draw in (rd_curves, drop_against_reduction)
+        )
         return [(look["color"], look["marker"]) for look in looks], whole.shape[0], above.shape[0]
 
     few, low, low_drop = drawn(2)
@@ -122,30 +157,50 @@ def test_many_arms_are_told_apart_and_leave_the_panels_their_room() -> None:
 
 
 def test_no_speedup_between_machines() -> None:
-    pruned = table([record("original", machine="other"), record("pruned", drop=0.7)]).query("role == 'pruned'").iloc[0]
+    pruned = (
+        table([record("original", machine="other"), record("pruned", drop=0.7)])
+        .query("role == 'pruned'")
+        .iloc[0]
+    )
     assert math.isnan(pruned["decode_speedup"]) and pruned["psnr_drop_db"] == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("busy", [0.5, None])
 def test_no_speedup_while_others_were_busy(busy: float | None) -> None:
     """Nor where nothing is known of them."""
-    for ready in ([record("original", busy=busy), record("pruned", drop=0.7)], [record("original"), record("pruned", drop=0.7, busy=busy)]):
+    for ready in (
+        [record("original", busy=busy), record("pruned", drop=0.7)],
+        [record("original"), record("pruned", drop=0.7, busy=busy)],
+    ):
         pruned = table(ready).query("role == 'pruned'").iloc[0]
-        assert math.isnan(pruned["decode_speedup"]) and math.isnan(pruned["encode_speedup"]) and pruned["decode_s"] == 0.2
-        assert "no speed-ups" in " ".join(text_table(ready).split()) and "as fast" not in " ".join(headline(lines(ready)))
-    assert "no speed-ups" not in " ".join(text_table([record("original"), record("pruned")]).split())
+        assert (
+            math.isnan(pruned["decode_speedup"])
+            and math.isnan(pruned["encode_speedup"])
+            and pruned["decode_s"] == 0.2
+        )
+        assert "no speed-ups" in " ".join(text_table(ready).split()) and "as fast" not in " ".join(
+            headline(lines(ready))
+        )
+    assert "no speed-ups" not in " ".join(
+        text_table([record("original"), record("pruned")]).split()
+    )
 
 
 def test_the_original_of_the_same_recipe_is_preferred() -> None:
     other = record("original", recipe="b", recipe_sha256="cd" * 32, psnr_db=20.0)
     for order in ([other, record("original")], [record("original"), other]):
-        assert table([*order, record("pruned", drop=0.7)]).query("role == 'pruned'").iloc[0]["psnr_drop_db"] == pytest.approx(0.7)
+        assert table([*order, record("pruned", drop=0.7)]).query("role == 'pruned'").iloc[0][
+            "psnr_drop_db"
+        ] == pytest.approx(0.7)
 
 
 def test_the_seed_counts_before_the_text_of_the_recipe() -> None:
     """A recipe may grow by an arm and a seed together."""
     grown = "cd" * 32
-    controls = [record("control", psnr_db=27.0), record("control", seed=1, recipe_sha256=grown, psnr_db=26.0)]
+    controls = [
+        record("control", psnr_db=27.0),
+        record("control", seed=1, recipe_sha256=grown, psnr_db=26.0),
+    ]
     arm = as_records([record("pruned", recipe_sha256=grown)])[0]
     for order in (controls, controls[::-1]):
         found = counterpart(arm, as_records(order), "control")
@@ -153,7 +208,14 @@ def test_the_seed_counts_before_the_text_of_the_recipe() -> None:
 
 
 def test_one_label_for_two_results_is_told_apart() -> None:
-    ready = as_records([record("pruned"), record("pruned", psnr_db=20.0, recipe="b"), record("pruned", psnr_db=21.0, recipe="b"), record("pruned", 2)])
+    ready = as_records(
+        [
+            record("pruned"),
+            record("pruned", psnr_db=20.0, recipe="b"),
+            record("pruned", psnr_db=21.0, recipe="b"),
+            record("pruned", 2),
+        ]
+    )
     names = arms(ready)
     assert len({(r["quality"], name) for r, name in zip(ready, names, strict=True)}) == 4
     assert len(lines(ready)) == 4
@@ -163,14 +225,26 @@ def test_one_label_for_two_results_is_told_apart() -> None:
 
 def test_bd_of_a_shifted_curve_is_the_shift() -> None:
     pruned = [record("pruned", q, rate=1.1) for q in PSNR]
-    frame = bd_table([*(record("original", q) for q in PSNR), *(record("control", q, rate=0.9) for q in PSNR), *pruned])
+    frame = bd_table(
+        [
+            *(record("original", q) for q in PSNR),
+            *(record("control", q, rate=0.9) for q in PSNR),
+            *pruned,
+        ]
+    )
     rows = {(row["role"], row["against"]): row for _, row in frame.iterrows()}
     assert set(rows) == {("pruned", "original"), ("pruned", "control"), ("control", "original")}
     assert rows["pruned", "original"]["bd_rate_pct"] == pytest.approx(10, abs=1e-9)
-    assert rows["pruned", "control"]["bd_rate_pct"] == pytest.approx(100 * (1.1 / 0.9 - 1), abs=1e-9)
+    assert rows["pruned", "control"]["bd_rate_pct"] == pytest.approx(
+        100 * (1.1 / 0.9 - 1), abs=1e-9
+    )
     assert rows["pruned", "original"]["bd_psnr_db"] < 0
-    assert rows["pruned", "original"]["caution"] == "" and rows["pruned", "original"]["fit"] == "pchip"
-    dropped = bd_table([*(record("original", q) for q in PSNR), *(record("pruned", q, drop=0.5) for q in PSNR)]).iloc[0]
+    assert (
+        rows["pruned", "original"]["caution"] == "" and rows["pruned", "original"]["fit"] == "pchip"
+    )
+    dropped = bd_table(
+        [*(record("original", q) for q in PSNR), *(record("pruned", q, drop=0.5) for q in PSNR)]
+    ).iloc[0]
     assert dropped["bd_psnr_db"] == pytest.approx(-0.5, abs=1e-9) and dropped["bd_rate_pct"] > 0
 
 
@@ -187,25 +261,45 @@ def test_bd_of_a_shifted_curve_is_the_shift() -> None:
         ((1, 2, 3, 4), {"psnr_db": None}, True, True, "no finite"),
     ],
 )
-def test_bd_cautions(qualities: tuple[int, ...], change: dict[str, Any], rate_blank: bool, psnr_blank: bool, said: str) -> None:
+def test_bd_cautions(
+    qualities: tuple[int, ...],
+    change: dict[str, Any],
+    rate_blank: bool,
+    psnr_blank: bool,
+    said: str,
+) -> None:
     ready = [r for q in qualities for r in (record("original", q), record("pruned", q, **change))]
     row = bd_table(ready).iloc[0]
     assert said in row["caution"] and row["points"] == len(qualities)
-    assert (math.isnan(row["bd_rate_pct"]), math.isnan(row["bd_psnr_db"])) == (rate_blank, psnr_blank)
+    assert (math.isnan(row["bd_rate_pct"]), math.isnan(row["bd_psnr_db"])) == (
+        rate_blank,
+        psnr_blank,
+    )
     assert (row["fit"] == "none") == (rate_blank and psnr_blank)
 
 
 def test_no_bd_rate_where_psnr_falls_though_the_curves_overlap() -> None:
     psnr = {1: 28.5, 2: 31.5, 3: 30.5, 4: 33.5}
-    row = bd_table([r for q in PSNR for r in (record("original", q), record("pruned", q, psnr_db=psnr[q]))]).iloc[0]
-    assert math.isnan(row["bd_rate_pct"]) and math.isfinite(row["bd_psnr_db"]) and "does not rise" in row["caution"]
+    row = bd_table(
+        [r for q in PSNR for r in (record("original", q), record("pruned", q, psnr_db=psnr[q]))]
+    ).iloc[0]
+    assert (
+        math.isnan(row["bd_rate_pct"])
+        and math.isfinite(row["bd_psnr_db"])
+        and "does not rise" in row["caution"]
+    )
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_table_of_blanks_is_one_sentence(tmp_path: Path) -> None:
     for qualities, blank in (((1, 2), True), ((1, 2, 3), False)):
-        page = write_report([record(role, q) for q in qualities for role in ("original", "control", "pruned")], tmp_path).read_text()
-        assert ("no curve goes through three qualities" in page) == blank and ("<th>BD-rate</th>" in page) != blank
+        page = write_report(
+            [record(role, q) for q in qualities for role in ("original", "control", "pruned")],
+            tmp_path,
+        ).read_text()
+        assert ("no curve goes through three qualities" in page) == blank and (
+            "<th>BD-rate</th>" in page
+        ) != blank
 
 
 def test_bd_without_anything_to_stand_against() -> None:
@@ -215,22 +309,39 @@ def test_bd_without_anything_to_stand_against() -> None:
 
 def test_text_table_is_narrow_plain_and_complete() -> None:
     name = "mask decay with a name so long that no terminal could hold the whole of it beside the figures"
-    ready = sweep() + [record("pruned", q, drop=0.7 + s / 10, seed=s, label=name) for q in (1, 2, 3) for s in (0, 1, 2)]
+    ready = sweep() + [
+        record("pruned", q, drop=0.7 + s / 10, seed=s, label=name)
+        for q in (1, 2, 3)
+        for s in (0, 1, 2)
+    ]
     text = text_table(ready)
     assert max(map(len, text.splitlines())) <= 120 and text.isascii()
     for figure in ("5.00", "2.00x", "0.2000", "27.30", "0.70 (2.50 %)", "0.100", "0.200"):
-        assert figure in next(line for line in text.splitlines() if line.startswith("  1  mask_decay"))
-    assert "0.9000" in text_table(sweep()) and "0.9000" not in text, "MS-SSIM goes where there is no room; the files have it"
+        assert figure in next(
+            line for line in text.splitlines() if line.startswith("  1  mask_decay")
+        )
+    assert "0.9000" in text_table(sweep()) and "0.9000" not in text, (
+        "MS-SSIM goes where there is no room; the files have it"
+    )
     column = [line[5:].split("  ")[0].strip() for line in text.splitlines()]
-    assert name.replace(" ", "") in "".join(column).replace(" ", ""), "a long label is wrapped, not cut"
+    assert name.replace(" ", "") in "".join(column).replace(" ", ""), (
+        "a long label is wrapped, not cut"
+    )
     assert "0.80 +-0.10 (2.86 %)" in text and "3 seeds" in text and "fvcore" in text
 
 
 def test_seeds_keep_their_rows_and_are_joined_for_people() -> None:
-    ready = [record("original"), *(record("pruned", drop=d, seed=s) for s, d in enumerate((0.5, 0.7, 0.9)))]
+    ready = [
+        record("original"),
+        *(record("pruned", drop=d, seed=s) for s, d in enumerate((0.5, 0.7, 0.9))),
+    ]
     assert len(table(ready)) == 4
     line = lines(ready)[1]
-    assert (line.seeds, line.mean["psnr_drop_db"], line.spread["psnr_drop_db"]) == (3, pytest.approx(0.7), pytest.approx(0.2))
+    assert (line.seeds, line.mean["psnr_drop_db"], line.spread["psnr_drop_db"]) == (
+        3,
+        pytest.approx(0.7),
+        pytest.approx(0.2),
+    )
     assert "0.70 ±0.20 (2.50 %)" in markdown(ready)
     assert "±" not in markdown(ready[:2])
 
@@ -241,7 +352,10 @@ NASTY = "50% & a_b #1 | $x$ <b>^~{}\\ </script>\nnext"
 def test_latex_and_markdown_escape() -> None:
     ready = [record("original"), record("pruned", label=NASTY)]
     tex, md = latex(ready), markdown(ready)
-    assert r"50\% \& a\_b \#1 \textbar{} \$x\$ \textless{}b\textgreater{}\textasciicircum{}\textasciitilde{}\{\}\textbackslash{}" in tex
+    assert (
+        r"50\% \& a\_b \#1 \textbar{} \$x\$ \textless{}b\textgreater{}\textasciicircum{}\textasciitilde{}\{\}\textbackslash{}"
+        in tex
+    )
     rows = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert all(len(re.findall(r"(?<!\\)&", row)) == 9 for row in rows) and len(rows) == 3
     rows = [line for line in md.splitlines() if line.startswith("|")]
@@ -257,13 +371,29 @@ def test_report_folder(tmp_path: Path) -> None:
     assert page == out / "index.html"
     names = {p.name for p in out.iterdir()}
     plots = {"rd.png", "drop_vs_reduction.png", "widths.png"}
-    assert names == {"table.csv", "table.md", "table.tex", "bd.csv", "records.json", "index.html", "crops"} | plots
+    assert (
+        names
+        == {"table.csv", "table.md", "table.tex", "bd.csv", "records.json", "index.html", "crops"}
+        | plots
+    )
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in plots)
     with open(out / "table.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [float(r["flop_reduction"]) for r in rows if r["role"] == "pruned"] == [2, 2, 2]
     html = page.read_text(encoding="utf-8")
-    for figure in ("2.00×", "0.700", "2.50 %", "29.87 dB", "0.432 bpp", "quickstart", "ab" * 32, "pchip", "only 3 points", "8 bits", "g_s"):
+    for figure in (
+        "2.00×",
+        "0.700",
+        "2.50 %",
+        "29.87 dB",
+        "0.432 bpp",
+        "quickstart",
+        "ab" * 32,
+        "pchip",
+        "only 3 points",
+        "8 bits",
+        "g_s",
+    ):
         assert figure in html, figure
     assert not re.search(r"https?://|src=\"(?!data:)|<script|<link", html)
     assert html.count("data:image/png") == 3 * 2 + 3 * 4
@@ -271,7 +401,11 @@ def test_report_folder(tmp_path: Path) -> None:
 
 
 def test_report_is_the_same_from_its_own_records_and_names_no_place_on_disk(tmp_path: Path) -> None:
-    places = {"file": str(tmp_path / "secret/codec.safetensors"), "test": str(tmp_path / "photos"), "codec": str(tmp_path / "c.pth")}
+    places = {
+        "file": str(tmp_path / "secret/codec.safetensors"),
+        "test": str(tmp_path / "photos"),
+        "codec": str(tmp_path / "c.pth"),
+    }
     store(tmp_path / "runs", [r | places for r in sweep()])
     write_report(collect([tmp_path / "runs"]), tmp_path / "one")
     again = collect([tmp_path / "one"])
@@ -300,20 +434,32 @@ def test_crops_come_only_from_beside_the_record_and_only_pictures(tmp_path: Path
     file = run / "part0/record.json"
     base = json.loads(file.read_text())
     (run / "part0/text.png").write_text("not a picture")
-    for path in ("../../secret.png", str(tmp_path / "secret.png"), "text.png", "crops/missing.png", "x\0y"):
+    for path in (
+        "../../secret.png",
+        str(tmp_path / "secret.png"),
+        "text.png",
+        "crops/missing.png",
+        "x\0y",
+    ):
         bad = copy.deepcopy(base)
         bad["crops"][0]["decoded"] = path
         file.write_text(json.dumps(bad))
         html = write_report(collect([run]), tmp_path / "out").read_text(encoding="utf-8")
         assert "1 of 1 crops were not found" in html and "photograph</b>" not in html
-        assert not any(b"secret" in p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
+        assert not any(
+            b"secret" in p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()
+        )
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_report_may_leave_the_photographs_out(tmp_path: Path) -> None:
     found = collect([store(tmp_path / "run", [record("original"), record("pruned")])])
     html = write_report(found, tmp_path / "out", crops=False).read_text(encoding="utf-8")
-    assert not (tmp_path / "out" / "crops").exists() and "photograph</b>" not in html and "crops were not found" not in html
+    assert (
+        not (tmp_path / "out" / "crops").exists()
+        and "photograph</b>" not in html
+        and "crops were not found" not in html
+    )
     assert "photograph</b>" in write_report(found, tmp_path / "with").read_text(encoding="utf-8")
     assert not any(r["crops"] for r in collect([tmp_path / "out"]))
 
@@ -321,7 +467,9 @@ def test_a_report_may_leave_the_photographs_out(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_a_page_of_many_codecs_shows_fewer_photographs(tmp_path: Path) -> None:
     for number, codecs in enumerate((10, 60)):
-        run = store(tmp_path / f"run{number}", [record("pruned", label=f"arm {n}") for n in range(codecs)])
+        run = store(
+            tmp_path / f"run{number}", [record("pruned", label=f"arm {n}") for n in range(codecs)]
+        )
         for file in run.rglob("record.json"):
             content = json.loads(file.read_text())
             content["crops"] = [content["crops"][0] | {"image": f"{name}.png"} for name in "abc"]
@@ -333,17 +481,31 @@ def test_a_page_of_many_codecs_shows_fewer_photographs(tmp_path: Path) -> None:
 def test_report_without_pruned_codecs_leaves_no_stale_plot(tmp_path: Path) -> None:
     write_report(sweep(), tmp_path)
     assert (tmp_path / "widths.png").exists()
-    html = write_report([record("original", 1)], tmp_path, title="Only one").read_text(encoding="utf-8")
+    html = write_report([record("original", 1)], tmp_path, title="Only one").read_text(
+        encoding="utf-8"
+    )
     assert "No pruned codec is among the records." in html and "<title>Only one</title>" in html
-    assert not (tmp_path / "widths.png").exists() and not (tmp_path / "drop_vs_reduction.png").exists()
+    assert (
+        not (tmp_path / "widths.png").exists() and not (tmp_path / "drop_vs_reduction.png").exists()
+    )
 
 
 def test_sparse_records_still_make_a_report(tmp_path: Path) -> None:
-    blank = dict.fromkeys("quality metric lmbda seed steps ms_ssim encode_s decode_s test recipe recipe_text file machine".split())
-    nothing: dict[str, Any] = {"images": [], "crops": [], "widths": {}, "by_transform": {}, "versions": {}}
+    blank = dict.fromkeys(
+        "quality metric lmbda seed steps ms_ssim encode_s decode_s test recipe recipe_text file machine".split()
+    )
+    nothing: dict[str, Any] = {
+        "images": [],
+        "crops": [],
+        "widths": {},
+        "by_transform": {},
+        "versions": {},
+    }
     bare = [record(role) | blank | nothing for role in ("original", "pruned")]
     html = write_report(bare, tmp_path).read_text(encoding="utf-8")
-    assert "nan" not in re.sub(r"base64,[^\"]*", "", html) and "None" not in re.sub(r"base64,[^\"]*", "", html)
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", html) and "None" not in re.sub(
+        r"base64,[^\"]*", "", html
+    )
     assert "nan" not in text_table(bare) and "NaN" not in (tmp_path / "records.json").read_text()
 
 
@@ -365,7 +527,9 @@ def test_headline_is_made_of_the_numbers() -> None:
 
 def test_unequal_training_is_said() -> None:
     ready = sweep((1,), steps=300)
-    assert any("300 steps, its control for 100" in note for note in notes(as_records(ready), lines(ready)))
+    assert any(
+        "300 steps, its control for 100" in note for note in notes(as_records(ready), lines(ready))
+    )
     assert notes(as_records(sweep()), lines(sweep())) == []
 
 

@@ -21,7 +21,12 @@ from nicprune.report.scratch_gap import gaps
 from nicprune.report.table import latex, markdown
 
 SIZE = 5_000_000
-GATED = {"macs": [17_000_000, 15_000_000, 20_000_000], "g_a": [12e6, 11e6, 14e6], "g_s": [9e6, 8e6, 10e6], "h_s": [1e6, 1e6, 1e6]}
+GATED = {
+    "macs": [17_000_000, 15_000_000, 20_000_000],
+    "g_a": [12e6, 11e6, 14e6],
+    "g_s": [9e6, 8e6, 10e6],
+    "h_s": [1e6, 1e6, 1e6],
+}
 
 
 def sized(qualities: tuple[int, ...] = (1, 2, 3), **pruned: Any) -> list[dict[str, Any]]:
@@ -33,18 +38,39 @@ def gated(quality: int = 1, role: str = "pruned", **other: Any) -> dict[str, Any
     """A codec with gates: half of the channels gone, the rest open or closed by image."""
     made = record("pruned", quality, drop=0.7)
     transforms = {"g_a": [12_000_000, 10], "h_s": [1_000_000, 4], "g_s": [9_000_000, 10]}
-    return made | {"cost": made["cost"] | {"macs": 17_000_000}, "dynamic": GATED, "by_transform": transforms, "label": "gates", "role": role} | other
+    return (
+        made
+        | {
+            "cost": made["cost"] | {"macs": 17_000_000},
+            "dynamic": GATED,
+            "by_transform": transforms,
+            "label": "gates",
+            "role": role,
+        }
+        | other
+    )
 
 
-def modulated(qualities: tuple[int, ...] = (1, 2, 3), drop: float = 0.5, **other: Any) -> list[dict[str, Any]]:
+def modulated(
+    qualities: tuple[int, ...] = (1, 2, 3), drop: float = 0.5, **other: Any
+) -> list[dict[str, Any]]:
     """One codec for all rates as a run records it: at each quality, and half-way between two."""
     made = []
     for n, quality in enumerate(qualities):
-        one = {"role": "modulated", "label": "all rates", "level": float(n), "file_bytes": SIZE // 2, "steps": 100} | other
+        one = {
+            "role": "modulated",
+            "label": "all rates",
+            "level": float(n),
+            "file_bytes": SIZE // 2,
+            "steps": 100,
+        } | other
         made.append(record("pruned", quality, drop=drop) | one)
         if quality != qualities[-1]:
             after = qualities[n + 1]
-            middle = {"bpp": math.sqrt(BPP[quality] * BPP[after]), "psnr_db": (PSNR[quality] + PSNR[after]) / 2 - drop}
+            middle = {
+                "bpp": math.sqrt(BPP[quality] * BPP[after]),
+                "psnr_db": (PSNR[quality] + PSNR[after]) / 2 - drop,
+            }
             made.append(made[-1] | middle | {"quality": None, "level": n + 0.5, "crops": []})
     return made
 
@@ -53,44 +79,79 @@ def test_a_rate_at_a_quality_is_compared_with_the_codec_trained_for_it() -> None
     rows = table(sized() + modulated()).query("role == 'modulated'")
     assert len(rows) == 5
     at = rows[rows["quality"].notna()]
-    assert list(at["psnr_drop_db"]) == pytest.approx([0.5] * 3) and list(at["bpp_change_pct"]) == pytest.approx([0] * 3)
+    assert list(at["psnr_drop_db"]) == pytest.approx([0.5] * 3) and list(
+        at["bpp_change_pct"]
+    ) == pytest.approx([0] * 3)
     assert list(at["decode_speedup"]) == pytest.approx([2] * 3)
     between = rows[rows["quality"].isna()]
-    assert list(between["level"]) == [0.5, 1.5] and between[["psnr_drop_db", "bpp_change_pct", "decode_speedup"]].isna().all(axis=None)
+    assert list(between["level"]) == [0.5, 1.5] and between[
+        ["psnr_drop_db", "bpp_change_pct", "decode_speedup"]
+    ].isna().all(axis=None)
 
 
 def test_rates_between_qualities_are_not_averaged_and_stay_out_of_tables_for_people() -> None:
     ready = sized() + modulated()
-    assert [line.mean["bpp"] for line in lines(ready) if line.between()] == pytest.approx([math.sqrt(0.2 * 0.35), math.sqrt(0.35 * 0.6)])
+    assert [line.mean["bpp"] for line in lines(ready) if line.between()] == pytest.approx(
+        [math.sqrt(0.2 * 0.35), math.sqrt(0.35 * 0.6)]
+    )
     for text in (text_table(ready), markdown(ready), latex(ready)):
-        assert sum("all rates" in row and ("& " in row or "  " in row) and "odulated" not in row and "torage" not in row for row in text.splitlines()) == 3
+        assert (
+            sum(
+                "all rates" in row
+                and ("& " in row or "  " in row)
+                and "odulated" not in row
+                and "torage" not in row
+                for row in text.splitlines()
+            )
+            == 3
+        )
     assert not any(line.between() for group in compact(ready).values() for line in group)
 
 
 def test_between_has_no_counterpart_even_among_codecs_without_a_quality() -> None:
     loose = [r | {"quality": None} for r in sized((1,))]
-    assert table(loose + modulated()).query("role == 'modulated' and quality.isna()")["psnr_drop_db"].isna().all()
+    assert (
+        table(loose + modulated())
+        .query("role == 'modulated' and quality.isna()")["psnr_drop_db"]
+        .isna()
+        .all()
+    )
 
 
 def test_another_architecture_at_a_quality_is_said_and_not_compared() -> None:
     larger = {"macs": 80_000_000, "encoder": 50_000_000, "decoder": 40_000_000, "params": 2_000_000}
     ready = sized() + [r | {"original_cost": larger} for r in modulated((1, 2))]
-    ready += [record("original", 4, cost=larger, original_cost=larger), *(r | {"original_cost": larger} for r in modulated((4,), label="top"))]
+    ready += [
+        record("original", 4, cost=larger, original_cost=larger),
+        *(r | {"original_cost": larger} for r in modulated((4,), label="top")),
+    ]
     rows = table(ready).query("role == 'modulated' and quality.notna()").set_index("quality")
-    assert rows.loc[[1, 2], "psnr_drop_db"].isna().all() and rows.loc[4, "psnr_drop_db"] == pytest.approx(0.5)
+    assert rows.loc[[1, 2], "psnr_drop_db"].isna().all() and rows.loc[
+        4, "psnr_drop_db"
+    ] == pytest.approx(0.5)
     at = [line for group in compact(ready).values() for line in group]
     said = [note for note in notes(as_records(ready), at) if "all rates" in note]
-    assert len(said) == 2 and all("another architecture" in note for note in said), "the control is of the other architecture too: no second note"
-    assert "No drop where the codec of that quality has another architecture." in text_table(ready).replace("\n", " ")
+    assert len(said) == 2 and all("another architecture" in note for note in said), (
+        "the control is of the other architecture too: no second note"
+    )
+    assert "No drop where the codec of that quality has another architecture." in text_table(
+        ready
+    ).replace("\n", " ")
     assert "another architecture" in " ".join(headline(at))
 
 
 def test_a_gated_row_shows_the_mean_and_the_range() -> None:
     ready = [*sized((1,)), gated()]
     row = table(ready).query("label == 'gates'").iloc[0]
-    assert (row["kmac_per_pixel_min"], row["kmac_per_pixel_max"]) == pytest.approx((15e6 / 4096e3, 20e6 / 4096e3))
+    assert (row["kmac_per_pixel_min"], row["kmac_per_pixel_max"]) == pytest.approx(
+        (15e6 / 4096e3, 20e6 / 4096e3)
+    )
     assert row["flop_reduction"] == pytest.approx(40.96 / 17)
-    assert "2.41x (2.0-2.7)" in text_table(ready) and "2.41× (2.0–2.7)" in markdown(ready) and r"2.41$\times$ (2.0--2.7)" in latex(ready)
+    assert (
+        "2.41x (2.0-2.7)" in text_table(ready)
+        and "2.41× (2.0–2.7)" in markdown(ready)
+        and r"2.41$\times$ (2.0--2.7)" in latex(ready)
+    )
     assert "range over the images" in text_table(ready).replace("\n", " ")
     alone = gated(dynamic={key: [mean, mean, mean] for key, (mean, _, _) in GATED.items()})
     assert "2.41x  " in text_table([*sized((1,)), alone]), "one image has no range"
@@ -104,34 +165,61 @@ def test_seeds_of_a_gated_codec_span_one_range() -> None:
 
 
 def test_per_image_is_against_the_original_by_transform() -> None:
-    original = record("original", by_transform={"g_a": [24_000_000, 10], "h_s": [1_000_000, 4], "g_s": [20_000_000, 10]})
+    original = record(
+        "original",
+        by_transform={"g_a": [24_000_000, 10], "h_s": [1_000_000, 4], "g_s": [20_000_000, 10]},
+    )
     (group,) = compact([original, gated()]).values()
     spreads = per_image(group)
-    assert [s.part for s in spreads] == ["all", "g_a", "g_s"], "a transform without gates is not listed"
-    assert spreads[1].share() == pytest.approx((50, 100 * 11 / 24, 100 * 14 / 24)) and spreads[0].original == pytest.approx(10)
+    assert [s.part for s in spreads] == ["all", "g_a", "g_s"], (
+        "a transform without gates is not listed"
+    )
+    assert spreads[1].share() == pytest.approx((50, 100 * 11 / 24, 100 * 14 / 24)) and spreads[
+        0
+    ].original == pytest.approx(10)
     text = markdown([original, gated()])
-    assert "**Per image**" in text and "over 2 images" in text and "50.0 %" in text and "46 to 58 %" in text
+    assert (
+        "**Per image**" in text
+        and "over 2 images" in text
+        and "50.0 %" in text
+        and "46 to 58 %" in text
+    )
     (group,) = compact([gated()]).values()
-    assert [s.original is None for s in per_image(group)] == [False, True, True, True] and "–" in markdown([gated()])
+    assert [s.original is None for s in per_image(group)] == [
+        False,
+        True,
+        True,
+        True,
+    ] and "–" in markdown([gated()])
     assert "Per image" not in markdown(sized())
 
 
 def test_the_speed_of_skipping_stands_beside_everything() -> None:
     timed = gated(skipping={"images": 6, "encode_s": [0.1, 0.12], "decode_s": [0.1, 0.15]})
     text = markdown([record(), timed])
-    assert "over 6 images" in text and sum("1.20×" in row and "1.50×" in row for row in text.splitlines()) == 1
+    assert (
+        "over 6 images" in text
+        and sum("1.20×" in row and "1.50×" in row for row in text.splitlines()) == 1
+    )
     assert "kipping" not in markdown([record(), gated()])
 
 
 def test_one_file_in_place_of_many() -> None:
     ready = sized() + modulated()
-    assert "Storage. all rates: one file of 2.5 MB instead of 3 of 15.0 MB: 83 % less." in text_table(ready)
-    assert "one file of 2.5 MB instead of 3 of 15.0 MB" in markdown(ready) and r"83 \% less" in latex(ready)
+    assert (
+        "Storage. all rates: one file of 2.5 MB instead of 3 of 15.0 MB: 83 % less."
+        in text_table(ready)
+    )
+    assert "one file of 2.5 MB instead of 3 of 15.0 MB" in markdown(
+        ready
+    ) and r"83 \% less" in latex(ready)
     (group,) = compact(ready).values()
     assert {s.arm: (s.files, s.size, s.originals) for s in storage(group)} == {
         "original": (3, 15_000_000, 15_000_000), "mask_decay": (3, 15_000_000, 15_000_000), "all rates": (1, 2_500_000, 15_000_000),
     }  # fmt: skip
-    assert "not known" in text_table(sized((1, 2)) + modulated()), "the file of quality 3 is missing: no saving"
+    assert "not known" in text_table(sized((1, 2)) + modulated()), (
+        "the file of quality 3 is missing: no saving"
+    )
     assert "20 % more" in text_table([*sized((1,)), *modulated((1,), file_bytes=6_000_000)])
     assert "torage" not in text_table(sized()) + text_table(sweep() + modulated(file_bytes=None))
 
@@ -139,10 +227,22 @@ def test_one_file_in_place_of_many() -> None:
 def test_bd_takes_all_rates_and_says_how_many() -> None:
     frame = bd_table(sized((1, 2, 3, 4)) + modulated((1, 2, 3, 4)))
     rows = frame.query("role == 'modulated'")
-    assert list(rows["against"]) == ["original", "control"] and list(rows["rates"]) == [7, 7] and list(rows["points"]) == [4, 4]
-    assert rows.iloc[0]["bd_psnr_db"] == pytest.approx(-0.5, abs=0.05) and rows.iloc[0]["caution"] == ""
-    assert frame.query("role != 'modulated'")["rates"].isna().all() and list(dict.fromkeys(frame["role"])) == ["pruned", "modulated", "control"]
-    assert "only 3 points" in bd_table(sized() + modulated()).query("role == 'modulated'").iloc[0]["caution"], "five rates do not mend three points"
+    assert (
+        list(rows["against"]) == ["original", "control"]
+        and list(rows["rates"]) == [7, 7]
+        and list(rows["points"]) == [4, 4]
+    )
+    assert (
+        rows.iloc[0]["bd_psnr_db"] == pytest.approx(-0.5, abs=0.05)
+        and rows.iloc[0]["caution"] == ""
+    )
+    assert frame.query("role != 'modulated'")["rates"].isna().all() and list(
+        dict.fromkeys(frame["role"])
+    ) == ["pruned", "modulated", "control"]
+    assert (
+        "only 3 points"
+        in bd_table(sized() + modulated()).query("role == 'modulated'").iloc[0]["caution"]
+    ), "five rates do not mend three points"
 
 
 def test_one_curve_through_all_rates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,10 +255,14 @@ def test_one_curve_through_all_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(plots.Axes, "plot", plot)
     legends: list[list[str]] = []
-    monkeypatch.setattr(plots.Figure, "legend", lambda self, handles, names, **rest: legends.append(names))
+    monkeypatch.setattr(
+        plots.Figure, "legend", lambda self, handles, names, **rest: legends.append(names)
+    )
     assert plots.rd_curves(lines(sized() + modulated()[::-1])) is not None
     curves = [(x, look) for x, look in drawn if len(x) == 5]
-    assert len(curves) == 2 and all(x == sorted(x) and look["markersize"] < 6 for x, look in curves), "PSNR and MS-SSIM"
+    assert len(curves) == 2 and all(
+        x == sorted(x) and look["markersize"] < 6 for x, look in curves
+    ), "PSNR and MS-SSIM"
     assert legends == [["original", "control", "mask_decay", "all rates"]]
 
 
@@ -181,7 +285,9 @@ def test_a_modulator_alone_saves_no_macs() -> None:
     ready = [record(), *modulated((1,), label="BM", **whole)]
     assert plots.drop_against_reduction(lines(ready)) is None
     (group,) = compact(ready).values()
-    assert headline(group)[0].startswith("BM, one codec for all rates, needs as many MACs as the original at quality 1: PSNR drops by")
+    assert headline(group)[0].startswith(
+        "BM, one codec for all rates, needs as many MACs as the original at quality 1: PSNR drops by"
+    )
     assert [arm for arm, _ in transforms(group)["columns"]] == ["original"]
 
 
@@ -193,14 +299,34 @@ def test_widths_of_one_codec_are_drawn_once() -> None:
 def test_report_folder_with_gates_and_rates(tmp_path: Path) -> None:
     runs = store(tmp_path / "runs", [*sized(), gated(2)])
     (runs / "one").mkdir()
-    (runs / "one/record.json").write_text(json.dumps(modulated(dynamic=GATED, label="gates for all rates")))
+    (runs / "one/record.json").write_text(
+        json.dumps(modulated(dynamic=GATED, label="gates for all rates"))
+    )
     page = write_report(collect([runs]), tmp_path / "report").read_text(encoding="utf-8")
-    for words in ("Per image", "Storage", "2.41× (2.0–2.7)", "one file of", "<dt>modulated</dt>", "3 (5 rates)", "in the mean over images", "the bar goes"):
+    for words in (
+        "Per image",
+        "Storage",
+        "2.41× (2.0–2.7)",
+        "one file of",
+        "<dt>modulated</dt>",
+        "3 (5 rates)",
+        "in the mean over images",
+        "the bar goes",
+    ):
         assert words in page.replace("\u00a0", " "), words
     with open(tmp_path / "report/table.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0])[-5:] == ["level", "kmac_per_pixel_min", "kmac_per_pixel_max", "file_bytes", "busy"]
-    assert [(r["quality"], r["level"], r["file_bytes"]) for r in rows[-2:]] == [("", "0.5", "2500000"), ("", "1.5", "2500000")]
+    assert list(rows[0])[-5:] == [
+        "level",
+        "kmac_per_pixel_min",
+        "kmac_per_pixel_max",
+        "file_bytes",
+        "busy",
+    ]
+    assert [(r["quality"], r["level"], r["file_bytes"]) for r in rows[-2:]] == [
+        ("", "0.5", "2500000"),
+        ("", "1.5", "2500000"),
+    ]
     assert rows[0]["quality"] == "1"
     again = tmp_path / "again"
     write_report(collect([tmp_path / "report"]), again)
@@ -211,9 +337,13 @@ def test_report_folder_with_gates_and_rates(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_records_without_the_new_keys_leave_no_trace_of_them(tmp_path: Path) -> None:
     page = write_report(sweep(), tmp_path).read_text(encoding="utf-8")
-    assert not any(word in page for word in ("odulated", "Per image", "Storage", "rates)", "gates", "skipping"))
+    assert not any(
+        word in page for word in ("odulated", "Per image", "Storage", "rates)", "gates", "skipping")
+    )
     old = [r | {"busy": None} for r in sweep()]
-    assert list(table(old).columns)[-1] == "date" and list(bd_table(sweep()).columns)[-1] == "caution"
+    assert (
+        list(table(old).columns)[-1] == "date" and list(bd_table(sweep()).columns)[-1] == "caution"
+    )
     kept = json.loads((tmp_path / "records.json").read_text(encoding="utf-8"))
     assert not {"level", "dynamic", "skipping", "file_bytes"} & set(kept[0])
 
@@ -240,26 +370,58 @@ def slimmable(widths: int = 3, **other: Any) -> list[dict[str, Any]]:
     for width in range(widths):
         one = record("pruned", 3, drop=0.2 + width)
         cost = {name: round(count * 0.6**width) for name, count in one["original_cost"].items()}
-        log = [{"step": 10.0 * n, "pair": n, "lambdas": [0.01, 0.008**n, 0.006], "bpp": [0.6, 0.4, 0.3], "psnr_db": [31.0, 30.0, 29.0]} for n in range(3)]
-        more = {"bpp": 0.6 - 0.1 * width, "lmbda": 0.01 / (1 + width), "cost": cost, "encode_peak_bytes": 75_000_000 - width, "decode_peak_bytes": 77_000_000}
-        made.append(one | more | {"role": "modulated", "label": "slim", "width": width, "file_bytes": SIZE, "schedule": [] if width else log} | other)
+        log = [
+            {
+                "step": 10.0 * n,
+                "pair": n,
+                "lambdas": [0.01, 0.008**n, 0.006],
+                "bpp": [0.6, 0.4, 0.3],
+                "psnr_db": [31.0, 30.0, 29.0],
+            }
+            for n in range(3)
+        ]
+        more = {
+            "bpp": 0.6 - 0.1 * width,
+            "lmbda": 0.01 / (1 + width),
+            "cost": cost,
+            "encode_peak_bytes": 75_000_000 - width,
+            "decode_peak_bytes": 77_000_000,
+        }
+        made.append(
+            one
+            | more
+            | {
+                "role": "modulated",
+                "label": "slim",
+                "width": width,
+                "file_bytes": SIZE,
+                "schedule": [] if width else log,
+            }
+            | other
+        )
     return made
 
 
 def test_each_width_has_a_line_and_all_are_one_curve() -> None:
     ready = sized() + slimmable()
     rows = table(ready).query("role == 'modulated'")
-    assert list(rows["width"]) == [0, 1, 2] and list(rows["psnr_drop_db"]) == pytest.approx([0.2, 1.2, 2.2])
+    assert list(rows["width"]) == [0, 1, 2] and list(rows["psnr_drop_db"]) == pytest.approx(
+        [0.2, 1.2, 2.2]
+    )
     assert list(rows["encode_peak_bytes"]) == [75_000_000, 74_999_999, 74_999_998]
     for text in (text_table(ready), markdown(ready), latex(ready)):
         assert all(f"slim, width {width}" in text for width in range(3))
-    assert "several widths, each with a lambda of its own" in " ".join(text_table(ready).split()) and "for all rates" not in text_table(ready)
+    assert "several widths, each with a lambda of its own" in " ".join(
+        text_table(ready).split()
+    ) and "for all rates" not in text_table(ready)
     bd = bd_table(ready).query("label == 'slim'")
     assert len(bd) == 2 and list(bd["rates"]) == [3, 3]
     said = "\n".join(headline(next(iter(compact(ready).values()))))
     assert "one codec of 3 widths" in said
     (stored,) = [s for s in storage(next(iter(compact(ready).values()))) if s.arm == "slim"]
-    assert stored.size == SIZE and stored.originals == sum(4 * r["cost"]["params"] for r in slimmable())
+    assert stored.size == SIZE and stored.originals == sum(
+        4 * r["cost"]["params"] for r in slimmable()
+    )
     assert "(parameters alone): " in stored.swap()
 
 
@@ -269,14 +431,24 @@ def test_widths_and_their_schedule_are_on_the_page(tmp_path: Path) -> None:
     for text in ("Widths of slimmable codecs", "Schedule of λ", "75.0", "slim, width 2", "0.00333"):
         assert text in page
     plain = write_report(sized(), tmp_path / "without").read_text(encoding="utf-8")
-    assert not (tmp_path / "without" / "schedule.png").exists() and "Schedule of λ" not in plain and "slimmable" not in plain
+    assert (
+        not (tmp_path / "without" / "schedule.png").exists()
+        and "Schedule of λ" not in plain
+        and "slimmable" not in plain
+    )
     assert plots.lambda_schedule(lines(sized())) is None
 
 
-def scratched(psnr: float, rate: float, label: str, method: str, steps: int, seed: int = 0) -> dict[str, Any]:
+def scratched(
+    psnr: float, rate: float, label: str, method: str, steps: int, seed: int = 0
+) -> dict[str, Any]:
     """A pruned codec, or one from scratch, at one PSNR on both images."""
     made = record("pruned", 1, label=label, method=method, seed=seed, steps=steps, lmbda=0.01)
-    return made | {"bpp": rate, "psnr_db": psnr, "images": [image | {"psnr_db": psnr} for image in made["images"]]}
+    return made | {
+        "bpp": rate,
+        "psnr_db": psnr,
+        "images": [image | {"psnr_db": psnr} for image in made["images"]],
+    }
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -291,19 +463,36 @@ def test_the_share_of_the_gap_that_is_closed(tmp_path: Path) -> None:
     records.append(smaller | {"cost": smaller["cost"] | {"macs": smaller["cost"]["macs"] // 2}})
     ((_, group),) = compact(records).items()
     found = {gap.arm: gap for gap in gaps(group)}
-    assert set(found) == {"pruned", "worse"} and all(gap.scratch == "from scratch" and gap.steps == 900 for gap in found.values())
+    assert set(found) == {"pruned", "worse"} and all(
+        gap.scratch == "from scratch" and gap.steps == 900 for gap in found.values()
+    )
 
     def by_hand(psnr: float, rate: float) -> float:
         return 0.01 * 255**2 * 10 ** (-psnr / 10) + rate
 
     whole = by_hand(28, 0.4) - by_hand(30, 0.3)
-    assert found["pruned"].closed() == pytest.approx(100 * (by_hand(28, 0.4) - by_hand(29, 0.32)) / whole)
-    assert found["worse"].closed() == pytest.approx(100 * (by_hand(28, 0.4) - by_hand(27, 0.4)) / whole) and (found["worse"].closed() or 0) < 0
-    ((_, other),) = compact([r | {"lmbda": 0.02} if r["label"] == "pruned" else r for r in records]).items()
+    assert found["pruned"].closed() == pytest.approx(
+        100 * (by_hand(28, 0.4) - by_hand(29, 0.32)) / whole
+    )
+    assert (
+        found["worse"].closed()
+        == pytest.approx(100 * (by_hand(28, 0.4) - by_hand(27, 0.4)) / whole)
+        and (found["worse"].closed() or 0) < 0
+    )
+    ((_, other),) = compact(
+        [r | {"lmbda": 0.02} if r["label"] == "pruned" else r for r in records]
+    ).items()
     assert {gap.arm for gap in gaps(other)} == {"worse"}, "costs by another lambda are not compared"
     folder = write_report(records, tmp_path).parent
     for file in ("index.html", "table.md"):
         text = (folder / file).read_text()
-        assert "Against training from scratch" in text and "900" in text and f"{found['pruned'].closed():.0f} %" in text
+        assert (
+            "Against training from scratch" in text
+            and "900" in text
+            and f"{found['pruned'].closed():.0f} %" in text
+        )
     write_report([r for r in records if r["method"] != "scratch"], tmp_path)
-    assert "Against training from scratch" not in (folder / "index.html").read_text() + (folder / "table.md").read_text()
+    assert (
+        "Against training from scratch"
+        not in (folder / "index.html").read_text() + (folder / "table.md").read_text()
+    )

@@ -35,7 +35,10 @@ def test_round_trip_is_exact_and_decodes(architecture: str, tmp_path: Path) -> N
     with torch.no_grad():
         sent = small.eval().compress(x)
         assert sent["strings"] == again.compress(x)["strings"]
-        assert torch.equal(small.decompress(sent["strings"], sent["shape"])["x_hat"], again.decompress(sent["strings"], sent["shape"])["x_hat"])
+        assert torch.equal(
+            small.decompress(sent["strings"], sent["shape"])["x_hat"],
+            again.decompress(sent["strings"], sent["shape"])["x_hat"],
+        )
 
 
 def test_provenance_travels_with_the_file(tmp_path: Path, hyperprior: nn.Module) -> None:
@@ -43,8 +46,13 @@ def test_provenance_travels_with_the_file(tmp_path: Path, hyperprior: nn.Module)
     before = masked.cost.totals()
     again = load(save(masked.harden(), tmp_path / "a.safetensors"))
     record = provenance(again)
-    assert record.original == before.as_dict() and record.history[0]["methods"][0]["name"] == "magnitude"
-    assert "masked = pruned to" in record.history[0]["verified"], "surgery says what its verification found"
+    assert (
+        record.original == before.as_dict()
+        and record.history[0]["methods"][0]["name"] == "magnitude"
+    )
+    assert "masked = pruned to" in record.history[0]["verified"], (
+        "surgery says what its verification found"
+    )
     # A second pruning is relative to the original: 0.6 is met already, 0.3 means 0.3 of the first codec.
     twice = attach(again, "magnitude", budget={"macs": 0.3}, round_to=1).harden()
     assert 0.25 < attach(twice, "none").cost.totals().macs / before.macs <= 0.3
@@ -56,8 +64,12 @@ def test_half_precision_is_close(tmp_path: Path, hyperprior: nn.Module) -> None:
     assert half.stat().st_size < full.stat().st_size
     weights = [load(p).state_dict()["g_a.0.weight"] for p in (full, half)]
     assert weights[1].dtype == torch.float32 and 0 < (weights[0] - weights[1]).abs().max() < 1e-2
-    for (name, exact), (_, stored) in zip(load(full).named_buffers(), load(half).named_buffers(), strict=True):
-        assert torch.equal(exact, stored), f"{name}: 1e-9 is 0 in float16, and a likelihood of 0 an infinite loss"
+    for (name, exact), (_, stored) in zip(
+        load(full).named_buffers(), load(half).named_buffers(), strict=True
+    ):
+        assert torch.equal(exact, stored), (
+            f"{name}: 1e-9 is 0 in float16, and a likelihood of 0 an infinite loss"
+        )
 
 
 def test_truncated_and_foreign_files_are_one_line(tmp_path: Path, hyperprior: nn.Module) -> None:
@@ -76,7 +88,9 @@ def test_truncated_and_foreign_files_are_one_line(tmp_path: Path, hyperprior: nn
         load(tmp_path / "nowhere.safetensors")
 
 
-def test_a_failed_save_leaves_the_old_file_whole(tmp_path: Path, hyperprior: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_old_file_whole(
+    tmp_path: Path, hyperprior: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = save(hyperprior, tmp_path / "a.safetensors")
     before = path.read_bytes()
 
@@ -102,10 +116,16 @@ class Foreign(CompressionModel):
         inner = FactorizedPrior(8, 12)
         self.g_a, self.g_s, self.entropy_bottleneck = inner.g_a, inner.g_s, inner.entropy_bottleneck
 
-    forward, compress, decompress = FactorizedPrior.forward, FactorizedPrior.compress, FactorizedPrior.decompress
+    forward, compress, decompress = (
+        FactorizedPrior.forward,
+        FactorizedPrior.compress,
+        FactorizedPrior.decompress,
+    )
 
 
-def test_foreign_classes_load_if_imported_or_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_foreign_classes_load_if_imported_or_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = attach(Foreign(), "magnitude", budget={"macs": 0.5}, round_to=1).harden()
     path = save(small, tmp_path / "a.safetensors")
     assert same_state(state_of(load(path)), state_of(small))
@@ -115,8 +135,12 @@ def test_foreign_classes_load_if_imported_or_given(tmp_path: Path, monkeypatch: 
     assert same_state(state_of(load(path, factory=Foreign)), state_of(small))
 
 
-@pytest.mark.parametrize(("path", "kwargs"), [("os:system", {"command": "true"}), ("subprocess:Popen", {"args": "true"})])
-def test_a_file_cannot_name_something_to_call(tmp_path: Path, hyperprior: nn.Module, path: str, kwargs: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("path", "kwargs"), [("os:system", {"command": "true"}), ("subprocess:Popen", {"args": "true"})]
+)
+def test_a_file_cannot_name_something_to_call(
+    tmp_path: Path, hyperprior: nn.Module, path: str, kwargs: dict[str, str]
+) -> None:
     provenance(hyperprior).build = {"class": path, "kwargs": kwargs}
     with pytest.raises(CodecError, match="not a CompressionModel class"):
         load(save(hyperprior, tmp_path / "a.safetensors"))
@@ -128,7 +152,9 @@ def test_compressai_files(tmp_path: Path, wrap: str) -> None:
     state = codec.state_dict()
     if wrap == "module.":
         state = {f"module.{k}": v for k, v in state.items()}
-    torch.save({"state_dict": state, "epoch": 3} if wrap != "bare" else state, tmp_path / "c.pth.tar")
+    torch.save(
+        {"state_dict": state, "epoch": 3} if wrap != "bare" else state, tmp_path / "c.pth.tar"
+    )
     loaded = load_codec("bmshj2018-hyperprior", 3, weights=tmp_path / "c.pth.tar")
     assert torch.equal(loaded.state_dict()["g_a.0.weight"], codec.state_dict()["g_a.0.weight"])
     assert loaded.compress(image(loaded))["strings"]
@@ -153,16 +179,25 @@ class _Evil:
         return (exec, ("raise SystemExit('a pickle ran')",))
 
 
-def test_copies_keep_the_record_so_that_budgets_do_not_compound(hyperprior: nn.Module, tmp_path: Path) -> None:
+def test_copies_keep_the_record_so_that_budgets_do_not_compound(
+    hyperprior: nn.Module, tmp_path: Path
+) -> None:
     first = attach(hyperprior, "magnitude", budget={"macs": 0.5}, round_to=1).harden()
     copied = copy.deepcopy(first)
-    assert provenance(copied).original == provenance(first).original and provenance(copied) is not provenance(first)
+    assert provenance(copied).original == provenance(first).original and provenance(
+        copied
+    ) is not provenance(first)
     with pytest.raises(BudgetError, match="is met already"):
         attach(copied, "magnitude", budget={"macs": 0.5}, round_to=1)
-    assert provenance(load(save(copied, tmp_path / "a.safetensors"))).original == provenance(first).original
+    assert (
+        provenance(load(save(copied, tmp_path / "a.safetensors"))).original
+        == provenance(first).original
+    )
 
 
-def test_codecs_with_masks_on_are_neither_saved_nor_pruned(hyperprior: nn.Module, tmp_path: Path) -> None:
+def test_codecs_with_masks_on_are_neither_saved_nor_pruned(
+    hyperprior: nn.Module, tmp_path: Path
+) -> None:
     attach(hyperprior, "mask_decay", budget={"macs": 0.5}, round_to=1, decay_steps=4)
     with pytest.raises(CodecError, match="methods attached"):
         save(hyperprior, tmp_path / "a.safetensors")
@@ -176,15 +211,34 @@ def test_codecs_with_masks_on_are_neither_saved_nor_pruned(hyperprior: nn.Module
         {"format": "nicprune", "version": 1},
         {"format": "nicprune", "version": 1, "name": "x", "build": "text"},
         {"format": "nicprune", "version": 1, "name": "x", "build": {"class": "compressai.foo:Bar"}},
-        {"format": "nicprune", "version": 1, "name": "x", "build": {"class": "compressai.models.google:ScaleHyperprior", "kwargs": {"Q": 1}}},
-        {"format": "nicprune", "version": 1, "name": "x", "build": {"class": "compressai.models.google:ScaleHyperprior", "kwargs": {"N": 10**9, "M": 2}}},
+        {
+            "format": "nicprune",
+            "version": 1,
+            "name": "x",
+            "build": {"class": "compressai.models.google:ScaleHyperprior", "kwargs": {"Q": 1}},
+        },
+        {
+            "format": "nicprune",
+            "version": 1,
+            "name": "x",
+            "build": {
+                "class": "compressai.models.google:ScaleHyperprior",
+                "kwargs": {"N": 10**9, "M": 2},
+            },
+        },
         {"format": "nicprune", "version": 99},
     ],
 )
-def test_headers_of_others_end_in_one_line(header: dict[str, object], tmp_path: Path, hyperprior: nn.Module) -> None:
+def test_headers_of_others_end_in_one_line(
+    header: dict[str, object], tmp_path: Path, hyperprior: nn.Module
+) -> None:
     from safetensors.torch import save_file
 
-    save_file({k: v.clone() for k, v in hyperprior.state_dict().items()}, tmp_path / "a.safetensors", metadata={"nicprune": json.dumps(header)})
+    save_file(
+        {k: v.clone() for k, v in hyperprior.state_dict().items()},
+        tmp_path / "a.safetensors",
+        metadata={"nicprune": json.dumps(header)},
+    )
     with pytest.raises((FileError, CodecError)) as caught:
         load(tmp_path / "a.safetensors")
     assert "\n" not in str(caught.value)
@@ -196,7 +250,12 @@ def test_weights_of_a_neighbour_are_refused(tmp_path: Path) -> None:
         load_codec("bmshj2018-hyperprior", 1, weights=tmp_path / "mean.pth")
     torch.save(ScaleHyperprior(16, 24).state_dict(), tmp_path / "narrow.pth")
     with pytest.warns(UserWarning, match="has other widths than bmshj2018-hyperprior quality 1"):
-        assert load_codec("bmshj2018-hyperprior", 1, weights=tmp_path / "narrow.pth").g_a[0].out_channels == 16
+        assert (
+            load_codec("bmshj2018-hyperprior", 1, weights=tmp_path / "narrow.pth")
+            .g_a[0]
+            .out_channels
+            == 16
+        )
 
 
 def test_arguments_that_would_be_ignored_are_refused(tmp_path: Path, hyperprior: nn.Module) -> None:
@@ -250,35 +309,64 @@ def test_names_qualities_and_paths(monkeypatch: pytest.MonkeyPatch) -> None:
         load_codec("my_codecs:wrong")
 
 
-def test_official_weights_come_through_compressais_downloader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_official_weights_come_through_compressais_downloader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real loading code, against a file where the network would be."""
     codec = ScaleHyperprior(128, 192)
     codec.update()
     torch.save(codec.state_dict(), tmp_path / "bmshj2018-hyperprior-1-0.pth.tar")
     from compressai.zoo import image as zoo
 
-    monkeypatch.setitem(zoo.model_urls["bmshj2018-hyperprior"]["mse"], 1, (tmp_path / "bmshj2018-hyperprior-1-0.pth.tar").as_uri())
+    monkeypatch.setitem(
+        zoo.model_urls["bmshj2018-hyperprior"]["mse"],
+        1,
+        (tmp_path / "bmshj2018-hyperprior-1-0.pth.tar").as_uri(),
+    )
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     loaded = load_codec("bmshj2018-hyperprior", 1)
     x = image(codec)
     assert torch.equal(loaded(x)["x_hat"], codec.eval()(x)["x_hat"])
     assert provenance(loaded).name == "bmshj2018-hyperprior" and provenance(loaded).quality == 1
-    monkeypatch.setitem(zoo.model_urls["bmshj2018-hyperprior"]["mse"], 2, (tmp_path / "nowhere.pth.tar").as_uri())
-    with pytest.raises(CodecError, match="could not be downloaded: .*use weights='none' .* or weights='file.pth.tar'"):
+    monkeypatch.setitem(
+        zoo.model_urls["bmshj2018-hyperprior"]["mse"], 2, (tmp_path / "nowhere.pth.tar").as_uri()
+    )
+    with pytest.raises(
+        CodecError,
+        match="could not be downloaded: .*use weights='none' .* or weights='file.pth.tar'",
+    ):
         load_codec("bmshj2018-hyperprior", 2)
 
 
-@pytest.mark.parametrize("name", ["bmshj2018-factorized", "bmshj2018-factorized-relu", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-anchor"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bmshj2018-factorized",
+        "bmshj2018-factorized-relu",
+        "bmshj2018-hyperprior",
+        "mbt2018-mean",
+        "mbt2018",
+        "cheng2020-anchor",
+    ],
+)
 def test_every_quality_has_its_widths(name: str) -> None:
     from nicprune.codecs.zoo import qualities
 
-    ends = [load_codec(name, q, weights="none").g_a[0] for q in (qualities(name)[0], qualities(name)[-1])]
-    widths = [layer.out_channels if hasattr(layer, "out_channels") else layer.conv1.out_channels for layer in ends]
+    ends = [
+        load_codec(name, q, weights="none").g_a[0]
+        for q in (qualities(name)[0], qualities(name)[-1])
+    ]
+    widths = [
+        layer.out_channels if hasattr(layer, "out_channels") else layer.conv1.out_channels
+        for layer in ends
+    ]
     assert widths == ([192, 192] if name == "mbt2018" else [128, 192])
 
 
 def test_header_is_read_without_weights(tmp_path: Path, hyperprior: nn.Module) -> None:
-    assert read_header(save(hyperprior, tmp_path / "a.safetensors"))["build"]["class"].endswith(":ScaleHyperprior")
+    assert read_header(save(hyperprior, tmp_path / "a.safetensors"))["build"]["class"].endswith(
+        ":ScaleHyperprior"
+    )
 
 
 def test_unknown_settings_name_the_closest(hyperprior: nn.Module) -> None:

@@ -25,7 +25,13 @@ LAMBDAS = (0.0018, 0.0067, 0.025)
 def photo(height: int = 67, width: int = 130, seed: int = 0) -> Tensor:
     """A soft uint8 picture whose sides are multiples of nothing."""
     small = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
-    return nn.functional.interpolate(small, size=(height, width), mode="bicubic")[0].clamp(0, 1).mul(255).round().byte()
+    return (
+        nn.functional.interpolate(small, size=(height, width), mode="bicubic")[0]
+        .clamp(0, 1)
+        .mul(255)
+        .round()
+        .byte()
+    )
 
 
 @torch.no_grad()
@@ -34,7 +40,9 @@ def by_hand(codec: Any, picture: Tensor, **rate: float) -> tuple[Tensor, int]:
     padded, padding = pad(picture.unsqueeze(0).float() / 255)
     sent = codec.compress(padded, **rate)
     x_hat = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
-    return crop(x_hat, padding)[0].clamp(0, 1).mul(255).round().byte(), string_bytes(sent["strings"])
+    return crop(x_hat, padding)[0].clamp(0, 1).mul(255).round().byte(), string_bytes(
+        sent["strings"]
+    )
 
 
 def ready(name: str) -> Any:
@@ -136,7 +144,9 @@ def test_gates_are_part_of_the_codec(tmp_path: Path) -> None:
     attached, picture = gated(), photo()
     data = encode(attached, picture)
     expected, _ = by_hand(attached, picture)
-    assert any(not bool(m.open.all()) for m in attached.modules() if hasattr(m, "open")), "no gate closed anything: this test shows nothing"
+    assert any(not bool(m.open.all()) for m in attached.modules() if hasattr(m, "open")), (
+        "no gate closed anything: this test shows nothing"
+    )
     assert torch.equal(decode(attached, data), expected)
     assert not torch.equal(expected, by_hand(ready("bmshj2018-hyperprior"), picture)[0])
     again = load(save(attached, tmp_path / "gated.safetensors"))
@@ -166,8 +176,12 @@ def test_the_fingerprint_stays_with_the_weights(tmp_path: Path) -> None:
         with torch.no_grad():
             codec(torch.rand(1, 3, 64, 64))
         assert fingerprint(codec) == first, f"{name}: changed by a forward pass"
-        assert fingerprint(load(save(codec, tmp_path / f"{name}.safetensors"))) == first, f"{name}: changed by saving"
-        assert fingerprint(copy.deepcopy(codec).to(memory_format=torch.channels_last)) == first, f"{name}: changed by the memory format"
+        assert fingerprint(load(save(codec, tmp_path / f"{name}.safetensors"))) == first, (
+            f"{name}: changed by saving"
+        )
+        assert fingerprint(copy.deepcopy(codec).to(memory_format=torch.channels_last)) == first, (
+            f"{name}: changed by the memory format"
+        )
 
 
 def test_the_fingerprint_tells_codecs_apart(hyperprior: Any) -> None:
@@ -176,7 +190,9 @@ def test_the_fingerprint_tells_codecs_apart(hyperprior: Any) -> None:
         changed = copy.deepcopy(hyperprior)
         value = changed.get_parameter(key).data.view(-1)
         value[-1] = torch.nextafter(value[-1], torch.tensor(9.0))
-        assert (fingerprint(changed) in seen) == key.startswith(("g_a.", "h_a.")), f"{key}: what another encoder writes, the same decoder reads"
+        assert (fingerprint(changed) in seen) == key.startswith(("g_a.", "h_a.")), (
+            f"{key}: what another encoder writes, the same decoder reads"
+        )
         seen.add(fingerprint(changed))
         with_encoder.add(fingerprint(changed, encoder=True))
     assert len(with_encoder) == 1 + len(list(hyperprior.parameters()))
@@ -185,15 +201,22 @@ def test_the_fingerprint_tells_codecs_apart(hyperprior: Any) -> None:
     for one, other in (names, shapes):
         for parameter in (*one.parameters(), *other.parameters()):
             parameter.fill_(0.5)
-        assert fingerprint(one) != fingerprint(other), "the same numbers elsewhere are another codec"
+        assert fingerprint(one) != fingerprint(other), (
+            "the same numbers elsewhere are another codec"
+        )
     attached = modulated()
     before = fingerprint(attached)
     assert before not in seen
     next(attached.methods.parameters()).data.view(-1)[0] += 0.01
     assert fingerprint(attached) != before
-    few, many = (attach(built("bmshj2018-hyperprior")[0], "bit_rate_modulator", lambdas=lambdas) for lambdas in (LAMBDAS, (0.001, 0.01, 0.1)))
+    few, many = (
+        attach(built("bmshj2018-hyperprior")[0], "bit_rate_modulator", lambdas=lambdas)
+        for lambdas in (LAMBDAS, (0.001, 0.01, 0.1))
+    )
     many.methods.load_state_dict(few.methods.state_dict())
-    assert fingerprint(few) != fingerprint(many), "the same weights at other rates are another codec"
+    assert fingerprint(few) != fingerprint(many), (
+        "the same weights at other rates are another codec"
+    )
 
 
 def test_coding_leaves_the_codec_as_it_was() -> None:
@@ -202,7 +225,11 @@ def test_coding_leaves_the_codec_as_it_was() -> None:
     attached.levels.set(0.25)  # type: ignore[union-attr]
     before, hooks = state_of(attached), hook_count(attached)
     decode(attached, encode(attached, picture, level=1.0))
-    assert same_state(state_of(attached), before) and hook_count(attached) == hooks and attached.training
+    assert (
+        same_state(state_of(attached), before)
+        and hook_count(attached) == hooks
+        and attached.training
+    )
     assert float(attached.levels.now) == 0.25  # type: ignore[union-attr]
     codec, _ = built("bmshj2018-hyperprior")
     before = state_of(codec)
@@ -216,7 +243,15 @@ def test_the_codec_is_given_back_what_it_gave_in_the_arithmetic_of_its_encoder()
     class Watched(type(codec)):  # type: ignore[misc]
         def compress(self, x: Tensor) -> dict[str, Any]:
             sent = super().compress(x)
-            seen.append((sent["strings"], sent["shape"], self.training, x.is_contiguous(), self.g_a[0].weight.is_contiguous()))
+            seen.append(
+                (
+                    sent["strings"],
+                    sent["shape"],
+                    self.training,
+                    x.is_contiguous(),
+                    self.g_a[0].weight.is_contiguous(),
+                )
+            )
             return sent
 
         def decompress(self, strings: Any, shape: Any) -> dict[str, Any]:
@@ -233,7 +268,9 @@ def test_the_codec_is_given_back_what_it_gave_in_the_arithmetic_of_its_encoder()
 def test_the_bytes_do_not_depend_on_how_the_codec_lies_in_memory() -> None:
     codec, picture = ready("elic2022-chandelier"), photo()
     data = encode(codec, picture)
-    assert encode(copy.deepcopy(codec).to(memory_format=torch.channels_last).train(), picture) == data
+    assert (
+        encode(copy.deepcopy(codec).to(memory_format=torch.channels_last).train(), picture) == data
+    )
     assert encode(copy.deepcopy(codec).double(), picture) == data
 
 
@@ -261,7 +298,15 @@ def test_other_tables_are_told_so() -> None:
 def test_every_part_cut_off_and_every_byte_changed_is_noticed(hyperprior: Any) -> None:
     data = encode(hyperprior, photo(64, 64))
     for length in range(len(data)):
-        refused(hyperprior, data[:length], "damaged or cut short" if length >= len(MAGIC) else "not an image that nicprune" if length else "empty")
+        refused(
+            hyperprior,
+            data[:length],
+            "damaged or cut short"
+            if length >= len(MAGIC)
+            else "not an image that nicprune"
+            if length
+            else "empty",
+        )
     for place in range(len(data)):
         for bit in (0, 7):
             changed = bytearray(data)
@@ -275,19 +320,40 @@ def test_contents_that_do_not_fit_together_are_refused(hyperprior: Any) -> None:
     """The checksum is right: somebody made this."""
     data = encode(hyperprior, photo(64, 64))
     head, values = data[: HEADER.size], data[HEADER.size : -4]
-    places = {0, 2, 4, 5, 6, 7, 8, len(values) - 1}  # behind each of the first values and tags, and within the last string
+    places = {
+        0,
+        2,
+        4,
+        5,
+        6,
+        7,
+        8,
+        len(values) - 1,
+    }  # behind each of the first values and tags, and within the last string
     for length in places:
         refused(hyperprior, sealed(head + values[:length]), "do not fit together")
     for length in range(len(MAGIC) + 1, HEADER.size):
         refused(hyperprior, sealed(data[:length]), "damaged or cut short")
     refused(hyperprior, sealed(head + values + b"\0"), "do not fit together")
-    refused(hyperprior, sealed(head + bytes([values[0] | 128, values[1] | 128, *[128] * 8, 0]) + values[2:]), "do not fit together")  # 64, at length
+    refused(
+        hyperprior,
+        sealed(head + bytes([values[0] | 128, values[1] | 128, *[128] * 8, 0]) + values[2:]),
+        "do not fit together",
+    )  # 64, at length
     refused(hyperprior, sealed(head + b"\xff" * 40), "do not fit together")
-    refused(hyperprior, sealed(head + _pack(64) + _pack(64) + bytes([1 << 2 | 1]) * 5000), "do not fit together")
+    refused(
+        hyperprior,
+        sealed(head + _pack(64) + _pack(64) + bytes([1 << 2 | 1]) * 5000),
+        "do not fit together",
+    )
     refused(hyperprior, sealed(head + _pack(640) + values[2:]), "cannot be decoded here")
     shape = torch.Size([1, 1])
     for odd in ([], [[b""]], {"y": [b""]}, 7, b"text", [7, 7]):
-        refused(hyperprior, sealed(head + _pack(64) + _pack(64) + _pack(shape) + _pack(odd)), "cannot be decoded here")
+        refused(
+            hyperprior,
+            sealed(head + _pack(64) + _pack(64) + _pack(shape) + _pack(odd)),
+            "cannot be decoded here",
+        )
     decode(hyperprior, sealed(head + values))
 
 
@@ -343,8 +409,15 @@ def test_a_rate_that_cannot_be_had_is_refused() -> None:
 
 def test_what_cannot_code_is_refused(hyperprior: Any) -> None:
     picture, data = photo(64, 64), encode(hyperprior, photo(64, 64))
-    masked = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={"macs": 0.5}, round_to=1)
-    for codec, expected in ((masked, "harden"), (modulated().codec, "methods attached"), (nn.Linear(1, 1), "CompressionModel"), (None, "CompressionModel")):
+    masked = attach(
+        built("bmshj2018-hyperprior")[0], "mask_decay", budget={"macs": 0.5}, round_to=1
+    )
+    for codec, expected in (
+        (masked, "harden"),
+        (modulated().codec, "methods attached"),
+        (nn.Linear(1, 1), "CompressionModel"),
+        (None, "CompressionModel"),
+    ):
         with pytest.raises(CodecError, match=expected):
             encode(codec, picture)  # type: ignore[arg-type]
         with pytest.raises(CodecError, match=expected):

@@ -26,7 +26,9 @@ def test_uniform_widths_load_in_stock_compressai(tmp_path: Path, hyperprior: nn.
     x = image(small)
     first, second = stock(x), small(x)
     assert torch.equal(first["x_hat"], second["x_hat"])
-    assert all(torch.equal(first["likelihoods"][key], second["likelihoods"][key]) for key in ("y", "z"))
+    assert all(
+        torch.equal(first["likelihoods"][key], second["likelihoods"][key]) for key in ("y", "z")
+    )
     sent = stock.compress(x)
     small.update(force=True)
     assert sent["strings"] == small.compress(x)["strings"]
@@ -38,7 +40,9 @@ def test_whole_codecs_of_every_kind_export_or_say_why(architecture: str, tmp_pat
     try:
         path = export_compressai(codec, tmp_path / "c.pth.tar")
     except FileError as error:
-        assert architecture.startswith("elic") and "use nicprune.load" in str(error), "stock ELIC reads only N"
+        assert architecture.startswith("elic") and "use nicprune.load" in str(error), (
+            "stock ELIC reads only N"
+        )
     else:
         assert "state_dict" in torch.load(path, weights_only=True)
     assert same_state(before, state_of(codec))
@@ -62,29 +66,42 @@ def test_pruned_transforms_run_in_onnx_runtime(tmp_path: Path) -> None:
     before, told = state_of(small), []
     files = export_onnx(small, tmp_path, say=told.append)  # compares at two sizes
     assert [f.name for f in files] == ["g_a.onnx", "g_s.onnx", "h_a.onnx", "h_s.onnx"]
-    assert all(line.startswith(f"{file.name}: ONNX Runtime = torch to ") for line, file in zip(told, files, strict=True))
+    assert all(
+        line.startswith(f"{file.name}: ONNX Runtime = torch to ")
+        for line, file in zip(told, files, strict=True)
+    )
     assert same_state(before, state_of(small))
     # Beside what the export checked itself: a size that it never saw.
     x = image(small, size=256)[:, :, :192]
     with torch.no_grad():
         expected = small.g_a(x)
-    (found,) = onnxruntime.InferenceSession(str(files[0]), providers=["CPUExecutionProvider"]).run(None, {"input": x.numpy()})
-    assert float((torch.from_numpy(found) - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+    (found,) = onnxruntime.InferenceSession(str(files[0]), providers=["CPUExecutionProvider"]).run(
+        None, {"input": x.numpy()}
+    )
+    assert float((torch.from_numpy(found) - expected).abs().max()) <= 1e-4 * float(
+        expected.abs().max()
+    )
 
 
-def test_a_wrong_file_is_noticed(tmp_path: Path, hyperprior: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_file_is_noticed(
+    tmp_path: Path, hyperprior: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     import nicprune.storage.export as module
 
     real = module._write
-    monkeypatch.setattr(module, "_write", lambda m, x, path: real(nn.Sequential(m, nn.Hardtanh(-0.1, 0.1)), x, path))
+    monkeypatch.setattr(
+        module, "_write", lambda m, x, path: real(nn.Sequential(m, nn.Hardtanh(-0.1, 0.1)), x, path)
+    )
     with pytest.raises(FileError, match="g_a.onnx does not compute what g_a does"):
         export_onnx(hyperprior, tmp_path)
     assert not list(tmp_path.iterdir()), "a file that failed its check never gets its name"
 
 
-def test_what_cannot_be_traced_is_said_in_one_line(tmp_path: Path, hyperprior: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_traced_is_said_in_one_line(
+    tmp_path: Path, hyperprior: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
 
@@ -92,12 +109,16 @@ def test_what_cannot_be_traced_is_said_in_one_line(tmp_path: Path, hyperprior: n
         raise RuntimeError("no such operator\nand a long explanation")
 
     monkeypatch.setattr("nicprune.storage.export._write", fails)
-    with pytest.raises(FileError, match="g_a cannot be exported to ONNX: RuntimeError: no such operator$"):
+    with pytest.raises(
+        FileError, match="g_a cannot be exported to ONNX: RuntimeError: no such operator$"
+    ):
         export_onnx(hyperprior, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_packages_are_named(tmp_path: Path, hyperprior: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(
+    tmp_path: Path, hyperprior: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(CodecError, match=r"needs onnx, .*pip install 'nicprune\[export\]'"):
         export_onnx(hyperprior, tmp_path)
@@ -112,12 +133,16 @@ def test_masks_do_not_go_to_other_tools(tmp_path: Path, hyperprior: nn.Module) -
             export_onnx(codec, tmp_path)
 
 
-def test_likelihoods_that_differ_are_noticed(tmp_path: Path, hyperprior: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_likelihoods_that_differ_are_noticed(
+    tmp_path: Path, hyperprior: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The image does not show what the hyper-synthesis computes."""
 
     def loads_another(state: dict[str, torch.Tensor]) -> nn.Module:
         stock = ScaleHyperprior(16, 24)
-        stock.load_state_dict({key: value * 2 if key == "h_s.4.weight" else value for key, value in state.items()})
+        stock.load_state_dict(
+            {key: value * 2 if key == "h_s.4.weight" else value for key, value in state.items()}
+        )
         return stock
 
     monkeypatch.setattr(ScaleHyperprior, "from_state_dict", staticmethod(loads_another))

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from nicprune.common.errors import RecipeError
 from nicprune.training.optimizers import DEFAULT_LR, OPTIMIZERS, ConvolutionSOAP, make_optimizer
 
-SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.0, "precondition_frequency": 3, "max_precondition_dim": 64}
+SETTINGS = {
+    "lr": 1e-2,
+    "betas": (0.9, 0.95),
+    "weight_decay": 0.0,
+    "precondition_frequency": 3,
+    "max_precondition_dim": 64,
+}
 
 
 def gradients(shape: tuple[int, ...], steps: int) -> list[Tensor]:
@@ -38,13 +44,21 @@ def trained(optimizer: type[SOAP], start: Tensor, steps: list[Tensor]) -> Tensor
     return parameter.detach()
 
 
-@pytest.mark.parametrize("shape", [(6, 5, 3, 3), (8, 3, 5, 5), (5, 7, 1, 1), (4, 80, 3, 3), (1, 6, 3, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(6, 5, 3, 3), (8, 3, 5, 5), (5, 7, 1, 1), (4, 80, 3, 3), (1, 6, 3, 2)], ids=str
+)
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_soap_takes_the_steps_of_the_library_on_three_axes(shape: tuple[int, ...], channels_last: bool) -> None:
+def test_soap_takes_the_steps_of_the_library_on_three_axes(
+    shape: tuple[int, ...], channels_last: bool
+) -> None:
     """As the library does where the weight is given as a tensor of the three axes: channels, kernel places, channels."""
     steps = gradients(shape, 11)
     start = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    ours = trained(ConvolutionSOAP, start.contiguous(memory_format=torch.channels_last) if channels_last else start, steps)
+    ours = trained(
+        ConvolutionSOAP,
+        start.contiguous(memory_format=torch.channels_last) if channels_last else start,
+        steps,
+    )
     theirs = trained(SOAP, start.flatten(2), [g.flatten(2) for g in steps])
     assert not torch.allclose(ours, start, atol=1e-2)
     assert torch.allclose(ours.flatten(2), theirs, rtol=0, atol=1e-9)
@@ -53,14 +67,22 @@ def test_soap_takes_the_steps_of_the_library_on_three_axes(shape: tuple[int, ...
 @pytest.mark.parametrize("shape", [(6, 5), (7,), (6, 4, 5)], ids=str)
 def test_soap_leaves_other_parameters_to_the_library(shape: tuple[int, ...]) -> None:
     start = torch.zeros(shape, dtype=torch.float64)
-    assert torch.allclose(trained(ConvolutionSOAP, start, gradients(shape, 8)), trained(SOAP, start, gradients(shape, 8)), rtol=0, atol=1e-9)
+    assert torch.allclose(
+        trained(ConvolutionSOAP, start, gradients(shape, 8)),
+        trained(SOAP, start, gradients(shape, 8)),
+        rtol=0,
+        atol=1e-9,
+    )
 
 
 def codec_like() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 6, 5, 2, 2), nn.LeakyReLU(), nn.Conv2d(6, 4, 1), nn.ConvTranspose2d(4, 3, 3, 2, 1, 1)).to(
-        memory_format=torch.channels_last
-    )
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 5, 2, 2),
+        nn.LeakyReLU(),
+        nn.Conv2d(6, 4, 1),
+        nn.ConvTranspose2d(4, 3, 3, 2, 1, 1),
+    ).to(memory_format=torch.channels_last)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
@@ -84,7 +106,9 @@ def test_state_goes_on_to_the_bit(name: str, tmp_path: object) -> None:
     for number in range(13, 30):  # over a change of eigenbases
         step(model, optimizer, number)
         step(again, resumed, number)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -113,7 +137,9 @@ def test_parameters_without_gradient_stay() -> None:
     model[0].requires_grad_(True)  # one that joins later, as in a scalable encoder
     assert all(torch.equal(before[k], v) for k, v in model[0].state_dict().items())
     step(model, optimizer, 5)
-    assert all(torch.isfinite(p).all() for p in model.parameters()) and not torch.equal(before["weight"], model[0].weight)
+    assert all(torch.isfinite(p).all() for p in model.parameters()) and not torch.equal(
+        before["weight"], model[0].weight
+    )
 
 
 def test_unknown_names_are_refused() -> None:

@@ -25,7 +25,15 @@ from nicprune.methods import attach
 from nicprune.training.loop import TrainSettings, fit, learning_rate
 from nicprune.training.optimizers import OPTIMIZERS
 
-QUICK = {"batch_size": 2, "patch_size": 64, "lr": 1e-3, "lmbda": 0.01, "precision": "32", "progress": False, "log_every": 1}
+QUICK = {
+    "batch_size": 2,
+    "patch_size": 64,
+    "lr": 1e-3,
+    "lmbda": 0.01,
+    "precision": "32",
+    "progress": False,
+    "log_every": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +42,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     for i in range(3):
         small = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(i))
-        write_png(nn.functional.interpolate(small, size=(96, 112), mode="bicubic")[0], folder / f"{i}.png")
+        write_png(
+            nn.functional.interpolate(small, size=(96, 112), mode="bicubic")[0], folder / f"{i}.png"
+        )
     return folder
 
 
@@ -47,13 +57,18 @@ def test_resume_is_bit_equal(photos: Path, tmp_path: Path, optimizer: str) -> No
     whole, parts = codec(), codec()
     quick = {**QUICK, "optimizer": optimizer}
     fit(whole, photos, steps=8, folder=tmp_path / "whole", **quick)
-    with pytest.raises(TrainingError, match="interrupted at step 5 of 8; run again to go on from step 4"):
+    with pytest.raises(
+        TrainingError, match="interrupted at step 5 of 8; run again to go on from step 4"
+    ):
         interrupted = _Interrupting(parts, at=5)
         fit(interrupted, photos, steps=8, folder=tmp_path / "parts", checkpoint_every=2, **quick)
     resumed = codec()
     fit(resumed, photos, steps=8, folder=tmp_path / "parts", checkpoint_every=2, **quick)
     assert same_state(state_of(whole), state_of(resumed))
-    logged = [[json.loads(line) for line in (tmp_path / p / "metrics.jsonl").read_text().splitlines()] for p in ("whole", "parts")]
+    logged = [
+        [json.loads(line) for line in (tmp_path / p / "metrics.jsonl").read_text().splitlines()]
+        for p in ("whole", "parts")
+    ]
     assert [r["step"] for r in logged[1]] == list(range(1, 9))
     assert [r["loss"] for r in logged[0]] == [r["loss"] for r in logged[1]]
 
@@ -67,13 +82,24 @@ def test_resume_is_bit_equal(photos: Path, tmp_path: Path, optimizer: str) -> No
     (9, "mse", {}, (0.0067, "mse")),
 ])  # fmt: skip
 def test_a_codec_is_trained_for_its_own_rate(
-    monkeypatch: pytest.MonkeyPatch, quality: int | None, metric: str, settings: dict[str, object], expected: tuple[float, str]
+    monkeypatch: pytest.MonkeyPatch,
+    quality: int | None,
+    metric: str,
+    settings: dict[str, object],
+    expected: tuple[float, str],
 ) -> None:
     asked = []
-    monkeypatch.setattr(training, "rate_distortion_loss", lambda *wanted: asked.append(wanted) or rate_distortion_loss(*wanted))
+    monkeypatch.setattr(
+        training,
+        "rate_distortion_loss",
+        lambda *wanted: asked.append(wanted) or rate_distortion_loss(*wanted),
+    )
     model = codec()
     provenance(model).quality, provenance(model).metric = quality, metric
-    quick = {key: value for key, value in QUICK.items() if key != "lmbda"} | {"patch_size": 192, "batch_size": 1}
+    quick = {key: value for key, value in QUICK.items() if key != "lmbda"} | {
+        "patch_size": 192,
+        "batch_size": 1,
+    }
     fit(model, "samples", steps=0, **quick, **settings)  # type: ignore[arg-type]
     assert asked == [expected]
 
@@ -107,7 +133,15 @@ def test_resume_of_mask_decay_is_bit_equal(photos: Path, tmp_path: Path, optimiz
     first = attach(codec(), "mask_decay", **settings)
     first.codec.g_a.register_forward_pre_hook(_stop_after(6))
     with pytest.raises(TrainingError, match="interrupted"):
-        fit(first, photos, steps=8, folder=tmp_path, checkpoint_every=3, optimizer=optimizer, **QUICK)
+        fit(
+            first,
+            photos,
+            steps=8,
+            folder=tmp_path,
+            checkpoint_every=3,
+            optimizer=optimizer,
+            **QUICK,
+        )
     resumed = attach(codec(), "mask_decay", **settings)
     fit(resumed, photos, steps=8, folder=tmp_path, checkpoint_every=3, optimizer=optimizer, **QUICK)
     assert same_state(state_of(whole), state_of(resumed)) and whole.keep() == resumed.keep()
@@ -141,14 +175,28 @@ torch.save(model.state_dict(), {out!r})
 
 def _script(path: Path, photos: Path, folder: Path, steps: int, optimizer: str) -> list[str]:
     out, tests = str(path.with_suffix(".pt")), str(TESTS)
-    path.write_text(SCRIPT.format(tests=tests, photos=str(photos), folder=str(folder), steps=steps, out=out, optimizer=optimizer))
+    path.write_text(
+        SCRIPT.format(
+            tests=tests,
+            photos=str(photos),
+            folder=str(folder),
+            steps=steps,
+            out=out,
+            optimizer=optimizer,
+        )
+    )
     return [sys.executable, "-W", "ignore", str(path)]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_kill_9_and_resume_equals_the_uninterrupted_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
+def test_kill_9_and_resume_equals_the_uninterrupted_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
     steps = 40
-    killed = subprocess.Popen(_script(tmp_path / "killed.py", photos, tmp_path / "run", steps, optimizer), stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(
+        _script(tmp_path / "killed.py", photos, tmp_path / "run", steps, optimizer),
+        stderr=subprocess.DEVNULL,
+    )
     checkpoint = tmp_path / "run" / "checkpoint.pt"
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and killed.poll() is None and time.monotonic() < deadline:
@@ -156,12 +204,21 @@ def test_kill_9_and_resume_equals_the_uninterrupted_run(photos: Path, tmp_path: 
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     step = torch.load(checkpoint, weights_only=True)["step"]
-    assert 0 < step < steps, "the run was meant to be killed between its first checkpoint and its end"
-    subprocess.run(_script(tmp_path / "killed.py", photos, tmp_path / "run", steps, optimizer), check=True)
+    assert 0 < step < steps, (
+        "the run was meant to be killed between its first checkpoint and its end"
+    )
+    subprocess.run(
+        _script(tmp_path / "killed.py", photos, tmp_path / "run", steps, optimizer), check=True
+    )
     monkeypatch.setattr(sys, "path", list(sys.path))
     threads = torch.get_num_threads()
     try:
-        exec(Path(_script(tmp_path / "whole.py", photos, tmp_path / "other", steps, optimizer)[-1]).read_text(), {})  # in this process: nothing kills it
+        exec(
+            Path(
+                _script(tmp_path / "whole.py", photos, tmp_path / "other", steps, optimizer)[-1]
+            ).read_text(),
+            {},
+        )  # in this process: nothing kills it
     finally:
         torch.set_num_threads(threads)
     ends = [torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("killed", "whole")]
@@ -186,9 +243,20 @@ assert model.harden() is not None
 
 def test_two_processes_stay_in_step(photos: Path, tmp_path: Path) -> None:
     script = tmp_path / "two.py"
-    script.write_text(TWO.format(tests=str(TESTS), photos=str(photos), out=str(tmp_path / "rank"), optimizer="soap"))
+    script.write_text(
+        TWO.format(
+            tests=str(TESTS), photos=str(photos), out=str(tmp_path / "rank"), optimizer="soap"
+        )
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(script),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     assert same_state(*(torch.load(tmp_path / f"rank{r}", weights_only=True) for r in (0, 1)))
@@ -210,8 +278,11 @@ def test_soap_leaves_the_other_side_as_it_is(photos: Path, side: str) -> None:
     ("scalable_encoder", {"encoders": 2, "share": 0.3, "round_to": 1, "decay_steps": 8}),
     ("modulated_autoencoder", {"lambdas": [0.005, 0.01]}),
 ])  # fmt: skip
-def test_soap_resumes_bit_equal_with_methods_that_change_what_learns(photos: Path, tmp_path: Path, method: str, settings: dict[str, object]) -> None:
+def test_soap_resumes_bit_equal_with_methods_that_change_what_learns(
+    photos: Path, tmp_path: Path, method: str, settings: dict[str, object]
+) -> None:
     """Several widths in a step, gates, encoders that learn one after the other, parameters beside the codec's."""
+
     def attached() -> nn.Module:
         torch.manual_seed(0)
         return attach(codec(), method, **settings)
@@ -219,9 +290,18 @@ def test_soap_resumes_bit_equal_with_methods_that_change_what_learns(photos: Pat
     ends = []
     for stop in (None, 5):
         model = attached()
-        options = {**QUICK, "steps": 8, "optimizer": "soap", "checkpoint_every": 4, "folder": tmp_path / f"{stop}"}
+        options = {
+            **QUICK,
+            "steps": 8,
+            "optimizer": "soap",
+            "checkpoint_every": 4,
+            "folder": tmp_path / f"{stop}",
+        }
         if stop is not None:
-            with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingError, match="interrupted"):
+            with (
+                pytest.MonkeyPatch.context() as patch,
+                pytest.raises(TrainingError, match="interrupted"),
+            ):
                 patch.setattr(training._Run, "advance", _interrupted_after(stop))
                 fit(model, photos, **options)
             model = attached()
@@ -254,7 +334,9 @@ def test_training_lowers_the_loss(photos: Path) -> None:
 def test_bf16_runs_entropy_models_in_float32(photos: Path) -> None:
     model, seen = codec(), []
     for entropy_model in (model.entropy_bottleneck, model.gaussian_conditional):
-        entropy_model.register_forward_hook(lambda m, args, out: seen.append((args[0].dtype, out[1].dtype)))
+        entropy_model.register_forward_hook(
+            lambda m, args, out: seen.append((args[0].dtype, out[1].dtype))
+        )
     inside = []
     model.g_a[0].register_forward_hook(lambda m, args, out: inside.append(out.dtype))
     fit(model, photos, steps=2, **{**QUICK, "precision": "bf16"})
@@ -265,7 +347,12 @@ def test_bf16_runs_entropy_models_in_float32(photos: Path) -> None:
 
 def test_ms_ssim_loss(photos: Path, tmp_path: Path) -> None:
     write_png(torch.rand(3, 200, 200), tmp_path / "a.png")
-    result = fit(codec(), tmp_path, steps=1, **{**QUICK, "metric": "ms-ssim", "patch_size": 192, "lmbda": 8.73})
+    result = fit(
+        codec(),
+        tmp_path,
+        steps=1,
+        **{**QUICK, "metric": "ms-ssim", "patch_size": 192, "lmbda": 8.73},
+    )
     assert 0 <= result.metrics["ms_ssim"] <= 1
 
 
@@ -285,7 +372,11 @@ def test_non_finite_gradient_is_skipped_then_ends_the_run(photos: Path, optimize
     before = state_of(model)
     with pytest.raises(TrainingError, match="not finite: 21 steps in a row.*try a lower lr"):
         fit(model, photos, steps=30, optimizer=optimizer, **QUICK)
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items() if "quantiles" not in k and k[0] != "_" and "cdf" not in k)
+    assert all(
+        torch.equal(before[k], v)
+        for k, v in model.state_dict().items()
+        if "quantiles" not in k and k[0] != "_" and "cdf" not in k
+    )
 
 
 def test_checkpoint_of_another_run_is_refused(photos: Path, tmp_path: Path) -> None:
@@ -307,7 +398,9 @@ def test_unwritable_folder_is_one_line(photos: Path, tmp_path: Path) -> None:
         fit(codec(), photos, steps=1, folder=tmp_path / "file" / "run", **QUICK)
 
 
-def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import nicprune.training.loop as module
 
     real, saves = torch.save, []
@@ -315,7 +408,9 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(photos: Path
     def save(*args: object) -> None:
         saves.append(args)
         if len(saves) == 2:
-            raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file data/3: file write failed")
+            raise RuntimeError(
+                "[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file data/3: file write failed"
+            )
         real(*args)
 
     monkeypatch.setattr(module.torch, "save", save)
@@ -355,8 +450,15 @@ def test_settings_are_checked(photos: Path) -> None:
 def test_schedules() -> None:
     cosine = TrainSettings(steps=110, lr=1.0, warmup=10)
     rates = [learning_rate(cosine, s) for s in range(110)]
-    assert rates[0] == pytest.approx(0.1) and max(rates) == 1.0 and rates[-1] < 1e-3 and rates[60] == pytest.approx(0.5)
-    assert learning_rate(TrainSettings(steps=10, lr=1.0, schedule="linear"), 5) == pytest.approx(0.5)
+    assert (
+        rates[0] == pytest.approx(0.1)
+        and max(rates) == 1.0
+        and rates[-1] < 1e-3
+        and rates[60] == pytest.approx(0.5)
+    )
+    assert learning_rate(TrainSettings(steps=10, lr=1.0, schedule="linear"), 5) == pytest.approx(
+        0.5
+    )
     assert learning_rate(TrainSettings(steps=10, lr=1.0, schedule="constant"), 9) == 1.0
 
 
@@ -374,11 +476,17 @@ def test_too_few_steps_are_warned_of_and_refused_later(photos: Path) -> None:
 
 
 def test_every_architecture_trains_with_masks_on(architecture: str, photos: Path) -> None:
-    model = attach(built(architecture)[0], "mask_decay", budget={"macs": 0.6}, round_to=1, decay_steps=2)
+    model = attach(
+        built(architecture)[0], "mask_decay", budget={"macs": 0.6}, round_to=1, decay_steps=2
+    )
     before = state_of(model.codec)
     result = fit(model, photos, steps=2, **{**QUICK, "batch_size": 1})
     assert result.skipped == 0 and model.done
-    moved = {name.split(".")[0] for name, value in model.codec.state_dict().items() if value.is_floating_point() and not torch.equal(value, before[name])}
+    moved = {
+        name.split(".")[0]
+        for name, value in model.codec.state_dict().items()
+        if value.is_floating_point() and not torch.equal(value, before[name])
+    }
     assert {"g_a", "g_s"} <= moved
 
 

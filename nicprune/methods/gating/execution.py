@@ -30,7 +30,12 @@ class GateHook(Hook):
 
     def may_skip(self, x: Tensor) -> bool:
         """Whether channels can be left out: one image, nothing to learn from it."""
-        return self.skips and x.shape[0] == 1 and not self.gate.training and not torch.is_grad_enabled()
+        return (
+            self.skips
+            and x.shape[0] == 1
+            and not self.gate.training
+            and not torch.is_grad_enabled()
+        )
 
     def pays(self) -> bool:
         """Whether enough are closed."""
@@ -43,12 +48,18 @@ class GateHook(Hook):
         if index is None:
             gates = self.gate(x) if gates is None else gates
             if not self.may_skip(x) or not self.pays():
-                return None if self.may_skip(x) and bool(self.gate.open.all()) else (x * gates[..., None, None].to(x.dtype), *args[1:])
+                return (
+                    None
+                    if self.may_skip(x) and bool(self.gate.open.all())
+                    else (x * gates[..., None, None].to(x.dtype), *args[1:])
+                )
             index = self.gate.open.nonzero().flatten()
             x = gather(x, index)
         # Another method's masked weight may stand in front of the layer's own already: it is narrowed like it, and goes with it.
         weight = layer.weight.index_select(0 if isinstance(layer, nn.ConvTranspose2d) else 1, index)
-        if layer.weight.is_contiguous(memory_format=torch.channels_last):  # a decoder has its format from its weights: latents come without one
+        if layer.weight.is_contiguous(
+            memory_format=torch.channels_last
+        ):  # a decoder has its format from its weights: latents come without one
             weight = weight.contiguous(memory_format=torch.channels_last)
         layer.__dict__["weight"] = weight
         self._narrowed = True
@@ -122,18 +133,37 @@ def pooled_before(codec: nn.Module, groups: Groups, names: Sequence[str]) -> dic
     modules = dict(codec.named_modules())
     found = {}
     for group in groups:
-        members = {axis: [m.module for m in group.members if m.axis == axis] for axis in ("out", "both", "in")}
+        members = {
+            axis: [m.module for m in group.members if m.axis == axis]
+            for axis in ("out", "both", "in")
+        }
         if any(len(one) != 1 for one in members.values()):
             continue
         (pool,), (reader,) = members["both"], members["in"]
-        entries = [getattr(entry, "__self__", entry) for entry in modules[reader]._forward_pre_hooks.values()]
-        adjacent = type(modules[pool.rpartition(".")[0]]) is nn.Sequential and reader.rpartition(".")[0] == pool.rpartition(".")[0]
-        if reader in names and adjacent and type(modules[pool]).__name__ in ("GDN", "GDN1") and not any(isinstance(h, Hook) and h.scales for h in entries):
+        entries = [
+            getattr(entry, "__self__", entry)
+            for entry in modules[reader]._forward_pre_hooks.values()
+        ]
+        adjacent = (
+            type(modules[pool.rpartition(".")[0]]) is nn.Sequential
+            and reader.rpartition(".")[0] == pool.rpartition(".")[0]
+        )
+        if (
+            reader in names
+            and adjacent
+            and type(modules[pool]).__name__ in ("GDN", "GDN1")
+            and not any(isinstance(h, Hook) and h.scales for h in entries)
+        ):
             found[pool] = reader
     return found
 
 
-def hang(codec: nn.Module, gates: Mapping[str, Gate], powers: Mapping[str, Power], pools: Mapping[str, str]) -> None:
+def hang(
+    codec: nn.Module,
+    gates: Mapping[str, Gate],
+    powers: Mapping[str, Power],
+    pools: Mapping[str, str],
+) -> None:
     """Put gates in front of convolutions, power meters in front of GDNs, and between the two what lets a GDN skip, by module name."""
     modules = dict(codec.named_modules())
     hooks = {name: GateHook(gate) for name, gate in gates.items()}

@@ -111,11 +111,19 @@ class Gate(nn.Module):
     importance: Tensor
     softness: Tensor
 
-    def __init__(self, channels: int, energy: Literal["mean", "max"], kernel: int, relative: Literal["channel", "layer"]):
+    def __init__(
+        self,
+        channels: int,
+        energy: Literal["mean", "max"],
+        kernel: int,
+        relative: Literal["channel", "layer"],
+    ):
         super().__init__()
         self.channels, self.energy_of, self.relative = channels, energy, relative
         self.threshold = nn.Parameter(torch.full((channels,), START))
-        self.mix = nn.Parameter(F.one_hot(torch.tensor(kernel // 2), kernel).float()) if kernel else None
+        self.mix = (
+            nn.Parameter(F.one_hot(torch.tensor(kernel // 2), kernel).float()) if kernel else None
+        )
         self.register_buffer("scale", torch.zeros(channels))
         self.register_buffer("gain", torch.ones(channels))
         self.register_buffer("place", torch.arange(channels))
@@ -154,18 +162,28 @@ class Gate(nn.Module):
     def pool(self, x: Tensor) -> Tensor:
         """Energy of each channel of sampled pixels, float32, shape (B, C)."""
         squares = x.float().square() if self.energy_of == "max" else x.square()
-        energy = squares.amax((2, 3)) if self.energy_of == "max" else squares.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+        energy = (
+            squares.amax((2, 3))
+            if self.energy_of == "max"
+            else squares.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+        )
         return energy * self.gain.to(energy).square()
 
     def scores(self, energy: Tensor) -> Tensor:
         """What thresholds are compared with, shape (B, C)."""
-        relative = (energy / self.scale.clamp_min(1e-12)).clamp_min(1e-8).pow(1 / ROOT) if int(self.seen) else torch.ones_like(energy)
+        relative = (
+            (energy / self.scale.clamp_min(1e-12)).clamp_min(1e-8).pow(1 / ROOT)
+            if int(self.seen)
+            else torch.ones_like(energy)
+        )
         if self.mix is None:
             return relative
         with torch.autocast(relative.device.type, enabled=False):
             mix = self.mix.to(relative.dtype).view(1, 1, -1)
             if (width := int(self.width)) > self.channels:
-                relative = relative.new_ones(len(relative), width).index_copy(1, self.place, relative)
+                relative = relative.new_ones(len(relative), width).index_copy(
+                    1, self.place, relative
+                )
             mixed = F.conv1d(relative.unsqueeze(1), mix, padding=self.mix.numel() // 2).squeeze(1)
             return mixed.index_select(1, self.place) if width > self.channels else mixed
 
@@ -181,7 +199,11 @@ class Gate(nn.Module):
                 if self._current is None:
                     self._current = self.threshold.detach().clone()
                 memory = min(MEMORY, int(self.seen) / (int(self.seen) + 1))  # a plain mean at first
-                usual = energy.mean(0) if self.relative == "channel" else energy.mean().expand(self.channels)
+                usual = (
+                    energy.mean(0)
+                    if self.relative == "channel"
+                    else energy.mean().expand(self.channels)
+                )
                 self.scale.mul_(memory).add_(usual.to(self.scale), alpha=1 - memory)
                 self.seen += 1
         margin = self.scores(energy) - self.threshold.to(energy.dtype)
@@ -192,7 +214,9 @@ class Gate(nn.Module):
             self.open = hard[0].detach() > 0
             return hard
         if self.learns:
-            self.open_rate.mul_(MEMORY).add_(hard.detach().mean(0).to(self.open_rate), alpha=1 - MEMORY)
+            self.open_rate.mul_(MEMORY).add_(
+                hard.detach().mean(0).to(self.open_rate), alpha=1 - MEMORY
+            )
         if not torch.is_grad_enabled() or not self.learns:
             return hard.detach()
         soft = torch.sigmoid(margin / TEMPERATURE)
@@ -254,14 +278,21 @@ def input_sizes(codec: nn.Module, names: list[str]) -> dict[str, int]:
     """Pixels of each of these layers' input for a 64x64 image."""
     sizes: dict[str, int] = {}
     handles = [
-        codec.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: sizes.__setitem__(name, args[0].shape[2] * args[0].shape[3]))
+        codec.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, name=name: sizes.__setitem__(name, args[0].shape[2] * args[0].shape[3])
+        )
         for name in names
     ]
     modes = {module: module.training for module in codec.modules()}
     parameter = next(codec.parameters())
     try:
         with torch.no_grad():
-            forward_for_analysis(codec.eval(), torch.full((1, 3, FACTOR, FACTOR), 0.5, device=parameter.device, dtype=parameter.dtype))
+            forward_for_analysis(
+                codec.eval(),
+                torch.full(
+                    (1, 3, FACTOR, FACTOR), 0.5, device=parameter.device, dtype=parameter.dtype
+                ),
+            )
     finally:
         for handle in handles:
             handle.remove()
@@ -302,7 +333,10 @@ def gatable(codec: nn.Module, groups: Groups, transforms: Sequence[str]) -> list
                 read[member.module] = read.get(member.module, 0) + member.index.size
     names, reasons = [], set()
     for name, module in codec.named_modules():
-        if type(module) not in (nn.Conv2d, nn.ConvTranspose2d) or transform_of(name) not in transforms:
+        if (
+            type(module) not in (nn.Conv2d, nn.ConvTranspose2d)
+            or transform_of(name) not in transforms
+        ):
             continue
         layer: Any = module
         if layer.groups > 1:
@@ -312,8 +346,12 @@ def gatable(codec: nn.Module, groups: Groups, transforms: Sequence[str]) -> list
         else:
             names.append(name)
     if not names:
-        raise CodecError(f"no convolution of {type(codec).__name__} can have a gate: {'; '.join(sorted(reasons)[:3]) or 'none in ' + ', '.join(transforms)}")
+        raise CodecError(
+            f"no convolution of {type(codec).__name__} can have a gate: {'; '.join(sorted(reasons)[:3]) or 'none in ' + ', '.join(transforms)}"
+        )
     found = {transform_of(name) for name in names}
     if missing := [t for t in transforms if t not in found and set(transforms) != set(GATED)]:
-        raise RecipeError(f"transforms: no convolution of {missing[0]} can have a gate; those of {', '.join(sorted(found))} can")
+        raise RecipeError(
+            f"transforms: no convolution of {missing[0]} can have a gate; those of {', '.join(sorted(found))} can"
+        )
     return names

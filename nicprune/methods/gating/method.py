@@ -44,7 +44,18 @@ from nicprune.codecs.layer_kinds import zero
 from nicprune.common.errors import BudgetError, RecipeError, TrainingError
 from nicprune.methods.contract import METHODS, Method
 from nicprune.methods.gating.execution import hang, pooled_before, unhang
-from nicprune.methods.gating.gate import START, Gate, GatingConfig, Power, gatable, input_sizes, key_of, opened, recording, sampling_step
+from nicprune.methods.gating.gate import (
+    START,
+    Gate,
+    GatingConfig,
+    Power,
+    gatable,
+    input_sizes,
+    key_of,
+    opened,
+    recording,
+    sampling_step,
+)
 from nicprune.pruning.budget import meet
 
 CLOSED = 3.0
@@ -83,14 +94,30 @@ class ChannelGating(Method):
         codec = self._shared[0]
         self.gated = gatable(codec, self.groups, self.config.transforms)
         modules = dict(codec.named_modules())
-        self.gates = nn.ModuleDict({key_of(n): Gate(modules[n].in_channels, self.config.energy, self.config.kernel, self.config.relative) for n in self.gated})
-        pools = [n for n, m in modules.items() if hasattr(m, "gamma_reparam") and transform_of(n) in self.config.transforms]
+        self.gates = nn.ModuleDict(
+            {
+                key_of(n): Gate(
+                    modules[n].in_channels,
+                    self.config.energy,
+                    self.config.kernel,
+                    self.config.relative,
+                )
+                for n in self.gated
+            }
+        )
+        pools = [
+            n
+            for n, m in modules.items()
+            if hasattr(m, "gamma_reparam") and transform_of(n) in self.config.transforms
+        ]
         self.powers = nn.ModuleDict({key_of(n): Power(modules[n].beta.numel()) for n in pools})
         self._pools = pools
         self._sizes = input_sizes(codec, self.gated)
         # How much of a map is looked at to pool it: of a photograph's at first, of those calibrated with later.
         sides = [math.isqrt(self._sizes[n] * PHOTOGRAPH) for n in self.gated]
-        self.register_buffer("sampled", torch.tensor([1.0 / sampling_step(side, side) ** 2 for side in sides]))
+        self.register_buffer(
+            "sampled", torch.tensor([1.0 / sampling_step(side, side) ** 2 for side in sides])
+        )
         self._find_pools(codec)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("rho", torch.tensor(self._first_rho()))
@@ -104,7 +131,10 @@ class ChannelGating(Method):
 
     def _price_channels(self) -> np.ndarray:
         """MACs that each gated channel stands for: the convolution's, its GDN's, and a share of what goes with it if it never opens."""
-        prices = {name: np.full(gate.channels, float(self.cost.per_input(name))) for name, gate in self.each().items()}
+        prices = {
+            name: np.full(gate.channels, float(self.cost.per_input(name)))
+            for name, gate in self.each().items()
+        }
         for pool, name in self._behind.items():
             prices[name] += self.cost.per_output(pool)
         whole = dict(zip(self.cost.names, self.cost.per_channel(), strict=True))
@@ -123,17 +153,24 @@ class ChannelGating(Method):
 
     def validate(self) -> None:
         if self.config.budget is not None and self.config.budget.params is not None:
-            raise RecipeError("budget params: gates leave parameters where they are; name macs, encoder or decoder")
+            raise RecipeError(
+                "budget params: gates leave parameters where they are; name macs, encoder or decoder"
+            )
         gatable(self._shared[0], self.groups, self.config.transforms)
 
     def _check_budget(self) -> None:
         """Raise BudgetError if even one open channel in front of each convolution costs more than the budget."""
         if self.config.budget is None:
             return
-        least = self._costs(dict.fromkeys(self.gated, 1.0), dict(zip(self.gated, self.sampled.tolist(), strict=True)))[0]
+        least = self._costs(
+            dict.fromkeys(self.gated, 1.0),
+            dict(zip(self.gated, self.sampled.tolist(), strict=True)),
+        )[0]
         for name, limit in self.config.budget.limits(self.cost.original).items():
             if least[name] > limit:
-                share, asked = (value / getattr(self.cost.original, name) for value in (least[name], limit))
+                share, asked = (
+                    value / getattr(self.cost.original, name) for value in (least[name], limit)
+                )
                 raise BudgetError(
                     f"budget {name}: {asked:g} cannot be met by gating alone: with one channel open before each of "
                     f"{len(self.gated)} convolutions {share:.3f} are left (layers without a gate, GDN); ask for more, or gate a pruned codec"
@@ -171,7 +208,10 @@ class ChannelGating(Method):
     # -- cost ---------------------------------------------------------------------------------------------------------
 
     def _costs(
-        self, inputs: Mapping[str, float], sampled: Mapping[str, float], keep: Mapping[str, Sequence[int]] | None = None
+        self,
+        inputs: Mapping[str, float],
+        sampled: Mapping[str, float],
+        keep: Mapping[str, Sequence[int]] | None = None,
     ) -> tuple[dict[str, float], dict[str, float]]:
         """MACs with so many open channels, the gates' own included: a multiply-add per square, the 1-D convolution, the GDN of the sample."""
         outputs = {pool: inputs[name] for pool, name in self._behind.items() if sampled[name] < 1}
@@ -181,14 +221,30 @@ class ChannelGating(Method):
             transform, width = transform_of(name), gate.channels
             if keep:
                 width = len(kept_channels(self.groups, keep, name, "in", width))
-            own = width * (self._sizes[name] * sampled[name] * (1 + width * (name in twice)) + self.config.kernel)
+            own = width * (
+                self._sizes[name] * sampled[name] * (1 + width * (name in twice))
+                + self.config.kernel
+            )
             by_transform[transform] += own
-            for what in ("macs", *[w for w, runs in (("encoder", transform != "g_s"), ("decoder", transform in ("g_s", "h_s"))) if runs]):
+            for what in (
+                "macs",
+                *[
+                    w
+                    for w, runs in (
+                        ("encoder", transform != "g_s"),
+                        ("decoder", transform in ("g_s", "h_s")),
+                    )
+                    if runs
+                ],
+            ):
                 totals[what] += own
         return totals, by_transform
 
     def image_cost(self) -> tuple[dict[str, float], dict[str, float]]:
-        return self._costs({n: float(gate.open.sum()) for n, gate in self.each().items()}, {n: gate.fraction for n, gate in self.each().items()})
+        return self._costs(
+            {n: float(gate.open.sum()) for n, gate in self.each().items()},
+            {n: gate.fraction for n, gate in self.each().items()},
+        )
 
     def expected(self) -> dict[str, float]:
         """Mean MACs as the running rates say, freezing included."""
@@ -196,8 +252,12 @@ class ChannelGating(Method):
         inputs = {}
         for name, gate in self.each().items():
             kept = kept_channels(self.groups, keep, name, "in", gate.channels)
-            inputs[name] = float(gate.open_rate[torch.from_numpy(kept).to(gate.open_rate.device)].sum())
-        return self._costs(inputs, dict(zip(self.gated, self.sampled.tolist(), strict=True)), keep)[0]
+            inputs[name] = float(
+                gate.open_rate[torch.from_numpy(kept).to(gate.open_rate.device)].sum()
+            )
+        return self._costs(inputs, dict(zip(self.gated, self.sampled.tolist(), strict=True)), keep)[
+            0
+        ]
 
     def figures(self) -> dict[str, float]:
         rates = torch.cat([gate.open_rate for gate in self.each().values()])
@@ -230,26 +290,44 @@ class ChannelGating(Method):
         self.step += 1
         sizes = [gate.channels for gate in gates]
         alpha = torch.cat([gate.current() for gate in gates])
-        gradient = torch.cat([g.threshold.grad if g.threshold.grad is not None else torch.zeros_like(g.threshold) for g in gates])
+        gradient = torch.cat(
+            [
+                g.threshold.grad if g.threshold.grad is not None else torch.zeros_like(g.threshold)
+                for g in gates
+            ]
+        )
         if not bool(torch.isfinite(gradient).all()):
             gradient = torch.zeros_like(gradient)
         importance = torch.cat([gate.importance for gate in gates])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():  # every process must move alike
-            both = torch.cat([importance, *[gate.open_rate for gate in gates], *[gate.scale for gate in gates]])
+        if (
+            torch.distributed.is_available() and torch.distributed.is_initialized()
+        ):  # every process must move alike
+            both = torch.cat(
+                [importance, *[gate.open_rate for gate in gates], *[gate.scale for gate in gates]]
+            )
             torch.distributed.all_reduce(both)
-            importance, rates, scales = (both / torch.distributed.get_world_size()).split(len(importance))
-            for gate, rate, scale in zip(gates, rates.split(sizes), scales.split(sizes), strict=True):
+            importance, rates, scales = (both / torch.distributed.get_world_size()).split(
+                len(importance)
+            )
+            for gate, rate, scale in zip(
+                gates, rates.split(sizes), scales.split(sizes), strict=True
+            ):
                 gate.open_rate.copy_(rate)
                 gate.scale.copy_(scale)
         pull = gradient / gradient.square().mean().sqrt().clamp_min(1e-20)
         eta = 2.0 / self.config.gating_steps
         if self.config.budget is not None:
-            self.rho.mul_(float(np.exp(STEER * np.clip(10 * self._ahead(), -1, 1)))).clamp_(1e-3 / self.config.gating_steps, 0.5)
+            self.rho.mul_(float(np.exp(STEER * np.clip(10 * self._ahead(), -1, 1)))).clamp_(
+                1e-3 / self.config.gating_steps, 0.5
+            )
             rates = torch.from_numpy(self._prices).to(importance) / importance.clamp_min(1e-20)
             rates = (rates / rates.median().clamp_min(1e-20)).clamp(1 / SPREAD, SPREAD)
             goal = torch.full_like(alpha, CLOSED)
         else:
-            rates, goal = torch.ones_like(alpha), torch.full_like(alpha, float(self.config.alpha or 0))
+            rates, goal = (
+                torch.ones_like(alpha),
+                torch.full_like(alpha, float(self.config.alpha or 0)),
+            )
         alpha = alpha + (self.rho * rates).clamp(max=1) * (goal - alpha) - eta * pull.clamp(-1, 1)
         left = max(0.0, 1 - int(self.step) / (RAMP * self.config.gating_steps))
         for gate, part in zip(gates, alpha.clamp(min=START).split(sizes), strict=True):
@@ -306,7 +384,10 @@ class ChannelGating(Method):
         """The largest share of its limit that a budget's quantity costs by the running rates."""
         assert self.config.budget is not None
         now = self.expected()
-        return max(now[name] / limit for name, limit in self.config.budget.limits(self.cost.original).items())
+        return max(
+            now[name] / limit
+            for name, limit in self.config.budget.limits(self.cost.original).items()
+        )
 
     def _meet(self, model: nn.Module, images: Sequence[Tensor]) -> None:
         margins: dict[str, Tensor] = {}
@@ -315,7 +396,12 @@ class ChannelGating(Method):
             margins.update(self._measure(model, images))
             return self._used()
 
-        meet([gate.threshold.data for gate in self.each().values()], measure, lambda: self._shift(margins), 2 * CLOSED)
+        meet(
+            [gate.threshold.data for gate in self.each().values()],
+            measure,
+            lambda: self._shift(margins),
+            2 * CLOSED,
+        )
 
     def _shift(self, margins: Mapping[str, Tensor]) -> float:
         """How much all thresholds would have to move for the recorded images to cost what the budget says, energies staying."""
@@ -337,11 +423,17 @@ class ChannelGating(Method):
         for group in self.groups.prunable():
             readers = [m for m in group.members if m.axis == "in"]
             pools = [m for m in group.members if m.axis == "both"]
-            if not readers or any(m.module not in gates for m in readers) or any(m.module not in self._pools for m in pools):
+            if (
+                not readers
+                or any(m.module not in gates for m in readers)
+                or any(m.module not in self._pools for m in pools)
+            ):
                 continue
             rate = np.zeros(group.width)
             for member in readers:
-                rate = np.maximum(rate, gates[member.module].open_rate.cpu().numpy()[member.index].max(1))
+                rate = np.maximum(
+                    rate, gates[member.module].open_rate.cpu().numpy()[member.index].max(1)
+                )
             step = min(self.config.round_to, group.width)
             count = max(int((rate > self.config.freeze).sum()), 1)
             count = min(-(-count // step) * step, group.width)
@@ -383,7 +475,9 @@ class ChannelGating(Method):
             kept = torch.from_numpy(kept_channels(self.groups, keep, name, "in", gate.channels))
             _take(gate, other.each()[name], kept)
         for name, meter in self._meters().items():
-            kept = torch.from_numpy(kept_channels(self.groups, keep, name, "both", len(meter.value)))
+            kept = torch.from_numpy(
+                kept_channels(self.groups, keep, name, "both", len(meter.value))
+            )
             _take(meter, other._meters()[name], kept)
         other.step.copy_(self.step)
         other.rho.copy_(self.rho)

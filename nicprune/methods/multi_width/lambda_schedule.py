@@ -78,14 +78,20 @@ class LambdaSchedule(nn.Module):
         if self.config is None or self.finished:
             return False
         step, last = int(self.position[0]), int(self.position[1])
-        return step != last and step >= self.config.first and (step - self.config.first) % self.config.every == 0
+        return (
+            step != last
+            and step >= self.config.first
+            and (step - self.config.first) % self.config.every == 0
+        )
 
     @property
     def steps_left(self) -> int:
         """Steps until every pair is settled, at the most."""
         if self.config is None or self.finished:
             return 0
-        left = (self.count - 1 - max(int(self.position[2]), 0)) * self.config.most - int(self.position[3])
+        left = (self.count - 1 - max(int(self.position[2]), 0)) * self.config.most - int(
+            self.position[3]
+        )
         return max(0, self.config.first - int(self.position[0])) + max(left, 1) * self.config.every
 
     def advance(self) -> None:
@@ -97,7 +103,9 @@ class LambdaSchedule(nn.Module):
         assert self.config is not None
         step, _, pair, times, rows = self.position.tolist()
         if rows < len(self.log):
-            self.log[rows] = torch.tensor([step, pair, *self.lambdas.tolist(), *bpp, *psnr], dtype=torch.float64)
+            self.log[rows] = torch.tensor(
+                [step, pair, *self.lambdas.tolist(), *bpp, *psnr], dtype=torch.float64
+            )
             rows += 1
         slope = _slope(bpp, psnr, pair) if pair >= 0 else math.inf
         if pair < 0 or slope > float(self.slope) or times >= self.config.most:
@@ -113,7 +121,13 @@ class LambdaSchedule(nn.Module):
         """The log as records, for reports."""
         k = self.count
         return [
-            {"step": row[0], "pair": row[1], "lambdas": row[2 : 2 + k], "bpp": row[2 + k : 2 + 2 * k], "psnr_db": row[2 + 2 * k :]}
+            {
+                "step": row[0],
+                "pair": row[1],
+                "lambdas": row[2 : 2 + k],
+                "bpp": row[2 + k : 2 + 2 * k],
+                "psnr_db": row[2 + 2 * k :],
+            }
             for row in self.log[: int(self.position[4])].tolist()
         ]
 

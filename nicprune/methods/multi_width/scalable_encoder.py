@@ -77,7 +77,9 @@ class ScalableEncoderConfig(Settings):
         if (self.share is None) == (self.widths is None):
             raise ValueError("give either share: 0.125, of g_a's MACs, or widths: {'g_a.*': 16}")
         if self.decay_steps < 4 * self.encoders:
-            raise ValueError(f"decay_steps are for all {self.encoders} encoders: at least {4 * self.encoders} (got {self.decay_steps})")
+            raise ValueError(
+                f"decay_steps are for all {self.encoders} encoders: at least {4 * self.encoders} (got {self.decay_steps})"
+            )
         return self
 
 
@@ -154,19 +156,29 @@ class ScalableEncoder(Method):
         self.widths = EncoderLevels(count, made)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.encoders = nn.ModuleList(copy.deepcopy(codec.g_a) for _ in range(count - made))
-        self.decays = nn.ModuleList() if made else nn.ModuleList(self._decay(i) for i in range(count))
-        self._teacher: tuple[nn.Module, ...] = () if made else (copy.deepcopy(codec.g_a).requires_grad_(False),)
+        self.decays = (
+            nn.ModuleList() if made else nn.ModuleList(self._decay(i) for i in range(count))
+        )
+        self._teacher: tuple[nn.Module, ...] = (
+            () if made else (copy.deepcopy(codec.g_a).requires_grad_(False),)
+        )
         self._y: Tensor | None = None
         self._macs: list[tuple[int, int]] = []
 
     def validate(self) -> None:
         if not isinstance(getattr(self._shared[0], "g_a", None), nn.Module):
-            raise CodecError(f"{type(self._shared[0]).__name__} has no g_a, which a scalable encoder stands in for")
+            raise CodecError(
+                f"{type(self._shared[0]).__name__} has no g_a, which a scalable encoder stands in for"
+            )
 
     def _decay(self, i: int) -> Method:
         """Mask decay of one encoder."""
         steps = max(2, int(DECAYING * self._stage_steps))
-        target: dict[str, Any] = {"decay_steps": steps, "round_to": self.config.round_to, "side": "encoder"}
+        target: dict[str, Any] = {
+            "decay_steps": steps,
+            "round_to": self.config.round_to,
+            "side": "encoder",
+        }
         if self.config.share is not None:
             analysis = self.cost.by_transform()["g_a"][0]
             left = self.cost.totals().encoder - (1 - self.config.share) * analysis
@@ -174,7 +186,12 @@ class ScalableEncoder(Method):
         else:
             target["widths"] = self.config.widths
         holder = self._holder(i)
-        return METHODS["mask_decay"](holder, self.groups, self.cost, parse(METHODS["mask_decay"].Config, target, "method 'scalable_encoder'"))
+        return METHODS["mask_decay"](
+            holder,
+            self.groups,
+            self.cost,
+            parse(METHODS["mask_decay"].Config, target, "method 'scalable_encoder'"),
+        )
 
     def _holder(self, i: int) -> Any:
         """The codec with one of the encoders as its g_a; all else is the codec's own."""
@@ -191,7 +208,14 @@ class ScalableEncoder(Method):
     def _load_from_state_dict(self, state: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
         for i, encoder in enumerate(self.encoders):  # small ones need not be as wide as each other
             start = f"{prefix}encoders.{i}."
-            resize(encoder, {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)})
+            resize(
+                encoder,
+                {
+                    key.removeprefix(start): value
+                    for key, value in state.items()
+                    if key.startswith(start)
+                },
+            )
         self._macs.clear()
         super()._load_from_state_dict(state, prefix, *args)  # type: ignore[arg-type]
 
@@ -244,7 +268,11 @@ class ScalableEncoder(Method):
         """What the best level is chosen by."""
         codec = self._shared[0]
         # Levels are compared by squared error, which lambdas for MS-SSIM do not weigh.
-        return lmbda_of(codec, self.config.lmbda) if provenance(codec).metric == "mse" else self.config.lmbda or LAMBDAS["mse"][2]
+        return (
+            lmbda_of(codec, self.config.lmbda)
+            if provenance(codec).metric == "mse"
+            else self.config.lmbda or LAMBDAS["mse"][2]
+        )
 
     def attach(self, codec: nn.Module) -> None:
         hook = NarrowHook(self)
@@ -271,10 +299,15 @@ class ScalableEncoder(Method):
             return now
         costs = self._costs()
         every = level == self.widths.best
-        macs = sum(m for m, _ in (costs if every else costs[: level + 1])) - self.cost.by_transform()["g_a"][0]
+        macs = (
+            sum(m for m, _ in (costs if every else costs[: level + 1]))
+            - self.cost.by_transform()["g_a"][0]
+        )
         params = sum(p for _, p in costs) - self.cost.by_transform()["g_a"][1]
         if every:  # what comes behind the encoder is run once more for each trial
-            macs += len(costs) * sum(m for name, (m, _) in self.cost.by_transform().items() if name != "g_a")
+            macs += len(costs) * sum(
+                m for name, (m, _) in self.cost.by_transform().items() if name != "g_a"
+            )
         return Totals(now.macs + macs, now.encoder + macs, now.decoder, now.params + params)
 
     def by_transform(self) -> dict[str, tuple[int, int]]:
@@ -287,7 +320,10 @@ class ScalableEncoder(Method):
     def _costs(self) -> list[tuple[int, int]]:
         """MACs at 64x64 and parameters of each encoder."""
         if not self._macs:
-            self._macs = [CostModel(self._holder(i), Groups([])).by_transform()["g_a"] for i in range(self.config.encoders)]
+            self._macs = [
+                CostModel(self._holder(i), Groups([])).by_transform()["g_a"]
+                for i in range(self.config.encoders)
+            ]
         return self._macs
 
     # -- learning -----------------------------------------------------------------------------------------------------
@@ -315,7 +351,12 @@ class ScalableEncoder(Method):
     def passes(self) -> list[int]:
         if self.config.made:
             return list(range(self.config.encoders))
-        if int(self.step) % self._stage_steps == 0 and self.config.form == "sum" and self.stage and not self.done:
+        if (
+            int(self.step) % self._stage_steps == 0
+            and self.config.form == "sum"
+            and self.stage
+            and not self.done
+        ):
             self._silence(self.stage)
         return [self.stage]
 
@@ -326,20 +367,30 @@ class ScalableEncoder(Method):
         for group in self.groups:
             for member in group.members if group.latent == "y" else ():
                 if member.axis == "out" and transform_of(member.module) == "g_a":
-                    zero(modules[member.module.removeprefix("g_a.")], "out", member.index.ravel().tolist())
+                    zero(
+                        modules[member.module.removeprefix("g_a.")],
+                        "out",
+                        member.index.ravel().tolist(),
+                    )
 
     def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
         mine, self._y = self._y, None
         if not self.config.pull or mine is None or self.widths.now in (None, self.widths.best):
             return x.new_zeros(())
         if not self._teacher:
-            raise TrainingError("the large encoder that the small ones learn from is not in their file: attached.learn_from(codec) first")
+            raise TrainingError(
+                "the large encoder that the small ones learn from is not in their file: attached.learn_from(codec) first"
+            )
         teacher = self._teacher[0]
         if next(teacher.parameters()).device != x.device:
             teacher.to(x.device)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             target = teacher(x)
-        return self.config.pull * (mine.float() - target).square().sum() / (x.shape[0] * x.shape[2] * x.shape[3])
+        return (
+            self.config.pull
+            * (mine.float() - target).square().sum()
+            / (x.shape[0] * x.shape[2] * x.shape[3])
+        )
 
     def after_step(self) -> None:
         if not self.done and not self.config.made:
@@ -348,20 +399,30 @@ class ScalableEncoder(Method):
 
     @property
     def steps_left(self) -> int:
-        return 0 if self.config.made else max(0, self._stage_steps * self.config.encoders - int(self.step))
+        return (
+            0
+            if self.config.made
+            else max(0, self._stage_steps * self.config.encoders - int(self.step))
+        )
 
     @property
     def done(self) -> bool:
         return self.steps_left == 0
 
     def figures(self) -> dict[str, float]:
-        return {} if self.config.made else {"encoder": float(self.stage), **self._decays()[self.stage].figures()}
+        return (
+            {}
+            if self.config.made
+            else {"encoder": float(self.stage), **self._decays()[self.stage].figures()}
+        )
 
     # -- small encoders -----------------------------------------------------------------------------------------------
 
     def check_hardenable(self) -> None:
         if not self.done:
-            raise TrainingError(f"encoder {self.stage} of {self.config.encoders} still learns: {self.steps_left} steps are left")
+            raise TrainingError(
+                f"encoder {self.stage} of {self.config.encoders} still learns: {self.steps_left} steps are left"
+            )
 
     def keep(self) -> dict[str, list[int]]:
         return {} if self.config.made else self._decays()[0].keep()
@@ -379,7 +440,11 @@ class ScalableEncoder(Method):
     def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
         assert isinstance(other, ScalableEncoder)
         for i in range(1, self.config.encoders):
-            small: Any = self._holder(i) if self.config.made else prune(self._holder(i), self._decays()[i].keep(), self.groups)
+            small: Any = (
+                self._holder(i)
+                if self.config.made
+                else prune(self._holder(i), self._decays()[i].keep(), self.groups)
+            )
             other.encoders[i - 1] = copy.deepcopy(small.g_a)
         other._teacher = self._teacher
         other.step.copy_(self.step)

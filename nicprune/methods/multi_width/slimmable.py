@@ -80,16 +80,24 @@ class SlimmableConfig(Settings):
             raise ValueError("give either widths: [1.0, 0.5, 0.25] or macs: [1.0, 0.5, 0.25]")
         given = self.widths if self.widths is not None else self.macs or ()
         if len(given) < 2 or list(given) != sorted(set(given), reverse=True) or given[-1] <= 0:
-            raise ValueError(f"widths must be two or more, each narrower than the one before; got {list(given)}")
+            raise ValueError(
+                f"widths must be two or more, each narrower than the one before; got {list(given)}"
+            )
         if given[0] != 1 and (self.macs is not None or given[0] < 1):
-            raise ValueError(f"the widest is the codec itself: start with 1.0, or with its channels (got {given[0]:g})")
+            raise ValueError(
+                f"the widest is the codec itself: start with 1.0, or with its channels (got {given[0]:g})"
+            )
         if self.lambdas is not None and self.qualities is not None:
             raise ValueError("give lambdas or qualities, not both")
         for what, values in (("lambdas", self.lambdas), ("qualities", self.qualities)):
             if values is not None and (len(values) != len(given) or min(values) <= 0):
-                raise ValueError(f"{what}: one for each of {len(given)} widths, positive (got {list(values)})")
+                raise ValueError(
+                    f"{what}: one for each of {len(given)} widths, positive (got {list(values)})"
+                )
         if self.schedule is not None and self.lambdas is None and self.qualities is None:
-            raise ValueError("schedule: say what lambdas start with, for example lambdas: [0.0067, 0.0067]")
+            raise ValueError(
+                "schedule: say what lambdas start with, for example lambdas: [0.0067, 0.0067]"
+            )
         return self
 
 
@@ -102,7 +110,9 @@ class Slimmable(Method):
     """Leading channels at each width; nothing is decided, the widths stay."""
 
     name = "slimmable"
-    summary = "one file, several widths, each a whole codec (SlimCAE): leading channels, GDN by width"
+    summary = (
+        "one file, several widths, each a whole codec (SlimCAE): leading channels, GDN by width"
+    )
     Config = SlimmableConfig
     slims = alone = True
     widths: Widths
@@ -116,27 +126,55 @@ class Slimmable(Method):
             self.register_buffer(_key("order", group.name), torch.arange(group.width))
         self._table = self._solve()
         count = len(self._table)
-        self.widths = Widths(count, [float(w) for w in self.config.widths or self.config.macs or ()])
+        self.widths = Widths(
+            count, [float(w) for w in self.config.widths or self.config.macs or ()]
+        )
         self.extracting: int | None = None
         self._ordered = self.config.order == "index"
         self._teacher: Tensor | None = None
         self._slice()
-        given = self.config.lambdas or [lmbda_for(q, provenance(codec).metric) for q in self.config.qualities or ()]
+        given = self.config.lambdas or [
+            lmbda_for(q, provenance(codec).metric) for q in self.config.qualities or ()
+        ]
         self.schedule = LambdaSchedule(count, given or [0.0] * count, self.config.schedule)
         modules: dict[str, Any] = dict(codec.named_modules())
         self._norms = [name for name in self._slices[-1].layers if is_norm(modules[name])]
         own = self._norms if self.config.gdn != "slim" else []
-        self.norms = nn.ModuleDict({_key(str(i), name): self._norm(modules[name], name, i) for i in range(1, count) for name in own})
-        self._bottlenecks = [name for name, m in modules.items() if is_bottleneck(m)] if self.config.latents == "slim" else []
-        self.bottlenecks = nn.ModuleDict({_key(str(i), n): self._bottleneck(modules[n], n, i) for i in range(1, count) for n in self._bottlenecks})
+        self.norms = nn.ModuleDict(
+            {
+                _key(str(i), name): self._norm(modules[name], name, i)
+                for i in range(1, count)
+                for name in own
+            }
+        )
+        self._bottlenecks = (
+            [name for name, m in modules.items() if is_bottleneck(m)]
+            if self.config.latents == "slim"
+            else []
+        )
+        self.bottlenecks = nn.ModuleDict(
+            {
+                _key(str(i), n): self._bottleneck(modules[n], n, i)
+                for i in range(1, count)
+                for n in self._bottlenecks
+            }
+        )
 
     def validate(self) -> None:
         if not self.groups.prunable():
-            raise CodecError(f"{type(self._shared[0]).__name__} has no channel group that can be narrower")
+            raise CodecError(
+                f"{type(self._shared[0]).__name__} has no channel group that can be narrower"
+            )
         if self.config.latents == "slim":
-            nested = [name for name, m in self._shared[0].named_modules() if is_bottleneck(m) and "." in name]
+            nested = [
+                name
+                for name, m in self._shared[0].named_modules()
+                if is_bottleneck(m) and "." in name
+            ]
             if nested:
-                raise CodecError(f"latents: slim needs entropy bottlenecks that are the codec's own attributes; {nested[0]} is not: take latents: fixed")
+                raise CodecError(
+                    f"latents: slim needs entropy bottlenecks that are the codec's own attributes; {nested[0]} is not: take latents: fixed"
+                )
 
     # -- widths -------------------------------------------------------------------------------------------------------
 
@@ -148,9 +186,18 @@ class Slimmable(Method):
             assert self.config.widths is not None
             first = self.config.widths[0]
             if first > 1:
-                whole = max((g.width for g in self._free if any(m.module.startswith("g_a") for m in g.members)), default=0)
+                whole = max(
+                    (
+                        g.width
+                        for g in self._free
+                        if any(m.module.startswith("g_a") for m in g.members)
+                    ),
+                    default=0,
+                )
                 if first != whole:
-                    raise RecipeError(f"widths: the widest group of g_a has {whole} channels, and the widest is the codec itself; got {first:g}")
+                    raise RecipeError(
+                        f"widths: the widest group of g_a has {whole} channels, and the widest is the codec itself; got {first:g}"
+                    )
             shares = [width / first for width in self.config.widths]
         found = [self._at(share) for share in shares]
         for wider, narrower, number in zip(found, found[1:], range(1, len(found)), strict=False):
@@ -164,30 +211,62 @@ class Slimmable(Method):
         step, found = self.config.round_to, {}
         for group in self._free:
             least = max(min(step, group.width), MIN_LATENTS if group.latent else 1)
-            found[group.name] = group.width if share == 1 else min(group.width, max(least, round(share * group.width / step) * step))
+            found[group.name] = (
+                group.width
+                if share == 1
+                else min(group.width, max(least, round(share * group.width / step) * step))
+            )
         return found
 
     def _share(self, budget: float) -> float:
         if budget == 1:
             return 1.0
         limit = budget * self.cost.totals().macs
-        share = next((s for s in np.arange(1.0, 0.0, -0.002) if self.cost.totals(self._at(float(s))).macs <= limit), None)
+        share = next(
+            (
+                s
+                for s in np.arange(1.0, 0.0, -0.002)
+                if self.cost.totals(self._at(float(s))).macs <= limit
+            ),
+            None,
+        )
         if share is None:
-            raise BudgetError(f"macs: {budget:g} cannot be met by uniform widths in multiples of {self.config.round_to}")
+            raise BudgetError(
+                f"macs: {budget:g} cannot be met by uniform widths in multiples of {self.config.round_to}"
+            )
         return float(share)
 
     def _slice(self) -> None:
         """Work out what each layer has at each width."""
         keeps = []
         for table in self._table:
-            orders = {name: getattr(self, _key("order", name))[:width].tolist() for name, width in table.items()}
-            keeps.append({name: sorted(kept) for name, kept in orders.items() if len(kept) < self.groups[name].width})
+            orders = {
+                name: getattr(self, _key("order", name))[:width].tolist()
+                for name, width in table.items()
+            }
+            keeps.append(
+                {
+                    name: sorted(kept)
+                    for name, kept in orders.items()
+                    if len(kept) < self.groups[name].width
+                }
+            )
         self._slices = [Slices(self._shared[0], self.groups, keep) for keep in keeps]
 
     def _load_from_state_dict(self, state: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
-        for key, bottleneck in self.bottlenecks.items():  # CDF tables are as long as their widest channel wants
+        for (
+            key,
+            bottleneck,
+        ) in self.bottlenecks.items():  # CDF tables are as long as their widest channel wants
             start = f"{prefix}bottlenecks.{key}."
-            resize(bottleneck, {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)})
+            resize(
+                bottleneck,
+                {
+                    name.removeprefix(start): value
+                    for name, value in state.items()
+                    if name.startswith(start)
+                },
+            )
         super()._load_from_state_dict(state, prefix, *args)  # type: ignore[arg-type]
         self._ordered = True  # the order is part of what was saved
         self._slice()
@@ -195,8 +274,14 @@ class Slimmable(Method):
     def _norm(self, layer: Any, name: str, i: int) -> nn.Module:
         if self.config.gdn == "slim+":
             return Affine()
-        parts = self._slices[i].parts(name, layer) if name in self._slices[i].layers else {"gamma": layer.gamma, "beta": layer.beta}
-        return nn.ParameterDict({what: nn.Parameter(value.detach().clone()) for what, value in parts.items()})
+        parts = (
+            self._slices[i].parts(name, layer)
+            if name in self._slices[i].layers
+            else {"gamma": layer.gamma, "beta": layer.beta}
+        )
+        return nn.ParameterDict(
+            {what: nn.Parameter(value.detach().clone()) for what, value in parts.items()}
+        )
 
     def _bottleneck(self, layer: nn.Module, name: str, i: int) -> nn.Module:
         own = copy.deepcopy(layer)
@@ -212,17 +297,31 @@ class Slimmable(Method):
         if self.config.order == "index":
             return
         lmbda = lmbda_of(self._shared[0], float(self.schedule.lambdas[0]) or None)
-        for name, scores in importance(self._shared[0], self.groups, self._free, images, lmbda, provenance(self._shared[0]).metric).items():
-            getattr(self, _key("order", name)).copy_(torch.argsort(scores, descending=True, stable=True))
+        for name, scores in importance(
+            self._shared[0],
+            self.groups,
+            self._free,
+            images,
+            lmbda,
+            provenance(self._shared[0]).metric,
+        ).items():
+            getattr(self, _key("order", name)).copy_(
+                torch.argsort(scores, descending=True, stable=True)
+            )
         self._ordered = True
         self._slice()
         # What was cut from the codec for each width was cut in the old order.
         modules = dict(self._shared[0].named_modules())
         for i in range(1, len(self._slices)):
-            for kind, names, make in ((self.norms, self._norms, self._norm), (self.bottlenecks, self._bottlenecks, self._bottleneck)):
+            for kind, names, make in (
+                (self.norms, self._norms, self._norm),
+                (self.bottlenecks, self._bottlenecks, self._bottleneck),
+            ):
                 for name in names:
                     if _key(str(i), name) in kind:
-                        kind[_key(str(i), name)].load_state_dict(make(modules[name], name, i).state_dict())
+                        kind[_key(str(i), name)].load_state_dict(
+                            make(modules[name], name, i).state_dict()
+                        )
 
     # -- computing at a width -----------------------------------------------------------------------------------------
 
@@ -236,8 +335,12 @@ class Slimmable(Method):
         for name in slices.layers:
             attributes.append((modules[name], slices.parts(name, modules[name])))
         if i:
-            attributes += [(modules[name], self._norm_at(i, name, modules[name])) for name in self._norms]
-            attributes += [(codec, {name: self.bottlenecks[_key(str(i), name)]}) for name in self._bottlenecks]
+            attributes += [
+                (modules[name], self._norm_at(i, name, modules[name])) for name in self._norms
+            ]
+            attributes += [
+                (codec, {name: self.bottlenecks[_key(str(i), name)]}) for name in self._bottlenecks
+            ]
             if isinstance(getattr(codec, "M", None), int) and self._bottlenecks:
                 attributes.append((codec, {"M": self._latent_width(i)}))
         with in_front(attributes):
@@ -248,7 +351,11 @@ class Slimmable(Method):
 
     def _norm_at(self, i: int, name: str, layer: Any) -> dict[str, Any]:
         """What stands in front of a GDN's own parameters at a width."""
-        sliced = self._slices[i].parts(name, layer) if name in self._slices[i].layers else {"gamma": layer.gamma, "beta": layer.beta}
+        sliced = (
+            self._slices[i].parts(name, layer)
+            if name in self._slices[i].layers
+            else {"gamma": layer.gamma, "beta": layer.beta}
+        )
         if self.config.gdn == "slim":
             return sliced
         own: Any = self.norms[_key(str(i), name)]
@@ -282,7 +389,9 @@ class Slimmable(Method):
 
     def passes(self) -> list[int]:
         if not self._ordered:
-            raise TrainingError("order: importance is measured on photographs: call prepare(images) on what attach returned before training")
+            raise TrainingError(
+                "order: importance is measured on photographs: call prepare(images) on what attach returned before training"
+            )
         count = len(self._slices)
         if self.config.sandwich is None or self.config.sandwich >= count - 2:
             return list(range(count))
@@ -292,7 +401,9 @@ class Slimmable(Method):
     def objective(self, out: Mapping[str, Any], x: Tensor, metric: str) -> dict[str, Tensor] | None:
         if self.config.lambdas is None and self.config.qualities is None:
             return None
-        found = rate_distortion_loss(float(self.schedule.lambdas[self.widths.now or 0]), metric)(out, x)
+        found = rate_distortion_loss(float(self.schedule.lambdas[self.widths.now or 0]), metric)(
+            out, x
+        )
         return {key: value for key, value in found.items() if value is not None}
 
     def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
@@ -351,10 +462,19 @@ class Slimmable(Method):
         for name in self._norms:
             layer, parts = modules[name], self._norm_at(i, name, modules[name])
             if self.config.gdn == "slim+":
-                parts = {what: getattr(layer, f"{what}_reparam").init(parts[what]) for what in ("gamma", "beta")}
+                parts = {
+                    what: getattr(layer, f"{what}_reparam").init(parts[what])
+                    for what in ("gamma", "beta")
+                }
             index = self._slices[i].layers.get(name, (None, None))[0]
             places = torch.arange(layer.beta.numel())
-            places = places if index is None else places[: index.stop] if isinstance(index, slice) else index
+            places = (
+                places
+                if index is None
+                else places[: index.stop]
+                if isinstance(index, slice)
+                else index
+            )
             layer.beta[places] = parts["beta"].to(layer.beta).clone()
             layer.gamma[places[:, None], places[None, :]] = parts["gamma"].to(layer.gamma).clone()
 

@@ -38,11 +38,20 @@ class Fisher(Method):
         super().prepare(model, images)
         codec = self._shared[0]
         lmbda = lmbda_of(codec, self.config.lmbda)
-        self._scores = importance(codec, self.groups, self.config.free(self.groups), images, lmbda, provenance(codec).metric)
+        self._scores = importance(
+            codec,
+            self.groups,
+            self.config.free(self.groups),
+            images,
+            lmbda,
+            provenance(codec).metric,
+        )
 
     def check_hardenable(self) -> None:
         if not self._scores:
-            raise TrainingError("fisher has seen no photographs yet: attached.prepare(calibration_images(folder)) first, or --images folder")
+            raise TrainingError(
+                "fisher has seen no photographs yet: attached.prepare(calibration_images(folder)) first, or --images folder"
+            )
 
     def keep(self) -> dict[str, list[int]]:
         if not self._scores:

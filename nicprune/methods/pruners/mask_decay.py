@@ -119,12 +119,18 @@ class MaskDecay(Method):
     @property
     def eta(self) -> float:
         """How fast masks follow the rate-distortion gradient."""
-        return self.config.mask_lr if self.config.mask_lr is not None else 1.0 / self.config.decay_steps
+        return (
+            self.config.mask_lr
+            if self.config.mask_lr is not None
+            else 1.0 / self.config.decay_steps
+        )
 
     @property
     def commit_step(self) -> int:
         """The step at which the choice is final."""
-        return min(max(1, round(self.config.commit * self.config.decay_steps)), self.config.decay_steps - 1)
+        return min(
+            max(1, round(self.config.commit * self.config.decay_steps)), self.config.decay_steps - 1
+        )
 
     @property
     def done(self) -> bool:
@@ -149,11 +155,17 @@ class MaskDecay(Method):
             totals, price = self.cost.totals(widths), np.zeros(len(self._sizes))
             limits = self.config.budget.limits(self.cost.original)
             # What is met already asks for nothing more, as long as something else is not.
-            missed = {name: limit for name, limit in limits.items() if getattr(totals, name) > limit}
+            missed = {
+                name: limit for name, limit in limits.items() if getattr(totals, name) > limit
+            }
             for name, limit in (missed or limits).items():
                 over = max(getattr(totals, name) - limit, 0.0) + 1e-3 * limit
-                price += self.cost.decreases(widths, np.ones_like(widths), name)[self._columns] / over
-        rates = torch.from_numpy(np.repeat(price, self._sizes)).to(importance) / importance.clamp_min(1e-20)
+                price += (
+                    self.cost.decreases(widths, np.ones_like(widths), name)[self._columns] / over
+                )
+        rates = torch.from_numpy(np.repeat(price, self._sizes)).to(
+            importance
+        ) / importance.clamp_min(1e-20)
         parts = rates.split(self._sizes) if self.config.widths is not None else (rates,)
         parts = [part / part.median().clamp_min(1e-20) for part in parts]
         return torch.cat(parts).clamp(1 / SPREAD, SPREAD)
@@ -163,7 +175,9 @@ class MaskDecay(Method):
         planned = min(1.0, int(self.step) / self.commit_step)
         if self.config.widths is not None:
             full, now = np.array(self._sizes, float), soft[self._columns]
-            return (now - (full + planned * (self._goal - full))) / np.maximum(full - self._goal, 1.0)
+            return (now - (full + planned * (self._goal - full))) / np.maximum(
+                full - self._goal, 1.0
+            )
         assert self.config.budget is not None
         gaps = []
         whole = self.cost.totals()
@@ -179,7 +193,9 @@ class MaskDecay(Method):
             return
         self.config.check_settled()
         self.step += 1
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.masks.values]
+        gradients = [
+            p.grad if p.grad is not None else torch.zeros_like(p) for p in self.masks.values
+        ]
         gradient = torch.cat(gradients) if gradients else self.current.new_zeros(0)
         if not bool(torch.isfinite(gradient).all()):
             gradient = torch.zeros_like(gradient)
@@ -189,11 +205,18 @@ class MaskDecay(Method):
         if int(self.step) <= self.commit_step:
             values = (values - pull - self._decay(values)).clamp(min=0)
         else:
-            left = 1 - (int(self.step) - self.commit_step) / (self.config.decay_steps - self.commit_step)
-            values = torch.where(self.going, self.at_commit.clamp(max=1) * left, (values - pull).clamp(min=0))
+            left = 1 - (int(self.step) - self.commit_step) / (
+                self.config.decay_steps - self.commit_step
+            )
+            values = torch.where(
+                self.going, self.at_commit.clamp(max=1) * left, (values - pull).clamp(min=0)
+            )
         if int(self.step) == self.commit_step:
             keep = self._choose(values)
-            going = [np.isin(np.arange(n), keep[name], invert=True) for name, n in zip(self.free_names, self._sizes, strict=True)]
+            going = [
+                np.isin(np.arange(n), keep[name], invert=True)
+                for name, n in zip(self.free_names, self._sizes, strict=True)
+            ]
             self.going.copy_(torch.from_numpy(np.concatenate(going)))
             self.at_commit.copy_(values)
             self.committed.fill_(True)
@@ -210,7 +233,11 @@ class MaskDecay(Method):
         ahead = torch.from_numpy(np.clip(self._ahead(soft) * 10, -1, 1)).to(self.rho)
         self.rho.mul_(torch.exp(STEER * ahead)).clamp_(1e-4 / self.config.decay_steps, 0.5)
         rates = self._rates(soft, self.fisher)
-        rho = self.rho if len(self.rho) == 1 else self.rho.repeat_interleave(torch.tensor(self._sizes, device=values.device))
+        rho = (
+            self.rho
+            if len(self.rho) == 1
+            else self.rho.repeat_interleave(torch.tensor(self._sizes, device=values.device))
+        )
         return rho * rates * (self._criterion(values) + FLOOR)
 
     def _criterion(self, m: Tensor) -> Tensor:
@@ -233,7 +260,10 @@ class MaskDecay(Method):
         if not bool(self.committed):
             return self._choose(self.current)
         stays = (~self.going).split(self._sizes)
-        return {name: torch.nonzero(part).flatten().tolist() for name, part in zip(self.free_names, stays, strict=True)}
+        return {
+            name: torch.nonzero(part).flatten().tolist()
+            for name, part in zip(self.free_names, stays, strict=True)
+        }
 
     def check_hardenable(self) -> None:
         if not self.done:
@@ -243,7 +273,10 @@ class MaskDecay(Method):
             )
 
     def factors_folded(self, codec: nn.Module) -> dict[tuple[str, str], Tensor]:
-        return {(layer, "out"): factor for layer, factor in self.masks.factors(codec, self.groups).items()}
+        return {
+            (layer, "out"): factor
+            for layer, factor in self.masks.factors(codec, self.groups).items()
+        }
 
     def fold(self, codec: nn.Module) -> None:
         self.masks.fold(codec, self.groups)

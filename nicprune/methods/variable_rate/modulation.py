@@ -55,8 +55,15 @@ class ModulationConfig(Settings):
         given = self.lambdas if self.lambdas is not None else self.qualities
         if given is None or (self.lambdas is not None and self.qualities is not None):
             raise ValueError("give either lambdas: [0.0018, 0.0067] or qualities: [1, 3]")
-        if len(given) < 2 or list(given) != sorted(set(given)) or given[0] <= 0 or (self.qualities is not None and given[-1] > 8):
-            raise ValueError(f"rates must be two or more, increasing, positive (qualities 1 to 8); got {list(given)}")
+        if (
+            len(given) < 2
+            or list(given) != sorted(set(given))
+            or given[0] <= 0
+            or (self.qualities is not None and given[-1] > 8)
+        ):
+            raise ValueError(
+                f"rates must be two or more, increasing, positive (qualities 1 to 8); got {list(given)}"
+            )
         return self
 
 
@@ -114,21 +121,30 @@ class Modulation(Method):
     def __init__(self, *args: Any):
         super().__init__(*args)
         metric = provenance(self._shared[0]).metric
-        self.levels = Levels(self.config.lambdas or [lmbda_for(q, metric) for q in self.config.qualities or ()])
+        self.levels = Levels(
+            self.config.lambdas or [lmbda_for(q, metric) for q in self.config.qualities or ()]
+        )
         self.sites = self.places()
         self.build()
 
     def validate(self) -> None:
         for name in ("g_a", "g_s"):
-            if not isinstance(getattr(self._shared[0], name, None), nn.Module) or not _convolutions(self._shared[0], (name,)):
-                raise CodecError(f"{type(self._shared[0]).__name__} has no {name} with a convolution: a modulator scales what g_a gives and g_s is given")
+            if not isinstance(getattr(self._shared[0], name, None), nn.Module) or not _convolutions(
+                self._shared[0], (name,)
+            ):
+                raise CodecError(
+                    f"{type(self._shared[0]).__name__} has no {name} with a convolution: a modulator scales what g_a gives and g_s is given"
+                )
 
     def places(self) -> list[Site]:
         """Where activations are scaled: behind g_a and in front of g_s, unless a modulator does more."""
         codec: Any = self._shared[0]
         last, first = _convolutions(codec, ("g_a",))[-1], _convolutions(codec, ("g_s",))[0]
         width = codec.get_submodule(first).in_channels
-        return [Site(self, "g_a", "out", last, "out", width), Site(self, "g_s", "in", first, "in", width)]
+        return [
+            Site(self, "g_a", "out", last, "out", width),
+            Site(self, "g_s", "in", first, "in", width),
+        ]
 
     def build(self) -> None:
         """Make the parameters."""
@@ -151,7 +167,11 @@ class Modulation(Method):
 
     def _prior(self, levels: Tensor) -> Tensor:
         """Logarithm of (lambda / highest)^(1/2), exactly 0 at the highest."""
-        return 0.5 * (self.levels.lmbda(levels).log() - math.log(self.levels.lambdas[-1])) * (levels < self.levels.top)
+        return (
+            0.5
+            * (self.levels.lmbda(levels).log() - math.log(self.levels.lambdas[-1]))
+            * (levels < self.levels.top)
+        )
 
     def _step(self, site: Site, levels: Tensor) -> Tensor:
         """What the prior alone scales a site of the latents by, shape (levels, channels)."""
@@ -179,16 +199,25 @@ class Modulation(Method):
         lambdas = self.levels.lmbda(self.levels.now.to(x.device)).expand(x.shape[0])
         parts = []
         for i, lmbda in enumerate(lambdas.tolist()):
-            one = {"x_hat": out["x_hat"][i : i + 1], "likelihoods": {k: v[i : i + 1] for k, v in out["likelihoods"].items()}}
+            one = {
+                "x_hat": out["x_hat"][i : i + 1],
+                "likelihoods": {k: v[i : i + 1] for k, v in out["likelihoods"].items()},
+            }
             parts.append(rate_distortion_loss(lmbda, metric)(one, x[i : i + 1]))
-        return {key: torch.stack([part[key] for part in parts]).mean() for key, value in parts[0].items() if value is not None}
+        return {
+            key: torch.stack([part[key] for part in parts]).mean()
+            for key, value in parts[0].items()
+            if value is not None
+        }
 
     @torch.no_grad()
     def factors_folded(self, codec: nn.Module) -> dict[tuple[str, str], Tensor]:
         found: dict[tuple[str, str], Tensor] = {}
         for site in self.sites:
             if site.side == "in":
-                found[site.layer, "in"] = found.get((site.layer, "in"), 1) * self.factors(site)[0][0]
+                found[site.layer, "in"] = (
+                    found.get((site.layer, "in"), 1) * self.factors(site)[0][0]
+                )
         return found
 
     @torch.no_grad()
@@ -196,7 +225,11 @@ class Modulation(Method):
         for site in self.sites:
             layer: Any = codec.get_submodule(site.name)
             if site.name in ("g_a", "g_s"):
-                layer = list(layer.children())[-1 if site.side == "out" else 0] if len(list(layer.children())) else layer
+                layer = (
+                    list(layer.children())[-1 if site.side == "out" else 0]
+                    if len(list(layer.children()))
+                    else layer
+                )
             if type(layer) not in CONVOLUTIONS or layer.groups > 1:
                 raise CodecError(
                     f"one rate of {type(codec).__name__} cannot be written into its weights: a {type(layer).__name__} stands at the "
@@ -210,14 +243,18 @@ class Modulation(Method):
                 layer.bias.mul_(factor)
             if bias is not None:
                 if layer.bias is None:
-                    raise CodecError(f"one rate cannot be written into the weights: {site.name} has no bias")
+                    raise CodecError(
+                        f"one rate cannot be written into the weights: {site.name} has no bias"
+                    )
                 layer.bias.add_(bias[0].to(layer.bias))
 
     def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
         assert isinstance(other, Modulation)
         own, theirs = dict(self.named_parameters()), dict(other.named_parameters())
         for number, site in enumerate(self.sites):
-            kept = torch.from_numpy(kept_channels(self.groups, keep, site.layer, site.axis, site.width))
+            kept = torch.from_numpy(
+                kept_channels(self.groups, keep, site.layer, site.axis, site.width)
+            )
             for name, dim in self.per_channel(number).items():
                 theirs[name].data.copy_(own[name].data.index_select(dim, kept.to(own[name].device)))
         sliced = {name for number in range(len(self.sites)) for name in self.per_channel(number)}
@@ -256,22 +293,30 @@ class BitRateModulator(Modulation):
     """Channel vectors from two small networks, one on each side."""
 
     name = "bit_rate_modulator"
-    summary = "one codec, all rates (BM): two layers from lambda to a scale per latent, and their inverse"
+    summary = (
+        "one codec, all rates (BM): two layers from lambda to a scale per latent, and their inverse"
+    )
     Config = NetworkConfig
     config: NetworkConfig
 
     def build(self) -> None:
         width = self.sites[0].width
-        self.modulate, self.restore = (Network(self.config.hidden, width, torch.tanh) for _ in range(2))
+        self.modulate, self.restore = (
+            Network(self.config.hidden, width, torch.tanh) for _ in range(2)
+        )
 
     def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
         levels = self._now()
         log = self._prior(levels)[:, None] + self.modulate(levels / self.levels.top)
-        return torch.exp(log if site.side == "out" else self.restore(levels / self.levels.top) - log), None
+        return torch.exp(
+            log if site.side == "out" else self.restore(levels / self.levels.top) - log
+        ), None
 
     def per_channel(self, site: int) -> dict[str, int]:
         # The inverse is that of the same latents: both sites have the same channels, and are pruned alike.
-        return {f"{'restore' if site else 'modulate'}.second.{what}": 0 for what in ("weight", "bias")}
+        return {
+            f"{'restore' if site else 'modulate'}.second.{what}": 0 for what in ("weight", "bias")
+        }
 
 
 @METHODS.register("bottleneck_scaling")
@@ -279,7 +324,9 @@ class BottleneckScaling(Modulation):
     """A table of scales; the codec is frozen while it is attached."""
 
     name = "bottleneck_scaling"
-    summary = "one codec, many rates (Theis 2017): a learnt scale per latent and rate, the codec frozen"
+    summary = (
+        "one codec, many rates (Theis 2017): a learnt scale per latent and rate, the codec frozen"
+    )
 
     def build(self) -> None:
         steps = self._prior(torch.arange(len(self.levels), dtype=torch.float32))
@@ -338,22 +385,36 @@ class ModulatedAutoencoder(Modulation):
 
     def places(self) -> list[Site]:
         codec: Any = self._shared[0]
-        analysis = [Site(self, n, "out", n, "out", codec.get_submodule(n).out_channels) for n in _convolutions(codec, ("g_a",))]
-        synthesis = [Site(self, n, "in", n, "in", codec.get_submodule(n).in_channels) for n in _convolutions(codec, ("g_s",))]
+        analysis = [
+            Site(self, n, "out", n, "out", codec.get_submodule(n).out_channels)
+            for n in _convolutions(codec, ("g_a",))
+        ]
+        synthesis = [
+            Site(self, n, "in", n, "in", codec.get_submodule(n).in_channels)
+            for n in _convolutions(codec, ("g_s",))
+        ]
         return analysis + synthesis + super().places()
 
     def build(self) -> None:
-        self.networks = nn.ModuleList(Network(self.config.hidden, site.width, torch.relu) for site in self.sites[:-2])
+        self.networks = nn.ModuleList(
+            Network(self.config.hidden, site.width, torch.relu) for site in self.sites[:-2]
+        )
 
     def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
         levels = self._now()
         if site in self.sites[-2:]:
             return self._step(site, levels), None
         networks: Any = self.networks
-        return torch.exp(networks[self.sites.index(site)](self.levels.lmbda(levels) / self.levels.lambdas[-1])), None
+        return torch.exp(
+            networks[self.sites.index(site)](self.levels.lmbda(levels) / self.levels.lambdas[-1])
+        ), None
 
     def per_channel(self, site: int) -> dict[str, int]:
-        return {f"networks.{site}.second.{what}": 0 for what in ("weight", "bias")} if site < len(self.sites) - 2 else {}
+        return (
+            {f"networks.{site}.second.{what}": 0 for what in ("weight", "bias")}
+            if site < len(self.sites) - 2
+            else {}
+        )
 
 
 @METHODS.register("conditional_autoencoder")
@@ -366,12 +427,18 @@ class ConditionalAutoencoder(Modulation):
     def places(self) -> list[Site]:
         codec: Any = self._shared[0]
         names = _convolutions(codec, ("g_a", "h_a", "h_s", "g_s"))
-        return [Site(self, n, "out", n, "out", codec.get_submodule(n).out_channels) for n in names] + super().places()
+        return [
+            Site(self, n, "out", n, "out", codec.get_submodule(n).out_channels) for n in names
+        ] + super().places()
 
     def build(self) -> None:
         rates = len(self.levels)
-        self.scales = nn.ParameterList(nn.Parameter(torch.zeros(rates, site.width)) for site in self.sites[:-2])
-        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(rates, site.width)) for site in self.sites[:-2])
+        self.scales = nn.ParameterList(
+            nn.Parameter(torch.zeros(rates, site.width)) for site in self.sites[:-2]
+        )
+        self.biases = nn.ParameterList(
+            nn.Parameter(torch.zeros(rates, site.width)) for site in self.sites[:-2]
+        )
 
     def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
         now = self._now()
@@ -379,7 +446,9 @@ class ConditionalAutoencoder(Modulation):
             return self._step(site, now), None
         number, row = self.sites.index(site), now.round().long()
         zero = torch.tensor(ZERO)
-        return F.softplus(self.scales[number][row] + zero) / F.softplus(zero), self.biases[number][row]
+        return F.softplus(self.scales[number][row] + zero) / F.softplus(zero), self.biases[number][
+            row
+        ]
 
     @torch.no_grad()
     def absorb(self, layer: str, side: str, factor: Tensor) -> None:
@@ -389,7 +458,11 @@ class ConditionalAutoencoder(Modulation):
                 self.biases[number].mul_(factor.to(self.biases[number]))
 
     def per_channel(self, site: int) -> dict[str, int]:
-        return {f"{what}.{site}": 1 for what in ("scales", "biases")} if site < len(self.sites) - 2 else {}
+        return (
+            {f"{what}.{site}": 1 for what in ("scales", "biases")}
+            if site < len(self.sites) - 2
+            else {}
+        )
 
 
 ZERO = math.log(math.e - 1)
@@ -398,4 +471,8 @@ ZERO = math.log(math.e - 1)
 
 def _convolutions(codec: nn.Module, transforms: Sequence[str]) -> list[str]:
     """Names of the convolutions in these transforms, in order."""
-    return [name for name, m in codec.named_modules() if type(m) in CONVOLUTIONS and transform_of(name) in transforms]
+    return [
+        name
+        for name, m in codec.named_modules()
+        if type(m) in CONVOLUTIONS and transform_of(name) in transforms
+    ]
