@@ -71,7 +71,10 @@ def test_commands_run_in_the_order_given(
         data.read_image(data.sample_photographs("test")[0]).float() / 255, tmp_path / "photo.png"
     )
     (tmp_path / "reports").mkdir()
-    shown = "title: Reports\nsections:\n- {title: A codec, report: quickstart, rows: [{arm: mask_decay}]}\n"
+    shown = (
+        "title: Reports\nsections:\n- {title: A codec, report: quickstart, rows: [{arm:"
+        " mask_decay}]}\n"
+    )
     (tmp_path / "reports" / "overview.yaml").write_text(shown, encoding="utf-8")
     plots = dict(page.PLOTS)
     request.getfixturevalue("undrawn")

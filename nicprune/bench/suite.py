@@ -135,7 +135,10 @@ def bench_surgery() -> Iterator[Measure]:
             lambda c=codec, s=small, k=keep, g=groups: verify_same(c, s, g.check(k), g), 1
         )  # type: ignore[misc]
         goal = 3.0 if name == "cheng2020-attn" else 1.0
-        detail = f"{seconds / once:.2f}x a forward pass at {SIZE_TEXT} ({once:.2f} s); verification {checking:.2f} s more"
+        detail = (
+            f"{seconds / once:.2f}x a forward pass at {SIZE_TEXT} ({once:.2f} s); verification"
+            f" {checking:.2f} s more"
+        )
         yield sampler.measure(
             f"groups + surgery, {name} q{quality}",
             seconds,
@@ -190,7 +193,10 @@ def bench_speedup() -> Iterator[Measure]:
                 for c in (codec, small)
             ]
             fewer = macs[0] / macs[1]
-            detail = f"{before * 1e3:.0f} to {after * 1e3:.0f} ms: {before / after:.2f}x for {fewer:.2f}x fewer MACs, channels_last"
+            detail = (
+                f"{before * 1e3:.0f} to {after * 1e3:.0f} ms: {before / after:.2f}x for"
+                f" {fewer:.2f}x fewer MACs, channels_last"
+            )
             label = f"speed-up / FLOP reduction, g_a + g_s, {name} at {share:g}"
             yield sampler.measure(
                 label,
@@ -227,7 +233,10 @@ def bench_gating() -> Iterator[Measure]:
                 for table in ({t: m for t, (m, _) in macs.items()}, fewer)
             )
             saved = (1 - after / before) / (1 - left / whole)
-            detail = f"{before * 1e3:.0f} to {after * 1e3:.0f} ms: {1 - after / before:.0%} of the time for {1 - left / whole:.0%} of the MACs, channels_last"
+            detail = (
+                f"{before * 1e3:.0f} to {after * 1e3:.0f} ms: {1 - after / before:.0%} of the time"
+                f" for {1 - left / whole:.0%} of the MACs, channels_last"
+            )
             label = (
                 f"time saved / MACs saved by gates, g_a + g_s, {name}, {share:.0%} of channels open"
             )
@@ -289,7 +298,10 @@ def bench_slimmable() -> Iterator[Measure]:
         share = sum(table[t][0] for t in ("g_a", "g_s")) / sum(
             CostModel(bare, find_groups(bare)).by_transform()[t][0] for t in ("g_a", "g_s")
         )
-        detail = f"{whole * 1e3:.0f} ms bare, {seconds * 1e3:.0f} ms at this width: {whole / seconds:.2f}x for {1 / share:.2f}x fewer MACs, channels_last"
+        detail = (
+            f"{whole * 1e3:.0f} ms bare, {seconds * 1e3:.0f} ms at this width:"
+            f" {whole / seconds:.2f}x for {1 / share:.2f}x fewer MACs, channels_last"
+        )
         label = f"speed-up / FLOP reduction, g_a + g_s, {name}, width {widths[width]:g}"
         yield sampler.measure(
             label,
@@ -315,7 +327,10 @@ def bench_slimmable() -> Iterator[Measure]:
     sampler = Sampler(5, limit=10)
     once, all_ = sampler.medians([step(bare, [{}]), step(codec, each)])
     expected = sum(width**2 for width in widths)
-    detail = f"{once * 1e3:.0f} ms for the codec alone, {all_ * 1e3:.0f} ms for {len(widths)} widths; sum of (w/W)^2 is {expected:.2f}"
+    detail = (
+        f"{once * 1e3:.0f} ms for the codec alone, {all_ * 1e3:.0f} ms for {len(widths)} widths;"
+        f" sum of (w/W)^2 is {expected:.2f}"
+    )
     yield sampler.measure(
         f"step over all widths / (one step * sum of (w/W)^2), {name}",
         all_ / once / expected,
@@ -401,7 +416,10 @@ def format_bench(results: Sequence[Measure]) -> str:
         goal = (
             ""
             if r.goal is None
-            else f"{'>=' if r.at_least else '<='} {r.goal:g} {r.unit}: {'met' if r.met else 'not met'}"
+            else (
+                f"{'>=' if r.at_least else '<='} {r.goal:g} {r.unit}:"
+                f" {'met' if r.met else 'not met'}"
+            )
         )
         samples = f"{r.kept} of {r.kept + r.rejected}{', busy' if r.busy else ''}"
         rows.append((r.name, _value(r), goal, r.size, samples, r.detail))
@@ -426,7 +444,8 @@ def format_bench(results: Sequence[Measure]) -> str:
     ]
     if any(r.busy for r in results):
         lines.append(
-            "busy: others never left the processor alone, the least disturbed samples were taken; run again on a quiet machine"
+            "busy: others never left the processor alone, the least disturbed samples were taken;"
+            " run again on a quiet machine"
         )
     return "\n".join(lines)
 

@@ -100,12 +100,14 @@ class Groups(Sequence[Group]):
                 raise RecipeError(f"channel group {name!r} cannot shrink: {group.pinned}")
             if group.latent is not None and not latents:
                 raise RecipeError(
-                    f"channel group {name!r} is the latent {group.latent}; open it with latents: true"
+                    f"channel group {name!r} is the latent {group.latent}; open it with latents:"
+                    " true"
                 )
             least = MIN_LATENTS if group.latent else 1
             if len(kept) < least:
                 raise RecipeError(
-                    f"channel group {name!r} must keep at least {least} of {group.width} channels (got {len(kept)})"
+                    f"channel group {name!r} must keep at least {least} of {group.width} channels"
+                    f" (got {len(kept)})"
                 )
             if kept.min() < 0 or kept.max() >= group.width or (np.diff(kept) <= 0).any():
                 raise RecipeError(
@@ -129,7 +131,8 @@ def find_groups(codec: nn.Module) -> Groups:
         tracer.run()
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         raise CodecError(
-            f"the forward pass of {type(codec).__name__} cannot be followed, at {tracer.where}: {error}"
+            f"the forward pass of {type(codec).__name__} cannot be followed, at {tracer.where}:"
+            f" {error}"
         ) from error
     pins: dict[int, str] = {}
     for number, reason in tracer.pins.items():
@@ -174,7 +177,8 @@ def find_groups(codec: nn.Module) -> Groups:
     if not found.prunable():
         reasons = sorted({g.pinned for g in named if g.pinned})
         raise CodecError(
-            f"nothing in {type(codec).__name__} can be pruned safely: {'; '.join(reasons[:4]) or 'no convolution was run'}"
+            f"nothing in {type(codec).__name__} can be pruned safely:"
+            f" {'; '.join(reasons[:4]) or 'no convolution was run'}"
         )
     return found
 

@@ -9,14 +9,15 @@ from torch import Tensor
 
 # How an operation treats a channel that is zero: it stays zero, or it does not.
 KEEPS_ZERO = set(
-    "pow abs neg relu relu6 leaky_relu silu gelu tanh sin sqrt square round floor ceil trunc sign clone contiguous detach to "
-    "float double half bfloat16 type type_as hardtanh dropout elu celu selu mish hardswish erf expm1 log1p positive requires_grad "
-    "data nan_to_num interpolate upsample avg_pool2d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d pad zero clamp clip "
-    "clamp_min clamp_max cpu cuda new_tensor softshrink hardshrink tanhshrink fix deg2rad".split()
+    "pow abs neg relu relu6 leaky_relu silu gelu tanh sin sqrt square round floor ceil trunc sign"
+    " clone contiguous detach to float double half bfloat16 type type_as hardtanh dropout elu celu"
+    " selu mish hardswish erf expm1 log1p positive requires_grad data nan_to_num interpolate"
+    " upsample avg_pool2d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d pad zero clamp clip"
+    " clamp_min clamp_max cpu cuda new_tensor softshrink hardshrink tanhshrink fix deg2rad".split()
 )
 BREAKS_ZERO = set(
-    "sigmoid exp softplus cos rsqrt reciprocal log log2 log10 logsigmoid hardsigmoid erfc uniform normal fill bernoulli "
-    "eq ne lt le gt ge logical_not isfinite isnan threshold".split()
+    "sigmoid exp softplus cos rsqrt reciprocal log log2 log10 logsigmoid hardsigmoid erfc uniform"
+    " normal fill bernoulli eq ne lt le gt ge logical_not isfinite isnan threshold".split()
 )
 BOUNDED = {
     "clamp": ("min", "max"),
@@ -28,9 +29,10 @@ BOUNDED = {
 ADDITIVE = set("add sub rsub maximum minimum max min where lerp fmod remainder".split())
 MULTIPLICATIVE = set("mul div truediv true_divide floor_divide multiply divide".split())
 MOVES = set(
-    "chunk split split_with_sizes tensor_split cat concat concatenate stack getitem unbind narrow select index_select reshape view "
-    "flatten unflatten permute transpose swapaxes movedim squeeze unsqueeze expand expand_as repeat repeat_interleave flip roll "
-    "pixel_shuffle pixel_unshuffle view_as T mT H tile unfold".split()
+    "chunk split split_with_sizes tensor_split cat concat concatenate stack getitem unbind narrow"
+    " select index_select reshape view flatten unflatten permute transpose swapaxes movedim squeeze"
+    " unsqueeze expand expand_as repeat repeat_interleave flip roll pixel_shuffle pixel_unshuffle"
+    " view_as T mT H tile unfold".split()
 )
 REDUCES = set("mean sum amax amin var std norm any all prod".split())
 LIKE = set("zeros_like empty_like ones_like rand_like randn_like full_like".split())

@@ -114,7 +114,8 @@ class Follower(TorchFunctionMode):
             for tensor in tensors:
                 if id(tensor) in self._owner:
                     self._misused[self._owner[id(tensor)]] = (
-                        f"the weights of {self._owner[id(tensor)]} are used outside it, by {name} in {self.where}"
+                        f"the weights of {self._owner[id(tensor)]} are used outside it, by {name}"
+                        f" in {self.where}"
                     )
         if writes_in_place(func, kwargs):
             self._written(name, result if isinstance(result, Tensor) else args[0])
@@ -392,7 +393,8 @@ class Follower(TorchFunctionMode):
             elif labels.nonzero:
                 self.pin(
                     labels.ids,
-                    f"{labels.nonzero} before {name} in {self.where}: a zero channel is not a removed one",
+                    f"{labels.nonzero} before {name} in {self.where}: a zero channel is not a"
+                    " removed one",
                 )
         else:
             before = 0 if output.dim() == source.dim() else sum(d < labels.dim for d in dims)

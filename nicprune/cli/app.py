@@ -29,7 +29,10 @@ def _level(given: str) -> float | str:
         raise typer.BadParameter(f"a level is a number, or best (got {given!r})") from None
 
 
-LEVEL = "With a modulator: rate, from 0 (lowest) on; in between too. With a scalable encoder: how many of its encoders work beside the first, or best."
+LEVEL = (
+    "With a modulator: rate, from 0 (lowest) on; in between too. With a scalable encoder: how many"
+    " of its encoders work beside the first, or best."
+)
 Level = Annotated[Any, typer.Option(parser=_level, metavar="LEVEL", help=LEVEL)]
 Quality = Annotated[
     int | None, typer.Option("--quality", "-q", help="Quality level, for named codecs.")
@@ -118,7 +121,8 @@ def check(
     parsed, _ = read_recipe(recipe, set_ or [])
     check_paths(parsed)
     typer.echo(
-        f"{recipe}: fine ({parsed.task} {parsed.codec}, qualities {', '.join(map(str, parsed.qualities))})"
+        f"{recipe}: fine ({parsed.task} {parsed.codec}, qualities"
+        f" {', '.join(map(str, parsed.qualities))})"
     )
 
 
@@ -204,7 +208,8 @@ def prune(
     for what in ("macs", "encoder", "decoder"):
         was, now = before.kmac_per_pixel(what), after.kmac_per_pixel(what)
         typer.echo(
-            f"{'all' if what == 'macs' else what:8} {was:9.2f} to {now:9.2f} kMAC/pixel, {was / now:.2f}x fewer ({COUNTER})"
+            f"{'all' if what == 'macs' else what:8} {was:9.2f} to {now:9.2f} kMAC/pixel,"
+            f" {was / now:.2f}x fewer ({COUNTER})"
         )
     typer.echo(f"params   {before.params:,} to {after.params:,}; {provenance(small).verified}")
     typer.echo(f"wrote {save(small, output)}")
@@ -264,7 +269,8 @@ def eval_(
         for image in result.images:
             ms = f"{image.ms_ssim:.4f}" if image.ms_ssim is not None else "-"
             typer.echo(
-                f"{image.name:32} {image.width}x{image.height}  {image.bpp:.4f} bpp  {image.psnr_db:.3f} dB  MS-SSIM {ms}"
+                f"{image.name:32} {image.width}x{image.height}  {image.bpp:.4f} bpp "
+                f" {image.psnr_db:.3f} dB  MS-SSIM {ms}"
             )
     typer.echo(str(result))
     if output is not None:
@@ -304,7 +310,8 @@ def encode_(
     write_atomically(output, lambda temporary: temporary.write_bytes(data))
     _, height, width = picture.shape
     typer.echo(
-        f"{output}: {len(data):,} bytes, {8 * len(data) / (height * width):.4f} bpp, header included ({width}x{height} pixels)"
+        f"{output}: {len(data):,} bytes, {8 * len(data) / (height * width):.4f} bpp, header"
+        f" included ({width}x{height} pixels)"
     )
 
 
@@ -360,7 +367,9 @@ def overview(
     folder: Annotated[
         str,
         typer.Argument(
-            help="Folder of reports, with an overview.yaml that says which of their figures to show."
+            help=(
+                "Folder of reports, with an overview.yaml that says which of their figures to show."
+            )
         ),
     ] = "reports",
 ) -> None:
@@ -416,7 +425,10 @@ def time_(
     codecs: Annotated[
         list[str],
         typer.Argument(
-            help="Names, files, or package.module:factory, as [label=]codec[@width]; others are compared with the first."
+            help=(
+                "Names, files, or package.module:factory, as [label=]codec[@width]; others are"
+                " compared with the first."
+            )
         ),
     ],
     image: Annotated[
@@ -428,14 +440,20 @@ def time_(
     width: Annotated[
         int | None,
         typer.Option(
-            help="For slimmable codecs without one of their own: which width; for scalable encoders: which level."
+            help=(
+                "For slimmable codecs without one of their own: which width; for scalable encoders:"
+                " which level."
+            )
         ),
     ] = None,
     seconds: Annotated[
         float,
         typer.Option(
             min=0,
-            help="After which the least disturbed turns have to do, on a machine that is never quiet.",
+            help=(
+                "After which the least disturbed turns have to do, on a machine that is never"
+                " quiet."
+            ),
         ),
     ] = 60.0,
     layers: Annotated[bool, typer.Option("--layers", help="By layer of the transforms.")] = False,
@@ -511,7 +529,8 @@ def main() -> None:
         if os.environ.get("NICPRUNE_DEBUG"):
             raise
         print(
-            f"nicprune: unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (run with --debug for more)",
+            f"nicprune: unexpected {type(error).__name__}:"
+            f" {str(error).splitlines()[0] if str(error) else ''} (run with --debug for more)",
             file=sys.stderr,
         )
         sys.exit(2)

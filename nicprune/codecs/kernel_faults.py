@@ -40,9 +40,10 @@ def is_affected(layer: nn.Module) -> bool:
 def _every(stride: tuple[int, ...]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Any, ...]]:
     def subsample(layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
         image, *rest = args
-        return image[..., :: stride[0], :: stride[1]].contiguous(
-            memory_format=torch.channels_last
-        ), *rest
+        return (
+            image[..., :: stride[0], :: stride[1]].contiguous(memory_format=torch.channels_last),
+            *rest,
+        )
 
     return subsample
 

@@ -201,7 +201,8 @@ def reinitialise(codec: nn.Module) -> None:
                 for key, parameter in module.named_parameters(recurse=False):
                     if key not in fresh or fresh[key].shape != parameter.shape:
                         raise CodecError(
-                            f"how {key} of a {type(module).__name__} starts is not known here: it cannot be trained from scratch"
+                            f"how {key} of a {type(module).__name__} starts is not known here: it"
+                            " cannot be trained from scratch"
                         )
                     parameter.copy_(fresh[key])
 

@@ -64,7 +64,8 @@ def lmbda_for(quality: int, metric: str = "mse") -> float:
     """
     if not 1 <= quality <= len(LAMBDAS[metric]):
         raise CodecError(
-            f"CompressAI has lambdas for the qualities 1 to {len(LAMBDAS[metric])}, none for {quality}: give one"
+            f"CompressAI has lambdas for the qualities 1 to {len(LAMBDAS[metric])}, none for"
+            f" {quality}: give one"
         )
     return LAMBDAS[metric][quality - 1]
 
@@ -86,7 +87,8 @@ def check_name(name: str, quality: int | None, metric: str) -> None:
     """Raise CodecError unless `name` has `quality` for `metric`."""
     if name not in codec_names():
         raise CodecError(
-            f"unknown codec {name!r}; {closest(name, codec_names())} (or package.module:factory, or a file)"
+            f"unknown codec {name!r}; {closest(name, codec_names())} (or package.module:factory, or"
+            " a file)"
         )
     if metric not in LAMBDAS:
         raise CodecError(f"unknown metric {metric!r}; {closest(metric, LAMBDAS)}")
@@ -126,8 +128,8 @@ def build_named(
         except (URLError, OSError) as error:
             reason = getattr(error, "reason", error)
             raise CodecError(
-                f"the official weights of {name} quality {quality} ({metric}) could not be downloaded: {reason}; "
-                "use weights='none' (random) or weights='file.pth.tar'"
+                f"the official weights of {name} quality {quality} ({metric}) could not be"
+                f" downloaded: {reason}; use weights='none' (random) or weights='file.pth.tar'"
             ) from None
         except RuntimeError as error:
             if "hash" in str(error):
@@ -178,15 +180,17 @@ def rebuild(build: Mapping[str, Any], factory: Callable[[], nn.Module] | None = 
     module_name, _, qualified = path.partition(":")
     if not module_name.startswith("compressai.") and module_name not in sys.modules:
         raise CodecError(
-            f"the file holds a codec of {path!r}, which is not loaded here; import it first or pass factory= "
-            "(on the command line: name package.module:factory and give the file as --weights)"
+            f"the file holds a codec of {path!r}, which is not loaded here; import it first or pass"
+            " factory= (on the command line: name package.module:factory and give the file as"
+            " --weights)"
         )
     target: Any = importlib.import_module(module_name)
     for part in qualified.split("."):
         target = getattr(target, part, None)
     if not (inspect.isclass(target) and issubclass(target, CompressionModel)):
         raise CodecError(
-            f"the file holds a codec of {path!r}, which is not a CompressionModel class here; pass factory="
+            f"the file holds a codec of {path!r}, which is not a CompressionModel class here; pass"
+            " factory="
         )
     arguments = dict(build.get("kwargs", {}))
     if any(isinstance(v, int) and abs(v) > LARGEST_WIDTH for v in arguments.values()):
@@ -218,7 +222,8 @@ def read_compressai_file(path: str | Path) -> dict[str, Tensor]:
         raise FileError(f"{path} is not a PyTorch checkpoint, or is cut short") from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise FileError(
-            f"{path} is not a PyTorch checkpoint, or is cut short ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            f"{path} is not a PyTorch checkpoint, or is cut short"
+            f" ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         ) from None
     state = (
         content.get("state_dict", content.get("model", content))

@@ -12,7 +12,10 @@ from pathlib import Path
 from nicprune.common.errors import FileError
 
 VARIABLES = {
-    "NICPRUNE_DATA": "the folder that holds the photographs of nicprune's recipes: kodak/, val/cid22/, train/...; docs/data.md says where each is had",
+    "NICPRUNE_DATA": (
+        "the folder that holds the photographs of nicprune's recipes: kodak/, val/cid22/,"
+        " train/...; docs/data.md says where each is had"
+    ),
     "NICPRUNE_START": "the weights that training starts from, a .pth.tar or .safetensors",
 }
 """Variables that nicprune's own recipes name, and what each stands for."""

@@ -47,7 +47,8 @@ class Progress:
         if self.enabled and (now - self._printed >= LINE_EVERY_S or step == self.total):
             rate = (step - self._first) / max(now - self._started, 1e-9)
             print(
-                f"{self.label + '  ' if self.label else ''}{step}/{self.total}  {self._text}  {rate:.2g} steps/s",
+                f"{self.label + '  ' if self.label else ''}{step}/{self.total}  {self._text} "
+                f" {rate:.2g} steps/s",
                 file=sys.stderr,
                 flush=True,
             )

@@ -95,9 +95,11 @@ class Evaluation:
             f" level {self.level:g}" if self.level is not None else f" {self.at}" if self.at else at
         )
         return (
-            f"{self.codec}{at}: {m['psnr_db']:.3f} dB at {m['bpp']:.4f} bpp (estimated {m['bpp_estimated']:.4f}){ms}  "
-            f"encode {m['encode_s']:.3f} s  decode {m['decode_s']:.3f} s  {self.cost.kmac_per_pixel():.2f} kMAC/pixel{self._range()} ({COUNTER})  "
-            f"{self.cost.params:,} params  [{len(self.images)} images, {self.device}, {self.threads} threads{self.disturbed()}]"
+            f"{self.codec}{at}: {m['psnr_db']:.3f} dB at {m['bpp']:.4f} bpp (estimated"
+            f" {m['bpp_estimated']:.4f}){ms}  encode {m['encode_s']:.3f} s  decode"
+            f" {m['decode_s']:.3f} s  {self.cost.kmac_per_pixel():.2f} kMAC/pixel{self._range()}"
+            f" ({COUNTER})  {self.cost.params:,} params  [{len(self.images)} images, {self.device},"
+            f" {self.threads} threads{self.disturbed()}]"
         )
 
     def disturbed(self) -> str:
@@ -111,7 +113,10 @@ class Evaluation:
     def _range(self) -> str:
         if not (spread := self.dynamic()):
             return ""
-        return f" on average, {spread['macs'][1] / AREA / 1000:.2f} to {spread['macs'][2] / AREA / 1000:.2f}"
+        return (
+            f" on average, {spread['macs'][1] / AREA / 1000:.2f} to"
+            f" {spread['macs'][2] / AREA / 1000:.2f}"
+        )
 
     def compressai_json(self) -> dict[str, Any]:
         """The same in the layout of CompressAI's results files, which `compressai.utils.plot` draws."""
@@ -229,7 +234,8 @@ def evaluate(
     """
     if isinstance(codec, Attached) and not codec.stays:
         raise CodecError(
-            "evaluate a plain codec: masked.harden(), or masked.plain() for the masks as they are now"
+            "evaluate a plain codec: masked.harden(), or masked.plain() for the masks as they"
+            " are now"
         )
     bare = unwrap(codec)
     check_codec(bare)
@@ -268,7 +274,8 @@ def evaluate(
             keep_decoded(path.name, image.float() / 255, decoded, score)
         if progress and sys.stderr.isatty():
             print(
-                f"\r{number}/{len(paths)} {path.name}  {score.bpp:.3f} bpp  {score.psnr_db:.2f} dB\033[K",
+                f"\r{number}/{len(paths)} {path.name}  {score.bpp:.3f} bpp  {score.psnr_db:.2f}"
+                " dB\033[K",
                 end="",
                 file=sys.stderr,
             )
@@ -346,7 +353,8 @@ class Comparison:
         ]
         most = max(self.before, self.after, key=lambda evaluation: evaluation.busy or 0.0)
         lines.append(
-            f"{len(self.after.images)} images, {self.after.device}, {self.after.threads} threads{most.disturbed()}; MACs counted by {COUNTER}"
+            f"{len(self.after.images)} images, {self.after.device}, {self.after.threads}"
+            f" threads{most.disturbed()}; MACs counted by {COUNTER}"
         )
         return "\n".join(lines)
 

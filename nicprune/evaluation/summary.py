@@ -17,7 +17,10 @@ def profile_text(codec: nn.Module, groups: Groups, cost: CostModel) -> str:
     record, totals = provenance(codec), cost.totals()
     height, width = SIZE
     lines = [
-        f"{record.name}{f' quality {record.quality}' if record.quality else ''} ({type(codec).__name__})",
+        (
+            f"{record.name}{f' quality {record.quality}' if record.quality else ''}"
+            f" ({type(codec).__name__})"
+        ),
         "",
     ]
 
@@ -49,18 +52,24 @@ def profile_text(codec: nn.Module, groups: Groups, cost: CostModel) -> str:
             f"{label:40}{totals.gmac(height, width, name):>10.3f}{totals.kmac_per_pixel(name):>10.3f}{params_text}"
         )
     lines.append(
-        f"MACs: counted by {COUNTER} at 64x64, GMAC for {width}x{height}; a multiply-add is one MAC, GDN counts as its 1x1 convolution"
+        f"MACs: counted by {COUNTER} at 64x64, GMAC for {width}x{height}; a multiply-add is one"
+        " MAC, GDN counts as its 1x1 convolution"
     )
     if record.original:
         before = cost.original
-        fewer = f"{before.macs / totals.macs:.2f}x fewer MACs, {before.params / totals.params:.2f}x fewer params"
+        fewer = (
+            f"{before.macs / totals.macs:.2f}x fewer MACs, {before.params / totals.params:.2f}x"
+            " fewer params"
+        )
         lines.append(
-            f"original: {before.kmac_per_pixel():.3f} kMAC/px, {before.params:,} params; this is {fewer}"
+            f"original: {before.kmac_per_pixel():.3f} kMAC/px, {before.params:,} params; this is"
+            f" {fewer}"
         )
     for number, entry in enumerate(record.history, 1):
         names = ", ".join(m["name"] for m in entry.get("methods", []))
         verified = f"; {entry['verified']}" if entry.get("verified") else ""
         lines.append(
-            f"history {number}: {names}: {entry['macs_before'] / entry['macs_after']:.2f}x fewer MACs{verified}"
+            f"history {number}: {names}: {entry['macs_before'] / entry['macs_after']:.2f}x fewer"
+            f" MACs{verified}"
         )
     return "\n".join(lines)

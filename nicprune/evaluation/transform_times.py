@@ -312,6 +312,7 @@ def taken_under(times: list[Times], image: str) -> str:
             else "(what others used is not known here)"
         )
     return (
-        f"Seconds for {image}, medians of {times[0].kept} turns {taken}; {torch.get_num_threads()} thread(s), {machine_line()}, "
-        f"torch {torch.__version__}. {REST}: entropy coding, and context models, which CompressAI runs on one thread."
+        f"Seconds for {image}, medians of {times[0].kept} turns {taken}; {torch.get_num_threads()}"
+        f" thread(s), {machine_line()}, torch {torch.__version__}. {REST}: entropy coding, and"
+        " context models, which CompressAI runs on one thread."
     )

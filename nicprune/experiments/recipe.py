@@ -169,7 +169,8 @@ class Recipe(Settings):
                 )
                 if like is None or like.scratch is not None or like.modulated or like.stays:
                     raise ValueError(
-                        f"{arm.label!r}: scratch names an arm before it that ends with one small codec (got {arm.scratch!r})"
+                        f"{arm.label!r}: scratch names an arm before it that ends with one small"
+                        f" codec (got {arm.scratch!r})"
                     )
                 if missing := sorted(set(arm.seeds or self.seeds) - set(like.seeds or self.seeds)):
                     raise ValueError(
@@ -190,7 +191,8 @@ class Recipe(Settings):
                 ]
             ):
                 raise ValueError(
-                    f"chain: {quality} cannot start from {before}: both must be among the qualities {self.qualities}, {before} before {quality}"
+                    f"chain: {quality} cannot start from {before}: both must be among the qualities"
+                    f" {self.qualities}, {before} before {quality}"
                 )
         if self.task == "prune" and (self.per_quality or self.chain or self.half):
             raise ValueError("per_quality, chain and half belong to task: train")
@@ -304,18 +306,20 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise RecipeError(
-            f"{path}{f', line {mark.line + 1}' if mark else ''}: not YAML: {getattr(error, 'problem', error)}"
+            f"{path}{f', line {mark.line + 1}' if mark else ''}: not YAML:"
+            f" {getattr(error, 'problem', error)}"
         ) from None
     if not isinstance(content, dict):
         raise RecipeError(
-            f"{path}: a recipe is a mapping that starts with version: 1 (found {type(content).__name__})"
+            f"{path}: a recipe is a mapping that starts with version: 1 (found"
+            f" {type(content).__name__})"
         )
     for override in overrides:
         apply_override(content, override)
     content.setdefault("name", path.stem)
-    return parse_recipe(content, str(path)), yaml.safe_dump(
-        content, sort_keys=False
-    ) if overrides else text
+    return parse_recipe(content, str(path)), (
+        yaml.safe_dump(content, sort_keys=False) if overrides else text
+    )
 
 
 def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
@@ -360,7 +364,8 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
             )
             if settings.devices > 1:
                 raise RecipeError(
-                    f"{where}: a recipe trains on one device; call nicprune.fit(devices=...) in a script of your own for more"
+                    f"{where}: a recipe trains on one device; call nicprune.fit(devices=...) in a"
+                    " script of your own for more"
                 )
     return recipe
 
@@ -388,9 +393,11 @@ def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) ->
         )
     else:
         part = _parse_part(
-            {k: v for k, v in arm.items() if k not in ("label", *words)}
-            if isinstance(arm, dict)
-            else arm,
+            (
+                {k: v for k, v in arm.items() if k not in ("label", *words)}
+                if isinstance(arm, dict)
+                else arm
+            ),
             content,
             here,
         )
@@ -421,13 +428,15 @@ def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> Part:
             continue
         if not steps:
             raise RecipeError(
-                f"{here}: {part['name']} learns while the codec trains; give it steps, sparsify: {{steps: 500}}"
+                f"{here}: {part['name']} learns while the codec trains; give it steps, sparsify:"
+                " {steps: 500}"
             )
         settings.setdefault(length, steps)
         parsed: Any = parse(method.Config, settings, here)
         if getattr(parsed, length) > steps:
             raise RecipeError(
-                f"{here}: {length} {getattr(parsed, length)} does not fit into sparsify.steps {steps}"
+                f"{here}: {length} {getattr(parsed, length)} does not fit into sparsify.steps"
+                f" {steps}"
             )
     if method.modulates and not {"lambdas", "qualities"} & set(settings):
         settings["lambdas"] = _lambdas(content, here)
@@ -437,7 +446,8 @@ def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> Part:
         isinstance(photographs, dict) and photographs.get("validation")
     ):
         raise RecipeError(
-            f"{here}: a schedule decides by validation photographs; name them, photographs: {{validation: folder}}"
+            f"{here}: a schedule decides by validation photographs; name them, photographs:"
+            " {validation: folder}"
         )
     return parse(Part, {"name": part["name"], "settings": settings}, here)
 
@@ -449,7 +459,8 @@ def _lambdas(content: Mapping[str, Any], here: str) -> list[float]:
         return sorted(own[q] if q in own else lmbda_for(q, metric) for q in content["qualities"])
     except (KeyError, TypeError, IndexError):
         raise RecipeError(
-            f"{here}: a modulator takes the recipe's qualities as its rates; state them above, qualities: [1, 2, 3]"
+            f"{here}: a modulator takes the recipe's qualities as its rates; state them above,"
+            " qualities: [1, 2, 3]"
         ) from None
 
 

@@ -55,7 +55,10 @@ def run_recipe(
     check_writable(runs / recipe.name, reports / recipe.name)
     listed = jobs(recipe, runs)
     for number, job in enumerate(listed, 1):
-        title = f"[{number}/{len(listed)}] {recipe.codec} q{job.quality} {job.arm.label}{f' seed {job.seed}' if len(recipe.seeds) > 1 else ''}"
+        title = (
+            f"[{number}/{len(listed)}] {recipe.codec} q{job.quality}"
+            f" {job.arm.label}{f' seed {job.seed}' if len(recipe.seeds) > 1 else ''}"
+        )
         if finished(job):
             say(f"{title}: done before")
             continue
@@ -284,11 +287,17 @@ def plan(recipe: Recipe) -> list[str]:
         )
         if job.arm.phase is not None:
             steps = job.arm.phase.steps + (recipe.sparsify.steps if job.arm.scratch is None else 0)
-        line = f"{recipe.codec} q{job.quality} {job.arm.label} seed {job.seed}: {steps} steps, lambda {job.lmbda:g}"
+        line = (
+            f"{recipe.codec} q{job.quality} {job.arm.label} seed {job.seed}: {steps} steps, lambda"
+            f" {job.lmbda:g}"
+        )
         if job.arm.scratch is not None:
             line += f", the architecture of {job.arm.scratch}, from random weights"
         elif job.role in ("pruned", "modulated"):
             attached = attach(start(recipe, job), job.settings)
-            line += f", {attached.cost.totals().kmac_per_pixel():.2f} kMAC/pixel now, {sum(1 for _ in attached.groups.prunable())} channel groups"
+            line += (
+                f", {attached.cost.totals().kmac_per_pixel():.2f} kMAC/pixel now,"
+                f" {sum(1 for _ in attached.groups.prunable())} channel groups"
+            )
         lines.append(line)
     return lines

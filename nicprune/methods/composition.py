@@ -409,7 +409,8 @@ def attach(
     """
     if isinstance(codec, Attached):
         raise CodecError(
-            "methods are attached to a codec already; harden() or detach() it first, or attach a list"
+            "methods are attached to a codec already; harden() or detach() it first, or attach a"
+            " list"
         )
     check_codec(codec)
     wanted = (
@@ -435,11 +436,13 @@ def attach(
         )
     if alone and len(parsed) > 1:
         raise RecipeError(
-            f"{alone[0]} goes alone: harden the others first, or attach them to one of its widths (extract)"
+            f"{alone[0]} goes alone: harden the others first, or attach them to one of its widths"
+            " (extract)"
         )
     if has_hooks(codec):
         raise RecipeError(
-            "the codec has a method attached already; harden() or detach() it first, or attach a list"
+            "the codec has a method attached already; harden() or detach() it first, or attach a"
+            " list"
         )
     groups = analyse(codec)
     cost = CostModel(codec, groups)

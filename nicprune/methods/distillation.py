@@ -115,7 +115,10 @@ class Distillation(Method):
     """Adds to the loss; decides nothing."""
 
     name = "distillation"
-    summary = "teacher's help beside any method: output, latents, features by channel group, through the keep-lists"
+    summary = (
+        "teacher's help beside any method: output, latents, features by channel group, through the"
+        " keep-lists"
+    )
     Config = DistillationConfig
     config: DistillationConfig
     teaches = True
@@ -138,11 +141,13 @@ class Distillation(Method):
         record = provenance(self._shared[0])
         if self.config.output and record.metric != "mse":
             raise RecipeError(
-                f"output distillation is by squared error; this codec is for {record.metric}: leave output out"
+                f"output distillation is by squared error; this codec is for {record.metric}: leave"
+                " output out"
             )
         if self.config.latent and not isinstance(getattr(self._shared[0], "g_a", None), nn.Module):
             raise CodecError(
-                f"{type(self._shared[0]).__name__} has no g_a, whose output latent distillation compares: leave latent out"
+                f"{type(self._shared[0]).__name__} has no g_a, whose output latent distillation"
+                " compares: leave latent out"
             )
 
     def learn_from(self, teacher: nn.Module) -> None:
@@ -157,7 +162,8 @@ class Distillation(Method):
             len(own.history) == len(theirs) and _differ(codec, teacher)
         ):
             raise CodecError(
-                "the teacher is not what this codec was made from: give the codec as it was before pruning, teacher=..."
+                "the teacher is not what this codec was made from: give the codec as it was before"
+                " pruning, teacher=..."
             )
         removed = [entry.get("removed_inputs", {}) for entry in own.history[len(theirs) :]]
         self._teacher = (teacher,)
@@ -166,7 +172,8 @@ class Distillation(Method):
             self._stages = self._find_stages(teacher, removed)
             if not self._stages:
                 raise RecipeError(
-                    f"features: no channel group of {', '.join(self.config.transforms)} is there to compare"
+                    f"features: no channel group of {', '.join(self.config.transforms)} is there to"
+                    " compare"
                 )
         self.distances = torch.ones(len(self._stages))
 
@@ -194,7 +201,8 @@ class Distillation(Method):
                 kept = np.delete(kept, from_ranges(gone.get(reader.module, "")))
             if len(kept) != (width := _inputs(self._named[reader.module])):
                 raise CodecError(
-                    f"which of the teacher's channels {reader.module} still reads is not known: it reads {width}"
+                    f"which of the teacher's channels {reader.module} still reads is not known: it"
+                    f" reads {width}"
                 )
             # One consumer channel for each of the group's; several only where an image is taken apart, and then the first stands for all.
             mine = reader.index[:, 0]
@@ -269,7 +277,8 @@ class Distillation(Method):
         mine, theirs = self._mine["y"].float(), self._theirs["y"].float()
         if mine.shape != theirs.shape:
             raise CodecError(
-                f"y has {mine.shape[1]} channels, the teacher's has {theirs.shape[1]}: leave latent out where latents are pruned"
+                f"y has {mine.shape[1]} channels, the teacher's has {theirs.shape[1]}: leave latent"
+                " out where latents are pruned"
             )
         apart = (mine - theirs).square().sum((0, 2, 3))
         if self.config.weights == "entropy":

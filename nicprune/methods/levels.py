@@ -50,7 +50,8 @@ class Levels:
         if lmbda is not None:
             if not self.lambdas[0] * (1 - 1e-9) <= lmbda <= self.lambdas[-1] * (1 + 1e-9):
                 raise RecipeError(
-                    f"lmbda {lmbda:g} lies outside what the codec was trained for: {self.lambdas[0]:g} to {self.lambdas[-1]:g}"
+                    f"lmbda {lmbda:g} lies outside what the codec was trained for:"
+                    f" {self.lambdas[0]:g} to {self.lambdas[-1]:g}"
                 )
             for trained, known in enumerate(
                 self.lambdas
@@ -64,7 +65,8 @@ class Levels:
             return float(self.top)
         if isinstance(level, str):
             raise RecipeError(
-                f"a modulator's level is a number, 0 to {self.top} (got {level!r}); best is for scalable encoders"
+                f"a modulator's level is a number, 0 to {self.top} (got {level!r}); best is for"
+                " scalable encoders"
             )
         if not 0 <= level <= self.top:
             reach = f"0 (lambda {self.lambdas[0]:g}) to {self.top} ({self.lambdas[-1]:g})"
@@ -105,7 +107,8 @@ class Levels:
         """
         if not isinstance(header, bytes) or len(header) != 2:
             raise FileError(
-                "this bitstream does not start with a rate: it is of another codec, or of this one without its modulator"
+                "this bitstream does not start with a rate: it is of another codec, or of this one"
+                " without its modulator"
             )
         (code,) = struct.unpack(">H", header)
         return self.set(code / STEPS * self.top)
@@ -164,15 +167,18 @@ class Widths:
         """
         if not isinstance(header, bytes) or len(header) != 1:
             raise FileError(
-                "this bitstream does not start with a width: it is of another codec, or of one width of this one on its own"
+                "this bitstream does not start with a width: it is of another codec, or of one"
+                " width of this one on its own"
             )
         if header[0] >= self.count:
             raise FileError(
-                f"this bitstream was written at width {header[0]}; this codec has widths 0 to {self.count - 1}"
+                f"this bitstream was written at width {header[0]}; this codec has widths 0 to"
+                f" {self.count - 1}"
             )
         if width is not None and width != header[0]:
             raise FileError(
-                f"this bitstream was written at width {header[0]}, and is to be read at width {width}: read it at its own, or leave the width out"
+                f"this bitstream was written at width {header[0]}, and is to be read at width"
+                f" {width}: read it at its own, or leave the width out"
             )
         self.set(header[0])
         return header[0]

@@ -37,13 +37,15 @@ class Budget(Settings):
     def _something(self) -> Budget:
         if not self.parts():
             raise ValueError(
-                "a budget names macs, encoder, decoder or params, as shares of the original between 0 and 1"
+                "a budget names macs, encoder, decoder or params, as shares of the original between"
+                " 0 and 1"
             )
         if self.split is not None and (
             self.macs is None or self.encoder is not None or self.decoder is not None
         ):
             raise ValueError(
-                "split divides what macs saves between encoder and decoder: give macs, and neither encoder nor decoder"
+                "split divides what macs saves between encoder and decoder: give macs, and neither"
+                " encoder nor decoder"
             )
         return self
 
@@ -93,8 +95,9 @@ def check_feasible(cost: CostModel, groups: Sequence[Group], budget: Budget, rou
             reached = getattr(least, name) / getattr(cost.original, name)
             asked = limit / getattr(cost.original, name)
             raise BudgetError(
-                f"budget {name}: {asked:.3g} cannot be met: with every free group at its least width (round_to {round_to}) "
-                f"{reached:.3g} of the original remains; ask for more, a smaller round_to, or latents: true"
+                f"budget {name}: {asked:.3g} cannot be met: with every free group at its least"
+                f" width (round_to {round_to}) {reached:.3g} of the original remains; ask for more,"
+                " a smaller round_to, or latents: true"
             )
 
 

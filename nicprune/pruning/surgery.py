@@ -37,7 +37,10 @@ class Verification:
     stream_bytes: int
 
     def __str__(self) -> str:
-        return f"masked = pruned to {self.max_difference:.1e} (float64), {self.stream_bytes} bytes written and read back"
+        return (
+            f"masked = pruned to {self.max_difference:.1e} (float64), {self.stream_bytes} bytes"
+            " written and read back"
+        )
 
 
 def prune(
@@ -62,7 +65,8 @@ def prune(
     """
     if has_hooks(codec):
         raise SurgeryError(
-            "this codec has a method attached; prune it by masked.harden(), or masked.detach() it first"
+            "this codec has a method attached; prune it by masked.harden(), or masked.detach() it"
+            " first"
         )
     groups = groups if groups is not None else analyse(codec)
     checked = groups.check(keep)
@@ -122,7 +126,8 @@ def analyse(codec: nn.Module) -> Groups:
     found = Groups([replace(g, pinned=unsafe[g.name]) if g.name in unsafe else g for g in groups])
     if not found.prunable():
         raise CodecError(
-            f"nothing in {type(codec).__name__} can be pruned safely: {'; '.join(f'{n}: {r}' for n, r in list(unsafe.items())[:4])}"
+            f"nothing in {type(codec).__name__} can be pruned safely:"
+            f" {'; '.join(f'{n}: {r}' for n, r in list(unsafe.items())[:4])}"
         )
     return found
 
@@ -188,7 +193,8 @@ def masked_copy(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups
 
 class _SmoothRounding(TorchFunctionMode):
     """Replaces rounding by something smooth that is zero at zero: so a small difference cannot hide below a rounding step,
-    nor grow by tipping one; means and medians still matter; and an untrained codec's latents do not all become zero."""
+    nor grow by tipping one; means and medians still matter; and an untrained codec's latents do not all become zero.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") == "round":
@@ -255,8 +261,9 @@ def verify_same(
         ) from error
     if not found <= TOLERANCE:
         raise SurgeryError(
-            f"the pruned {type(codec).__name__} is not the masked one: they differ by {found:.1e} (at most {TOLERANCE:.0e} "
-            "is allowed); the codec's layers are not what their channels say. Nothing was changed"
+            f"the pruned {type(codec).__name__} is not the masked one: they differ by {found:.1e}"
+            f" (at most {TOLERANCE:.0e} is allowed); the codec's layers are not what their channels"
+            " say. Nothing was changed"
         )
     return Verification(found, round_trip(small))
 
@@ -277,7 +284,8 @@ def round_trip(codec: Any, size: int = FACTOR) -> int:
             second = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
     except Exception as error:
         raise SurgeryError(
-            f"the bitstream of {type(codec).__name__} does not decode: {type(error).__name__}: {error}"
+            f"the bitstream of {type(codec).__name__} does not decode: {type(error).__name__}:"
+            f" {error}"
         ) from error
     if (
         first.shape != image.shape

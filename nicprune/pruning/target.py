@@ -49,7 +49,8 @@ class Target(Settings):
     def _one(self) -> Target:
         if self.latents and self.side is not None:
             raise ValueError(
-                f"latents: true with side: {self.side} would change the bitstream, which the other side is to read or write"
+                f"latents: true with side: {self.side} would change the bitstream, which the other"
+                " side is to read or write"
             )
         if (self.budget is None) == (self.widths is None):
             raise ValueError("give either budget: {macs: 0.5} or widths: {'g_a.0': 48, ...}")
@@ -73,7 +74,8 @@ class Target(Settings):
                 least = MIN_LATENTS if free[name].latent else 1
                 if not least <= width <= free[name].width:
                     raise RecipeError(
-                        f"widths: {name} can have {least} to {free[name].width} channels (got {width})"
+                        f"widths: {name} can have {least} to {free[name].width} channels (got"
+                        f" {width})"
                     )
                 resolved[name] = width
         return resolved
@@ -93,7 +95,8 @@ class Target(Settings):
             for pattern in self.only:
                 if not fnmatch.filter([g.name for g in found], pattern):
                     raise RecipeError(
-                        f"only: no channel group matches {pattern!r}; {closest(pattern, [g.name for g in found])}"
+                        f"only: no channel group matches {pattern!r};"
+                        f" {closest(pattern, [g.name for g in found])}"
                     )
             found = [
                 g for g in found if any(fnmatch.fnmatch(g.name, pattern) for pattern in self.only)
@@ -114,7 +117,8 @@ class Target(Settings):
         if self.widths is not None:
             if not self.free(groups):
                 raise RecipeError(
-                    "widths: every channel group named keeps its whole width; there is nothing to prune"
+                    "widths: every channel group named keeps its whole width; there is nothing to"
+                    " prune"
                 )
             return
         assert self.budget is not None
@@ -123,7 +127,8 @@ class Target(Settings):
             if getattr(now, name) <= limit:
                 share = getattr(now, name) / getattr(cost.original, name)
                 raise BudgetError(
-                    f"budget {name}: {limit / getattr(cost.original, name):.3g} is met already: the codec is at {share:.3g} of the original"
+                    f"budget {name}: {limit / getattr(cost.original, name):.3g} is met already: the"
+                    f" codec is at {share:.3g} of the original"
                 )
         check_feasible(cost, self.free(groups), self.budget, self.round_to)
 
@@ -131,7 +136,8 @@ class Target(Settings):
         """Raise unless the budget is divided between encoder and decoder, where it is to be."""
         if self.budget is not None and self.budget.split == "auto":
             raise TrainingError(
-                "split: auto is decided by photographs: attached.prepare(calibration_images(folder)) first"
+                "split: auto is decided by photographs:"
+                " attached.prepare(calibration_images(folder)) first"
             )
 
     def choose(

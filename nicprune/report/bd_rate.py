@@ -76,7 +76,10 @@ def bjontegaard(anchor: Curve, test: Curve) -> dict[str, Any]:
         math.isfinite(v) for curve in (anchor, test) for point in curve for v in point
     ) and all(r > 0 for r, _ in (*anchor, *test))
     if points < MIN_POINTS or not usable:
-        too_few = f"{points} point{'s' * (points != 1)}: a curve needs at least {MIN_POINTS}, better {ENOUGH_POINTS}"
+        too_few = (
+            f"{points} point{'s' * (points != 1)}: a curve needs at least {MIN_POINTS}, better"
+            f" {ENOUGH_POINTS}"
+        )
         return result | {"caution": too_few if usable else "a point has no finite bpp or PSNR"}
     (rates_a, psnr_a), (rates_t, psnr_t) = (
         tuple(map(list, zip(*sorted(curve), strict=True))) for curve in (anchor, test)

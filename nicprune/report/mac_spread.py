@@ -76,7 +76,10 @@ def columns(timed: bool) -> list[str]:
     ]
 
 
-SPEEDS = "Skipping: how many times as fast the codec is with closed channels left out as with them multiplied by zero, over {} images."
+SPEEDS = (
+    "Skipping: how many times as fast the codec is with closed channels left out as with them"
+    " multiplied by zero, over {} images."
+)
 
 
 def timed(spreads: Sequence[Spread]) -> int:
@@ -167,8 +170,14 @@ class Stored:
     def swap(self) -> str:
         """What one codec for all rates takes the place of, in words."""
         if self.originals is None:
-            return f"one file of {megabytes(self.size)}; how large the originals' files are is not known"
-        before = f"{len(self.qualities)} of {megabytes(self.originals)}{' (parameters alone)' if self.widths else ''}"
+            return (
+                f"one file of {megabytes(self.size)}; how large the originals' files are is not"
+                " known"
+            )
+        before = (
+            f"{len(self.qualities)} of"
+            f" {megabytes(self.originals)}{' (parameters alone)' if self.widths else ''}"
+        )
         return f"one file of {megabytes(self.size)} instead of {before}: {self.saving()}"
 
 

@@ -24,11 +24,13 @@ from nicprune.report.scratch_gap import cost, gaps
 from nicprune.report.times import read_times, times_lines
 
 NOTE = (
-    "PSNR drop, and change of bpp, against the original, which no training touched since; control: the original trained on for as many steps. "
-    "Cost: lambda · 255² · MSE + bpp against that control, mean over qualities; empty where no control was trained for as many steps. Gap closed: (from "
-    "scratch - codec) / (from scratch - original), in cost, the same small codec trained from scratch. BD-rate: over four qualities and more, against the "
-    "original, the control; where two curves overlap over little of their range, over how much. ± is the sample standard deviation over seeds; without, there "
-    "is one seed."
+    "PSNR drop, and change of bpp, against the original, which no training touched since; control:"
+    " the original trained on for as many steps. Cost: lambda · 255² · MSE + bpp against that"
+    " control, mean over qualities; empty where no control was trained for as many steps. Gap"
+    " closed: (from scratch - codec) / (from scratch - original), in cost, the same small codec"
+    " trained from scratch. BD-rate: over four qualities and more, against the original, the"
+    " control; where two curves overlap over little of their range, over how much. ± is the sample"
+    " standard deviation over seeds; without, there is one seed."
 )
 
 
@@ -109,7 +111,8 @@ def overview_text(folder: str | Path) -> str:
         given = yaml.safe_load(source.read_text(encoding="utf-8"))
     except OSError as error:
         raise FileError(
-            f"cannot read {source}: {error.strerror or error}; it says what stands in {folder / 'README.md'}"
+            f"cannot read {source}: {error.strerror or error}; it says what stands in"
+            f" {folder / 'README.md'}"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FileError(f"{source} is not YAML: {' '.join(str(error).split())[:160]}") from error
@@ -170,15 +173,18 @@ def _section(folder: Path, section: Section) -> str:
         chosen = [line for line in every if line.label == row.arm and not line.between()]
         if not chosen:
             raise RecipeError(
-                f"overview: no arm {row.arm!r} in report {path.parent.name!r}; {closest(row.arm, sorted({line.label for line in every}))}"
+                f"overview: no arm {row.arm!r} in report {path.parent.name!r};"
+                f" {closest(row.arm, sorted({line.label for line in every}))}"
             )
         if len({line.setting for line in chosen}) > 1:
             raise RecipeError(
-                f"overview: arm {row.arm!r} of report {path.parent.name!r} was tested on several sets of photographs: make a report of each"
+                f"overview: arm {row.arm!r} of report {path.parent.name!r} was tested on several"
+                " sets of photographs: make a report of each"
             )
         if row.control is not None and row.control not in {line.label for line in every}:
             raise RecipeError(
-                f"overview: no arm {row.control!r} in report {path.parent.name!r} to compare {row.arm!r} with"
+                f"overview: no arm {row.control!r} in report {path.parent.name!r} to compare"
+                f" {row.arm!r} with"
             )
         found.append(
             (row, chosen, [record for record in records if record.setting() == chosen[0].setting])
@@ -265,7 +271,8 @@ def _point(line: Line) -> str:
 
 def _over_control(chosen: list[Line], records: list[Record], named: str | None) -> str:
     """Mean over qualities of the cost against the control's of the same quality, seed by seed where there is one of the seed; empty where no control
-    was trained for as many steps. Named ones are taken for controls, however long they were trained."""
+    was trained for as many steps. Named ones are taken for controls, however long they were trained.
+    """
     by_seed: dict[Any, list[float]] = {}
     for line in chosen:
         for record in line.members:

@@ -189,13 +189,17 @@ def _crops(
         kept.append(mine)
         if missing:
             lost.append(
-                f"{_name(record, arm)}: {missing} of {len(record['crops'])} crops were not found beside the record and are left out."
+                f"{_name(record, arm)}: {missing} of {len(record['crops'])} crops were not found"
+                " beside the record and are left out."
             )
     return kept, copies, lost
 
 
 def _name(record: Record, arm: str) -> str:
-    return f"{record['codec']}{'' if record['quality'] is None else ' q' + str(record['quality'])} {arm}"
+    return (
+        f"{record['codec']}{'' if record['quality'] is None else ' q' + str(record['quality'])}"
+        f" {arm}"
+    )
 
 
 def notes(records: Sequence[Record], joined: Sequence[Line]) -> list[str]:
@@ -220,11 +224,13 @@ def notes(records: Sequence[Record], joined: Sequence[Line]) -> list[str]:
             continue  # of another architecture, which has been said
         if control is None:
             said.append(
-                f"{name}: there is no control (the original trained on for the same steps), so what extra training alone gives is not known."
+                f"{name}: there is no control (the original trained on for the same steps), so what"
+                " extra training alone gives is not known."
             )
         elif control["steps"] != line.members[0]["steps"]:
             said.append(
-                f"{name}: trained for {line.members[0]['steps']} steps, its control for {control['steps']}."
+                f"{name}: trained for {line.members[0]['steps']} steps, its control for"
+                f" {control['steps']}."
             )
     for key, what in (
         ("counter", "MAC counters"),
@@ -235,7 +241,8 @@ def notes(records: Sequence[Record], joined: Sequence[Line]) -> list[str]:
         found = sorted({str(r[key]) for r in records if r[key] is not None})
         if len(found) > 1:
             said.append(
-                f"The records come from several {what}: {', '.join(found)}. Compare {'MACs' if key == 'counter' else 'times'} within one only."
+                f"The records come from several {what}: {', '.join(found)}. Compare"
+                f" {'MACs' if key == 'counter' else 'times'} within one only."
             )
     return said
 
@@ -277,7 +284,10 @@ def headline(group: Sequence[Line]) -> list[str]:
             if max(drops) <= 0 or min(drops) < 0:  # a negative drop is a gain, and better said so
                 drops, percent = [-d for d in drops], [-p for p in percent]
                 verb, form = ("rises", "z.2f") if min(drops) >= 0 else ("changes", "+z.2f")
-            lost = f"PSNR {verb} by {_range(drops, form, ' dB')} ({_range(percent, form, ' %')}) while bpp changes by {_range(rate, '+z.1f', ' %')}"
+            lost = (
+                f"PSNR {verb} by {_range(drops, form, ' dB')} ({_range(percent, form, ' %')}) while"
+                f" bpp changes by {_range(rate, '+z.1f', ' %')}"
+            )
         else:
             lost = f"the PSNR drop is not known, because {blank(members[0], group)}"
         if role == "control":

@@ -107,11 +107,13 @@ def _check(record: Record, source: str | Path) -> None:
     """Raise FileError in one line unless `record` has the shape of a record."""
     if record.get("format") != FORMAT:
         raise FileError(
-            f"{source} is not a record: format is {record.get('format')!r}, expected {FORMAT!r}; give folders that `nicprune run` wrote"
+            f"{source} is not a record: format is {record.get('format')!r}, expected {FORMAT!r};"
+            " give folders that `nicprune run` wrote"
         )
     if record.get("version") != VERSION:
         raise FileError(
-            f"{source} is a record of version {record.get('version')!r}, this nicprune reads version {VERSION}: run the recipe again"
+            f"{source} is a record of version {record.get('version')!r}, this nicprune reads"
+            f" version {VERSION}: run the recipe again"
         )
 
     def expect(good: bool, what: str) -> None:
@@ -207,7 +209,8 @@ def read(path: Path) -> list[Record]:
         RecursionError,
     ) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise FileError(
-            f"{path} is truncated or not JSON ({str(error)[:100]}); run its recipe again to write it anew"
+            f"{path} is truncated or not JSON ({str(error)[:100]}); run its recipe again to write"
+            " it anew"
         ) from error
     many = isinstance(content, list)
     records = []
@@ -215,7 +218,8 @@ def read(path: Path) -> list[Record]:
         source = f"{path}, entry {number}," if many else path
         if not isinstance(item, dict):
             raise FileError(
-                f"{source} is not a record: found {type(item).__name__}, expected an object of format {FORMAT!r}"
+                f"{source} is not a record: found {type(item).__name__}, expected an object of"
+                f" format {FORMAT!r}"
             )
         records.append(Record(item, path.parent, source))
     return records
@@ -231,7 +235,8 @@ def collect(paths: Sequence[str | Path]) -> list[Record]:
     for path in map(Path, paths):
         if not path.exists():
             raise FileError(
-                f"{path} does not exist; give folders that `nicprune run` wrote, or record.json files"
+                f"{path} does not exist; give folders that `nicprune run` wrote, or record.json"
+                " files"
             )
         below = (
             [path]
@@ -303,9 +308,11 @@ def arms(records: Sequence[Record]) -> list[str]:
     names = [record["label"] for record in records]
     if clashes(names):
         names = [
-            f"{name} ({record['recipe'] or 'no recipe'})"
-            if (record.setting(), record["role"], name) in clashing
-            else name
+            (
+                f"{name} ({record['recipe'] or 'no recipe'})"
+                if (record.setting(), record["role"], name) in clashing
+                else name
+            )
             for record, name in zip(records, names, strict=True)
         ]
         clashing.clear()

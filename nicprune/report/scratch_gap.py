@@ -14,8 +14,10 @@ ALIKE = 0.03
 """Codecs of the same budget may differ by this share of their MACs."""
 
 NOTE = (
-    "Cost: lambda * 255^2 * MSE + bpp, real bits and 8-bit images, mean over images. Gap closed: (from scratch - codec) / (from scratch - original); "
-    "100 % is as good as the original, 0 % no better than the same small codec trained from scratch, for as many steps as are given beside it."
+    "Cost: lambda * 255^2 * MSE + bpp, real bits and 8-bit images, mean over images. Gap closed:"
+    " (from scratch - codec) / (from scratch - original); 100 % is as good as the original, 0 % no"
+    " better than the same small codec trained from scratch, for as many steps as are given"
+    " beside it."
 )
 
 

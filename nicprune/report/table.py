@@ -108,8 +108,9 @@ def footnote(group: Sequence[Line]) -> str:
         )
 
     note = (
-        f"MACs counted by {said('counter')} at 64x64. bpp of the real bitstreams. PSNR: RGB, 8-bit rounded, mean over images; drop relative to the original. "
-        f"Times: seconds per image, {said('device')}, {said('threads')} thread(s)"
+        f"MACs counted by {said('counter')} at 64x64. bpp of the real bitstreams. PSNR: RGB, 8-bit"
+        " rounded, mean over images; drop relative to the original. Times: seconds per image,"
+        f" {said('device')}, {said('threads')} thread(s)"
     )
     # Seconds stand there for orientation; `nicprune time` takes codecs in turns.
     note += (
@@ -119,7 +120,10 @@ def footnote(group: Sequence[Line]) -> str:
     )
     seeds = sorted({line.seeds for line in group if line.seeds > 1})
     if seeds:
-        note += f" Rows with +- are means over {' or '.join(map(str, seeds))} seeds with the sample standard deviation."
+        note += (
+            f" Rows with +- are means over {' or '.join(map(str, seeds))} seeds with the sample"
+            " standard deviation."
+        )
     if any(line.reductions() for line in group):
         note += (
             " With gates: MACs are means over the images; in brackets the range over the images."
@@ -127,7 +131,10 @@ def footnote(group: Sequence[Line]) -> str:
     if slim := list(
         dict.fromkeys(line.arm for line in group if line.members[0]["width"] is not None)
     ):
-        note += f" Slimmable ({', '.join(slim)}): {'each one codec' if len(slim) > 1 else 'one codec'} of several widths, each with a lambda of its own."
+        note += (
+            f" Slimmable ({', '.join(slim)}): {'each one codec' if len(slim) > 1 else 'one codec'}"
+            " of several widths, each with a lambda of its own."
+        )
     if modulated := list(
         dict.fromkeys(
             line.arm
@@ -136,7 +143,10 @@ def footnote(group: Sequence[Line]) -> str:
         )
     ):
         each = "each one codec" if len(modulated) > 1 else "one codec"
-        note += f" Modulated ({', '.join(modulated)}): {each} for all rates, compared at each quality with the original trained for it."
+        note += (
+            f" Modulated ({', '.join(modulated)}): {each} for all rates, compared at each quality"
+            " with the original trained for it."
+        )
     for reason in dict.fromkeys(
         blank(line, group)
         for line in group
@@ -260,7 +270,8 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
         below = f"\n{SPEEDS.format(count)}\n" if count else ""
         tested = len(group[0].setting.images)
         return (
-            f"\n**Per image** (kMAC/pixel with gates, over {tested} image{'s' * (tested != 1)})\n\n{body}\n{below}"
+            f"\n**Per image** (kMAC/pixel with gates, over {tested}"
+            f" image{'s' * (tested != 1)})\n\n{body}\n{below}"
             if rows
             else ""
         )

@@ -64,7 +64,8 @@ def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
     codec = unwrap(codec)
     if attached is not None and not attached.stays or attached is None and has_hooks(codec):
         raise CodecError(
-            "this codec still has methods attached that only pruning ends; save masked.harden(), or masked.detach()"
+            "this codec still has methods attached that only pruning ends; save masked.harden(), or"
+            " masked.detach()"
         )
     check_codec(codec)
     refresh_tables(codec if attached is None else attached)
@@ -124,7 +125,8 @@ def read_header(path: str | Path) -> dict[str, Any]:
         raise FileError(f"{path} is a safetensors file, but not one that nicprune saved") from None
     if header.get("format") != FORMAT or version > WITH_METHODS:
         raise FileError(
-            f"{path} has format version {version}; this nicprune reads up to {WITH_METHODS}: pip install --upgrade nicprune"
+            f"{path} has format version {version}; this nicprune reads up to {WITH_METHODS}: pip"
+            " install --upgrade nicprune"
         )
     return header
 
@@ -193,11 +195,13 @@ def _with_methods(
         ) from None
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise FileError(
-            f"{where} is damaged: the state of its methods does not fit ({str(error).splitlines()[0]})"
+            f"{where} is damaged: the state of its methods does not fit"
+            f" ({str(error).splitlines()[0]})"
         ) from None
     if not attached.stays:
         raise FileError(
-            f"{where} is damaged: {', '.join(m['name'] for m in header['methods'])} cannot be part of a saved codec"
+            f"{where} is damaged: {', '.join(m['name'] for m in header['methods'])} cannot be part"
+            " of a saved codec"
         )
     note_tables(attached)
     return attached
@@ -230,7 +234,8 @@ def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise FileError(
-            f"{where} does not fit {type(codec).__name__}: its layers' widths do not match ({reason})"
+            f"{where} does not fit {type(codec).__name__}: its layers' widths do not match"
+            f" ({reason})"
         ) from None
     finally:
         codec.train(training)
@@ -296,7 +301,8 @@ def _embedded(quality: int | None) -> nn.Module:
     path = embedded_file(quality)
     if not path.exists():
         raise CodecError(
-            f"the weights of {DEMO} quality {quality} are missing from this installation; reinstall nicprune"
+            f"the weights of {DEMO} quality {quality} are missing from this installation; reinstall"
+            " nicprune"
         )
     codec = load(path)
     record = provenance(codec)
@@ -340,9 +346,13 @@ def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
         )
         update_tables(codec)
         if differing:
-            told = f"{differing[0]} is {tuple(state[differing[0]].shape)}, usual is {tuple(own[differing[0]].shape)}"
+            told = (
+                f"{differing[0]} is {tuple(state[differing[0]].shape)}, usual is"
+                f" {tuple(own[differing[0]].shape)}"
+            )
             warnings.warn(
-                f"{weights} has other widths than {record.name}{f' quality {record.quality}' if record.quality else ''} ({told})",
+                f"{weights} has other widths than"
+                f" {record.name}{f' quality {record.quality}' if record.quality else ''} ({told})",
                 stacklevel=4,
             )
     set_provenance(codec, record)

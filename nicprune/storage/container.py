@@ -71,13 +71,15 @@ def encode(
     _check(codec)
     if rate and not isinstance(codec, Attached):
         raise RecipeError(
-            f"{' and '.join(rate)} given to a codec without a modulator or widths, which codes in one way only: leave that out, or attach one"
+            f"{' and '.join(rate)} given to a codec without a modulator or widths, which codes in"
+            " one way only: leave that out, or attach one"
         )
     if not isinstance(image, Tensor):
         image = read_image(image)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
         raise DataError(
-            f"expected a uint8 image of shape (3, H, W), got {str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
+            "expected a uint8 image of shape (3, H, W), got"
+            f" {str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
         )
     ready = _ready(codec)
     x = image.unsqueeze(0).to(next(ready.parameters()).device).float().div(255)
@@ -120,7 +122,8 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
         )
     if len(data) > len(MAGIC) and data[len(MAGIC)] > VERSION:
         raise FileError(
-            f"{where} has format version {data[len(MAGIC)]}; this nicprune reads up to {VERSION}: pip install --upgrade nicprune"
+            f"{where} has format version {data[len(MAGIC)]}; this nicprune reads up to {VERSION}:"
+            " pip install --upgrade nicprune"
         )
     if len(data) < HEADER.size + 4 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "big"):
         raise FileError(f"{where} is damaged or cut short: its checksum does not fit")
@@ -128,12 +131,14 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
     ready = _ready(codec)
     if wanted not in (own := fingerprint(ready), fingerprint(ready, encoder=True)):
         raise FileError(
-            f"{where} was coded with another codec (fingerprint {wanted.hex()}, this one has {own.hex()}): name the one that wrote it"
+            f"{where} was coded with another codec (fingerprint {wanted.hex()}, this one has"
+            f" {own.hex()}): name the one that wrote it"
         )
     if _tables(ready) != tables:
         raise FileError(
-            f"{where} was coded with other CDF tables than this codec has now: they were updated since, or made by other library versions or hardware; "
-            "save the codec, and decode with that file"
+            f"{where} was coded with other CDF tables than this codec has now: they were updated"
+            " since, or made by other library versions or hardware; save the codec, and decode"
+            " with that file"
         )
     try:
         width, height, shape, strings = _unpack_all(data[HEADER.size : -4], 4)
@@ -147,7 +152,8 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
     ) as error:  # of the codec's own making, where it reads what its encoder did not write
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileError(
-            f"{where} cannot be decoded here ({reason}): was it coded with other library versions, or on other hardware?"
+            f"{where} cannot be decoded here ({reason}): was it coded with other library versions,"
+            " or on other hardware?"
         ) from error
     return crop(x_hat, padding)[0].clamp(0, 1).mul(255).round().byte().cpu()
 
@@ -199,7 +205,8 @@ def _check(codec: nn.Module) -> None:
     check_codec(codec)
     if has_hooks(codec):
         raise CodecError(
-            "this codec has methods attached: code images with what attach() returned, or with harden()"
+            "this codec has methods attached: code images with what attach() returned, or with"
+            " harden()"
         )
 
 
@@ -235,7 +242,8 @@ def _pack(value: Any) -> bytes:
             _pack(str(key).encode()) + _pack(item) for key, item in value.items()
         )
     raise CodecError(
-        f"the codec's compress() returned {value!r:.60}, which has no place in a file: expected bytes and sizes, in lists or dicts"
+        f"the codec's compress() returned {value!r:.60}, which has no place in a file: expected"
+        " bytes and sizes, in lists or dicts"
     )
 
 

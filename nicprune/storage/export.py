@@ -45,7 +45,8 @@ def export_compressai(codec: nn.Module, path: str | Path) -> Path:
     )
     if not same:
         raise FileError(
-            f"stock {type(codec).__name__} loads these weights but computes something else; use nicprune.save and nicprune.load"
+            f"stock {type(codec).__name__} loads these weights but computes something else; use"
+            " nicprune.save and nicprune.load"
         )
     widths = {
         name: getattr(stock, name)
@@ -67,7 +68,8 @@ def _plain_copy(codec: nn.Module) -> Any:
     check_codec(inner)
     if inner is not codec or has_hooks(inner):
         raise CodecError(
-            "this codec has methods on it, which other programs do not know; export harden(), one rate of it with harden(level=0), or one width with extract(0)"
+            "this codec has methods on it, which other programs do not know; export harden(), one"
+            " rate of it with harden(level=0), or one width with extract(0)"
         )
     return copy.deepcopy(codec).cpu().float().eval()
 
@@ -85,7 +87,8 @@ def _stock(codec: Any, state: dict[str, Tensor]) -> nn.Module:
     loader = getattr(type(codec), "from_state_dict", None)
     if loader is None:
         raise FileError(
-            f"{name} has no from_state_dict for stock CompressAI to load it with; use nicprune.save and nicprune.load"
+            f"{name} has no from_state_dict for stock CompressAI to load it with; use nicprune.save"
+            " and nicprune.load"
         )
     options: dict[str, Any] = {}
     if "vr_entbttlnck" in inspect.signature(loader).parameters:
@@ -101,8 +104,9 @@ def _stock(codec: Any, state: dict[str, Tensor]) -> nn.Module:
     except Exception as error:  # of a foreign class, whatever its constructor raises
         told = _misfits(str(error))
         raise FileError(
-            f"stock CompressAI cannot load this {name}: it reads N and M alone and expects every other width to follow"
-            f"{': ' + told if told else ''}; use nicprune.load, or prune to uniform widths (widths: ...)"
+            f"stock CompressAI cannot load this {name}: it reads N and M alone and expects every"
+            f" other width to follow{': ' + told if told else ''}; use nicprune.load, or prune to"
+            " uniform widths (widths: ...)"
         ) from None
 
 
@@ -171,7 +175,8 @@ def export_onnx(
                 raise
             except Exception as error:
                 raise FileError(
-                    f"{short} cannot be exported to ONNX: {type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
+                    f"{short} cannot be exported to ONNX: {type(error).__name__}:"
+                    f" {(str(error).strip() or '?').splitlines()[0]}"
                 ) from error
             if check:
                 found += _differences(short, module, inputs, path)
@@ -180,7 +185,8 @@ def export_onnx(
         if say is not None and check:
             sizes = " and ".join("x".join(map(str, x.shape[1:])) for x in inputs)
             say(
-                f"{short}.onnx: ONNX Runtime = torch to {max(found):.1e} of the output's largest value (cpu, float32, inputs {sizes})"
+                f"{short}.onnx: ONNX Runtime = torch to {max(found):.1e} of the output's largest"
+                f" value (cpu, float32, inputs {sizes})"
             )
     return written
 
@@ -193,7 +199,8 @@ def _require(*packages: str) -> None:
             importlib.import_module(package)
         except ImportError:
             raise CodecError(
-                f"exporting to ONNX needs {package}, which is not installed: pip install 'nicprune[export]'"
+                f"exporting to ONNX needs {package}, which is not installed: pip install"
+                " 'nicprune[export]'"
             ) from None
 
 
@@ -246,6 +253,7 @@ def _differences(name: str, module: nn.Module, inputs: list[Tensor], path: Path)
         found.append(float((torch.from_numpy(output) - expected).abs().max()) / scale)
         if not found[-1] <= TOLERANCE:
             raise FileError(
-                f"{name}.onnx does not compute what {name} does: they differ by {found[-1]:.1e} at input {tuple(x.shape)}"
+                f"{name}.onnx does not compute what {name} does: they differ by {found[-1]:.1e} at"
+                f" input {tuple(x.shape)}"
             )
     return found

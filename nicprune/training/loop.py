@@ -74,11 +74,13 @@ class TrainSettings(Settings):
     def _fits(self) -> TrainSettings:
         if self.patch_size % 64:
             raise ValueError(
-                f"patch_size must be a multiple of 64, the codecs' largest stride (got {self.patch_size})"
+                "patch_size must be a multiple of 64, the codecs' largest stride (got"
+                f" {self.patch_size})"
             )
         if self.metric == "ms-ssim" and self.patch_size < 192:
             raise ValueError(
-                "metric ms-ssim needs a patch_size of at least 192: five scales of an 11-pixel window"
+                "metric ms-ssim needs a patch_size of at least 192: five scales of an 11-pixel"
+                " window"
             )
         return self
 
@@ -198,7 +200,8 @@ def fit(
     steps_left = getattr(model, "steps_left", 0)
     if steps_left > options.steps:
         warnings.warn(
-            f"the method needs {steps_left} steps until it is done, and this run has {options.steps}",
+            f"the method needs {steps_left} steps until it is done, and this run has"
+            f" {options.steps}",
             stacklevel=2,
         )
     fabric = _fabric(options)
@@ -270,7 +273,8 @@ def _fabric(options: TrainSettings) -> Fabric:
             fabric.launch()
     except (RuntimeError, ValueError, MisconfigurationException) as error:
         raise TrainingError(
-            f"cannot train on {options.devices} x {options.accelerator!r}: {str(error).splitlines()[0]}"
+            f"cannot train on {options.devices} x {options.accelerator!r}:"
+            f" {str(error).splitlines()[0]}"
         ) from None
     return fabric
 
@@ -355,8 +359,9 @@ class _Run:
             self._skipped_in_a_row += 1
             if self._skipped_in_a_row > MAX_SKIPPED:
                 raise TrainingError(
-                    f"the loss is not finite: {self._skipped_in_a_row} steps in a row up to step {self.step} had no usable "
-                    f"gradient (lr {options.lr:g}, clip {options.clip:g}); try a lower lr"
+                    f"the loss is not finite: {self._skipped_in_a_row} steps in a row up to step"
+                    f" {self.step} had no usable gradient (lr {options.lr:g}, clip"
+                    f" {options.clip:g}); try a lower lr"
                 )
         if self.attached is not None:  # a skipped step counts too: schedules go on
             self.attached.after_step()
@@ -431,9 +436,9 @@ class _Run:
             "identity": self.identity,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.optimizer.state_dict(),
-            "aux_optimizer": self.aux_optimizer.state_dict()
-            if self.aux_optimizer is not None
-            else None,
+            "aux_optimizer": (
+                self.aux_optimizer.state_dict() if self.aux_optimizer is not None else None
+            ),
         }
         write_atomically(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
         self.saved_step = self.step
@@ -465,7 +470,8 @@ class _Run:
             )
         if identity != self.identity:
             raise RecipeError(
-                f"{path} is of another run (codec, method or photographs differ); use another folder or remove it"
+                f"{path} is of another run (codec, method or photographs differ); use another"
+                " folder or remove it"
             )
         try:
             # CDF tables follow from the weights, at the end: those of the checkpoint need not have the codec's size.
@@ -478,7 +484,8 @@ class _Run:
                 self.aux_optimizer.load_state_dict(state["aux_optimizer"])
         except (RuntimeError, KeyError, ValueError) as error:
             raise FileError(
-                f"{path} does not fit this model: {str(error).splitlines()[0]}. Remove it to start anew"
+                f"{path} does not fit this model: {str(error).splitlines()[0]}. Remove it to start"
+                " anew"
             ) from None
         self.step = self.saved_step = state["step"]
         self.skipped = state["skipped"]

@@ -131,7 +131,7 @@ def test_parts_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         ran.append(name)
         yield sampling.Measure(name, 1.0, "x", goal=0.9, at_least=True)
 
-    monkeypatch.setattr(bench, "PARTS", {name: (lambda n=name: part(n)) for name in bench.PARTS})
+    monkeypatch.setattr(bench, "PARTS", {name: lambda n=name: part(n) for name in bench.PARTS})
     assert (
         [r.name for r in bench.run_bench(["budget", "attach"], progress=False)]
         == ["budget", "attach"]

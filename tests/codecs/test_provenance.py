@@ -58,7 +58,10 @@ def test_a_record_is_no_part_of_the_state_dict() -> None:
 def test_a_pickled_codec_needs_no_nicprune(tmp_path: Path) -> None:
     codec, _ = told()
     (tmp_path / "codec.pickle").write_bytes(pickle.dumps(codec))
-    script = "import pickle, sys; codec = pickle.load(open(sys.argv[1], 'rb')); assert not [m for m in sys.modules if m.startswith('nicprune')]"
+    script = (
+        "import pickle, sys; codec = pickle.load(open(sys.argv[1], 'rb')); assert not [m for m in"
+        " sys.modules if m.startswith('nicprune')]"
+    )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "codec.pickle")],
         capture_output=True,

@@ -72,7 +72,10 @@ def test_broken_and_small_images_are_named_and_skipped(photos: Path) -> None:
     (photos / "text.jpg").write_text("not an image")
     with pytest.warns(
         UserWarning,
-        match=r"skipped 3 images: 2.png \(80x80 is smaller than 96\), empty.png \(broken\), text.jpg \(broken\)|skipped",
+        match=(
+            r"skipped 3 images: 2.png \(80x80 is smaller than 96\), empty.png \(broken\), text.jpg"
+            r" \(broken\)|skipped"
+        ),
     ):
         usable = usable_images(
             [photos / n for n in ("1.png", "0.png", "2.png", "empty.png", "text.jpg")], 96

@@ -116,9 +116,11 @@ def test_a_codec_has_nothing_to_learn_from_itself(name: str, weights: str) -> No
         codec, "distillation", latent=1.0, features=1.0, weights=weights, transforms=["g_a", "h_a"]
     )
     assert term(attached, image(codec, 0)) == pytest.approx(0.0, abs=1e-6)
-    codec.g_a[0].weight.data.mul_(1.1) if hasattr(codec.g_a[0], "weight") else codec.g_a[
-        0
-    ].conv1.weight.data.mul_(1.1)
+    (
+        codec.g_a[0].weight.data.mul_(1.1)
+        if hasattr(codec.g_a[0], "weight")
+        else codec.g_a[0].conv1.weight.data.mul_(1.1)
+    )
     assert term(attached, image(codec, 0)) > 1e-4
 
 

@@ -569,9 +569,11 @@ class Foreign(CompressionModel):
 
     def decompress(self, strings: Any, shape: Any) -> dict[str, Any]:
         return {
-            "x_hat": self.get_submodule(self.names[1])(
-                self.entropy_bottleneck.decompress(strings[0], shape)
-            ).clamp(0, 1)
+            "x_hat": (
+                self.get_submodule(self.names[1])(
+                    self.entropy_bottleneck.decompress(strings[0], shape)
+                ).clamp(0, 1)
+            )
         }
 
 

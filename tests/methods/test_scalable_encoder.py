@@ -287,9 +287,10 @@ def test_small_encoders_go_on_learning(tmp_path: Path) -> None:
     assert {k.split(".")[1] for k in changed if k.startswith("codec.")} == {"g_a"}, (
         "the first encoder is the codec's"
     )
-    assert {k.split(".")[3] for k in changed if k.startswith("methods.")} == {"0", "1"}, (
-        "and the others are trained as well"
-    )
+    assert {k.split(".")[3] for k in changed if k.startswith("methods.")} == {
+        "0",
+        "1",
+    }, "and the others are trained as well"
     again = load(
         save(small, tmp_path / "c.safetensors"), factory=lambda: built("bmshj2018-hyperprior")[0]
     )

@@ -322,9 +322,11 @@ def test_consumers_one_channel_off_are_caught(architecture: str) -> None:
         shifted = []
         for group in groups:
             members = tuple(
-                Member(m.module, m.axis, np.roll(m.index, 1, axis=0))
-                if group.name == name and m is group.members[-1]
-                else m
+                (
+                    Member(m.module, m.axis, np.roll(m.index, 1, axis=0))
+                    if group.name == name and m is group.members[-1]
+                    else m
+                )
                 for m in group.members
             )
             shifted.append(Group(group.name, group.width, members, group.latent, group.pinned))

@@ -36,7 +36,10 @@ def cells(text: str, start: str) -> list[str]:
 
 
 def test_figures_are_those_of_the_reports(tmp_path: Path) -> None:
-    rows = "- {title: A codec, report: one, rows: [{arm: control}, {arm: mask_decay, name: mask decay, published: EVC 2 %}]}\n"
+    rows = (
+        "- {title: A codec, report: one, rows: [{arm: control}, {arm: mask_decay, name: mask decay,"
+        " published: EVC 2 %}]}\n"
+    )
     folder = reports(tmp_path, HEAD + rows, one=sweep((1, 2, 3, 4), drop=0.7, rate=0.9))
     text = write_overview(folder).read_text()
     assert (
@@ -112,7 +115,10 @@ def test_a_control_is_one_of_as_many_steps_or_the_one_named(tmp_path: Path) -> N
         record("pruned", 3),
         record("pruned", 3, drop=0.2, label="control longer"),
     ]
-    rows = "- {title: A, report: one, rows: [{arm: mask_decay}, {arm: mask_decay, name: again, control: control longer}]}\n"
+    rows = (
+        "- {title: A, report: one, rows: [{arm: mask_decay}, {arm: mask_decay, name: again,"
+        " control: control longer}]}\n"
+    )
     text = write_overview(reports(tmp_path, HEAD + rows, one=found)).read_text()
     assert cells(text, "mask_decay")[3] == ""
     ratio = (0.01 * 255**2 * 10**-3.2 + 0.6) / (0.01 * 255**2 * 10**-3.18 + 0.6)
@@ -149,7 +155,10 @@ def test_points_are_shown_as_they_are(tmp_path: Path) -> None:
 
 
 def test_costs_stand_by_quality_too(tmp_path: Path) -> None:
-    rows = "- {title: A, report: one, show: cost, rows: [{arm: original, control: control}, {arm: control}, {arm: mask_decay}]}\n"
+    rows = (
+        "- {title: A, report: one, show: cost, rows: [{arm: original, control: control}, {arm:"
+        " control}, {arm: mask_decay}]}\n"
+    )
     text = write_overview(
         reports(tmp_path, HEAD + rows, one=sweep((1, 3), drop=0.7, rate=0.9))
     ).read_text()
@@ -171,7 +180,10 @@ def test_costs_stand_by_quality_too(tmp_path: Path) -> None:
 
 
 def test_what_has_not_been_run_says_so(tmp_path: Path) -> None:
-    rows = "- {title: A, report: one, rows: [{arm: mask_decay}, {arm: mask_decay 7x, published: a | b, run: false}]}\n"
+    rows = (
+        "- {title: A, report: one, rows: [{arm: mask_decay}, {arm: mask_decay 7x, published: a | b,"
+        " run: false}]}\n"
+    )
     text = write_overview(reports(tmp_path, HEAD + rows, one=sweep((3,)))).read_text()
     line = next(line for line in text.splitlines() if line.startswith("| mask_decay 7x"))
     assert "not run" in line and r"a \| b" in line

@@ -308,7 +308,10 @@ def test_bd_without_anything_to_stand_against() -> None:
 
 
 def test_text_table_is_narrow_plain_and_complete() -> None:
-    name = "mask decay with a name so long that no terminal could hold the whole of it beside the figures"
+    name = (
+        "mask decay with a name so long that no terminal could hold the whole of it beside the"
+        " figures"
+    )
     ready = sweep() + [
         record("pruned", q, drop=0.7 + s / 10, seed=s, label=name)
         for q in (1, 2, 3)
@@ -353,8 +356,8 @@ def test_latex_and_markdown_escape() -> None:
     ready = [record("original"), record("pruned", label=NASTY)]
     tex, md = latex(ready), markdown(ready)
     assert (
-        r"50\% \& a\_b \#1 \textbar{} \$x\$ \textless{}b\textgreater{}\textasciicircum{}\textasciitilde{}\{\}\textbackslash{}"
-        in tex
+        r"50\% \& a\_b \#1 \textbar{} \$x\$"
+        r" \textless{}b\textgreater{}\textasciicircum{}\textasciitilde{}\{\}\textbackslash{}" in tex
     )
     rows = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert all(len(re.findall(r"(?<!\\)&", row)) == 9 for row in rows) and len(rows) == 3
@@ -373,7 +376,15 @@ def test_report_folder(tmp_path: Path) -> None:
     plots = {"rd.png", "drop_vs_reduction.png", "widths.png"}
     assert (
         names
-        == {"table.csv", "table.md", "table.tex", "bd.csv", "records.json", "index.html", "crops"}
+        == {
+            "table.csv",
+            "table.md",
+            "table.tex",
+            "bd.csv",
+            "records.json",
+            "index.html",
+            "crops",
+        }
         | plots
     )
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in plots)
@@ -492,7 +503,8 @@ def test_report_without_pruned_codecs_leaves_no_stale_plot(tmp_path: Path) -> No
 
 def test_sparse_records_still_make_a_report(tmp_path: Path) -> None:
     blank = dict.fromkeys(
-        "quality metric lmbda seed steps ms_ssim encode_s decode_s test recipe recipe_text file machine".split()
+        "quality metric lmbda seed steps ms_ssim encode_s decode_s test recipe recipe_text file"
+        " machine".split()
     )
     nothing: dict[str, Any] = {
         "images": [],
@@ -519,8 +531,10 @@ def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
 
 def test_headline_is_made_of_the_numbers() -> None:
     said = headline(lines(sweep()))
-    assert said[0].replace("\u00a0", " ") == (
-        "mask_decay needs 2.00× fewer MACs at qualities 1 to 3: PSNR drops by 0.70 dB (2.19 to 2.50 %) while bpp changes by +0.0 %; decoding is 2.00× as fast."
+    assert (
+        said[0].replace("\u00a0", " ")
+        == "mask_decay needs 2.00× fewer MACs at qualities 1 to 3: PSNR drops by 0.70 dB (2.19 to"
+        " 2.50 %) while bpp changes by +0.0 %; decoding is 2.00× as fast."
     )
     assert "control (the original trained on)" in said[1] and "PSNR rises by 0.10" in said[1]
 

@@ -171,9 +171,11 @@ def test_per_image_is_against_the_original_by_transform() -> None:
     )
     (group,) = compact([original, gated()]).values()
     spreads = per_image(group)
-    assert [s.part for s in spreads] == ["all", "g_a", "g_s"], (
-        "a transform without gates is not listed"
-    )
+    assert [s.part for s in spreads] == [
+        "all",
+        "g_a",
+        "g_s",
+    ], "a transform without gates is not listed"
     assert spreads[1].share() == pytest.approx((50, 100 * 11 / 24, 100 * 14 / 24)) and spreads[
         0
     ].original == pytest.approx(10)
@@ -286,7 +288,8 @@ def test_a_modulator_alone_saves_no_macs() -> None:
     assert plots.drop_against_reduction(lines(ready)) is None
     (group,) = compact(ready).values()
     assert headline(group)[0].startswith(
-        "BM, one codec for all rates, needs as many MACs as the original at quality 1: PSNR drops by"
+        "BM, one codec for all rates, needs as many MACs as the original at quality 1: PSNR"
+        " drops by"
     )
     assert [arm for arm, _ in transforms(group)["columns"]] == ["original"]
 

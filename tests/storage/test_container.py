@@ -301,11 +301,13 @@ def test_every_part_cut_off_and_every_byte_changed_is_noticed(hyperprior: Any) -
         refused(
             hyperprior,
             data[:length],
-            "damaged or cut short"
-            if length >= len(MAGIC)
-            else "not an image that nicprune"
-            if length
-            else "empty",
+            (
+                "damaged or cut short"
+                if length >= len(MAGIC)
+                else "not an image that nicprune"
+                if length
+                else "empty"
+            ),
         )
     for place in range(len(data)):
         for bit in (0, 7):

@@ -51,7 +51,10 @@ def test_whole_codecs_of_every_kind_export_or_say_why(architecture: str, tmp_pat
 def test_other_widths_are_refused_by_layer(tmp_path: Path) -> None:
     codec, groups = built("bmshj2018-hyperprior")
     small = prune(codec, {"g_a.2": list(range(7))}, groups)
-    expected = r"cannot load this ScaleHyperprior.*g_a.2.weight is \[7, 16, 5, 5\] where \[16, 16, 5, 5\] would follow.*nicprune.load"
+    expected = (
+        r"cannot load this ScaleHyperprior.*g_a.2.weight is \[7, 16, 5, 5\] where \[16, 16, 5, 5\]"
+        r" would follow.*nicprune.load"
+    )
     with pytest.raises(FileError, match=expected):
         export_compressai(small, tmp_path / "c.pth.tar")
     assert not list(tmp_path.iterdir())

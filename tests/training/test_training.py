@@ -409,7 +409,8 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(
         saves.append(args)
         if len(saves) == 2:
             raise RuntimeError(
-                "[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file data/3: file write failed"
+                "[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file"
+                " data/3: file write failed"
             )
         real(*args)
 

@@ -347,11 +347,13 @@ def gatable(codec: nn.Module, groups: Groups, transforms: Sequence[str]) -> list
             names.append(name)
     if not names:
         raise CodecError(
-            f"no convolution of {type(codec).__name__} can have a gate: {'; '.join(sorted(reasons)[:3]) or 'none in ' + ', '.join(transforms)}"
+            f"no convolution of {type(codec).__name__} can have a gate:"
+            f" {'; '.join(sorted(reasons)[:3]) or 'none in ' + ', '.join(transforms)}"
         )
     found = {transform_of(name) for name in names}
     if missing := [t for t in transforms if t not in found and set(transforms) != set(GATED)]:
         raise RecipeError(
-            f"transforms: no convolution of {missing[0]} can have a gate; those of {', '.join(sorted(found))} can"
+            f"transforms: no convolution of {missing[0]} can have a gate; those of"
+            f" {', '.join(sorted(found))} can"
         )
     return names

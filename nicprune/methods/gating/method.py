@@ -154,7 +154,8 @@ class ChannelGating(Method):
     def validate(self) -> None:
         if self.config.budget is not None and self.config.budget.params is not None:
             raise RecipeError(
-                "budget params: gates leave parameters where they are; name macs, encoder or decoder"
+                "budget params: gates leave parameters where they are; name macs, encoder or"
+                " decoder"
             )
         gatable(self._shared[0], self.groups, self.config.transforms)
 
@@ -172,8 +173,9 @@ class ChannelGating(Method):
                     value / getattr(self.cost.original, name) for value in (least[name], limit)
                 )
                 raise BudgetError(
-                    f"budget {name}: {asked:g} cannot be met by gating alone: with one channel open before each of "
-                    f"{len(self.gated)} convolutions {share:.3f} are left (layers without a gate, GDN); ask for more, or gate a pruned codec"
+                    f"budget {name}: {asked:g} cannot be met by gating alone: with one channel open"
+                    f" before each of {len(self.gated)} convolutions {share:.3f} are left (layers"
+                    " without a gate, GDN); ask for more, or gate a pruned codec"
                 )
 
     def each(self) -> dict[str, Gate]:
@@ -444,8 +446,9 @@ class ChannelGating(Method):
     def check_hardenable(self) -> None:
         if not self.done:
             raise TrainingError(
-                f"channel gating is at step {int(self.step)} of {self.config.gating_steps}: thresholds are still learning; "
-                "train on until gated.done, or attach with fewer gating_steps"
+                f"channel gating is at step {int(self.step)} of {self.config.gating_steps}:"
+                " thresholds are still learning; train on until gated.done, or attach with fewer"
+                " gating_steps"
             )
 
     @torch.no_grad()

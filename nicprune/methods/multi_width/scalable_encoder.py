@@ -78,7 +78,8 @@ class ScalableEncoderConfig(Settings):
             raise ValueError("give either share: 0.125, of g_a's MACs, or widths: {'g_a.*': 16}")
         if self.decay_steps < 4 * self.encoders:
             raise ValueError(
-                f"decay_steps are for all {self.encoders} encoders: at least {4 * self.encoders} (got {self.decay_steps})"
+                f"decay_steps are for all {self.encoders} encoders: at least {4 * self.encoders}"
+                f" (got {self.decay_steps})"
             )
         return self
 
@@ -141,7 +142,10 @@ class ScalableEncoder(Method):
     """Small encoders that add up; nothing else of the codec changes."""
 
     name = "scalable_encoder"
-    summary = "small encoders that add up (EVC's residual learning): encoding effort by level, the decoder unchanged"
+    summary = (
+        "small encoders that add up (EVC's residual learning): encoding effort by level, the"
+        " decoder unchanged"
+    )
     Config = ScalableEncoderConfig
     config: ScalableEncoderConfig
     alone = True
@@ -168,7 +172,8 @@ class ScalableEncoder(Method):
     def validate(self) -> None:
         if not isinstance(getattr(self._shared[0], "g_a", None), nn.Module):
             raise CodecError(
-                f"{type(self._shared[0]).__name__} has no g_a, which a scalable encoder stands in for"
+                f"{type(self._shared[0]).__name__} has no g_a, which a scalable encoder stands"
+                " in for"
             )
 
     def _decay(self, i: int) -> Method:
@@ -379,7 +384,8 @@ class ScalableEncoder(Method):
             return x.new_zeros(())
         if not self._teacher:
             raise TrainingError(
-                "the large encoder that the small ones learn from is not in their file: attached.learn_from(codec) first"
+                "the large encoder that the small ones learn from is not in their file:"
+                " attached.learn_from(codec) first"
             )
         teacher = self._teacher[0]
         if next(teacher.parameters()).device != x.device:
@@ -421,7 +427,8 @@ class ScalableEncoder(Method):
     def check_hardenable(self) -> None:
         if not self.done:
             raise TrainingError(
-                f"encoder {self.stage} of {self.config.encoders} still learns: {self.steps_left} steps are left"
+                f"encoder {self.stage} of {self.config.encoders} still learns: {self.steps_left}"
+                " steps are left"
             )
 
     def keep(self) -> dict[str, list[int]]:

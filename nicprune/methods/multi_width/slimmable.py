@@ -85,7 +85,8 @@ class SlimmableConfig(Settings):
             )
         if given[0] != 1 and (self.macs is not None or given[0] < 1):
             raise ValueError(
-                f"the widest is the codec itself: start with 1.0, or with its channels (got {given[0]:g})"
+                "the widest is the codec itself: start with 1.0, or with its channels (got"
+                f" {given[0]:g})"
             )
         if self.lambdas is not None and self.qualities is not None:
             raise ValueError("give lambdas or qualities, not both")
@@ -173,7 +174,8 @@ class Slimmable(Method):
             ]
             if nested:
                 raise CodecError(
-                    f"latents: slim needs entropy bottlenecks that are the codec's own attributes; {nested[0]} is not: take latents: fixed"
+                    "latents: slim needs entropy bottlenecks that are the codec's own attributes;"
+                    f" {nested[0]} is not: take latents: fixed"
                 )
 
     # -- widths -------------------------------------------------------------------------------------------------------
@@ -196,14 +198,16 @@ class Slimmable(Method):
                 )
                 if first != whole:
                     raise RecipeError(
-                        f"widths: the widest group of g_a has {whole} channels, and the widest is the codec itself; got {first:g}"
+                        f"widths: the widest group of g_a has {whole} channels, and the widest is"
+                        f" the codec itself; got {first:g}"
                     )
             shares = [width / first for width in self.config.widths]
         found = [self._at(share) for share in shares]
         for wider, narrower, number in zip(found, found[1:], range(1, len(found)), strict=False):
             if wider == narrower:
                 raise RecipeError(
-                    f"widths {number - 1} and {number} are the same in multiples of {self.config.round_to}: set them further apart, or round_to lower"
+                    f"widths {number - 1} and {number} are the same in multiples of"
+                    f" {self.config.round_to}: set them further apart, or round_to lower"
                 )
         return found
 
@@ -232,7 +236,8 @@ class Slimmable(Method):
         )
         if share is None:
             raise BudgetError(
-                f"macs: {budget:g} cannot be met by uniform widths in multiples of {self.config.round_to}"
+                f"macs: {budget:g} cannot be met by uniform widths in multiples of"
+                f" {self.config.round_to}"
             )
         return float(share)
 
@@ -390,7 +395,8 @@ class Slimmable(Method):
     def passes(self) -> list[int]:
         if not self._ordered:
             raise TrainingError(
-                "order: importance is measured on photographs: call prepare(images) on what attach returned before training"
+                "order: importance is measured on photographs: call prepare(images) on what attach"
+                " returned before training"
             )
         count = len(self._slices)
         if self.config.sandwich is None or self.config.sandwich >= count - 2:

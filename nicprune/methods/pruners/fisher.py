@@ -23,7 +23,10 @@ class Fisher(Method):
     """Decides as soon as it has seen some photographs."""
 
     name = "fisher"
-    summary = "one shot: smallest squared mask gradient (Fisher, Taylor) per MAC goes first; looks at photographs"
+    summary = (
+        "one shot: smallest squared mask gradient (Fisher, Taylor) per MAC goes first; looks at"
+        " photographs"
+    )
     Config = Target
     config: Target
 
@@ -50,7 +53,8 @@ class Fisher(Method):
     def check_hardenable(self) -> None:
         if not self._scores:
             raise TrainingError(
-                "fisher has seen no photographs yet: attached.prepare(calibration_images(folder)) first, or --images folder"
+                "fisher has seen no photographs yet: attached.prepare(calibration_images(folder))"
+                " first, or --images folder"
             )
 
     def keep(self) -> dict[str, list[int]]:

@@ -268,8 +268,8 @@ class MaskDecay(Method):
     def check_hardenable(self) -> None:
         if not self.done:
             raise TrainingError(
-                f"mask decay is at step {int(self.step)} of {self.config.decay_steps}: masks are not at zero yet; "
-                "train on until masked.done, or attach with fewer decay_steps"
+                f"mask decay is at step {int(self.step)} of {self.config.decay_steps}: masks are"
+                " not at zero yet; train on until masked.done, or attach with fewer decay_steps"
             )
 
     def factors_folded(self, codec: nn.Module) -> dict[tuple[str, str], Tensor]:

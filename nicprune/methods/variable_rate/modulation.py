@@ -62,7 +62,8 @@ class ModulationConfig(Settings):
             or (self.qualities is not None and given[-1] > 8)
         ):
             raise ValueError(
-                f"rates must be two or more, increasing, positive (qualities 1 to 8); got {list(given)}"
+                "rates must be two or more, increasing, positive (qualities 1 to 8); got"
+                f" {list(given)}"
             )
         return self
 
@@ -133,7 +134,8 @@ class Modulation(Method):
                 self._shared[0], (name,)
             ):
                 raise CodecError(
-                    f"{type(self._shared[0]).__name__} has no {name} with a convolution: a modulator scales what g_a gives and g_s is given"
+                    f"{type(self._shared[0]).__name__} has no {name} with a convolution: a"
+                    " modulator scales what g_a gives and g_s is given"
                 )
 
     def places(self) -> list[Site]:
@@ -232,8 +234,10 @@ class Modulation(Method):
                 )
             if type(layer) not in CONVOLUTIONS or layer.groups > 1:
                 raise CodecError(
-                    f"one rate of {type(codec).__name__} cannot be written into its weights: a {type(layer).__name__} stands at the "
-                    f"{'end' if site.side == 'out' else 'start'} of {site.name}; save the codec with its modulator on"
+                    f"one rate of {type(codec).__name__} cannot be written into its weights: a"
+                    f" {type(layer).__name__} stands at the"
+                    f" {'end' if site.side == 'out' else 'start'} of {site.name}; save the codec"
+                    " with its modulator on"
                 )
             scale, bias = self.factors(site)
             factor = scale[0].to(layer.weight)
@@ -308,9 +312,10 @@ class BitRateModulator(Modulation):
     def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
         levels = self._now()
         log = self._prior(levels)[:, None] + self.modulate(levels / self.levels.top)
-        return torch.exp(
-            log if site.side == "out" else self.restore(levels / self.levels.top) - log
-        ), None
+        return (
+            torch.exp(log if site.side == "out" else self.restore(levels / self.levels.top) - log),
+            None,
+        )
 
     def per_channel(self, site: int) -> dict[str, int]:
         # The inverse is that of the same latents: both sites have the same channels, and are pruned alike.
@@ -379,7 +384,10 @@ class ModulatedAutoencoder(Modulation):
     """A small network at every convolution of g_a (behind it) and g_s (in front of it)."""
 
     name = "modulated_autoencoder"
-    summary = "one codec, many rates (MAE): a small network from lambda at every convolution of g_a and g_s"
+    summary = (
+        "one codec, many rates (MAE): a small network from lambda at every convolution of g_a"
+        " and g_s"
+    )
     Config = NetworkConfig
     config: NetworkConfig
 
@@ -405,9 +413,14 @@ class ModulatedAutoencoder(Modulation):
         if site in self.sites[-2:]:
             return self._step(site, levels), None
         networks: Any = self.networks
-        return torch.exp(
-            networks[self.sites.index(site)](self.levels.lmbda(levels) / self.levels.lambdas[-1])
-        ), None
+        return (
+            torch.exp(
+                networks[self.sites.index(site)](
+                    self.levels.lmbda(levels) / self.levels.lambdas[-1]
+                )
+            ),
+            None,
+        )
 
     def per_channel(self, site: int) -> dict[str, int]:
         return (
@@ -422,7 +435,10 @@ class ConditionalAutoencoder(Modulation):
     """Scale and bias of every convolution by the nearest trained rate; the step size alone follows lambda in between."""
 
     name = "conditional_autoencoder"
-    summary = "one codec, many rates (cAE): scale and bias of every convolution per rate, a step size in between"
+    summary = (
+        "one codec, many rates (cAE): scale and bias of every convolution per rate, a step size in"
+        " between"
+    )
 
     def places(self) -> list[Site]:
         codec: Any = self._shared[0]
@@ -446,9 +462,10 @@ class ConditionalAutoencoder(Modulation):
             return self._step(site, now), None
         number, row = self.sites.index(site), now.round().long()
         zero = torch.tensor(ZERO)
-        return F.softplus(self.scales[number][row] + zero) / F.softplus(zero), self.biases[number][
-            row
-        ]
+        return (
+            F.softplus(self.scales[number][row] + zero) / F.softplus(zero),
+            self.biases[number][row],
+        )
 
     @torch.no_grad()
     def absorb(self, layer: str, side: str, factor: Tensor) -> None:
