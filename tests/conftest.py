@@ -20,7 +20,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="session", autouse=True)
 def small_samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The middle of each sample photograph stands for it, so that tests do not spend their time on decoding and coding whole ones."""
+    """The middle of each sample photograph stands for it, so that tests do not spend their time on
+    decoding and coding whole ones.
+    """
     whole, folder = data.sample_photographs, tmp_path_factory.mktemp("samples")
 
     def cut(split: str) -> list[Path]:

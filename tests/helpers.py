@@ -1,5 +1,6 @@
-"""Narrow versions of every architecture, with weights that let no mistake hide: dense GDN gammas, biases and medians
-that are not zero, latents wide enough that bitstreams carry something."""
+"""Narrow versions of every architecture, with weights that let no mistake hide: dense GDN gammas,
+biases and medians that are not zero, latents wide enough that bitstreams carry something.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,9 @@ def record(
     label: str | None = None,
     **other: Any,
 ) -> dict[str, Any]:
-    """A plausible record: `drop` dB below the original at `rate` times its bpp; a pruned one costs half."""
+    """A plausible record: `drop` dB below the original at `rate` times its bpp; a pruned one costs
+    half.
+    """
     share = 2 if role == "pruned" else 1
     original = {
         "macs": 40_960_000,

@@ -14,7 +14,9 @@ ROOT = Path(nicprune.__file__).parent
 FOLDERS = [
     "cli", "bench", "experiments", "report", "storage", "evaluation", "methods", "training", "pruning", "channels", "codecs", "data", "common",
 ]  # fmt: skip
-"""From top to bottom: a file imports from its own folder or from those below it. The files at the root are above all."""
+"""From top to bottom: a file imports from its own folder or from those below it. The files at the
+root are above all.
+"""
 
 HOMES: dict[str, tuple[str, ...]] = {
     "torch_pruning": ("codecs.layer_kinds",),

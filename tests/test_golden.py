@@ -1,6 +1,8 @@
-"""What must not change when files move and names change: structure to the letter, figures within what processors differ by.
+"""What must not change when files move and names change: structure to the letter, figures within
+what processors differ by.
 
-`tests/golden.json` is the record. `python tests/test_golden.py` writes it anew, for a change of behaviour that is meant.
+`tests/golden.json` is the record. `python tests/test_golden.py` writes it anew, for a change of
+behaviour that is meant.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ from nicprune.training.loop import TrainSettings, fit
 
 FILE = Path(__file__).with_name("golden.json")
 FIGURES = {"rel": 2e-3, "abs": 1e-6}
-"""By how much figures may differ between processors and versions of torch, after a few steps of training in float32."""
+"""By how much figures may differ between processors and versions of torch, after a few steps of
+training in float32.
+"""
 CODECS = [
     "bmshj2018-factorized",
     "bmshj2018-hyperprior",

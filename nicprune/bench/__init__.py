@@ -1,1 +1,3 @@
-"""`nicprune bench`: this machine's ratios against the goals of the project. May use everything but `cli`."""
+"""`nicprune bench`: this machine's ratios against the goals of the project. May use everything but
+`cli`.
+"""

@@ -1,4 +1,6 @@
-"""How much sooner an optimiser reaches the loss that Adam ends with: CPU time against CPU time, in one run."""
+"""How much sooner an optimiser reaches the loss that Adam ends with: CPU time against CPU time, in
+one run.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class Curve:
 def train(
     name: str, optimizer: str, steps: int, stop_at: float = 0.0, look_every: int = LOOK_EVERY
 ) -> Curve:
-    """Train a codec from random weights on the sample photographs, until its loss on the others is `stop_at`."""
+    """Train a codec from random weights on the sample photographs, until its loss on the others is
+    `stop_at`.
+    """
     wanted = {
         "steps": steps,
         "optimizer": optimizer,
@@ -108,7 +112,9 @@ def _middle(image: Tensor, side: int = 256) -> Tensor:
 
 
 def bench_optimizer(steps: int = STEPS) -> Iterator[Measure]:
-    """The CPU time in which SOAP reaches the validation loss that Adam ends with, from random weights; and what a step costs."""
+    """The CPU time in which SOAP reaches the validation loss that Adam ends with, from random
+    weights; and what a step costs.
+    """
     for name, width in CODECS.items():
         adam = train(name, "adam", steps)
         target = adam.losses[-1]

@@ -1,8 +1,9 @@
 """This machine's ratios: what attaching costs, how long surgery takes, whether time follows MACs.
 
-Each ratio's two sides are timed in turns in one process, in the same memory format; samples taken while other programs
-kept the processor busy are thrown away; the median of what is left counts. On a machine that is never quiet the least
-disturbed samples count, and every figure made of them says so.
+Each ratio's two sides are timed in turns in one process, in the same memory format; samples taken
+while other programs kept the processor busy are thrown away; the median of what is left counts. On
+a machine that is never quiet the least disturbed samples count, and every figure made of them says
+so.
 """
 
 from __future__ import annotations
@@ -106,7 +107,9 @@ def bench_precision() -> Iterator[Measure]:
 
 
 def bench_surgery() -> Iterator[Measure]:
-    """Finding groups and removing half of the MACs, verification apart, and what that is beside one forward pass."""
+    """Finding groups and removing half of the MACs, verification apart, and what that is beside one
+    forward pass.
+    """
     for name in ZOO:
         quality = qualities(name)[-1]
         codec = _ready(name, quality).eval()
@@ -210,7 +213,9 @@ def bench_speedup() -> Iterator[Measure]:
 
 
 def bench_gating() -> Iterator[Measure]:
-    """Time saved by gates that leave closed channels out, against the MACs that they save; pooling and gathering included."""
+    """Time saved by gates that leave closed channels out, against the MACs that they save; pooling
+    and gathering included.
+    """
     for name, quality in (("bmshj2018-hyperprior", 1), ("demo-hyperprior", 3)):
         for share in (0.5, 0.25):
             bare = _ready(name, quality).eval()
@@ -274,7 +279,9 @@ def bench_coding() -> Iterator[Measure]:
 
 
 def bench_slimmable() -> Iterator[Measure]:
-    """Slimmable codecs: the time of a width against its MACs, of a step over all widths, and of switching."""
+    """Slimmable codecs: the time of a width against its MACs, of a step over all widths, and of
+    switching.
+    """
     name, quality, widths = "bmshj2018-hyperprior", 1, (1.0, 0.75, 0.5, 0.25)
     bare = _ready(name, quality).eval()
     codec = attach(_ready(name, quality).eval(), "slimmable", widths=widths)

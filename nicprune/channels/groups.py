@@ -40,7 +40,8 @@ class Group:
     """Channels of several layers that can only live or die together: one width.
 
     Attributes:
-        name: the first layer that produces them, with its range of channels where it feeds several groups.
+        name: the first layer that produces them, with its range of channels where it feeds several
+            groups.
         width: how many channels.
         members: every layer that has them.
         latent: "y" or "z" if the bitstream carries them.
@@ -88,7 +89,8 @@ class Groups(Sequence[Group]):
         """Validate keep-lists; groups not named keep everything.
 
         Raises:
-            RecipeError: a group is unknown, pinned, or an index is out of range, repeated or unsorted.
+            RecipeError: a group is unknown, pinned, or an index is out of range, repeated or
+                unsorted.
         """
         checked = {}
         for name, indices in keep.items():
@@ -118,12 +120,14 @@ class Groups(Sequence[Group]):
 
 
 def find_groups(codec: nn.Module) -> Groups:
-    """Find the channel groups of any `CompressionModel` built of convolutions, GDN and CompressAI's entropy models.
+    """Find the channel groups of any `CompressionModel` built of convolutions, GDN and CompressAI's
+    entropy models.
 
     The codec is traced once on a 64x64 image and left as it was.
 
     Raises:
-        CodecError: nothing in the codec can be pruned safely; names the layers that stand in the way.
+        CodecError: nothing in the codec can be pruned safely; names the layers that stand in the
+            way.
     """
     check_codec(codec)
     tracer = Tracer(codec)
@@ -197,7 +201,9 @@ def _unique_names(groups: Sequence[tuple[Member, Group]]) -> list[Group]:
 
 
 def removed_inputs(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[str, str]:
-    """Which input channels every layer loses under keep-lists, by its name, as ranges ("0-3,7"): what a pruned codec tells of itself."""
+    """Which input channels every layer loses under keep-lists, by its name, as ranges ("0-3,7"):
+    what a pruned codec tells of itself.
+    """
     gone: dict[str, set[int]] = {}
     for name, kept in keep.items():
         for member in groups[name].members:
@@ -228,7 +234,9 @@ def from_ranges(text: str) -> list[int]:
 def kept_channels(
     groups: Groups, keep: Mapping[str, Sequence[int]], module: str, axis: str, width: int
 ) -> np.ndarray:
-    """Which of a layer's channels along an axis ("out", "in", "both") stay under keep-lists, increasing."""
+    """Which of a layer's channels along an axis ("out", "in", "both") stay under keep-lists,
+    increasing.
+    """
     gone = np.zeros(width, bool)
     for name, kept in keep.items():
         for member in groups[name].members:

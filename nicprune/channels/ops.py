@@ -74,7 +74,9 @@ def canonical(func: Any) -> str:
 
 
 def breaks_zero(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operation on one tensor turns zero into something else, given its bounds, exponent or padding value."""
+    """Whether an operation on one tensor turns zero into something else, given its bounds, exponent
+    or padding value.
+    """
     if name in BREAKS_ZERO:
         return True
     if name == "pow":

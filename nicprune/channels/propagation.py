@@ -1,4 +1,6 @@
-"""Follow channels through torch's operations: additions tie them, data movements carry them along, what is not understood pins them."""
+"""Follow channels through torch's operations: additions tie them, data movements carry them along,
+what is not understood pins them.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ from nicprune.channels.ops import (
 
 @dataclass
 class Labels:
-    """Channel numbers of one tensor: `ids` along dimension `dim`; `nonzero` names what makes a zero channel not zero."""
+    """Channel numbers of one tensor: `ids` along dimension `dim`; `nonzero` names what makes a zero
+    channel not zero.
+    """
 
     dim: int
     ids: np.ndarray
@@ -51,7 +55,7 @@ class Follower(TorchFunctionMode):
         self._depth = 0
         self._stack: list[str] = [root]
 
-    # -- numbers ---------------------------------------------------------------------------------------------------
+    # -- numbers ----------------------------------------------------------------------------------
 
     def new(self, count: int) -> np.ndarray:
         """Give out `count` new channel numbers."""
@@ -97,7 +101,7 @@ class Follower(TorchFunctionMode):
         """The module that runs now."""
         return self._stack[-1]
 
-    # -- functions -------------------------------------------------------------------------------------------------
+    # -- functions --------------------------------------------------------------------------------
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -210,7 +214,9 @@ class Follower(TorchFunctionMode):
     def _elementwise(
         self, tensors: Sequence[Tensor], output: Tensor, *, additive: bool, name: str = ""
     ) -> None:
-        """Tie the channels of broadcast operands. A constant with a value per channel pins them: it would not shrink."""
+        """Tie the channels of broadcast operands. A constant with a value per channel pins them: it
+        would not shrink.
+        """
         merged: Labels | None = None
         nonzero: list[str | None] = []
         for tensor in tensors:
@@ -253,7 +259,9 @@ class Follower(TorchFunctionMode):
         self.label(output, merged)
 
     def _written(self, name: str, target: Tensor) -> None:
-        """Channels seen through another view of a tensor that is written to: their numbers tell no more what they hold."""
+        """Channels seen through another view of a tensor that is written to: their numbers tell no
+        more what they hold.
+        """
         if name in KEEPS_ZERO and not breaks_zero(name, (target,), {}):
             return
         storage = target.untyped_storage().data_ptr()
@@ -315,7 +323,9 @@ class Follower(TorchFunctionMode):
             self._read_off(output, numbers, nonzero, tensors, name)
 
     def _check_parts(self, name: str, tensors: Sequence[Tensor], moved: Sequence[Tensor]) -> None:
-        """Parts of a tensor's channels keep their borders only if they stay equally wide; a roll has no such border."""
+        """Parts of a tensor's channels keep their borders only if they stay equally wide; a roll
+        has no such border.
+        """
         labels = self.labels(tensors[0])
         if (
             labels is None
@@ -407,7 +417,8 @@ class Follower(TorchFunctionMode):
             return
         numbers = self._numbers(target).clone()
         try:
-            # A number written in place of channels leaves them as they are: zero stays zero, other values do not.
+            # A number written in place of channels leaves them as they are: zero stays zero, other
+            # values do not.
             if given is not None:
                 numbers[index] = self._numbers(value)
         except (RuntimeError, IndexError, TypeError):

@@ -1,9 +1,10 @@
 """Follow every channel through a codec's forward pass.
 
-Each channel gets a number. A layer that computes new channels gives out new numbers; an addition, a GDN, an entropy
-model ties the numbers of what it joins; chunks, concatenations and pixel shuffles carry them along, because the same
-operation is run on a tensor of numbers. Whatever is not understood pins the channels it touches: they are never
-removed, so what comes behind is safe too. Nothing here knows one architecture from another.
+Each channel gets a number. A layer that computes new channels gives out new numbers; an addition, a
+GDN, an entropy model ties the numbers of what it joins; chunks, concatenations and pixel shuffles
+carry them along, because the same operation is run on a tensor of numbers. Whatever is not
+understood pins the channels it touches: they are never removed, so what comes behind is safe too.
+Nothing here knows one architecture from another.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ NORMALISATIONS = (GDN, GDN1)
 
 @dataclass
 class Use:
-    """One layer's channels: the numbers along its output ("out"), input ("in") or both, where they are the same."""
+    """One layer's channels: the numbers along its output ("out"), input ("in") or both, where they
+    are the same.
+    """
 
     module: str
     axis: str
@@ -47,7 +50,7 @@ class Tracer(Follower):
         self.latents: dict[int, str] = {}
         self.conditional = any(is_conditional(m) for m in codec.modules())
 
-    # -- running ---------------------------------------------------------------------------------------------------
+    # -- running ----------------------------------------------------------------------------------
 
     def run(self, size: int = 64) -> None:
         """Trace the codec on a `size` x `size` image. The codec is left as it was, mode included."""
@@ -71,7 +74,8 @@ class Tracer(Follower):
                     ).remove
                 )
                 if is_bottleneck(module):
-                    # Medians are read outside the bottleneck's forward by straight-through quantisers.
+                    # Medians are read outside the bottleneck's forward by straight-through
+                    # quantisers.
                     ids = self.new(module.channels)
                     self.uses[name, "both"] = Use(name, "both", ids)
                     self.label(module.quantiles, Labels(0, ids))
@@ -111,7 +115,7 @@ class Tracer(Follower):
 
         return hook
 
-    # -- layers ----------------------------------------------------------------------------------------------------
+    # -- layers -----------------------------------------------------------------------------------
 
     def _rule(self, module: Any) -> Callable[..., None] | None:
         kind = type(module)
@@ -132,7 +136,9 @@ class Tracer(Follower):
     def _consume(
         self, module: str, axis: str, labels: Labels, ids: np.ndarray | None = None
     ) -> None:
-        """Record that a layer reads these channels; at a second call the channels of both calls are tied."""
+        """Record that a layer reads these channels; at a second call the channels of both calls are
+        tied.
+        """
         if labels.nonzero:
             self.pin(
                 labels.ids, f"{labels.nonzero} before {module}: a zero channel is not a removed one"
@@ -231,10 +237,12 @@ class Tracer(Follower):
         if labels is not None:
             self.label(output, Labels(labels.dim, labels.ids, f"lower bound {name}"))
 
-    # -- result ----------------------------------------------------------------------------------------------------
+    # -- result -----------------------------------------------------------------------------------
 
     def classes(self) -> dict[int, list[tuple[str, str, int]]]:
-        """For every set of tied channels: (layer, axis, index) of each, in the order the layers ran."""
+        """For every set of tied channels: (layer, axis, index) of each, in the order the layers
+        ran.
+        """
         members: dict[int, list[tuple[str, str, int]]] = defaultdict(list)
         order = {name: position for position, name in reversed(list(enumerate(self.calls)))}
         for use in sorted(

@@ -94,7 +94,9 @@ def profile(
     weights: Weights = "official",
     metric: Metric = "mse",
 ) -> None:
-    """Show a codec's channel groups and what ties them, MACs and params per transform, encoder and decoder."""
+    """Show a codec's channel groups and what ties them, MACs and params per transform, encoder and
+    decoder.
+    """
     from nicprune.codecs.anatomy import unwrap
     from nicprune.evaluation.summary import profile_text
     from nicprune.pruning.cost import CostModel
@@ -140,7 +142,9 @@ def run(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
-    """Run a recipe: attach, train, harden, fine-tune, evaluate, report. Parts that are finished are skipped."""
+    """Run a recipe: attach, train, harden, fine-tune, evaluate, report. Parts that are finished are
+    skipped.
+    """
     from nicprune.experiments.recipe import read_recipe
     from nicprune.experiments.run import plan, run_recipe
 
@@ -240,7 +244,9 @@ def eval_(
         ),
     ] = None,
 ) -> None:
-    """Write and read real bitstreams of a folder: bpp, PSNR, MS-SSIM, times. "jpeg", "jpeg-optimized" and "webp" are swept."""
+    """Write and read real bitstreams of a folder: bpp, PSNR, MS-SSIM, times. "jpeg",
+    "jpeg-optimized" and "webp" are swept.
+    """
     from nicprune.evaluation.classical import FORMATS, evaluate_classical, psnr_at
 
     if codec in FORMATS:
@@ -413,7 +419,9 @@ def bench(
         list[str] | None, typer.Argument(help="Parts to measure; all if none is named.")
     ] = None,
 ) -> None:
-    """Measure this machine's ratios: overhead of attaching, time of surgery, speed-up against FLOP reduction."""
+    """Measure this machine's ratios: overhead of attaching, time of surgery, speed-up against FLOP
+    reduction.
+    """
     from nicprune.bench.suite import format_bench, run_bench
 
     threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or None
@@ -470,7 +478,8 @@ def time_(
     ready: dict[str, Any] = {}
     named = [Named.read(text) for text in codecs]
     for number, (one, text) in enumerate(zip(named, codecs, strict=True), 1):
-        # The same codec may be named twice: against itself it shows what such a ratio is worth on this machine.
+        # The same codec may be named twice: against itself it shows what such a ratio is worth on
+        # this machine.
         label = (
             f"{one.label} ({number})"
             if [other.label for other in named].count(one.label) > 1
@@ -502,7 +511,8 @@ def _show_warning(
 
 def main() -> None:
     """Entry point: errors end in one line, other programs' warnings are kept from the screen."""
-    # Both before torch is imported: spinning threads starve whatever else runs, and glibc maps large activations anew each time.
+    # Both before torch is imported: spinning threads starve whatever else runs, and glibc maps
+    # large activations anew each time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     from nicprune.common.machine import tune_allocator

@@ -1,4 +1,6 @@
-"""What a CompressAI model is made of: its transforms, the sides on which they run, its entropy models."""
+"""What a CompressAI model is made of: its transforms, the sides on which they run, its entropy
+models.
+"""
 
 from __future__ import annotations
 
@@ -69,12 +71,16 @@ def transform_of(module_name: str) -> str:
 
 
 def sides_of(transform: str) -> tuple[bool, bool]:
-    """Whether a transform runs (when encoding, when decoding). What is not known to be one-sided runs on both."""
+    """Whether a transform runs (when encoding, when decoding). What is not known to be one-sided
+    runs on both.
+    """
     return transform not in DECODER_ONLY, transform not in ENCODER_ONLY
 
 
 def on_side(name: str, side: str | None) -> bool:
-    """Whether a layer (or parameter) runs when encoding alone ("encoder") or when decoding alone ("decoder"); always without a side."""
+    """Whether a layer (or parameter) runs when encoding alone ("encoder") or when decoding alone
+    ("decoder"); always without a side.
+    """
     return side is None or transform_of(name) in (
         ENCODER_ONLY if side == "encoder" else DECODER_ONLY
     )
@@ -83,8 +89,9 @@ def on_side(name: str, side: str | None) -> bool:
 def forward_for_analysis(codec: nn.Module, x: Tensor) -> dict[str, Any]:
     """Run the forward pass whose layers stand for the codec's work.
 
-    The variable-rate models run their first stage: in the second, mbt2018-vbr calls its context model pixel by pixel
-    on raw weights. Its `scale_to_context`, which joins the context there, is added by hand.
+    The variable-rate models run their first stage: in the second, mbt2018-vbr calls its context
+    model pixel by pixel on raw weights. Its `scale_to_context`, which joins the context there, is
+    added by hand.
     """
     if not isinstance(codec, ScaleHyperpriorVbr):
         return codec(x)

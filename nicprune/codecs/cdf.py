@@ -1,4 +1,6 @@
-"""CDF tables: which entropy bottlenecks they were made from, making them anew where those have changed, and finding a latent's table quickly."""
+"""CDF tables: which entropy bottlenecks they were made from, making them anew where those have
+changed, and finding a latent's table quickly.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,14 @@ def _bisected(self: Any, scales: Tensor) -> Tensor:
 
 @contextmanager
 def fast_indexes() -> Iterator[None]:
-    """Within it, codecs find the CDF table of each latent by bisection; CompressAI compares its scale with every entry of the scale table (64).
+    """Within it, codecs find the CDF table of each latent by bisection; CompressAI compares its
+    scale with every entry of the scale table (64).
 
         with nicprune.fast_indexes():
             sent = codec.compress(x)
 
-    The indexes are the same, and so are the bitstreams. What `nicprune` codes itself is coded within it. An own `build_indexes`, of a subclass or put in
-    place of CompressAI's, stays.
+    The indexes are the same, and so are the bitstreams. What `nicprune` codes itself is coded
+    within it. An own `build_indexes`, of a subclass or put in place of CompressAI's, stays.
     """
     if GaussianConditional.build_indexes is not _COMPARED:
         yield
@@ -56,7 +59,9 @@ def _bottleneck_hash(codec: Any) -> str:
 
 
 def note_tables(model: nn.Module) -> None:
-    """Remember that the CDF tables of a codec, and of the methods on it, are those of their entropy bottlenecks as they are now."""
+    """Remember that the CDF tables of a codec, and of the methods on it, are those of their entropy
+    bottlenecks as they are now.
+    """
     provenance(unwrap(model)).tables = _bottleneck_hash(unwrap(model))
     for method in _methods(model):
         method.tables = _bottleneck_hash(method)
@@ -73,7 +78,9 @@ def _stale(part: nn.Module, tables: str) -> bool:
 
 
 def update_tables(codec: Any) -> None:
-    """Make all CDF tables of a codec anew, for the scales of its Gaussian conditionals that it has already, if any."""
+    """Make all CDF tables of a codec anew, for the scales of its Gaussian conditionals that it has
+    already, if any.
+    """
     models: list[Any] = entropy_models(codec)
     found = [
         m.scale_table
@@ -85,9 +92,11 @@ def update_tables(codec: Any) -> None:
 
 
 def refresh_tables(model: nn.Module) -> None:
-    """Make the CDF tables of a codec, and of methods on it, anew, unless the entropy bottlenecks are still those that they were made from.
+    """Make the CDF tables of a codec, and of methods on it, anew, unless the entropy bottlenecks
+    are still those that they were made from.
 
-    Made anew they may differ in the last bit, on another machine or from weights that were rounded since: streams would not decode any more.
+    Made anew they may differ in the last bit, on another machine or from weights that were rounded
+    since: streams would not decode any more.
     """
     codec = unwrap(model)
     if _stale(codec, provenance(codec).tables):

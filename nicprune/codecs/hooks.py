@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 
 class Hook:
-    """Marks this package's hooks. They are plain objects, so that deepcopy gives a copy hooks of its own.
+    """Marks this package's hooks. They are plain objects, so that deepcopy gives a copy hooks of
+    its own.
 
     Attributes:
         owner: the module that put the hook there and whose state it reads.
@@ -26,7 +27,9 @@ class Hook:
 
 
 class NarrowHook(Hook):
-    """Makes a codec's forward pass one of the width that is set: whatever its owner's `narrowed` does, for the length of the call."""
+    """Makes a codec's forward pass one of the width that is set: whatever its owner's `narrowed`
+    does, for the length of the call.
+    """
 
     def __init__(self, owner: Any):
         self.owner = owner

@@ -1,16 +1,18 @@
 """Ways around faults of torch's CPU kernels.
 
-oneDNN, in torch 2.14.1 on CPU: the backward pass of a 1x1 convolution with a stride and fewer input channels than a
-vector register holds writes outside its memory when the input is channels_last (segmentation faults, aborts, or silent
-damage). The first skip of every cheng2020-like codec is such a layer. Reproduction, exit code 139 in one thread:
+oneDNN, in torch 2.14.1 on CPU: the backward pass of a 1x1 convolution with a stride and fewer input
+channels than a vector register holds writes outside its memory when the input is channels_last
+(segmentation faults, aborts, or silent damage). The first skip of every cheng2020-like codec is
+such a layer. Reproduction, exit code 139 in one thread:
 
     layer = torch.nn.Conv2d(3, 64, 1, stride=2).to(memory_format=torch.channels_last)
     image = torch.rand(1, 3, 128, 128).contiguous(memory_format=torch.channels_last)
     for _ in range(25):
         layer(image).sum().backward()
 
-Of 1x1 layers with stride 2 or 4, those with 2 to 7 input channels fail, from 16,384 pixels a batch on; those with 1 and
-with 8 to 100 do not, nor do those of stride 1, larger kernels, grouped or transposed convolutions.
+Of 1x1 layers with stride 2 or 4, those with 2 to 7 input channels fail, from 16,384 pixels a batch
+on; those with 1 and with 8 to 100 do not, nor do those of stride 1, larger kernels, grouped or
+transposed convolutions.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ def _every(stride: tuple[int, ...]) -> Callable[[nn.Module, tuple[Tensor, ...]],
 
 @contextmanager
 def strided_pointwise_by_slicing(codec: nn.Module) -> Iterator[None]:
-    """Compute the layers of `codec` that are affected as what they are equal to, a convolution without stride of every n-th pixel, inside the block."""
+    """Compute the layers of `codec` that are affected as what they are equal to, a convolution
+    without stride of every n-th pixel, inside the block.
+    """
     changed = []
     try:
         for layer in codec.modules():

@@ -1,7 +1,7 @@
 """How each kind of layer gives up channels: torch-pruning's functions, and ours where it has none.
 
-torch-pruning cuts GDN's gamma on one axis only, leaves a masked convolution's mask as it was and does not know entropy
-bottlenecks; the three pruners here put that right.
+torch-pruning cuts GDN's gamma on one axis only, leaves a masked convolution's mask as it was and
+does not know entropy bottlenecks; the three pruners here put that right.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class MaskedConvPruner(tp.pruner.function.ConvPruner):
 
 
 class EntropyBottleneckPruner(tp.BasePruningFunc):
-    """Entropy bottlenecks: the network of each channel, its quantiles, and its rows of the CDF tables."""
+    """Entropy bottlenecks: the network of each channel, its quantiles, and its rows of the CDF
+    tables.
+    """
 
     def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
         kept = _kept(layer.channels, idxs)
@@ -114,7 +116,9 @@ def pruner_for(layer: Any) -> tp.BasePruningFunc:
 
 
 def remove(layer: Any, axis: str, removed: Sequence[int]) -> None:
-    """Remove channels of one axis ("out", "in" or "both") from a layer, in place; requires_grad stays as it was."""
+    """Remove channels of one axis ("out", "in" or "both") from a layer, in place; requires_grad
+    stays as it was.
+    """
     needs_grad = {name: p.requires_grad for name, p in layer.named_parameters()}
     pruner_for(layer)(layer, list(removed), to_output=axis != "in")
     for name, parameter in layer.named_parameters():
@@ -135,7 +139,9 @@ def zero(layer: Any, axis: str, channels: Sequence[int]) -> None:
 
 
 def resize(codec: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give every layer of `codec` the shapes that `state` has for it, in place; values are left to load_state_dict."""
+    """Give every layer of `codec` the shapes that `state` has for it, in place; values are left to
+    load_state_dict.
+    """
     for prefix, module in codec.named_modules():
         dot = f"{prefix}." if prefix else ""
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -154,7 +160,8 @@ def resize(codec: nn.Module, state: Mapping[str, Tensor]) -> None:
             if value is not None and value.shape != buffer.shape:
                 setattr(module, name, torch.empty(value.shape, dtype=buffer.dtype))
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            # Weight is (out, in / groups, ...), transposed (in, out / groups, ...); depthwise layers have groups = channels.
+            # Weight is (out, in / groups, ...), transposed (in, out / groups, ...); depthwise
+            # layers have groups = channels.
             first, second = module.weight.shape[:2]
             if module.groups > 1:
                 module.groups = module.in_channels = module.out_channels = first
@@ -169,7 +176,8 @@ def resize(codec: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def reinitialise(codec: nn.Module) -> None:
-    """Give every layer of `codec` weights as its class draws them when it is made, in place: its architecture, untrained.
+    """Give every layer of `codec` weights as its class draws them when it is made, in place: its
+    architecture, untrained.
 
     Raises:
         CodecError: a layer of a kind whose initialisation is not known; names it.
@@ -208,7 +216,9 @@ def reinitialise(codec: nn.Module) -> None:
 
 
 class Affine(nn.Module):
-    """Scale and offset of a GDN's gamma and beta, four numbers, all of them not negative: SlimCAE's slim+."""
+    """Scale and offset of a GDN's gamma and beta, four numbers, all of them not negative: SlimCAE's
+    slim+.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,6 +227,8 @@ class Affine(nn.Module):
         self.offsets = nn.Parameter(self.reparam.init(torch.zeros(2)))
 
     def forward(self, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        """Both as they are at this width, from both as they are in the codec, none of them parametrised."""
+        """Both as they are at this width, from both as they are in the codec, none of them
+        parametrised.
+        """
         scales, offsets = self.reparam(self.scales), self.reparam(self.offsets)
         return scales[0] * gamma + offsets[0], scales[1] * beta + offsets[1]

@@ -16,11 +16,13 @@ class Provenance:
 
     Attributes:
         name, quality, metric: as given to `load_codec`; the class name where it came as an object.
-        build: import path and keyword arguments that construct the architecture at its original widths.
+        build: import path and keyword arguments that construct the architecture at its original
+            widths.
         original: MACs and params before any pruning (see `cost.Totals`), empty if never pruned.
         history: what was done, in order; one entry a step.
         verified: what the last surgery's verification found, in words; empty if there was none.
-        tables: hash of the entropy bottlenecks that the CDF tables were made from; empty if not known.
+        tables: hash of the entropy bottlenecks that the CDF tables were made from; empty if not
+            known.
     """
 
     name: str
@@ -49,8 +51,8 @@ class Provenance:
 def provenance(codec: nn.Module) -> Provenance:
     """Return the record kept of `codec`; one of its class if nothing is known of it.
 
-    The record is stored as a plain dictionary on the object, so that deepcopy and pickling carry it along, and a pickled
-    codec loads where nicprune is not installed.
+    The record is stored as a plain dictionary on the object, so that deepcopy and pickling carry it
+    along, and a pickled codec loads where nicprune is not installed.
     """
     stored = codec.__dict__.get(ATTRIBUTE)
     if stored is None:
@@ -77,7 +79,9 @@ ATTRIBUTE = "_nicprune_provenance"
 
 
 def _constructor_arguments(codec: nn.Module) -> dict[str, Any]:
-    """Recover the constructor's arguments from attributes of the same name, as CompressAI's own classes keep them."""
+    """Recover the constructor's arguments from attributes of the same name, as CompressAI's own
+    classes keep them.
+    """
     arguments: dict[str, Any] = {}
     for name, parameter in inspect.signature(type(codec).__init__).parameters.items():
         value = getattr(codec, name, None)

@@ -1,4 +1,6 @@
-"""Codecs by name: CompressAI's zoo and the embedded codec, their qualities and lambdas, how each is built and its weights are read."""
+"""Codecs by name: CompressAI's zoo and the embedded codec, their qualities and lambdas, how each is
+built and its weights are read.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ def lmbda_for(quality: int, metric: str = "mse") -> float:
 
 
 def lmbda_of(codec: nn.Module, given: float | None = None, metric: str | None = None) -> float:
-    """The lambda to train and judge a codec by: the one given, that of its quality, or that of quality 3 where it has none that CompressAI knows."""
+    """The lambda to train and judge a codec by: the one given, that of its quality, or that of
+    quality 3 where it has none that CompressAI knows.
+    """
     record = provenance(codec)
     lambdas = LAMBDAS[metric or record.metric]
     if given is not None:
@@ -167,7 +171,8 @@ def build_from_path(path: str, quality: int | None = None) -> Any:
 
 
 def rebuild(build: Mapping[str, Any], factory: Callable[[], nn.Module] | None = None) -> Any:
-    """Construct the architecture that a file names. Only CompressionModel classes are called, nothing is unpickled.
+    """Construct the architecture that a file names. Only CompressionModel classes are called,
+    nothing is unpickled.
 
     Raises:
         CodecError: the class is unknown here; says what to pass.
@@ -201,7 +206,8 @@ def rebuild(build: Mapping[str, Any], factory: Callable[[], nn.Module] | None = 
 
 
 def read_compressai_file(path: str | Path) -> dict[str, Tensor]:
-    """Read a CompressAI `.pth` or `.pth.tar`: a state dict, bare or below "state_dict", with or without "module.".
+    """Read a CompressAI `.pth` or `.pth.tar`: a state dict, bare or below "state_dict", with or
+    without "module.".
 
     Raises:
         FileError: not such a file, damaged, or a pickle that holds more than tensors.

@@ -1,4 +1,6 @@
-"""Strict settings: unknown keys are refused with the closest known one, values are checked on assignment."""
+"""Strict settings: unknown keys are refused with the closest known one, values are checked on
+assignment.
+"""
 
 from __future__ import annotations
 

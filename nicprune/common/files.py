@@ -38,7 +38,8 @@ def expand(path: str | Path) -> Path:
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Call `write(temporary)` beside `path`, then rename: `path` is always the old file or the new one, whole.
+    """Call `write(temporary)` beside `path`, then rename: `path` is always the old file or the new
+    one, whole.
 
     Raises:
         FileError: the folder cannot be made or written to, or the disk is full.
@@ -53,7 +54,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files private; what a user asked to be written follows the user's umask instead.
+        # mkstemp makes files private; what a user asked to be written follows the user's umask
+        # instead.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -90,6 +92,8 @@ def append_line(path: str | Path, line: str) -> None:
 
 
 def check_writable(*folders: str | Path) -> None:
-    """Raise FileError unless files can be written into these folders, which are made if they are not there."""
+    """Raise FileError unless files can be written into these folders, which are made if they are
+    not there.
+    """
     for folder in folders:
         write_text(Path(folder) / ".writable", "").unlink(missing_ok=True)

@@ -1,4 +1,6 @@
-"""The process and the machine it runs on: its allocator, its name, its versions. Imports nothing heavy."""
+"""The process and the machine it runs on: its allocator, its name, its versions. Imports nothing
+heavy.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ BUSY = 0.15
 
 
 def tune_allocator() -> bool:
-    """Keep glibc from mapping and faulting every large activation anew (2x in time at 768x512); say whether it was done."""
+    """Keep glibc from mapping and faulting every large activation anew (2x in time at 768x512); say
+    whether it was done.
+    """
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -37,7 +41,9 @@ def versions() -> dict[str, str]:
 
 
 def describe_machine() -> dict[str, str | int | float]:
-    """The processor, cores, memory (GB), system, Python, and device: the GPU where torch is loaded and sees one, else "cpu"."""
+    """The processor, cores, memory (GB), system, Python, and device: the GPU where torch is loaded
+    and sees one, else "cpu".
+    """
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count() or 0,
@@ -94,7 +100,9 @@ def processor_time() -> tuple[float, float, float] | None:
 def others_share(
     before: tuple[float, float, float] | None, after: tuple[float, float, float] | None
 ) -> float | None:
-    """Share of the processor, all its cores, that other programs used between two readings; None where the system does not say."""
+    """Share of the processor, all its cores, that other programs used between two readings; None
+    where the system does not say.
+    """
     if before is None or after is None:
         return None
     if after[1] <= before[1]:

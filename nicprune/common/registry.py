@@ -11,7 +11,9 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names to things of one kind; a name is taken once, an unknown one is answered with the closest known."""
+    """Names to things of one kind; a name is taken once, an unknown one is answered with the
+    closest known.
+    """
 
     def __init__(self, kind: str):
         self.kind = kind

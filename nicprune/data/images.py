@@ -16,7 +16,9 @@ from nicprune.common.files import expand, write_atomically
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
 
 SAMPLES = "samples"
-"""Folder name that stands for the colour photographs of scikit-image (`pip install 'nicprune[demo]'`)."""
+"""Folder name that stands for the colour photographs of scikit-image (`pip install
+'nicprune[demo]'`).
+"""
 
 SAMPLE_TEST = ("chelsea.png", "coffee.png", "rocket.jpg")
 
@@ -60,7 +62,8 @@ def write_png(image: Tensor, path: str | Path) -> Path:
 
 
 def sample_photographs(split: str) -> list[Path]:
-    """Paths of the photographs that come with scikit-image, `split` being "train" (6) or "test" (3).
+    """Paths of the photographs that come with scikit-image, `split` being "train" (6) or "test"
+    (3).
 
     Raises:
         DataError: scikit-image is not installed.
@@ -78,8 +81,9 @@ def sample_photographs(split: str) -> list[Path]:
 def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[Path]:
     """List the image files below one folder or several, sorted.
 
-    A folder with a sub-folder named `split` ("train" or "test", CompressAI's layout) stands for that sub-folder.
-    The name "samples" stands for the photographs of scikit-image; `~` and variables, `${NAME}`, are filled in.
+    A folder with a sub-folder named `split` ("train" or "test", CompressAI's layout) stands for
+    that sub-folder. The name "samples" stands for the photographs of scikit-image; `~` and
+    variables, `${NAME}`, are filled in.
 
     Raises:
         DataError: a folder is missing or holds no image, or a variable is not set.
@@ -109,7 +113,8 @@ def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[P
 
 
 def usable_images(paths: Iterable[Path], minimum: int = 1) -> list[Path]:
-    """Return the paths whose header reads as an image of at least `minimum` pixels each way; warn of the others by name.
+    """Return the paths whose header reads as an image of at least `minimum` pixels each way; warn
+    of the others by name.
 
     Raises:
         DataError: none is usable.
@@ -139,7 +144,8 @@ def usable_images(paths: Iterable[Path], minimum: int = 1) -> list[Path]:
 
 
 def readable(paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
-    """Read images one by one; those whose inside is damaged, though their header is whole, are named and skipped.
+    """Read images one by one; those whose inside is damaged, though their header is whole, are
+    named and skipped.
 
     Raises:
         DataError: none can be read.
@@ -160,10 +166,12 @@ def readable(paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
 def calibration_images(
     folder: str | Path | Sequence[str | Path], count: int = 8, largest: tuple[int, int] = (512, 768)
 ) -> list[Tensor]:
-    """Whole photographs of a training set, evenly spread over it, cut at the centre to multiples of 64: float32 in [0, 1], (1, 3, H, W) each.
+    """Whole photographs of a training set, evenly spread over it, cut at the centre to multiples of
+    64: float32 in [0, 1], (1, 3, H, W) each.
 
     Raises:
-        DataError: none is usable; for "samples" also without scikit-image, whose photographs they are.
+        DataError: none is usable; for "samples" also without scikit-image, whose photographs they
+            are.
     """
     paths = usable_images(list_images(folder, "train"))
     images = []

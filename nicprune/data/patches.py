@@ -85,7 +85,8 @@ class Patches:
     def batch(self, size: int, *, seed: int, step: int, rank: int = 0) -> Tensor:
         """Return the batch of `step`, float32 in [0, 1], shape (size, 3, patch_size, patch_size).
 
-        The next step's batch is drawn meanwhile in a thread (decoding and copying release the interpreter lock).
+        The next step's batch is drawn meanwhile in a thread (decoding and copying release the
+        interpreter lock).
         """
         key = (size, seed, step, rank)
         if self._worker is None:
@@ -105,7 +106,9 @@ class Patches:
 
 
 def mix(*numbers: int) -> int:
-    """Hash integers into one 63-bit seed, so that neighbours in (seed, step, rank) are unrelated (splitmix64)."""
+    """Hash integers into one 63-bit seed, so that neighbours in (seed, step, rank) are unrelated
+    (splitmix64).
+    """
     state = 0
     for number in numbers:
         state = (state ^ (number & 0xFFFFFFFFFFFFFFFF)) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF

@@ -1,4 +1,6 @@
-"""JPEG and WebP over the same photographs, by the same definitions: what a learned codec has to beat."""
+"""JPEG and WebP over the same photographs, by the same definitions: what a learned codec has to
+beat.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ FORMATS: dict[str, dict[str, Any]] = {
     "jpeg-optimized": {"format": "JPEG", "optimize": True},
     "webp": {"format": "WEBP", "method": 6},
 }
-"""What Pillow is told. "jpeg" is as CompressAI measures it (4:2:0, standard Huffman tables); optimised tables save up to 0.08 bpp."""
+"""What Pillow is told. "jpeg" is as CompressAI measures it (4:2:0, standard Huffman tables);
+optimised tables save up to 0.08 bpp.
+"""
 
 QUALITIES = (1, 2, 3, 5, 7, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90)
 

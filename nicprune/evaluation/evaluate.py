@@ -1,4 +1,6 @@
-"""Real bitstreams over a folder of photographs: bpp, PSNR, MS-SSIM and times, per image and in the mean."""
+"""Real bitstreams over a folder of photographs: bpp, PSNR, MS-SSIM and times, per image and in the
+mean.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ MS_SSIM_SIDE = 176
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One image through the codec. bpp counts the bytes of the strings; bpp_estimated is the likelihoods' entropy."""
+    """One image through the codec. bpp counts the bytes of the strings; bpp_estimated is the
+    likelihoods' entropy.
+    """
 
     name: str
     width: int
@@ -45,12 +49,16 @@ class ImageScore:
     encode_s: float
     decode_s: float
     macs: dict[str, float] | None = None
-    """With gates: what this image cost at 64x64, "macs", "encoder", "decoder", and each transform by name."""
+    """With gates: what this image cost at 64x64, "macs", "encoder", "decoder", and each transform
+    by name.
+    """
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A codec over a folder: its cost (with gates: on average over the images), each image, and the means over images."""
+    """A codec over a folder: its cost (with gates: on average over the images), each image, and the
+    means over images.
+    """
 
     codec: str
     quality: int | None
@@ -64,10 +72,14 @@ class Evaluation:
     width: int | None = None
     at: str = ""
     busy: float | None = None
-    """Share of the processor that other programs used meanwhile, None if not known: times are worth little where it is large."""
+    """Share of the processor that other programs used meanwhile, None if not known: times are worth
+    little where it is large.
+    """
 
     def dynamic(self) -> dict[str, tuple[float, float, float]]:
-        """Mean, smallest and largest MACs at 64x64 over the images, all, per side and per transform; empty where all images cost the same."""
+        """Mean, smallest and largest MACs at 64x64 over the images, all, per side and per
+        transform; empty where all images cost the same.
+        """
         costs = [image.macs for image in self.images if image.macs is not None]
         each = {what: [cost[what] for cost in costs] for what in (costs[0] if costs else ())}
         return {
@@ -119,7 +131,9 @@ class Evaluation:
         )
 
     def compressai_json(self) -> dict[str, Any]:
-        """The same in the layout of CompressAI's results files, which `compressai.utils.plot` draws."""
+        """The same in the layout of CompressAI's results files, which `compressai.utils.plot`
+        draws.
+        """
         m = self.means()
         results = {
             "psnr-rgb": m["psnr_db"],
@@ -167,7 +181,9 @@ def string_bytes(strings: Any) -> int:
 
 @torch.no_grad()
 def evaluate_image(codec: Any, image: Tensor, name: str, **rate: Any) -> tuple[ImageScore, Tensor]:
-    """Encode and decode one uint8 image (3, H, W), with a modulator at a rate; return its scores and the decoded image, float in [0, 1] on the CPU."""
+    """Encode and decode one uint8 image (3, H, W), with a modulator at a rate; return its scores
+    and the decoded image, float in [0, 1] on the CPU.
+    """
     device = next(codec.parameters()).device
     x = image.unsqueeze(0).float().div(255).to(device)
     padded, padding = pad(x)
@@ -217,14 +233,18 @@ def evaluate(
     """Write and read real bitstreams of every photograph.
 
     Args:
-        codec: a `CompressionModel` of any width, or one with gates or a modulator on it (as `attach` or `harden` gave it). A float32
-            copy is used; the codec is left as it was. A bare codec with masks still on it is evaluated as it is: whole, and masked.
-        images: a folder (its `test/` sub-folder if there is one), files, or "samples". Any size: images are padded to a
-            multiple of 64 and cropped back; bpp counts the pixels of the image, not of the padding. Broken ones are named and skipped.
+        codec: a `CompressionModel` of any width, or one with gates or a modulator on it (as
+            `attach` or `harden` gave it). A float32 copy is used; the codec is left as it was. A
+            bare codec with masks still on it is evaluated as it is: whole, and masked.
+        images: a folder (its `test/` sub-folder if there is one), files, or "samples". Any size:
+            images are padded to a multiple of 64 and cropped back; bpp counts the pixels of the
+            image, not of the padding. Broken ones are named and skipped.
         device: where to run; the codec's own device if not given.
-        keep_decoded: called with (name, original, decoded, score) of each image; both images in [0, 1], (3, H, W).
+        keep_decoded: called with (name, original, decoded, score) of each image; both images in [0,
+            1], (3, H, W).
         cost: the codec's cost where it is known already.
-        level, lmbda: with a modulator, the rate to code at (the highest if not given); with a scalable encoder, the level: see `Attached.forward`.
+        level, lmbda: with a modulator, the rate to code at (the highest if not given); with a
+            scalable encoder, the level: see `Attached.forward`.
         width: with a slimmable codec, which of its widths (the one that is set if not given).
 
     Raises:
@@ -370,7 +390,9 @@ def compare(
 
 
 def write_results(evaluation: Evaluation, path: str | Path) -> Path:
-    """Write an evaluation as CompressAI results JSON, with the images and our own figures below extra keys."""
+    """Write an evaluation as CompressAI results JSON, with the images and our own figures below
+    extra keys.
+    """
     content = evaluation.compressai_json() | {
         "nicprune": {
             "means": evaluation.means(), "cost_64x64": evaluation.cost.as_dict(), "original_cost_64x64": evaluation.original_cost.as_dict(),

@@ -1,4 +1,6 @@
-"""How much memory a computation holds at its peak, in tensors: what a smaller codec saves besides time."""
+"""How much memory a computation holds at its peak, in tensors: what a smaller codec saves besides
+time.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ class _Live(TorchDispatchMode):
 
 @torch.no_grad()
 def peak_bytes(function: Callable[[], Any]) -> int:
-    """Bytes of the tensors that are alive at once, at the most, while `function` runs; what it was given (weights, input) does not count.
+    """Bytes of the tensors that are alive at once, at the most, while `function` runs; what it was
+    given (weights, input) does not count.
 
     Workspaces inside operators are not seen.
     """

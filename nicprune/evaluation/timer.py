@@ -1,4 +1,6 @@
-"""Times that can be trusted: taken in turns in one process, while nothing else kept the processor busy."""
+"""Times that can be trusted: taken in turns in one process, while nothing else kept the processor
+busy.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,15 @@ from nicprune.common.machine import BUSY, others_share, processor_time
 T = TypeVar("T")
 
 SHORTEST = 0.1
-"""Seconds that a sample lasts at least, by repetition: the system counts processor time in ticks of 10 ms."""
+"""Seconds that a sample lasts at least, by repetition: the system counts processor time in ticks of
+10 ms.
+"""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure: its value, its unit ("x" for a ratio), its goal, on what input, device and threads it was taken.
+    """One figure: its value, its unit ("x" for a ratio), its goal, on what input, device and
+    threads it was taken.
 
     Attributes:
         kept, rejected: how many samples counted, and how many were thrown away.
@@ -52,7 +57,8 @@ class Measure:
 
 
 class Sampler:
-    """Times functions in turns; keeps the samples during which the machine was ours. One sampler makes one figure.
+    """Times functions in turns; keeps the samples during which the machine was ours. One sampler
+    makes one figure.
 
     Args:
         repeats: how many quiet turns are wanted.
@@ -65,9 +71,11 @@ class Sampler:
         self.busy, self.known = False, True
 
     def medians(self, functions: Sequence[Callable[[], Any]]) -> list[float]:
-        """Median seconds of each function, timed A B A B ...; all of a turn is thrown away if others were busy during it.
+        """Median seconds of each function, timed A B A B ...; all of a turn is thrown away if
+        others were busy during it.
 
-        Where quiet turns do not come within the time limit, the least disturbed are taken, and `busy` says so if any of them was not.
+        Where quiet turns do not come within the time limit, the least disturbed are taken, and
+        `busy` says so if any of them was not.
         """
         calls = [_calls(function) for function in functions]
         taken = self.quiet(
@@ -79,7 +87,9 @@ class Sampler:
         return [statistics.median(seconds[i] for seconds in taken) for i in range(len(functions))]
 
     def quiet(self, turn: Callable[[], T]) -> list[T]:
-        """What `turn` returned each time that nobody else was busy; where that is too seldom, the least disturbed times."""
+        """What `turn` returned each time that nobody else was busy; where that is too seldom, the
+        least disturbed times.
+        """
         started = time.perf_counter()
         turns: list[tuple[float, T]] = []
         while sum(share <= BUSY for share, _ in turns) < self.repeats:

@@ -1,4 +1,5 @@
-"""Where the time of coding goes: each transform, and what is none (entropy coding, context models), of several codecs in turns.
+"""Where the time of coding goes: each transform, and what is none (entropy coding, context models),
+of several codecs in turns.
 
 for times in time_codecs({"original": codec, "pruned": small}, "photo.png"):
     print(times.name, times.encode, times.decode)
@@ -31,7 +32,9 @@ from nicprune.methods import Attached
 from nicprune.pruning.cost import CostModel, Totals
 
 REST = "coding"
-"""What is spent outside of every module: entropy coding, and context models that CompressAI runs pixel by pixel on one thread."""
+"""What is spent outside of every module: entropy coding, and context models that CompressAI runs
+pixel by pixel on one thread.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,11 @@ class Times:
     """Seconds for one image, median over turns.
 
     Attributes:
-        encode, decode: seconds by transform (or layer) in the order in which they run, `REST` for what is none; a method's own layers under its name.
+        encode, decode: seconds by transform (or layer) in the order in which they run, `REST` for
+            what is none; a method's own layers under its name.
         encode_s, decode_s: seconds of the whole, the sum of these.
-        kept: turns that counted; `busy`: others kept the processor busy throughout; `known`: whether this system says what others use.
+        kept: turns that counted; `busy`: others kept the processor busy throughout; `known`:
+            whether this system says what others use.
     """
 
     name: str
@@ -65,7 +70,9 @@ class Named:
 
     @classmethod
     def read(cls, text: str) -> Named:
-        """Take "[label=]codec[@width]" apart; without a label, the name of the file, or of the codec, stands for it."""
+        """Take "[label=]codec[@width]" apart; without a label, the name of the file, or of the
+        codec, stands for it.
+        """
         if Path(text).is_file():
             return cls(Path(text).stem, text)
         label, found, rest = text.partition("=")
@@ -81,7 +88,9 @@ class Named:
 
 
 def _part_of(name: str, module: nn.Module, layers: bool) -> str | None:
-    """What the seconds of a module count for: its transform, or by layers its place in it; None for what is in such a layer, or has them."""
+    """What the seconds of a module count for: its transform, or by layers its place in it; None for
+    what is in such a layer, or has them.
+    """
     if not layers:
         return transform_of(name)
     depth = name.count(".")
@@ -90,7 +99,9 @@ def _part_of(name: str, module: nn.Module, layers: bool) -> str | None:
 
 @contextmanager
 def _watched(model: nn.Module, spent: dict[str, float], layers: bool) -> Iterator[None]:
-    """Add to `spent` the seconds of every module that no other module runs, by transform or layer, and of those of methods by the method's name."""
+    """Add to `spent` the seconds of every module that no other module runs, by transform or layer,
+    and of those of methods by the method's name.
+    """
     depth, started, hooks = 0, 0.0, []
 
     def before(module: nn.Module, args: Any) -> None:
@@ -141,10 +152,12 @@ def _now() -> float:
 def stage_times(
     codec: Any, image: Tensor, *, layers: bool = False, **rate: Any
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Code one image (1, 3, H, W), sides multiples of 64, and decode it again; return the seconds of each, by transform, and of the rest.
+    """Code one image (1, 3, H, W), sides multiples of 64, and decode it again; return the seconds
+    of each, by transform, and of the rest.
 
     Args:
-        layers: by the layers of the transforms instead ("g_a.0"); what a transform does between them counts with the rest.
+        layers: by the layers of the transforms instead ("g_a.0"); what a transform does between
+            them counts with the rest.
         rate: for `compress`.
     """
     with fast_indexes():
@@ -190,10 +203,12 @@ def time_codecs(
     repeats: int = 7,
     limit: float = 60.0,
 ) -> list[Times]:
-    """Time codecs in turns on one photograph, in float32 and channels_last; turns during which others were busy do not count.
+    """Time codecs in turns on one photograph, in float32 and channels_last; turns during which
+    others were busy do not count.
 
     Args:
-        codecs: by name; each a `CompressionModel`, or one with gates, a modulator or widths on it, at the width or level that is set. They are copied.
+        codecs: by name; each a `CompressionModel`, or one with gates, a modulator or widths on it,
+            at the width or level that is set. They are copied.
         image: a photograph; None takes one of scikit-image's (the demo extra brings it).
         layers: seconds of each layer of the transforms, instead of each transform.
         repeats: quiet turns that are wanted.
@@ -250,7 +265,9 @@ def time_codecs(
 
 
 def times_table(times: list[Times], conditions: str) -> str:
-    """Two tables, encoding and decoding: seconds by part, and speed-up beside FLOP reduction against the first codec; below them the conditions."""
+    """Two tables, encoding and decoding: seconds by part, and speed-up beside FLOP reduction
+    against the first codec; below them the conditions.
+    """
     blocks = []
     for side, sides in (
         ("encode", [t.encode for t in times]),

@@ -124,7 +124,9 @@ def test_name(recipe: Recipe) -> str:
 
 
 def time_skipping(codec: nn.Module, recipe: Recipe, level: float | None) -> dict[str, Any]:
-    """Seconds for some images with closed channels left out, and with them multiplied by zero: [with, without] for both sides."""
+    """Seconds for some images with closed channels left out, and with them multiplied by zero:
+    [with, without] for both sides.
+    """
     paths = [
         str(path)
         for path in usable_images(list_images(recipe.photographs.test, "test"))[:TIMED_IMAGES]
@@ -150,7 +152,9 @@ def save_crops(
     score: ImageScore,
     base: Path,
 ) -> dict[str, Any]:
-    """Write the most detailed window of an image, original and decoded, as PNG; return what a record says of them, paths from `base`."""
+    """Write the most detailed window of an image, original and decoded, as PNG; return what a
+    record says of them, paths from `base`.
+    """
     top, left, height, width = detailed_window(original)
     paths = {}
     for what, image in (("original", original), ("decoded", decoded)):
@@ -161,7 +165,9 @@ def save_crops(
 
 
 def detailed_window(image: Tensor) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the window with the most gradient energy, on a grid of half windows."""
+    """(top, left, height, width) of the window with the most gradient energy, on a grid of half
+    windows.
+    """
     height, width = min(CROP[0], image.shape[1]), min(CROP[1], image.shape[2])
     grey = image.mean(0)
     energy = torch.zeros_like(grey)

@@ -1,4 +1,6 @@
-"""What a recipe amounts to: one job for each codec that is to be made and measured, in a folder named by what it depends on."""
+"""What a recipe amounts to: one job for each codec that is to be made and measured, in a folder
+named by what it depends on.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Job:
 
     @property
     def settings(self) -> list[tuple[str, dict[str, Any]]]:
-        """What to attach; a method that draws lots draws them from the job's seed, and one that weighs distortion takes the job's lambda."""
+        """What to attach; a method that draws lots draws them from the job's seed, and one that
+        weighs distortion takes the job's lambda.
+        """
         own: dict[str, Any] = {"seed": self.seed, "lmbda": self.lmbda}
         return [
             (
@@ -51,7 +55,9 @@ def _bare(label: str) -> Arm:
 
 
 def jobs(recipe: Recipe, runs: Path) -> list[Job]:
-    """List what a recipe does, in order; the folder of each is its own, named by what it depends on."""
+    """List what a recipe does, in order; the folder of each is its own, named by what it depends
+    on.
+    """
     listed = []
     train, test, validation = (
         _photographs(recipe, split) for split in ("train", "test", "validation")
@@ -118,7 +124,9 @@ def _photographs(recipe: Recipe, split: str) -> list[list[Any]]:
 
 
 def file_digests(recipe: Recipe, quality: int) -> list[str]:
-    """Hashes of the weights that a quality starts from: the same path may hold another file by the next run."""
+    """Hashes of the weights that a quality starts from: the same path may hold another file by the
+    next run.
+    """
     named = [recipe.codec] if recipe.codec.endswith(".safetensors") else []
     named += [recipe.weights_for(quality)] if recipe.weights not in ("official", "none") else []
     if recipe.codec == DEMO and recipe.weights == "official":

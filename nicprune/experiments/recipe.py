@@ -1,4 +1,6 @@
-"""Recipes: one YAML file says which codec, which photographs, which methods, how long. Strict: what is not known is refused."""
+"""Recipes: one YAML file says which codec, which photographs, which methods, how long. Strict: what
+is not known is refused.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Phase(Settings):
     optimizer: Literal["adam", "soap"] | None = None
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        """Without an optimizer that is not set: adding the field does not make cached runs invalid, whose keys hold this text."""
+        """Without an optimizer that is not set: adding the field does not make cached runs invalid,
+        whose keys hold this text.
+        """
         return [
             (name, value)
             for name, value in super().__repr_args__()
@@ -56,9 +60,11 @@ class Arm(Settings):
         between: with a modulator, rates to measure between two qualities.
         lmbda: where it is not the quality's.
         seeds: where they are not the recipe's.
-        scratch: no method, but the architecture of the codec that the arm with this label ends with, trained from random weights.
-        phase: takes the place of `finetune` for this arm; one from scratch, which has no other, is trained by it alone (if it is not given, as
-            long as the others, with the settings of `finetune`).
+        scratch: no method, but the architecture of the codec that the arm with this label ends
+            with, trained from random weights.
+        phase: takes the place of `finetune` for this arm; one from scratch, which has no other, is
+            trained by it alone (if it is not given, as long as the others, with the settings of
+            `finetune`).
         training: settings of training that differ for this arm, in all its phases.
     """
 
@@ -79,7 +85,9 @@ class Arm(Settings):
         )
 
     def told(self) -> dict[str, Any]:
-        """What a result depends on: what was not said is left out, so that new words do not make old results other ones."""
+        """What a result depends on: what was not said is left out, so that new words do not make
+        old results other ones.
+        """
         content = self.model_dump(
             exclude={
                 name
@@ -110,20 +118,23 @@ class Recipe(Settings):
         version: of this schema.
         name: of the report; the file's name if not given.
         task: "prune" runs methods on a codec; "train" trains the codec itself, from `weights`.
-        codec, qualities, metric, weights: what `load_codec` takes; `{quality}` in weights is filled in. A codec given as
-            `package.module:factory` may have a single quality, of any number.
+        codec, qualities, metric, weights: what `load_codec` takes; `{quality}` in weights is filled
+            in. A codec given as `package.module:factory` may have a single quality, of any number.
         lambdas: per quality; CompressAI's if not given.
         photographs: train and test folders, or "samples".
         seeds: every method is run once with each.
         control: also train the original on for the same steps.
         training: settings of every phase (see TrainSettings).
-        sparsify, finetune: the two phases of "prune": with the method attached, and after the channels are gone. Methods that
-            decide at once are hardened first, and spend both phases on fine-tuning.
-        methods: what to run: `{name: ..., <its settings>}`, or several on one codec, `{label: ..., stack: [{name: ...}, ...]}`. One with
-            a modulator is trained once, for all qualities, from the codec of the highest; `between: 1` measures a rate between each two.
-            `{scratch: <label of another>, label: ...}` trains that one's small codec from random weights.
+        sparsify, finetune: the two phases of "prune": with the method attached, and after the
+            channels are gone. Methods that decide at once are hardened first, and spend both phases
+            on fine-tuning.
+        methods: what to run: `{name: ..., <its settings>}`, or several on one codec, `{label: ...,
+            stack: [{name: ...}, ...]}`. One with a modulator is trained once, for all qualities,
+            from the codec of the highest; `between: 1` measures a rate between each two. `{scratch:
+            <label of another>, label: ...}` trains that one's small codec from random weights.
         per_quality: for "train": phases by quality, where they differ from `finetune`.
-        chain: for "train": each quality starts from the one before in the list; or which starts from which, {2: 3, 4: 3}, an earlier one in the list.
+        chain: for "train": each quality starts from the one before in the list; or which starts
+            from which, {2: 3, 4: 3}, an earlier one in the list.
         half: for "train": save float16.
     """
 
@@ -241,10 +252,12 @@ class Recipe(Settings):
 
 
 class Photographs(Settings):
-    """Where photographs are: one folder, several, or "samples"; `validation` for what is chosen while training.
+    """Where photographs are: one folder, several, or "samples"; `validation` for what is chosen
+    while training.
 
     Args:
-        crops: whether pieces of the test photographs stand in the report; not where their licence speaks against publishing them.
+        crops: whether pieces of the test photographs stand in the report; not where their licence
+            speaks against publishing them.
     """
 
     train: str | list[str]
@@ -257,7 +270,9 @@ Recipe.model_rebuild()
 
 
 def recipe_folders() -> list[Path]:
-    """Where recipes are looked for by name: beside the package in a clone, inside it when installed."""
+    """Where recipes are looked for by name: beside the package in a clone, inside it when
+    installed.
+    """
     package = Path(str(resources.files("nicprune")))
     return [
         folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir()
@@ -293,7 +308,8 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
     """Read a recipe and apply `key=value` overrides; return it with the text it amounts to.
 
     Raises:
-        RecipeError: not YAML, an unknown key, a value out of range, a codec, quality or method that does not exist.
+        RecipeError: not YAML, an unknown key, a value out of range, a codec, quality or method that
+            does not exist.
         FileError: the file cannot be read.
     """
     path = find_recipe(name)
@@ -465,7 +481,8 @@ def _lambdas(content: Mapping[str, Any], here: str) -> list[float]:
 
 
 def check_paths(recipe: Recipe) -> None:
-    """Raise unless everything that the recipe reads is there, before any work is done; all that is missing is said at once.
+    """Raise unless everything that the recipe reads is there, before any work is done; all that is
+    missing is said at once.
 
     Raises:
         DataError, FileError: photographs or weights are missing.

@@ -1,4 +1,6 @@
-"""A recipe from start to finish: attach, train, harden, fine-tune, evaluate, report, for each quality. Skips what is done."""
+"""A recipe from start to finish: attach, train, harden, fine-tune, evaluate, report, for each
+quality. Skips what is done.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def run_recipe(
     Args:
         text: the recipe as written, for the report.
         reports: the report goes to a folder below, named after the recipe.
-        runs: checkpoints and results of each part go below; parts that are finished there are not done again.
+        runs: checkpoints and results of each part go below; parts that are finished there are not
+            done again.
         say: where lines of progress go.
 
     Returns: the report's index.html.
@@ -229,7 +232,9 @@ def _fit(
 def measure_and_record(
     recipe: Recipe, text: str, job: Job, codec: nn.Module, steps: int, progress: bool
 ) -> str:
-    """Evaluate a codec on the test photographs, write its file and its record; return a line about it."""
+    """Evaluate a codec on the test photographs, write its file and its record; return a line about
+    it.
+    """
     codec = codec.cpu().eval()
     written = save(codec, job.folder / "codec.safetensors", half=recipe.half)
     size = written.stat().st_size
@@ -273,7 +278,9 @@ def measure_and_record(
 
 
 def plan(recipe: Recipe) -> list[str]:
-    """Say what a recipe would do, after checking each method against each codec; nothing is trained or written."""
+    """Say what a recipe would do, after checking each method against each codec; nothing is trained
+    or written.
+    """
     check_paths(recipe)
     lines = []
     for job in jobs(recipe, Path("runs")):

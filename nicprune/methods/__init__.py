@@ -1,4 +1,6 @@
-"""Sparsity methods, one file each. Importing a file registers its method; nothing else names it. May use `training` and what is below it."""
+"""Sparsity methods, one file each. Importing a file registers its method; nothing else names it.
+May use `training` and what is below it.
+"""
 
 from __future__ import annotations
 

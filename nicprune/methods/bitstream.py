@@ -25,15 +25,18 @@ class Coding(nn.Module):
         width: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Write a bitstream of images (B, 3, H, W) in [0, 1], sides multiples of 64: {"strings", "shape"}, as the codec's own compress.
+        """Write a bitstream of images (B, 3, H, W) in [0, 1], sides multiples of 64: {"strings",
+        "shape"}, as the codec's own compress.
 
-        With a modulator, the first string says at which rate; with several widths, at which width. CDF tables must be current: call
-        update(force=True) after training of your own. Masks that still decay are folded into a copy for it, which is slow: harden for good.
+        With a modulator, the first string says at which rate; with several widths, at which width.
+        CDF tables must be current: call update(force=True) after training of your own. Masks that
+        still decay are folded into a copy for it, which is slow: harden for good.
 
         Raises:
             RecipeError: the codec has no such level, lambda or width.
         """
-        # What both sides compute must not depend on whether the caller keeps gradients: gates skip channels only without.
+        # What both sides compute must not depend on whether the caller keeps gradients: gates skip
+        # channels only without.
         coder = self._coder()
         level, width = self._point(level, width)
         coder.set_width(width)
@@ -54,7 +57,8 @@ class Coding(nn.Module):
     def decompress(
         self: Any, strings: Any, *args: Any, width: int | None = None, **kwargs: Any
     ) -> Any:
-        """Read a bitstream that `compress` wrote: {"x_hat"}, (B, 3, H, W); the width that is set stays.
+        """Read a bitstream that `compress` wrote: {"x_hat"}, (B, 3, H, W); the width that is set
+        stays.
 
         Raises:
             FileError: the strings are of another codec, or of another width than is asked for.

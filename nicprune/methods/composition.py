@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 
 class Attached(Coding):
-    """A codec with methods attached: the same forward pass, now prunable. Drops into any training loop.
+    """A codec with methods attached: the same forward pass, now prunable. Drops into any training
+    loop.
 
-    Where a method stays (gates, modulators), this is also what codes images: `update`, `compress`, `decompress`, as with a codec.
+    Where a method stays (gates, modulators), this is also what codes images: `update`, `compress`,
+    `decompress`, as with a codec.
 
     Attributes:
         codec: the codec itself, the very object that was given; its state-dict keys are unchanged.
@@ -61,7 +63,9 @@ class Attached(Coding):
 
     @property
     def stays(self) -> bool:
-        """Whether all that is attached is part of the codec when it codes (gates, modulators); false while masks still decay."""
+        """Whether all that is attached is part of the codec when it codes (gates, modulators);
+        false while masks still decay.
+        """
         return all(method.stays for method in self._each)
 
     @property
@@ -75,8 +79,8 @@ class Attached(Coding):
         return next((method.widths for method in self._each if method.widths is not None), None)
 
     def set_width(self, width: int | None) -> None:
-        """Let a slimmable codec be of one of its widths from now on, 0 being the widest, or a scalable encoder code at one of its levels; None
-        leaves it as it is.
+        """Let a slimmable codec be of one of its widths from now on, 0 being the widest, or a
+        scalable encoder code at one of its levels; None leaves it as it is.
 
         Raises:
             RecipeError: it has no such width, or only one.
@@ -120,10 +124,12 @@ class Attached(Coding):
         """The codec's forward pass.
 
         Args:
-            level, lmbda: with a modulator, which rate to code at, as a position among the trained ones (0 to count - 1,
-                in between too) or as a lambda between them. Without either: the highest rate; in training, one drawn for each image.
-            width: with a slimmable codec, which of its widths is set from now on. With a scalable encoder, level is: 0 for the first encoder
-                alone, up to all of them, or "best" for the one of the least rate-distortion cost, image by image.
+            level, lmbda: with a modulator, which rate to code at, as a position among the trained
+                ones (0 to count - 1, in between too) or as a lambda between them. Without either:
+                the highest rate; in training, one drawn for each image.
+            width: with a slimmable codec, which of its widths is set from now on. With a scalable
+                encoder, level is: 0 for the first encoder alone, up to all of them, or "best" for
+                the one of the least rate-distortion cost, image by image.
         """
         level, width = self._point(level, width)
         self.set_width(width)
@@ -158,7 +164,9 @@ class Attached(Coding):
     def objective(
         self, out: Mapping[str, Any], x: Tensor, metric: str = "mse"
     ) -> dict[str, Tensor] | None:
-        """The rate-distortion loss where a method brings its own (one lambda for each image): {"loss", "mse_loss", "bpp_loss"}; else None."""
+        """The rate-distortion loss where a method brings its own (one lambda for each image):
+        {"loss", "mse_loss", "bpp_loss"}; else None.
+        """
         return next(
             (
                 found
@@ -196,7 +204,9 @@ class Attached(Coding):
         return [p for method in self._each for p in method.self_updated()]
 
     def prepare(self, images: Sequence[Tensor]) -> None:
-        """Let methods look at photographs before training, (1, 3, H, W) in [0, 1] with sides that are multiples of 64."""
+        """Let methods look at photographs before training, (1, 3, H, W) in [0, 1] with sides that
+        are multiples of 64.
+        """
         images = self._here(images)
         for method in self._each:
             method.prepare(self.codec, images)
@@ -212,7 +222,9 @@ class Attached(Coding):
 
     @torch.no_grad()
     def validate(self, images: Sequence[Tensor]) -> None:
-        """Measure estimated bpp and PSNR of each width on photographs, for what depends on them: the schedule of lambdas."""
+        """Measure estimated bpp and PSNR of each width on photographs, for what depends on them:
+        the schedule of lambdas.
+        """
         if self.widths is None:
             return
         before, training = self.widths.now, self.training
@@ -224,7 +236,9 @@ class Attached(Coding):
             method.observe(figures)
 
     def totals(self) -> Totals:
-        """What the codec costs as it is set now, methods' own parameters included where they are at work."""
+        """What the codec costs as it is set now, methods' own parameters included where they are at
+        work.
+        """
         found = next(
             (totals for method in self._each if (totals := method.totals()) is not None), None
         )
@@ -234,7 +248,9 @@ class Attached(Coding):
         return replace(now, params=now.params + sum(p.numel() for p in self.methods.parameters()))
 
     def calibrate(self, images: Sequence[Tensor]) -> None:
-        """Settle on whole images, (1, 3, H, W) in [0, 1] with sides that are multiples of 64, what was learnt on patches."""
+        """Settle on whole images, (1, 3, H, W) in [0, 1] with sides that are multiples of 64, what
+        was learnt on patches.
+        """
         self._set(None, None)
         images = self._here(images)
         for method in self._each:
@@ -263,12 +279,16 @@ class Attached(Coding):
         return {name: sorted(kept) for name, kept in merged.items()}
 
     def plain(self, *, level: float | None = None, lmbda: float | None = None) -> nn.Module:
-        """Return a plain copy of the codec at full width, what was learnt folded into its weights (a modulator's rate too)."""
+        """Return a plain copy of the codec at full width, what was learnt folded into its weights
+        (a modulator's rate too).
+        """
         self._set(level, lmbda)
         return self._folded(self._each)[0]
 
     def _folded(self, which: Sequence[Method]) -> tuple[nn.Module, Attached]:
-        """A copy of the codec with nothing on it, these methods folded into its weights; and the copy's methods, taken off."""
+        """A copy of the codec with nothing on it, these methods folded into its weights; and the
+        copy's methods, taken off.
+        """
         # A modulator's bias first: a mask takes it away from the channels that go.
         chosen = sorted(
             (self._each.index(method) for method in which),
@@ -286,7 +306,8 @@ class Attached(Coding):
         return codec, twin
 
     def extract(self, width: int, *, verify: bool = True) -> nn.Module:
-        """One width of a slimmable codec as a plain codec of its own, by surgery; the slimmable codec stays as it is.
+        """One width of a slimmable codec as a plain codec of its own, by surgery; the slimmable
+        codec stays as it is.
 
         Raises:
             RecipeError: it has no such width, or only one.
@@ -304,10 +325,12 @@ class Attached(Coding):
     def harden(
         self, *, verify: bool = True, level: float | None = None, lmbda: float | None = None
     ) -> Any:
-        """Return a smaller codec: the decision made, masks folded in, channels removed, the result verified.
+        """Return a smaller codec: the decision made, masks folded in, channels removed, the result
+        verified.
 
-        It is plain, unless gates or a modulator stay on it: then it is attached again, on smaller layers. With `level` or `lmbda`
-        a modulator is folded into the weights, at this rate. The attached codec itself stays as it is.
+        It is plain, unless gates or a modulator stay on it: then it is attached again, on smaller
+        layers. With `level` or `lmbda` a modulator is folded into the weights, at this rate. The
+        attached codec itself stays as it is.
 
         Raises:
             TrainingError: a method has not decided yet.
@@ -395,12 +418,15 @@ def attach(
     teacher: nn.Module | None = None,
     **config: Any,
 ) -> Attached:
-    """Attach one method, or a list of (name, settings), to a codec. Its forward pass does not change.
+    """Attach one method, or a list of (name, settings), to a codec. Its forward pass does not
+    change.
 
     Args:
         codec: any `CompressionModel`, own classes included. It is not copied.
-        method: a name from `nicprune list`, with its settings as keywords; or a list of (name, settings).
-        teacher: for distillation: the codec that `codec` was pruned from. A copy of it is kept; of `codec` itself, if not given.
+        method: a name from `nicprune list`, with its settings as keywords; or a list of (name,
+            settings).
+        teacher: for distillation: the codec that `codec` was pruned from. A copy of it is kept; of
+            `codec` itself, if not given.
 
     Raises:
         CodecError: the codec cannot be analysed.

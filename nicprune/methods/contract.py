@@ -1,6 +1,7 @@
 """What a method is.
 
-To add one: a file in this folder with a class decorated by `@METHODS.register("name")`, and a recipe.
+To add one: a file in this folder with a class decorated by `@METHODS.register("name")`, and a
+    recipe.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from nicprune.pruning.target import Target, settled
 class Method(nn.Module):
     """One sparsity technique. Every hook does nothing by default, so methods compose in a list.
 
-    Learnt state is parameters and buffers of this module, so `state_dict`, `.to(device)` and DDP know it.
+    Learnt state is parameters and buffers of this module, so `state_dict`, `.to(device)` and DDP
+    know it.
 
     Attributes:
         name: what recipes call it (set by registration's name).
@@ -147,7 +149,9 @@ class Method(nn.Module):
 
     @classmethod
     def stays_with(cls, config: Any) -> bool:
-        """Whether it remains on the codec behind `harden` with these settings, and is saved with it."""
+        """Whether it remains on the codec behind `harden` with these settings, and is saved with
+        it.
+        """
         return False
 
     @property
@@ -163,11 +167,15 @@ class Method(nn.Module):
         """Hand what was learnt to `other`, the same method on the codec pruned to these keep-lists."""
 
     def factors_folded(self, codec: nn.Module) -> dict[tuple[str, str], Tensor]:
-        """What `fold` moves into weights: factors of shape (C,) by module name and side, "in" or "out"."""
+        """What `fold` moves into weights: factors of shape (C,) by module name and side, "in" or
+        "out".
+        """
         return {}
 
     def absorb(self, layer: str, side: str, factor: Tensor) -> None:
-        """Learn that another method's factor at a layer's input or output is in the weights from now on."""
+        """Learn that another method's factor at a layer's input or output is in the weights from
+        now on.
+        """
 
     def calibrate(self, model: nn.Module, images: Sequence[Tensor]) -> None:
         """Settle on whole images, (1, 3, H, W) each, what was learnt on patches."""
@@ -181,7 +189,9 @@ class Method(nn.Module):
         return self.cost.by_transform()
 
     def image_cost(self) -> tuple[dict[str, float], dict[str, float]] | None:
-        """What the last image cost: "macs", "encoder", "decoder" at 64x64, and MACs by transform; None if it costs what all do."""
+        """What the last image cost: "macs", "encoder", "decoder" at 64x64, and MACs by transform;
+        None if it costs what all do.
+        """
         return None
 
     def totals(self) -> Totals | None:
@@ -196,14 +206,18 @@ class Method(nn.Module):
         """Update CDF tables of its own."""
 
     def narrowed(self, codec: nn.Module) -> AbstractContextManager[None]:
-        """Let the codec's layers be as they are set, also for what calls them one by one: compress, decompress."""
+        """Let the codec's layers be as they are set, also for what calls them one by one: compress,
+        decompress.
+        """
         return nullcontext()
 
     def finish(self, small: nn.Module) -> None:
         """Put into a hardened codec what neither weights nor keep-lists say."""
 
     def objective(self, out: Mapping[str, Any], x: Tensor, metric: str) -> dict[str, Tensor] | None:
-        """The rate-distortion loss in place of the loop's own, with its parts, as CompressAI names them; None to leave it."""
+        """The rate-distortion loss in place of the loop's own, with its parts, as CompressAI names
+        them; None to leave it.
+        """
         return None
 
 

@@ -4,15 +4,18 @@
 
     (1 - w) * d(x, x_hat) + w * d(x_teacher, x_hat)      in place of d(x, x_hat),
 
-d the distortion term of the loss (knowledge distillation of Hinton et al., 2015, for a regression). *Latent*: the squared distance between
-the latents y before quantisation, summed over channels, per pixel; the quantiser's step is 1. *Features*: what every channel group's last
-consumer reads, channel by channel. A channel that stayed knows its teacher: keep-lists say which it is, so no adapters are learnt. While masks
-decay, a channel counts as much as its mask. Distances are relative to the teacher's energy, so that groups compare.
+d the distortion term of the loss (knowledge distillation of Hinton et al., 2015, for a regression).
+*Latent*: the squared distance between the latents y before quantisation, summed over channels, per
+pixel; the quantiser's step is 1. *Features*: what every channel group's last consumer reads,
+channel by channel. A channel that stayed knows its teacher: keep-lists say which it is, so no
+adapters are learnt. While masks decay, a channel counts as much as its mask. Distances are relative
+to the teacher's energy, so that groups compare.
 
-*Entropy weights* (after Chen et al., "FEDS", arXiv 2503.06399, whose exact form is not public): a channel of y counts as many times as the
-teacher spends bits on it, relative to the mean; a feature channel by the entropy of a Gaussian of its variance, log2(1 + var / mean var) / 2,
-its own distance relative to its own energy. *Adaptive stages* (after arXiv 2312.02605): a group's weight follows how far it is
-off, a running mean relative to that of all.
+*Entropy weights* (after Chen et al., "FEDS", arXiv 2503.06399, whose exact form is not public): a
+channel of y counts as many times as the teacher spends bits on it, relative to the mean; a feature
+channel by the entropy of a Gaussian of its variance, log2(1 + var / mean var) / 2, its own distance
+relative to its own energy. *Adaptive stages* (after arXiv 2312.02605): a group's weight follows how
+far it is off, a running mean relative to that of all.
 """
 
 from __future__ import annotations
@@ -91,7 +94,9 @@ class Listener(Hook):
 
 
 class Stage:
-    """A channel group's last consumer, and which of its inputs are the group's channels in the student and in the teacher."""
+    """A channel group's last consumer, and which of its inputs are the group's channels in the
+    student and in the teacher.
+    """
 
     def __init__(
         self, module: str, producer: str, outputs: np.ndarray, mine: np.ndarray, theirs: np.ndarray
@@ -204,7 +209,8 @@ class Distillation(Method):
                     f"which of the teacher's channels {reader.module} still reads is not known: it"
                     f" reads {width}"
                 )
-            # One consumer channel for each of the group's; several only where an image is taken apart, and then the first stands for all.
+            # One consumer channel for each of the group's; several only where an image is taken
+            # apart, and then the first stands for all.
             mine = reader.index[:, 0]
             found.append(
                 Stage(reader.module, makers[0].module, makers[0].index[:, 0], mine, kept[mine])
@@ -296,7 +302,8 @@ class Distillation(Method):
             )
             share = stage.share(self._named)
             counts = mine.new_ones(mine.shape[1]) if share is None else share.to(mine)
-            # What a mask has taken away is no fault of what is left: the teacher's channel counts as much as the student's does.
+            # What a mask has taken away is no fault of what is left: the teacher's channel counts
+            # as much as the student's does.
             apart = (mine - theirs * counts.view(1, -1, 1, 1)).square().mean((0, 2, 3))
             energy = theirs.square().mean((0, 2, 3))
             if self.config.weights == "entropy":

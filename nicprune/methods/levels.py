@@ -1,4 +1,6 @@
-"""The rates of a codec that has many: a level is a position among the trained lambdas, and travels with the bitstream."""
+"""The rates of a codec that has many: a level is a position among the trained lambdas, and travels
+with the bitstream.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ STEPS = 65535
 class Levels:
     """Trained lambdas, increasing, and the level that is set now.
 
-    A level between two trained ones stands for the lambda that lies as far between theirs, on a logarithmic scale.
+    A level between two trained ones stands for the lambda that lies as far between theirs, on a
+    logarithmic scale.
 
     Attributes:
         now: levels in use, shape (1,), or one for each image of the batch, shape (B,).

@@ -22,8 +22,8 @@ def teaching(
 def taught(
     model: nn.Module, settings: Sequence[tuple[str, Mapping[str, Any]]], teacher: nn.Module
 ) -> nn.Module:
-    """A codec, or one with gates on it, with these attached to it as well; the model itself if there are none. What is on it learns from the
-    teacher, too, if it can.
+    """A codec, or one with gates on it, with these attached to it as well; the model itself if
+    there are none. What is on it learns from the teacher, too, if it can.
 
     Args:
         teacher: the codec that it was pruned from.

@@ -20,11 +20,13 @@ ROUND_TO = 16
 
 
 class Budget(Settings):
-    """What the result may cost, each a share of the original codec: all MACs, or encoder and decoder apart, or parameters.
+    """What the result may cost, each a share of the original codec: all MACs, or encoder and
+    decoder apart, or parameters.
 
     Attributes:
-        split: with macs, how much of what is saved the encoder has to save, as a share, the decoder saving the rest; "auto": whichever leaves
-            the least rate-distortion loss before training, measured on photographs. Without it all channels compete, wherever they are.
+        split: with macs, how much of what is saved the encoder has to save, as a share, the decoder
+            saving the rest; "auto": whichever leaves the least rate-distortion loss before
+            training, measured on photographs. Without it all channels compete, wherever they are.
     """
 
     macs: float | None = Field(default=None, gt=0, lt=1)
@@ -70,7 +72,9 @@ class Budget(Settings):
 
 
 def next_width(width: int, round_to: int, latent: bool = False) -> int:
-    """The next smaller width: a multiple of `round_to`, at least one of them (at least 2 for latents)."""
+    """The next smaller width: a multiple of `round_to`, at least one of them (at least 2 for
+    latents).
+    """
     least = max(round_to, MIN_LATENTS if latent else 1)
     below = (width - 1) // round_to * round_to
     return below if below >= least else width
@@ -112,8 +116,9 @@ def solve(
 ) -> dict[str, list[int]]:
     """Choose keep-lists that meet `budget`, taking away what matters least.
 
-    Steps of `round_to` channels are taken from whichever group loses the least importance (per MAC or parameter saved,
-    if `per_cost`), lowest scores first, until the budget holds; then what still fits is put back, most important first.
+    Steps of `round_to` channels are taken from whichever group loses the least importance (per MAC
+    or parameter saved, if `per_cost`), lowest scores first, until the budget holds; then what still
+    fits is put back, most important first.
 
     Args:
         groups: those that may shrink.
@@ -126,7 +131,8 @@ def solve(
     limits = budget.limits(cost.original)
     column = np.array([cost.names.index(g.name) for g in groups])
     order = [np.argsort(np.asarray(scores[g.name]), kind="stable") for g in groups]
-    # Sum of the i lowest scores: what is lost by going down to a width is a difference of two entries.
+    # Sum of the i lowest scores: what is lost by going down to a width is a difference of two
+    # entries.
     lost = [
         np.concatenate([[0.0], np.cumsum(np.asarray(scores[g.name], float)[o])])
         for g, o in zip(groups, order, strict=True)
@@ -180,7 +186,9 @@ def _put_back(
     round_to: int,
     excess: Any,
 ) -> None:
-    """The last step taken may have saved more than was needed: give back what still fits, most important first."""
+    """The last step taken may have saved more than was needed: give back what still fits, most
+    important first.
+    """
     while True:
         options = []
         for j, (i, _) in enumerate(zip(column, groups, strict=True)):
@@ -210,11 +218,14 @@ def meet(
     guess: Callable[[], float],
     most: float,
 ) -> None:
-    """Shift thresholds by one amount, in place, until what they leave costs no more than a budget, and hardly less.
+    """Shift thresholds by one amount, in place, until what they leave costs no more than a budget,
+    and hardly less.
 
     Args:
-        measure: runs with the thresholds as they are, and returns the share of the budget that is used.
-        guess: by how much more they should be shifted, as far as the last measurement tells; it need not be right.
+        measure: runs with the thresholds as they are, and returns the share of the budget that is
+            used.
+        guess: by how much more they should be shifted, as far as the last measurement tells; it
+            need not be right.
         most: a shift that surely is enough, beyond what was tried.
     """
     start = [threshold.clone() for threshold in thresholds]
@@ -230,7 +241,8 @@ def meet(
         too_low, met = (shift, met) if used > 1 else (too_low, shift)
         if ENOUGH <= used <= 1 or met - too_low < 1e-4:
             break
-        # Guesses that fall short again and again are doubled; what is known to be too little or enough bounds them all.
+        # Guesses that fall short again and again are doubled; what is known to be too little or
+        # enough bounds them all.
         following = shift + guess() * (1 if tried < 3 else 2)
         if not too_low < following < met:
             following = (

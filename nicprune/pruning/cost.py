@@ -1,7 +1,8 @@
-"""What a codec costs: MACs and parameters per transform, counted once, then exact arithmetic for every keep-list.
+"""What a codec costs: MACs and parameters per transform, counted once, then exact arithmetic for
+every keep-list.
 
-MACs are fvcore's (a multiply-add is one; GDN is counted as the 1x1 convolution that it runs). They scale exactly with
-the area, so one count at 64x64 stands for every size that is a multiple of 64.
+MACs are fvcore's (a multiply-add is one; GDN is counted as the 1x1 convolution that it runs). They
+scale exactly with the area, so one count at 64x64 stands for every size that is a multiple of 64.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ AREA = FACTOR * FACTOR
 
 @dataclass(frozen=True)
 class Totals:
-    """Cost of a codec. MACs are per 64x64 pixels: all, when encoding, when decoding (shared parts count on both sides)."""
+    """Cost of a codec. MACs are per 64x64 pixels: all, when encoding, when decoding (shared parts
+    count on both sides).
+    """
 
     macs: int
     encoder: int
@@ -109,7 +112,9 @@ def measure(codec: nn.Module) -> Totals:
 
 @dataclass(frozen=True)
 class _Terms:
-    """A quantity as sum(product * out * in) + sum(linear * out) + constant over layers; all integers."""
+    """A quantity as sum(product * out * in) + sum(linear * out) + constant over layers; all
+    integers.
+    """
 
     product: np.ndarray
     linear: np.ndarray
@@ -137,7 +142,8 @@ class CostModel:
         groups: its channel groups.
 
     Raises:
-        CodecError: a layer's count is not the product of its widths (it would be wrong after pruning).
+        CodecError: a layer's count is not the product of its widths (it would be wrong after
+            pruning).
     """
 
     def __init__(self, codec: nn.Module, groups: Groups):
@@ -228,7 +234,8 @@ class CostModel:
         outputs: Mapping[str, float],
         keep: Mapping[str, Sequence[int] | int] | None = None,
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """MACs where the layers named compute with so many input channels only, or so many outputs (on average, say), others with all they have.
+        """MACs where the layers named compute with so many input channels only, or so many outputs
+        (on average, say), others with all they have.
 
         Returns ("macs", "encoder", "decoder") by name, and the MACs of each transform.
         """
@@ -266,7 +273,9 @@ class CostModel:
         )
 
     def per_channel(self, what: str = "macs") -> np.ndarray:
-        """What one channel of each group costs in the whole codec, the average over removing it all."""
+        """What one channel of each group costs in the whole codec, the average over removing it
+        all.
+        """
         share = self.decreases(self._full, np.ones_like(self._full), what).astype(float)
         return np.maximum(share, 1.0)
 

@@ -16,10 +16,12 @@ from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
 
 
 class Masks(nn.Module):
-    """One mask value per channel of some groups, behind the bias of every producer, before GDN or activation.
+    """One mask value per channel of some groups, behind the bias of every producer, before GDN or
+    activation.
 
-    A convolution's weight and bias are multiplied while it runs, which is the same as multiplying its output and costs
-    almost nothing; its parameters stay its own. Masked convolutions and entropy bottlenecks have their output multiplied.
+    A convolution's weight and bias are multiplied while it runs, which is the same as multiplying
+    its output and costs almost nothing; its parameters stay its own. Masked convolutions and
+    entropy bottlenecks have their output multiplied.
     """
 
     def __init__(self, groups: Sequence[Any]):
@@ -159,7 +161,8 @@ def importance(
     lmbda: float,
     metric: str,
 ) -> dict[str, Tensor]:
-    """How much the rate-distortion loss minds the loss of each channel: the squared gradient by a mask on it, summed over images.
+    """How much the rate-distortion loss minds the loss of each channel: the squared gradient by a
+    mask on it, summed over images.
 
     Args:
         images: (1, 3, H, W) in [0, 1], sides multiples of 64.

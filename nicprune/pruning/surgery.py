@@ -23,7 +23,9 @@ from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.common.errors import CodecError, SurgeryError
 
 TOLERANCE = 1e-10
-"""Largest difference between masked and pruned codec in float64, relative to the output's largest value."""
+"""Largest difference between masked and pruned codec in float64, relative to the output's largest
+value.
+"""
 
 TRIALS = 3
 """How many random prunings a foreign codec has to stand."""
@@ -31,7 +33,9 @@ TRIALS = 3
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked: the largest |masked - pruned| in float64, and how many bytes went through the bitstream."""
+    """What was checked: the largest |masked - pruned| in float64, and how many bytes went through
+    the bitstream.
+    """
 
     max_difference: float
     stream_bytes: int
@@ -50,14 +54,16 @@ def prune(
     *,
     verify: bool = True,
 ) -> nn.Module:
-    """Return a smaller plain codec that keeps the given channels; the codec given is left as it was.
+    """Return a smaller plain codec that keeps the given channels; the codec given is left as it
+    was.
 
     Args:
         codec: any `CompressionModel`.
-        keep: for each channel group by name, the increasing indices that stay; groups not named keep everything.
+        keep: for each channel group by name, the increasing indices that stay; groups not named
+            keep everything.
         groups: what `analyse(codec)` returned, to save finding them again.
-        verify: check that the result is the same function as the codec with the removed channels masked, and that its
-            bitstream decodes.
+        verify: check that the result is the same function as the codec with the removed channels
+            masked, and that its bitstream decodes.
 
     Raises:
         RecipeError: a keep-list does not fit.
@@ -94,13 +100,16 @@ def prune(
 
 
 def analyse(codec: nn.Module) -> Groups:
-    """Find the channel groups of any codec, and try them: what a foreign codec's own code holds to its width is pinned.
+    """Find the channel groups of any codec, and try them: what a foreign codec's own code holds to
+    its width is pinned.
 
-    Tracing sees what happens to channels, not the numbers that code may carry along (`x[:, :32]`, `x.view(1, 64, h, w)`).
-    CompressAI's own architectures are known to carry none and are not tried.
+    Tracing sees what happens to channels, not the numbers that code may carry along (`x[:, :32]`,
+    `x.view(1, 64, h, w)`). CompressAI's own architectures are known to carry none and are not
+    tried.
 
     Raises:
-        CodecError: nothing in the codec can be pruned safely; names the layers that stand in the way.
+        CodecError: nothing in the codec can be pruned safely; names the layers that stand in the
+            way.
     """
     groups = find_groups(codec)
     if type(codec).__module__.startswith("compressai."):
@@ -133,7 +142,9 @@ def analyse(codec: nn.Module) -> Groups:
 
 
 def _failing(codec: nn.Module, groups: Groups, keep: Mapping[str, list[int]]) -> dict[str, str]:
-    """Which of these groups cannot be pruned, and why, by halving; those that fail only together all count."""
+    """Which of these groups cannot be pruned, and why, by halving; those that fail only together
+    all count.
+    """
     if not keep:
         return {}
     try:
@@ -151,7 +162,9 @@ def _failing(codec: nn.Module, groups: Groups, keep: Mapping[str, list[int]]) ->
 
 
 def follow_widths(codec: Any) -> None:
-    """Set the Python attributes that CompressAI's codecs keep of their widths to what their layers have now."""
+    """Set the Python attributes that CompressAI's codecs keep of their widths to what their layers
+    have now.
+    """
     for module in codec.modules():
         if isinstance(module, ChannelGroupsLatentCodec):
             widths = [
@@ -192,8 +205,9 @@ def masked_copy(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups
 
 
 class _SmoothRounding(TorchFunctionMode):
-    """Replaces rounding by something smooth that is zero at zero: so a small difference cannot hide below a rounding step,
-    nor grow by tipping one; means and medians still matter; and an untrained codec's latents do not all become zero.
+    """Replaces rounding by something smooth that is zero at zero: so a small difference cannot hide
+    below a rounding step, nor grow by tipping one; means and medians still matter; and an untrained
+    codec's latents do not all become zero.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -203,10 +217,12 @@ class _SmoothRounding(TorchFunctionMode):
 
 
 def difference(first: nn.Module, second: nn.Module, size: int = FACTOR) -> float:
-    """Largest |difference| of two codecs in float64, rounding made smooth, each tensor relative to its largest value.
+    """Largest |difference| of two codecs in float64, rounding made smooth, each tensor relative to
+    its largest value.
 
-    Compared are the image and all that entropy models are given and return. Channels that are zero throughout are left
-    out there: the bitstream of the one codec may carry removed latents, that of the other does not.
+    Compared are the image and all that entropy models are given and return. Channels that are zero
+    throughout are left out there: the bitstream of the one codec may carry removed latents, that of
+    the other does not.
     """
     image = torch.rand(
         1, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64
@@ -248,7 +264,8 @@ def _live_channels(model: nn.Module, args: Sequence[Any], out: Any) -> list[Tens
 def verify_same(
     codec: nn.Module, small: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups
 ) -> Verification:
-    """Check that `small` equals `codec` with the removed channels masked, and that its bitstream decodes.
+    """Check that `small` equals `codec` with the removed channels masked, and that its bitstream
+    decodes.
 
     Raises:
         SurgeryError: it does not, or it does not run.
@@ -269,7 +286,8 @@ def verify_same(
 
 
 def round_trip(codec: Any, size: int = FACTOR) -> int:
-    """Write and read a bitstream; return its length in bytes. A copy is used: CDF tables of the codec stay as they are.
+    """Write and read a bitstream; return its length in bytes. A copy is used: CDF tables of the
+    codec stay as they are.
 
     Raises:
         SurgeryError: it does not decode, to something finite, twice the same.

@@ -1,4 +1,6 @@
-"""How a method is told what to reach: a budget, or a width for each group. The same words for every pruning method."""
+"""How a method is told what to reach: a budget, or a width for each group. The same words for every
+pruning method.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,17 @@ class Target(Settings):
 
     Attributes:
         budget: shares of the original codec, see `Budget`.
-        widths: the width each channel group ends with, by name or pattern ("g_a.*": 48); others stay whole.
-        round_to: widths that a budget leads to are multiples of this; given `widths` are taken as they are.
+        widths: the width each channel group ends with, by name or pattern ("g_a.*": 48); others
+            stay whole.
+        round_to: widths that a budget leads to are multiples of this; given `widths` are taken as
+            they are.
         latents: whether y and z may shrink too.
-        side: "encoder" or "decoder": only what runs on this side alone shrinks and is trained. What writes or reads the bitstream stays as it
-            is, so that the other side need not be changed.
+        side: "encoder" or "decoder": only what runs on this side alone shrinks and is trained. What
+            writes or reads the bitstream stays as it is, so that the other side need not be
+            changed.
         only: names or patterns of the groups that may shrink; all if not given.
-        lmbda: trade-off by which photographs decide (`split: auto`, fisher); that of the codec's quality if not given.
+        lmbda: trade-off by which photographs decide (`split: auto`, fisher); that of the codec's
+            quality if not given.
     """
 
     budget: Budget | None = None
@@ -167,8 +173,9 @@ def settled(
     images: Sequence[Tensor],
     lmbda: float | None = None,
 ) -> Target:
-    """The target with `split: auto` replaced by a share: that whose codec, channels closed by squared mask gradient and nothing trained, has the
-    least rate-distortion loss on these images, (1, 3, H, W) in [0, 1].
+    """The target with `split: auto` replaced by a share: that whose codec, channels closed by
+    squared mask gradient and nothing trained, has the least rate-distortion loss on these images,
+    (1, 3, H, W) in [0, 1].
 
     Raises:
         BudgetError: no split meets the budget.

@@ -1,4 +1,6 @@
-"""A codec that computes with some of its channels: the parameters stay whole, layers are given views of the part that counts."""
+"""A codec that computes with some of its channels: the parameters stay whole, layers are given
+views of the part that counts.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ class Slices:
 
     Attributes:
         keep: the keep-lists.
-        layers: (output, input) index of each layer that has less, by module name; for GDN and depthwise layers both are the same.
+        layers: (output, input) index of each layer that has less, by module name; for GDN and
+            depthwise layers both are the same.
     """
 
     def __init__(self, codec: nn.Module, groups: Groups, keep: Mapping[str, Sequence[int]]):
@@ -100,7 +103,9 @@ class Slices:
 
 @contextmanager
 def in_front(attributes: Sequence[tuple[nn.Module, Mapping[str, Any]]]) -> Iterator[None]:
-    """Let these stand in front of modules' own attributes, parameters, buffers and sub-modules inside the block."""
+    """Let these stand in front of modules' own attributes, parameters, buffers and sub-modules
+    inside the block.
+    """
     before: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = []
     try:
         for module, values in attributes:

@@ -1,4 +1,5 @@
-"""Records of evaluated codecs to tables, BD-rates, plots and one self-contained page. May use `storage` and what is below it.
+"""Records of evaluated codecs to tables, BD-rates, plots and one self-contained page. May use
+`storage` and what is below it.
 
 records = collect(["runs/quickstart"])
 print(text_table(records))

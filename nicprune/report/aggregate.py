@@ -1,4 +1,6 @@
-"""Every figure of each record, against its original, and records joined into the lines of a table for people."""
+"""Every figure of each record, against its original, and records joined into the lines of a table
+for people.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +36,14 @@ def _value(value: Any) -> float:
 
 
 def row(record: Record, records: Sequence[Record]) -> dict[str, Any]:
-    """Every figure of one record; drops and speed-ups against its original among `records`, NaN where there is none."""
+    """Every figure of one record; drops and speed-ups against its original among `records`, NaN
+    where there is none.
+    """
     cost, before = record["cost"], record["original_cost"]
     original = counterpart(record, records, "original")
     base: Mapping[str, Any] = original if original is not None else dict.fromkeys(record)
-    # Seconds of another machine or thread count, or of one that others kept busy, would make a speed-up that nobody measured.
+    # Seconds of another machine or thread count, or of one that others kept busy, would make a
+    # speed-up that nobody measured.
     alike = original is not None and all(
         base[k] == record[k] for k in ("machine", "device", "threads")
     )
@@ -64,7 +69,9 @@ def row(record: Record, records: Sequence[Record]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Line:
-    """The records of one arm at one quality, or at one rate between two: their figures' mean, and spread (sample standard deviation) over seeds."""
+    """The records of one arm at one quality, or at one rate between two: their figures' mean, and
+    spread (sample standard deviation) over seeds.
+    """
 
     setting: Setting
     quality: int | None
@@ -91,11 +98,15 @@ class Line:
         return self.arm if width is None else f"{self.arm}, width {width}"
 
     def between(self) -> bool:
-        """Whether this is a rate between those of the qualities: a point of a curve, and no line of a table."""
+        """Whether this is a rate between those of the qualities: a point of a curve, and no line of
+        a table.
+        """
         return self.members[0].between()
 
     def dynamic(self, part: str = "macs") -> tuple[float, float, float] | None:
-        """Mean, smallest and largest MACs at 64x64 over the images, of everything or of a transform; None where all images cost the same by design."""
+        """Mean, smallest and largest MACs at 64x64 over the images, of everything or of a
+        transform; None where all images cost the same by design.
+        """
         found = [record["dynamic"][part] for record in self.members if part in record["dynamic"]]
         return (
             (
@@ -113,7 +124,9 @@ class Line:
         return (before / spread[2], before / spread[1]) if spread else None
 
     def show_reductions(self, dash: str = "–") -> str:
-        """The range of the FLOP reduction over the images, as in " (2.2–2.7)"; empty where there is none to see."""
+        """The range of the FLOP reduction over the images, as in " (2.2–2.7)"; empty where there is
+        none to see.
+        """
         for form in (".1f", ".2f"):
             low, high = (format(r, form) for r in self.reductions() or (1, 1))
             if low != high:
@@ -156,7 +169,9 @@ def compact(records: Sequence[Mapping[str, Any]]) -> dict[Setting, list[Line]]:
 
 
 def blank(line: Line, group: Sequence[Line]) -> str:
-    """Why a line has no drop, if so. One codec for all rates is compared only where the codec of a quality has the architecture it started from."""
+    """Why a line has no drop, if so. One codec for all rates is compared only where the codec of a
+    quality has the architecture it started from.
+    """
     started = line.members[0]["original_cost"]
     there = any(
         other.role == "original"

@@ -30,7 +30,9 @@ COLUMNS = (
     "caution",
 )
 RATES = "rates"
-"""A column behind the others where there is one codec for all rates: how many of its rates its curve goes through; "points" counts the shorter curve's."""
+"""A column behind the others where there is one codec for all rates: how many of its rates its
+curve goes through; "points" counts the shorter curve's.
+"""
 AGAINST = {
     "pruned": ("original", "control"),
     "modulated": ("original", "control"),
@@ -53,12 +55,15 @@ def _rising(values: Sequence[float]) -> bool:
 
 
 def bjontegaard(anchor: Curve, test: Curve) -> dict[str, Any]:
-    """BD-rate (per cent; negative is better) and BD-PSNR (dB; positive is better) of `test` against `anchor`.
+    """BD-rate (per cent; negative is better) and BD-PSNR (dB; positive is better) of `test` against
+    `anchor`.
 
-    Both are fitted by pchip over log10(bpp). Below 3 points on either curve there are none; at 3 they stand with a caution. PSNR that
-    does not rise with bpp leaves BD-rate blank, because the rate is then no function of PSNR; curves without overlap leave both blank.
+    Both are fitted by pchip over log10(bpp). Below 3 points on either curve there are none; at 3
+    they stand with a caution. PSNR that does not rise with bpp leaves BD-rate blank, because the
+    rate is then no function of PSNR; curves without overlap leave both blank.
 
-    Returns: points, bd_rate_pct, bd_psnr_db (NaN where blank), fit, overlap_pct (the smaller of the overlaps in PSNR and in log rate), caution.
+    Returns: points, bd_rate_pct, bd_psnr_db (NaN where blank), fit, overlap_pct (the smaller of the
+        overlaps in PSNR and in log rate), caution.
     """
     import bjontegaard as bd  # imports pyplot: only when there is something to compute
 
@@ -117,11 +122,13 @@ def bjontegaard(anchor: Curve, test: Curve) -> dict[str, Any]:
 
 
 def bd_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """BD-rate and BD-PSNR of each pruned or modulated curve against the original and the control, and of the control against the original.
+    """BD-rate and BD-PSNR of each pruned or modulated curve against the original and the control,
+    and of the control against the original.
 
-    One row per codec, arm, seed and anchor ("against"); the caution is empty where nothing casts doubt on the figures. Curves go through
-    the means over images, one point per quality; that of one codec for all rates goes through those between the qualities too, and the
-    column "rates" says through how many. An anchor that has no record gives no row.
+    One row per codec, arm, seed and anchor ("against"); the caution is empty where nothing casts
+    doubt on the figures. Curves go through the means over images, one point per quality; that of
+    one codec for all rates goes through those between the qualities too, and the column "rates"
+    says through how many. An anchor that has no record gives no row.
     """
     ready = as_records(records)
     curves: dict[tuple[Any, ...], list[Record]] = {}
@@ -152,7 +159,9 @@ def bd_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _curve(of: Record, records: Sequence[Record]) -> Curve:
-    """One point per quality or rate; where it has several records, the one closest to `of` in recipe, seed and steps."""
+    """One point per quality or rate; where it has several records, the one closest to `of` in
+    recipe, seed and steps.
+    """
     best: dict[Any, Record] = {}
     for record in records:
         held = best.get(record.rate())

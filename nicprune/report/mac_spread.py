@@ -1,4 +1,6 @@
-"""Parts of a report that only some codecs have: MACs per image of those with gates, and the storage of one codec for all rates."""
+"""Parts of a report that only some codecs have: MACs per image of those with gates, and the storage
+of one codec for all rates.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,11 @@ from nicprune.report.records import Record, closeness
 
 @dataclass(frozen=True)
 class Spread:
-    """MACs of one transform (or of everything) of a codec with gates over the images, in kMAC/pixel, and of the original, None if not known.
+    """MACs of one transform (or of everything) of a codec with gates over the images, in
+    kMAC/pixel, and of the original, None if not known.
 
-    Beside everything, `speed`: how many times as fast closed channels left out are as closed channels multiplied by zero, encoding and decoding.
+    Beside everything, `speed`: how many times as fast closed channels left out are as closed
+        channels multiplied by zero, encoding and decoding.
     """
 
     line: Line
@@ -62,7 +66,9 @@ class Spread:
 
 
 def columns(timed: bool) -> list[str]:
-    """Headers of the table of MACs per image, behind quality and codec, with `timed` those of the speed of skipping."""
+    """Headers of the table of MACs per image, behind quality and codec, with `timed` those of the
+    speed of skipping.
+    """
     speeds = ["encode, skipping", "decode, skipping"] if timed else []
     return [
         "transform",
@@ -96,7 +102,9 @@ def timed(spreads: Sequence[Spread]) -> int:
 
 
 def per_image(group: Sequence[Line]) -> list[Spread]:
-    """What the images cost codecs with gates, everything and each transform that has gates, from the lines of one setting."""
+    """What the images cost codecs with gates, everything and each transform that has gates, from
+    the lines of one setting.
+    """
     originals = [record for line in group if line.role == "original" for record in line.members]
     found = []
     for line in group:
@@ -150,7 +158,9 @@ def per_image(group: Sequence[Line]) -> list[Spread]:
 
 @dataclass(frozen=True)
 class Stored:
-    """Bytes of an arm's files for its qualities, and of the originals' files for the same ones; for widths, of parameters of codecs as wide."""
+    """Bytes of an arm's files for its qualities, and of the originals' files for the same ones; for
+    widths, of parameters of codecs as wide.
+    """
 
     arm: str
     role: str
@@ -187,7 +197,9 @@ def megabytes(count: float) -> str:
 
 
 def storage(group: Sequence[Line]) -> list[Stored]:
-    """Bytes of the files that hold an arm's rates, from the lines of one setting; nothing unless one codec for all rates is among them."""
+    """Bytes of the files that hold an arm's rates, from the lines of one setting; nothing unless
+    one codec for all rates is among them.
+    """
     arms: dict[tuple[str, str], dict[int, Record]] = {}
     for line in group:
         if line.quality is not None and line.role != "control" and line.members[0]["file_bytes"]:

@@ -1,6 +1,8 @@
-"""One screen of several reports: which figures stand on it, and beside what published ones, says a YAML file; the figures are read from the reports.
+"""One screen of several reports: which figures stand on it, and beside what published ones, says a
+YAML file; the figures are read from the reports.
 
-write_overview("reports")   # reads reports/overview.yaml and reports/*/records.json, writes reports/README.md
+write_overview("reports")   # reads reports/overview.yaml and reports/*/records.json, writes
+reports/README.md
 """
 
 from __future__ import annotations
@@ -60,8 +62,8 @@ class Section(Settings):
     Args:
         after: recipes that make what its recipes start from.
         times: a folder of `nicprune time --out`, whose codecs stand in the table instead of rows.
-        show: "drop": PSNR drop and change of bpp against the original; "point": PSNR and bpp as they are, for originals and unlike codecs; "cost": the cost
-            over the control's.
+        show: "drop": PSNR drop and change of bpp against the original; "point": PSNR and bpp as
+            they are, for originals and unlike codecs; "cost": the cost over the control's.
         below: text under the table.
     """
 
@@ -93,7 +95,8 @@ def write_overview(folder: str | Path) -> Path:
     """Write README.md into a folder of reports, as the overview.yaml in it says; return its path.
 
     Raises:
-        FileError, RecipeError: as `overview_text`; FileError also where the README cannot be written.
+        FileError, RecipeError: as `overview_text`; FileError also where the README cannot be
+            written.
     """
     return write_text(Path(folder) / "README.md", overview_text(folder))
 
@@ -270,8 +273,9 @@ def _point(line: Line) -> str:
 
 
 def _over_control(chosen: list[Line], records: list[Record], named: str | None) -> str:
-    """Mean over qualities of the cost against the control's of the same quality, seed by seed where there is one of the seed; empty where no control
-    was trained for as many steps. Named ones are taken for controls, however long they were trained.
+    """Mean over qualities of the cost against the control's of the same quality, seed by seed where
+    there is one of the seed; empty where no control was trained for as many steps. Named ones are
+    taken for controls, however long they were trained.
     """
     by_seed: dict[Any, list[float]] = {}
     for line in chosen:
@@ -282,7 +286,8 @@ def _over_control(chosen: list[Line], records: list[Record], named: str | None) 
             if named is not None:
                 controls = [Record(r | {"role": "control"}) for r in records if r["label"] == named]
             control = counterpart(record, controls, "control")
-            # Costs by different lambdas, as the widths of a slimmable codec have, say nothing about each other.
+            # Costs by different lambdas, as the widths of a slimmable codec have, say nothing about
+            # each other.
             costs = [
                 cost(r)
                 for r in (record, control)
@@ -302,7 +307,9 @@ def _over_control(chosen: list[Line], records: list[Record], named: str | None) 
 
 
 def _closed(chosen: list[Line], records: list[Record]) -> str:
-    """The share of the gap to the same small codec from scratch that is closed, where one was trained; the one trained longest counts."""
+    """The share of the gap to the same small codec from scratch that is closed, where one was
+    trained; the one trained longest counts.
+    """
     found = [
         gap for gap in gaps(lines(records)) if gap.arm == chosen[0].arm and gap.closed() is not None
     ]
@@ -315,7 +322,9 @@ def _closed(chosen: list[Line], records: list[Record]) -> str:
 
 
 def _bd(chosen: list[Line], records: list[Record]) -> str:
-    """BD-rate against the original and, of what is no control, against the control; empty below four qualities. Beside it the overlap if it is small."""
+    """BD-rate against the original and, of what is no control, against the control; empty below
+    four qualities. Beside it the overlap if it is small.
+    """
     if len({line.quality for line in chosen}) < ENOUGH_POINTS:
         return ""
     table = bd_table(records)

@@ -1,4 +1,6 @@
-"""The report's folder: table.csv, table.md, table.tex, bd.csv, records.json, plots, crops and one self-contained page."""
+"""The report's folder: table.csv, table.md, table.tex, bd.csv, records.json, plots, crops and one
+self-contained page.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ from nicprune.report.table import footnote, latex, markdown, table
 MAX_CROP_IMAGES = 4
 """Photographs whose crops go into the page of each codec; all of them are in the folder crops/."""
 MAX_PICTURES = 100
-"""Crops in a page, if they are of several photographs: a page of many codecs shows fewer photographs, and stays small enough to be sent."""
+"""Crops in a page, if they are of several photographs: a page of many codecs shows fewer
+photographs, and stays small enough to be sent.
+"""
 PICTURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 PLOTS = {
     "rd.png": plots.rd_curves,
@@ -47,13 +51,16 @@ def write_report(
     *,
     crops: bool = True,
 ) -> Path:
-    """Write tables, plots, crops and the page into `folder`, the page last; return the path of its index.html.
+    """Write tables, plots, crops and the page into `folder`, the page last; return the path of its
+    index.html.
 
     Args:
         records: what `collect` found. Plain mappings do too, without crops.
-        folder: made if it does not exist; files of an earlier report are replaced one by one, each whole.
+        folder: made if it does not exist; files of an earlier report are replaced one by one, each
+            whole.
         title: the page's heading; by default the recipe's and codecs' names.
-        crops: False leaves pieces of photographs out; those of an earlier report stay where they are.
+        crops: False leaves pieces of photographs out; those of an earlier report stay where they
+            are.
 
     Raises:
         FileError: no records, or the folder cannot be written to.
@@ -101,7 +108,9 @@ def _title(records: Sequence[Record]) -> str:
 
 
 def _portable(record: Record, folder: Path, crops: list[dict[str, Any]]) -> dict[str, Any]:
-    """The record as it goes into records.json: valid JSON, crops relative to the report, and no absolute paths."""
+    """The record as it goes into records.json: valid JSON, crops relative to the report, and no
+    absolute paths.
+    """
 
     def finite(value: Any) -> Any:
         if isinstance(value, float) and not math.isfinite(value):
@@ -136,8 +145,9 @@ def _crops(
 ) -> tuple[list[list[dict[str, Any]]], dict[str, bytes], list[str]]:
     """Read the crops of all records.
 
-    Returns: per record its crops with names inside the report's folder; the files to write there by name (equal pictures once); and a note
-    for each record some of whose crops are missing. A crop is taken only from below its record's folder, and only if it is a PNG or JPEG.
+    Returns: per record its crops with names inside the report's folder; the files to write there by
+    name (equal pictures once); and a note for each record some of whose crops are missing. A crop
+    is taken only from below its record's folder, and only if it is a PNG or JPEG.
     """
     copies: dict[str, bytes] = {}
     by_content: dict[str, str] = {}
@@ -203,7 +213,9 @@ def _name(record: Record, arm: str) -> str:
 
 
 def notes(records: Sequence[Record], joined: Sequence[Line]) -> list[str]:
-    """What a reader must know before trusting the table: missing originals and controls, unequal training, mixed machines or counters."""
+    """What a reader must know before trusting the table: missing originals and controls, unequal
+    training, mixed machines or counters.
+    """
     said = []
     for line in joined:
         name = _name(line.members[0], line.arm)
@@ -336,7 +348,9 @@ def _as_before(line: Line) -> bool:
 
 
 def transforms(group: Sequence[Line]) -> dict[str, Any]:
-    """kMAC/pixel and params of each transform, for the original and every arm of a setting, by quality."""
+    """kMAC/pixel and params of each transform, for the original and every arm of a setting, by
+    quality.
+    """
     having = [
         line
         for line in group
@@ -385,7 +399,9 @@ def _has_widths(line: Line) -> bool:
 
 
 def _shown_width(png: bytes) -> int:
-    """Width of a plot on the page in CSS pixels: the same scale for every plot, so that their letters are of one size."""
+    """Width of a plot on the page in CSS pixels: the same scale for every plot, so that their
+    letters are of one size.
+    """
     return round(int.from_bytes(png[16:20], "big") * 105 / plots.DPI)
 
 
@@ -399,7 +415,9 @@ def _uri(content: bytes) -> str:
 def _pictures(
     setting_records: Sequence[tuple[Record, str, list[dict[str, Any]]]], copies: Mapping[str, bytes]
 ) -> list[dict[str, Any]]:
-    """Crops by photograph and quality: the photograph, then each codec's decoding; the first seed of each arm."""
+    """Crops by photograph and quality: the photograph, then each codec's decoding; the first seed
+    of each arm.
+    """
     names = list(dict.fromkeys(crop["image"] for _, _, crops in setting_records for crop in crops))
     shown: list[dict[str, Any]] = []
     for number, name in enumerate(names[:MAX_CROP_IMAGES], 1):

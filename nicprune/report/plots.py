@@ -22,7 +22,9 @@ from nicprune.report.records import ROLES
 
 DPI = 150
 MARKERS = "^DvPX*<>hpd"
-"""Of what was made, those of original and control apart: as many as have no divisor in common with the number of hues."""
+"""Of what was made, those of original and control apart: as many as have no divisor in common with
+the number of hues.
+"""
 ROWS = 2
 """Rows of a legend that a figure has room for as it is."""
 DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
@@ -141,7 +143,8 @@ def _annotate(
     obstacles: Sequence[tuple[float, float]],
     first: float,
 ) -> None:
-    """Write a text beside each point (x, y, text, colour), at the first of the places around it that covers neither marker nor text.
+    """Write a text beside each point (x, y, text, colour), at the first of the places around it
+    that covers neither marker nor text.
 
     Args:
         obstacles: every marker drawn, in data coordinates.
@@ -192,7 +195,9 @@ def _common(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 
 def rd_curves(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
-    """PSNR, and MS-SSIM where every codec has it, over bpp; one row of panels per codec and test folder."""
+    """PSNR, and MS-SSIM where every codec has it, over bpp; one row of panels per codec and test
+    folder.
+    """
     groups = settings(
         [
             line
@@ -287,9 +292,11 @@ def _legend(figure: Figure, handles: dict[tuple[str, str], Any]) -> None:
 
 
 def drop_against_reduction(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
-    """PSNR drop over FLOP reduction of each pruned codec and the controls, with the change of bpp beside each; one panel per codec and test folder.
+    """PSNR drop over FLOP reduction of each pruned codec and the controls, with the change of bpp
+    beside each; one panel per codec and test folder.
 
-    With gates, the bar through a point goes from the image with the smallest reduction to that with the largest.
+    With gates, the bar through a point goes from the image with the smallest reduction to that with
+    the largest.
     """
     shown = [
         line
@@ -394,7 +401,9 @@ def drop_against_reduction(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes
 
 
 def widths(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
-    """Channels per group before and after, as bars; a panel per arm and quality, or per arm at its highest quality where these are too many."""
+    """Channels per group before and after, as bars; a panel per arm and quality, or per arm at its
+    highest quality where these are too many.
+    """
     shown = width_lines(lines)
     if not shown:
         return None
@@ -411,7 +420,9 @@ def widths(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
     small = len(groups) > 40
 
     def whole(line: Line) -> dict[str, tuple[float, float]]:
-        """Groups that other arms on the same architecture name: one that `line` does not name was left as it is."""
+        """Groups that other arms on the same architecture name: one that `line` does not name was
+        left as it is.
+        """
         alike = [
             o
             for o in shown
@@ -466,7 +477,9 @@ def widths(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
 
 
 def width_lines(lines: Sequence[Line]) -> list[Line]:
-    """The pruned codecs whose widths are drawn; one codec for all rates has the same widths at each of them and is drawn once."""
+    """The pruned codecs whose widths are drawn; one codec for all rates has the same widths at each
+    of them and is drawn once.
+    """
     having = [line for line in lines if line.role == "pruned" and line.members[0]["widths"]]
     having += {
         (line.setting, line.arm): line
@@ -482,7 +495,9 @@ def width_lines(lines: Sequence[Line]) -> list[Line]:
 
 
 def lambda_schedule(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
-    """How the lambdas of slimmable codecs' widths were lowered over the steps, and the curve through the widths at each validation."""
+    """How the lambdas of slimmable codecs' widths were lowered over the steps, and the curve
+    through the widths at each validation.
+    """
     shown = [line for line in lines if line.members[0]["schedule"]][:MAX_PANELS]
     if not shown:
         return None

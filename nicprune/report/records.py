@@ -1,4 +1,6 @@
-"""Records: one evaluated codec each, found on disk, checked, and matched with what they are compared to."""
+"""Records: one evaluated codec each, found on disk, checked, and matched with what they are
+compared to.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,13 @@ LATER = (
 
 
 class Record(dict[str, Any]):
-    """One evaluated codec: the content of its record file, and the folder its crops are relative to.
+    """One evaluated codec: the content of its record file, and the folder its crops are relative
+    to.
 
     Args:
         content: the record as a mapping; keys that may be missing are filled in as None or empty.
-        folder: the folder of the record file; None if the record never was a file (its crops are then left out).
+        folder: the folder of the record file; None if the record never was a file (its crops are
+            then left out).
         source: what to call the record in an error; the file's name.
 
     Raises:
@@ -73,15 +77,21 @@ class Record(dict[str, Any]):
         return Setting(self["codec"], self["metric"] or "", Path(self["test"] or "").name, names)
 
     def between(self) -> bool:
-        """Whether this is one codec for all rates at a rate between those of the qualities: nothing to compare it with, but a point of its curve."""
+        """Whether this is one codec for all rates at a rate between those of the qualities: nothing
+        to compare it with, but a point of its curve.
+        """
         return bool(self["role"] == "modulated" and self["quality"] is None)
 
     def quiet(self) -> bool:
-        """Whether its times were taken while other programs left the processor alone; not where nothing is known of them."""
+        """Whether its times were taken while other programs left the processor alone; not where
+        nothing is known of them.
+        """
         return self["busy"] is not None and self["busy"] <= BUSY
 
     def rate(self) -> tuple[float | None, float | None, int | None]:
-        """What tells the points of a curve apart: the quality, between the qualities the level, and of a slimmable codec the width."""
+        """What tells the points of a curve apart: the quality, between the qualities the level, and
+        of a slimmable codec the width.
+        """
         return self["quality"], self["level"] if self.between() else None, self["width"]
 
 
@@ -226,7 +236,8 @@ def read(path: Path) -> list[Record]:
 
 
 def collect(paths: Sequence[str | Path]) -> list[Record]:
-    """Find records: files as given, and every record.json below folders (their records.json where there is none).
+    """Find records: files as given, and every record.json below folders (their records.json where
+    there is none).
 
     Raises:
         FileError: a path does not exist, nothing was found, or a file is no record.
@@ -263,7 +274,9 @@ def collect(paths: Sequence[str | Path]) -> list[Record]:
 
 
 def as_records(records: Sequence[Mapping[str, Any]]) -> list[Record]:
-    """Check records that may be plain mappings; sorted by setting, quality, role, label and seed, rates between qualities last."""
+    """Check records that may be plain mappings; sorted by setting, quality, role, label and seed,
+    rates between qualities last.
+    """
     checked = [
         record if isinstance(record, Record) else Record(record, None, f"record {n}")
         for n, record in enumerate(records, 1)
@@ -290,7 +303,8 @@ def number(value: float | None) -> float:
 
 
 def arms(records: Sequence[Record]) -> list[str]:
-    """Name each record's arm: its label, with the recipe (then a count) behind it where one label stands for different results.
+    """Name each record's arm: its label, with the recipe (then a count) behind it where one label
+    stands for different results.
 
     Repeated measurements of the same codec, equal in cost, bpp and PSNR, share an arm.
     """
@@ -327,10 +341,12 @@ def arms(records: Sequence[Record]) -> list[str]:
 
 
 def counterpart(record: Record, records: Sequence[Record], role: str) -> Record | None:
-    """The original or control that `record` is compared to: same setting, quality and original codec; else None.
+    """The original or control that `record` is compared to: same setting, quality and original
+    codec; else None.
 
-    One codec for all rates is compared at each quality with the codec of that quality, where that has the architecture which it started from.
-    Where several fit, the one of the same recipe (by name), seed, steps, text of the recipe and machine is taken, in this order.
+    One codec for all rates is compared at each quality with the codec of that quality, where that
+    has the architecture which it started from. Where several fit, the one of the same recipe (by
+    name), seed, steps, text of the recipe and machine is taken, in this order.
     """
 
     def fits(other: Record) -> bool:

@@ -1,4 +1,6 @@
-"""What share of the way from the same small codec trained from scratch to the original a pruned codec has gone."""
+"""What share of the way from the same small codec trained from scratch to the original a pruned
+codec has gone.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ NOTE = (
 
 
 def cost(record: Record) -> float | None:
-    """lambda * 255^2 * MSE + bpp of a record, mean over images; None where it was not trained for squared error, or a figure is missing."""
+    """lambda * 255^2 * MSE + bpp of a record, mean over images; None where it was not trained for
+    squared error, or a figure is missing.
+    """
     errors = [
         10 ** (-image["psnr_db"] / 10)
         for image in record["images"]
@@ -40,7 +44,9 @@ def cost(record: Record) -> float | None:
 
 @dataclass(frozen=True)
 class Gap:
-    """A pruned codec beside one of its size that was trained from scratch; costs are means over seeds."""
+    """A pruned codec beside one of its size that was trained from scratch; costs are means over
+    seeds.
+    """
 
     quality: int | None
     arm: str
@@ -84,7 +90,9 @@ def _mean(line: Line) -> float | None:
 
 
 def gaps(group: Sequence[Line]) -> list[Gap]:
-    """Every pruned codec beside each of its quality and size from scratch, among the lines of one setting."""
+    """Every pruned codec beside each of its quality and size from scratch, among the lines of one
+    setting.
+    """
     found = []
     scratches = [line for line in group if line.members[0]["method"] == "scratch"]
     for line in group:

@@ -1,4 +1,6 @@
-"""The table: one row per record with every figure, and its compact forms for people (terminal, Markdown, LaTeX)."""
+"""The table: one row per record with every figure, and its compact forms for people (terminal,
+Markdown, LaTeX).
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,15 @@ MS_SSIM = 7
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per record, sorted by codec, quality, role (original, control, pruned) and label; blank (NaN) where there is no original to compare to.
+    """One row per record, sorted by codec, quality, role (original, control, pruned) and label;
+    blank (NaN) where there is no original to compare to.
 
-    kmac_per_pixel is 1,000 MACs per pixel; reductions and speed-ups are before / after; bpp_change_pct, psnr_drop_db and psnr_drop_pct are
-    relative to the original of the same codec, quality and test images; times are seconds per image. One codec for all rates has a row for
-    each, those between qualities last. level, kmac_per_pixel_min and _max (over the images, with gates) and file_bytes are columns only where
-    a record has one of them; so are width, and the peak of memory.
+    kmac_per_pixel is 1,000 MACs per pixel; reductions and speed-ups are before / after;
+    bpp_change_pct, psnr_drop_db and psnr_drop_pct are relative to the original of the same codec,
+    quality and test images; times are seconds per image. One codec for all rates has a row for
+    each, those between qualities last. level, kmac_per_pixel_min and _max (over the images, with
+    gates) and file_bytes are columns only where a record has one of them; so are width, and the
+    peak of memory.
     """
     ready = as_records(records)
     ordered = sorted(
@@ -157,7 +162,9 @@ def footnote(group: Sequence[Line]) -> str:
 
 
 def text_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """A compact plain-text table for the terminal, at most 120 columns wide, one per codec and test folder; ASCII but for names."""
+    """A compact plain-text table for the terminal, at most 120 columns wide, one per codec and test
+    folder; ASCII but for names.
+    """
     headers = [
         "q",
         "codec",
@@ -241,7 +248,9 @@ def _formatted(
 
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
-    """The compact table as Markdown, with a table of the MACs per image below it where there are gates."""
+    """The compact table as Markdown, with a table of the MACs per image below it where there are
+    gates.
+    """
 
     def escape(text: str) -> str:
         for sign in "\\`*_|<>[]":

@@ -1,4 +1,5 @@
-"""A report of `nicprune time`: its table, its figures for others to read, and a plot of where the time goes.
+"""A report of `nicprune time`: its table, its figures for others to read, and a plot of where the
+time goes.
 
 write_times(times, "reports/times", conditions="Seconds for photo.png ...", command="nicprune time a.safetensors b.safetensors --out reports/times")
 """
@@ -72,7 +73,9 @@ def read_times(folder: str | Path) -> tuple[list[Times], str, str]:
 
 
 def times_lines(times: list[Times]) -> str:
-    """One line a codec: on either side FLOP reduction, seconds of all modules and of the rest, and speed-up."""
+    """One line a codec: on either side FLOP reduction, seconds of all modules and of the rest, and
+    speed-up.
+    """
     rows = []
     for one in times:
         cells = [one.name]
@@ -104,7 +107,9 @@ def times_lines(times: list[Times]) -> str:
 
 
 def plot_times(times: list[Times]) -> bytes:
-    """A PNG: seconds of encoding and decoding by part, codec by codec; a mark where they would end if they followed the MACs."""
+    """A PNG: seconds of encoding and decoding by part, codec by codec; a mark where they would end
+    if they followed the MACs.
+    """
     parts = [
         part
         for part in dict.fromkeys(

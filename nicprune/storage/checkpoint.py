@@ -1,7 +1,7 @@
 """One safe file a codec: weights, structure, history and CDF tables; it loads with one argument.
 
-The format is safetensors: tensors and a JSON header, nothing that could run. The architecture is rebuilt from its
-class, then every layer is given the shapes found in the file.
+The format is safetensors: tensors and a JSON header, nothing that could run. The architecture is
+rebuilt from its class, then every layer is given the shapes found in the file.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
     CDF tables are brought up to date first, so that the file decodes bitstreams as it stands.
 
     Args:
-        codec: a plain `CompressionModel`, pruned or not; or one with gates or a modulator on it, as `attach` or `harden` gave it.
+        codec: a plain `CompressionModel`, pruned or not; or one with gates or a modulator on it, as
+            `attach` or `harden` gave it.
         half: store weights as float16 (the loaded codec is then not bit-identical).
 
     Raises:
@@ -80,7 +81,8 @@ def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
         "original": record.original,
         "history": record.history,
     }
-    # Buffers stay as they are: the likelihoods' lower bound, 1e-9, would be 0 in float16, and the loss infinite.
+    # Buffers stay as they are: the likelihoods' lower bound, 1e-9, would be 0 in float16, and the
+    # loss infinite.
     shrinks = {key for key, _ in codec.named_parameters() if half and not key.endswith("quantiles")}
     tensors = {}
     for key, value in codec.state_dict().items():
@@ -132,11 +134,12 @@ def read_header(path: str | Path) -> dict[str, Any]:
 
 
 def load(path: str | Path, *, factory: Callable[[], nn.Module] | None = None) -> nn.Module:
-    """Load a codec that `save` wrote, in evaluation mode, identical to the one saved: a plain `CompressionModel`, or what `attach`
-    returns where gates or a modulator are part of it.
+    """Load a codec that `save` wrote, in evaluation mode, identical to the one saved: a plain
+    `CompressionModel`, or what `attach` returns where gates or a modulator are part of it.
 
     Args:
-        factory: makes the architecture, for codecs of classes that are not CompressAI's (any widths: they are resized).
+        factory: makes the architecture, for codecs of classes that are not CompressAI's (any
+            widths: they are resized).
 
     Raises:
         FileError: missing, damaged, or not made by `save`.
@@ -224,7 +227,8 @@ def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         )
         raise FileError(f"{where} does not fit {type(codec).__name__}: {told}")
     resize(codec, state)
-    # Not CompressionModel.load_state_dict, which wants CDF tables empty: they have their shapes already.
+    # Not CompressionModel.load_state_dict, which wants CDF tables empty: they have their shapes
+    # already.
     nn.Module.load_state_dict(codec, dict(state), strict=True)
     follow_widths(codec)
     training = codec.training
@@ -247,11 +251,12 @@ def load_codec(
     """Load or build a codec.
 
     Args:
-        name: a name from `nicprune list`; a file (`.safetensors` of `save`); or `package.module:factory`.
+        name: a name from `nicprune list`; a file (`.safetensors` of `save`); or
+            `package.module:factory`.
         quality: quality level, for named codecs.
         metric: "mse" or "ms-ssim": what the official weights were trained for.
-        weights: "official" (downloaded by CompressAI; the embedded codec's own), "none" (random), or a file: CompressAI's
-            `.pth`/`.pth.tar` or a `.safetensors` of `save`.
+        weights: "official" (downloaded by CompressAI; the embedded codec's own), "none" (random),
+            or a file: CompressAI's `.pth`/`.pth.tar` or a `.safetensors` of `save`.
 
     Raises:
         CodecError: unknown name or quality, or the weights cannot be had.
@@ -311,7 +316,9 @@ def _embedded(quality: int | None) -> nn.Module:
 
 
 def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
-    """Fill a codec of the right architecture from a file, at whatever widths the file has; return it, with the file's methods on it."""
+    """Fill a codec of the right architecture from a file, at whatever widths the file has; return
+    it, with the file's methods on it.
+    """
     record = provenance(codec).copy()
     loaded = codec
     if str(weights).endswith(".safetensors"):
@@ -326,7 +333,8 @@ def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
         state = read_compressai_file(weights)
         own = codec.state_dict()
         state = _modern_keys(codec, state)
-        # Files saved before update() hold no CDF tables, others' tables have their own length: both are fine.
+        # Files saved before update() hold no CDF tables, others' tables have their own length: both
+        # are fine.
         differing = [
             k
             for k, v in state.items()
@@ -361,7 +369,9 @@ def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
 
 
 def _modern_keys(codec: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename entropy bottleneck keys of older CompressAI files (`_matrix0`) to today's (`matrices.0`)."""
+    """Rename entropy bottleneck keys of older CompressAI files (`_matrix0`) to today's
+    (`matrices.0`).
+    """
     lists = {"_matrix": "matrices", "_bias": "biases", "_factor": "factors"}
     own = codec.state_dict()
     renamed = {}

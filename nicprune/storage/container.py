@@ -1,8 +1,10 @@
-"""A photograph coded into one file: what `compress` returns, the image's size, and which codec can read it.
+"""A photograph coded into one file: what `compress` returns, the image's size, and which codec can
+read it.
 
     magic (4) | version (1) | fingerprint of the codec (8) | CRC-32 of its CDF tables (4) | width, height, shape, strings | CRC-32 of all before (4)
 
-The four in the middle are values: a varint n << 2 | kind, then n values (list), n bytes (string), n pairs (table), or nothing (n itself).
+The four in the middle are values: a varint n << 2 | kind, then n values (list), n bytes (string), n
+    pairs (table), or nothing (n itself).
 """
 
 from __future__ import annotations
@@ -51,12 +53,15 @@ def encode(
     """Code one photograph; `decode` with the same codec reads it.
 
     Args:
-        codec: a `CompressionModel`, pruned or not, or one with gates or a modulator on it, as `attach`, `harden` or `load` gave it. A
-            float32 copy is used. After training, `codec.update(force=True)` first, as for `compress`.
+        codec: a `CompressionModel`, pruned or not, or one with gates or a modulator on it, as
+            `attach`, `harden` or `load` gave it. A float32 copy is used. After training,
+            `codec.update(force=True)` first, as for `compress`.
         image: uint8 RGB, shape (3, H, W), of any size; or a file.
-        level, lmbda: with a modulator, the rate, as in `Attached.forward`; the highest if not given. It travels inside. With a scalable
-            encoder, the level; the original codec decodes what any of them wrote.
-        width: with a slimmable codec, which of its widths; the one that is set if not given. It travels inside.
+        level, lmbda: with a modulator, the rate, as in `Attached.forward`; the highest if not
+            given. It travels inside. With a scalable encoder, the level; the original codec decodes
+            what any of them wrote.
+        width: with a slimmable codec, which of its widths; the one that is set if not given. It
+            travels inside.
 
     Raises:
         CodecError: not a codec, or masks still decay on it.
@@ -96,8 +101,9 @@ def encode(
 def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
     """Read a photograph that `encode` wrote; return it as uint8 RGB, shape (3, H, W), on the CPU.
 
-    As with every learned codec, decoding repeats the encoder's floating-point arithmetic to find each symbol's distribution: it is sure to
-    work only where that gives the same bits, that is with the same library versions on the same kind of hardware.
+    As with every learned codec, decoding repeats the encoder's floating-point arithmetic to find
+    each symbol's distribution: it is sure to work only where that gives the same bits, that is with
+    the same library versions on the same kind of hardware.
 
     Args:
         codec: the codec that it was coded with. The rate need not be told.
@@ -159,13 +165,16 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
 
 
 def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
-    """Eight bytes that differ between codecs whose decoders differ in weights, gates or modulators, but not with CDF tables or the device.
+    """Eight bytes that differ between codecs whose decoders differ in weights, gates or modulators,
+    but not with CDF tables or the device.
 
-    A codec whose encoder alone was changed writes what the original reads. With `encoder`, its weights count too, as they did in the first files.
+    A codec whose encoder alone was changed writes what the original reads. With `encoder`, its
+    weights count too, as they did in the first files.
     """
     methods = cast("list[Method]", list(codec.methods)) if isinstance(codec, Attached) else []
     staying = [method for method in methods if method.codes or encoder]
-    # A codec whose methods do not take part in decoding is to be told from others as if it had none.
+    # A codec whose methods do not take part in decoding is to be told from others as if it had
+    # none.
     state = codec.state_dict() if staying else unwrap(codec).state_dict()
     digest = hashlib.sha256()
     for key in sorted(state):
@@ -211,9 +220,11 @@ def _check(codec: nn.Module) -> None:
 
 
 def _ready(codec: nn.Module) -> Any:
-    """A copy whose arithmetic is alike for encoder and decoder, whatever was done to the codec in between: precision, memory format.
+    """A copy whose arithmetic is alike for encoder and decoder, whatever was done to the codec in
+    between: precision, memory format.
 
-    In channels_last a 1x1 convolution takes the format of its input, which a context model's encoder and decoder build differently.
+    In channels_last a 1x1 convolution takes the format of its input, which a context model's
+    encoder and decoder build differently.
     """
     ready: Any = copy.deepcopy(codec).float().eval().to(memory_format=torch.contiguous_format)
     ready.update()

@@ -1,4 +1,6 @@
-"""Codecs for other tools: CompressAI's own checkpoint where widths allow, and ONNX, one file a transform, each checked."""
+"""Codecs for other tools: CompressAI's own checkpoint where widths allow, and ONNX, one file a
+transform, each checked.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,21 @@ from nicprune.common.files import write_atomically
 
 EXPORTED = ("g_a", "h_a", "h_s", "g_s")
 SIZES = ((2 * FACTOR, 3 * FACTOR), (FACTOR, FACTOR))
-"""Images whose transforms' inputs are tried; the first is traced. There z is 2x3: a side of 1 would be taken for a constant."""
+"""Images whose transforms' inputs are tried; the first is traced. There z is 2x3: a side of 1 would
+be taken for a constant.
+"""
 TOLERANCE = 1e-4
 """Largest difference between ONNX Runtime and torch, relative to the output's largest value."""
 
 
 def export_compressai(codec: nn.Module, path: str | Path) -> Path:
-    """Write {"state_dict", "N", "M"} for stock CompressAI, after loading it back with the class's own `from_state_dict`.
+    """Write {"state_dict", "N", "M"} for stock CompressAI, after loading it back with the class's
+    own `from_state_dict`.
 
     Raises:
         CodecError: not a plain codec (harden it first).
-        FileError: stock CompressAI cannot load these widths (it reads only N and M); names the layers in the way.
+        FileError: stock CompressAI cannot load these widths (it reads only N and M); names the
+            layers in the way.
     """
     ready = _plain_copy(codec)
     refresh_tables(ready)
@@ -93,7 +99,8 @@ def _stock(codec: Any, state: dict[str, Tensor]) -> nn.Module:
     options: dict[str, Any] = {}
     if "vr_entbttlnck" in inspect.signature(loader).parameters:
         options["vr_entbttlnck"] = bool(codec.vr_entbttlnck)
-        # The variable-rate bottleneck's tables are not resized when loading: stock tools update() after it.
+        # The variable-rate bottleneck's tables are not resized when loading: stock tools update()
+        # after it.
         tables = ("_offset", "_quantized_cdf", "_cdf_length")
         for path, module in codec.named_modules():
             if is_bottleneck(module) and options["vr_entbttlnck"]:
@@ -134,7 +141,8 @@ def export_onnx(
     check: bool = True,
     say: Callable[[str], Any] | None = None,
 ) -> list[Path]:
-    """Write g_a.onnx, h_a.onnx, h_s.onnx and g_s.onnx (those that the codec has), for any height and width.
+    """Write g_a.onnx, h_a.onnx, h_s.onnx and g_s.onnx (those that the codec has), for any height
+    and width.
 
     Entropy coding stays in Python: only transforms are exported.
 
@@ -144,8 +152,10 @@ def export_onnx(
         say: is told, for each file, how far ONNX Runtime and torch are apart.
 
     Raises:
-        CodecError: the codec has no transforms of these names, has methods attached, or onnx is not installed.
-        FileError: a transform cannot be exported, a file cannot be written or does not compute the same.
+        CodecError: the codec has no transforms of these names, has methods attached, or onnx is not
+            installed.
+        FileError: a transform cannot be exported, a file cannot be written or does not compute the
+            same.
     """
     ready = _plain_copy(codec)
     _require("onnx", "onnxscript", *(["onnxruntime"] if check else []))
@@ -236,7 +246,8 @@ def _write(module: nn.Module, x: Tensor, path: Path) -> None:
 
 
 def _differences(name: str, module: nn.Module, inputs: list[Tensor], path: Path) -> list[float]:
-    """Run a file in ONNX Runtime; the largest |difference| to torch for each input, relative to the output's largest value.
+    """Run a file in ONNX Runtime; the largest |difference| to torch for each input, relative to the
+    output's largest value.
 
     Raises:
         FileError: one is over the tolerance.

@@ -1,4 +1,5 @@
-"""The training loop: rate-distortion loss plus a method's terms, an auxiliary step, a schedule, exact resumption.
+"""The training loop: rate-distortion loss plus a method's terms, an auxiliary step, a schedule,
+exact resumption.
 
 Readable from top to bottom: `fit` sets up, `_step` is one step, the rest is bookkeeping.
 """
@@ -40,13 +41,15 @@ MAX_SKIPPED = 20
 
 
 class TrainSettings(Settings):
-    """How to train. Defaults are CompressAI's where it has any; those of `lmbda` and `metric` are the codec's own, by its quality, that of `lr` is the
-    optimiser's.
+    """How to train. Defaults are CompressAI's where it has any; those of `lmbda` and `metric` are
+    the codec's own, by its quality, that of `lr` is the optimiser's.
 
     Attributes:
-        optimizer: "adam", or "soap", which learns several times as fast (see `nicprune.optimizers`).
-        side: what runs when encoding alone, or decoding alone, is trained, and the rest left as it is; if not given, as the methods attached say, or
-            the last one that a plain codec was pruned by.
+        optimizer: "adam", or "soap", which learns several times as fast (see
+            `nicprune.optimizers`).
+        side: what runs when encoding alone, or decoding alone, is trained, and the rest left as it
+            is; if not given, as the methods attached say, or the last one that a plain codec was
+            pruned by.
     """
 
     steps: int = Field(ge=0)
@@ -87,7 +90,9 @@ class TrainSettings(Settings):
 
 @dataclass(frozen=True)
 class FitResult:
-    """What `fit` did: the step it ended at, the last logged figures, and how many steps were skipped."""
+    """What `fit` did: the step it ended at, the last logged figures, and how many steps were
+    skipped.
+    """
 
     step: int
     metrics: dict[str, float]
@@ -116,7 +121,9 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 
 
 def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split trainable parameters into the network's and the entropy bottlenecks' quantiles, as CompressAI does."""
+    """Split trainable parameters into the network's and the entropy bottlenecks' quantiles, as
+    CompressAI does.
+    """
     quantiles = {id(p) for name, p in model.named_parameters() if name.endswith("quantiles")}
     own = {id(p) for p in model.self_updated()} if hasattr(model, "self_updated") else set()
     trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
@@ -167,9 +174,11 @@ def fit(
     Args:
         model: a `CompressionModel`, or what `attach` returned.
         train: folder(s) of photographs, or "samples".
-        validation: photographs that a schedule of lambdas decides by, not to be those that results are reported on.
-        folder: where `checkpoint.pt` and `metrics.jsonl` go. A run that finds its checkpoint there resumes from it,
-            bit-equal on CPU in float32 to the run that was never interrupted. None: nothing is written.
+        validation: photographs that a schedule of lambdas decides by, not to be those that results
+            are reported on.
+        folder: where `checkpoint.pt` and `metrics.jsonl` go. A run that finds its checkpoint there
+            resumes from it, bit-equal on CPU in float32 to the run that was never interrupted.
+            None: nothing is written.
         progress: show progress; a string is shown in front of it.
         until_done: end as soon as every attached method says that it is done, not at `steps`.
         settings: see `TrainSettings`.
@@ -319,7 +328,8 @@ class _Run:
         if not net:
             raise TrainingError("nothing to train: no parameter of the codec requires a gradient")
         if options.devices > 1:
-            # Quantiles learn from the auxiliary loss alone, outside the wrapped forward: the reducer would wait for them.
+            # Quantiles learn from the auxiliary loss alone, outside the wrapped forward: the
+            # reducer would wait for them.
             ignored = [name for name, p in model.named_parameters() if any(p is q for q in aux)]
             nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
                 model, ignored
@@ -336,9 +346,12 @@ class _Run:
         self._writer = self._tensorboard() if options.tensorboard else None
 
     def advance(self, batch: Tensor) -> dict[str, Tensor]:
-        """Take one step. A gradient that is not finite is skipped, not taken; too many in a row end the run."""
+        """Take one step. A gradient that is not finite is skipped, not taken; too many in a row end
+        the run.
+        """
         options = self.options
-        # Quantisation noise depends on (seed, step, rank) alone: nothing to save, nothing to restore.
+        # Quantisation noise depends on (seed, step, rank) alone: nothing to save, nothing to
+        # restore.
         torch.manual_seed(mix(options.seed, self.step, self.fabric.global_rank, 1))
         for optimizer in (self.optimizer, self.aux_optimizer):
             if optimizer is not None:
@@ -378,7 +391,9 @@ class _Run:
         return figures
 
     def _learn(self, batch: Tensor, width: int | None) -> dict[str, Tensor]:
-        """Add the gradients of one forward pass, at one width; return its figures. Memory is that of one width."""
+        """Add the gradients of one forward pass, at one width; return its figures. Memory is that
+        of one width.
+        """
         at = {} if width is None else {"width": width}
         with torch.autocast(
             self.fabric.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None
@@ -444,7 +459,9 @@ class _Run:
         self.saved_step = self.step
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if there is one; forget what metrics.jsonl says of later steps."""
+        """Go on from the checkpoint, if there is one; forget what metrics.jsonl says of later
+        steps.
+        """
         path = self.folder / "checkpoint.pt" if self.folder is not None else None
         if path is None or not path.exists():
             if self._metrics_file is not None:
@@ -474,7 +491,8 @@ class _Run:
                 " folder or remove it"
             )
         try:
-            # CDF tables follow from the weights, at the end: those of the checkpoint need not have the codec's size.
+            # CDF tables follow from the weights, at the end: those of the checkpoint need not have
+            # the codec's size.
             tables = {
                 k: v for k, v in self.model.state_dict().items() if k.rsplit(".", 1)[-1] in TABLES
             }

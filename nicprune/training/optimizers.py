@@ -1,8 +1,8 @@
 """The optimisers that training offers, by name.
 
-`soap` is Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., "SOAP: Improving and Stabilizing Shampoo
-using Adam", 2024, arXiv 2409.11321), as the package pytorch-optimizer has it, with the products of a convolution's
-weight computed where they lie in memory.
+`soap` is Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., "SOAP: Improving and
+Stabilizing Shampoo using Adam", 2024, arXiv 2409.11321), as the package pytorch-optimizer has it,
+with the products of a convolution's weight computed where they lie in memory.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ MAX_PRECONDITIONED = 1024
 class ConvolutionSOAP(SOAP):
     """SOAP for weights of convolutions.
 
-    A weight (O, I, H, W) counts as a tensor of three axes: channels, channels and the H·W places of the kernel. They are
-    multiplied as they lie in memory, channels_last or not. The parent class moves every one of four axes to the front by
-    copying, which takes several times as long (`nicprune bench optimizer`).
+    A weight (O, I, H, W) counts as a tensor of three axes: channels, channels and the H·W places of
+    the kernel. They are multiplied as they lie in memory, channels_last or not. The parent class
+    moves every one of four axes to the front by copying, which takes several times as long
+    (`nicprune bench optimizer`).
     """
 
     def project(
@@ -66,7 +67,9 @@ class ConvolutionSOAP(SOAP):
         precondition_1d: bool = False,
         merge_dims: bool = False,
     ) -> None:
-        """Follow the gradient's second moments along each axis, and every few steps their eigenbases."""
+        """Follow the gradient's second moments along each axis, and every few steps their
+        eigenbases.
+        """
         axes = _axes(grad)
         for axis, moments in enumerate(state["GG"]):
             if len(moments):
@@ -78,7 +81,9 @@ class ConvolutionSOAP(SOAP):
 
 
 def _axes(tensor: Tensor) -> Tensor:
-    """A convolution's weight as a tensor of three axes in the order in which they lie in memory; anything else as it is."""
+    """A convolution's weight as a tensor of three axes in the order in which they lie in memory;
+    anything else as it is.
+    """
     if tensor.ndim != 4:
         return tensor
     if tensor.is_contiguous():
@@ -130,7 +135,9 @@ def _soap(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimize
 
 
 DEFAULT_LR = {"adam": 1e-4, "soap": 1e-3}
-"""CompressAI's learning rate for Adam; SOAP's for training and pruning alike (`reports/evidence_optimizer`)."""
+"""CompressAI's learning rate for Adam; SOAP's for training and pruning alike
+(`reports/evidence_optimizer`).
+"""
 
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]] = {
     "adam": _adam,

@@ -13,9 +13,11 @@ from nicprune.codecs.anatomy import entropy_models
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the autocast type for `precision` ("auto", "32", "bf16") on `device`, None for plain float32.
+    """Return the autocast type for `precision` ("auto", "32", "bf16") on `device`, None for plain
+    float32.
 
-    "auto" takes bfloat16 where the device computes in it natively (GPUs since Ampere, CPUs with AVX512_BF16 or AMX).
+    "auto" takes bfloat16 where the device computes in it natively (GPUs since Ampere, CPUs with
+    AVX512_BF16 or AMX).
     """
     if precision == "32":
         return None

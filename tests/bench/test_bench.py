@@ -34,7 +34,8 @@ def test_turns_during_which_others_were_busy_do_not_count(
         return pending.pop(), 1.0, 0.0
 
     monkeypatch.setattr(sampling, "processor_time", processor)
-    # The first call of each is the warm-up, long enough not to be repeated; busy turns are slow, as they would be.
+    # The first call of each is the warm-up, long enough not to be repeated; busy turns are slow, as
+    # they would be.
     durations = {"a": iter([9, 1, 50, 3, 2, 50, 2]), "b": iter([9, 2, 90, 6, 4, 90, 4])}
 
     def advance(name: str) -> None:

@@ -117,7 +117,9 @@ def test_sub_pixel_convolutions_take_four_rows_a_channel() -> None:
 @pytest.mark.parametrize("name", ["bmshj2018-factorized", "bmshj2018-hyperprior"])
 @pytest.mark.filterwarnings("ignore:Maximum recursive depth:UserWarning")
 def test_torch_pruning_finds_the_same_groups(name: str) -> None:
-    """Its own dependency graph, where that works: with pruners for what it does not know, and without chunks or pixel shuffles."""
+    """Its own dependency graph, where that works: with pruners for what it does not know, and
+    without chunks or pixel shuffles.
+    """
     codec, groups = built(name)
     bottleneck = layers.EntropyBottleneckPruner()
     graph = tp.DependencyGraph()
@@ -162,7 +164,7 @@ def test_not_a_codec() -> None:
         find_groups(nn.Conv2d(3, 3, 1))
 
 
-# -- codecs that nobody has seen before ---------------------------------------------------------------------------------
+# -- codecs that nobody has seen before -----------------------------------------------------------
 
 
 class Foreign(CompressionModel):
@@ -222,7 +224,9 @@ CASES: dict[str, tuple[Any, ...]] = {}
 
 
 def case(free: bool | str, out: int = 8, **parts: Callable[[], nn.Module]) -> Callable[[Any], Any]:
-    """Register a body. `free`: whether the channels of its layer "a" may go; a string: pinned, with this in the reason."""
+    """Register a body. `free`: whether the channels of its layer "a" may go; a string: pinned, with
+    this in the reason.
+    """
 
     def keep(run: Any) -> Any:
         CASES[run.__name__] = (free, out, parts or TWO, run)

@@ -87,7 +87,9 @@ for name in ARCHITECTURES:
 
 
 def test_every_architecture_trains_at_128_pixels(tmp_path: Path) -> None:
-    """In a process of its own, since the fault ends the process: every layer of every architecture, in channels_last."""
+    """In a process of its own, since the fault ends the process: every layer of every architecture,
+    in channels_last.
+    """
     write_png(
         torch.rand(3, 140, 160, generator=torch.Generator().manual_seed(0)), tmp_path / "a.png"
     )

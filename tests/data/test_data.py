@@ -1,4 +1,6 @@
-"""Photographs: found, refused by name, cached within bounds, cut into patches that depend on (seed, step, rank) alone."""
+"""Photographs: found, refused by name, cached within bounds, cut into patches that depend on (seed,
+step, rank) alone.
+"""
 
 from __future__ import annotations
 

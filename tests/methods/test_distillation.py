@@ -1,4 +1,6 @@
-"""Distillation: what the terms are, that keep-lists name the right teacher channels, and that the teacher leaves no trace; students of one side."""
+"""Distillation: what the terms are, that keep-lists name the right teacher channels, and that the
+teacher leaves no trace; students of one side.
+"""
 
 from __future__ import annotations
 
@@ -335,7 +337,7 @@ def test_bad_use_is_one_clear_line() -> None:
         assert "\n" not in str(error.value)
 
 
-# -- students of one side -----------------------------------------------------------------------------------------------
+# -- students of one side -------------------------------------------------------------------------
 
 
 def one_sided(name: str, side: str, method: str = "mask_decay") -> tuple[Any, Any]:
@@ -532,7 +534,7 @@ def test_only_the_groups_named_shrink() -> None:
     assert widths and all(name.startswith("g_s") for name in widths)
 
 
-# -- how a budget is divided --------------------------------------------------------------------------------------------
+# -- how a budget is divided ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("split", [0.3, 0.7])

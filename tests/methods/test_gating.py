@@ -1,4 +1,6 @@
-"""Channel gating: which channels are open, what is computed, what it costs, and what is left when closed ones are removed."""
+"""Channel gating: which channels are open, what is computed, what it costs, and what is left when
+closed ones are removed.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def see(attached: Attached, count: int = 6) -> None:
 
 @torch.no_grad()
 def close_some(attached: Attached, seed: int = 0, always: float = 0.25) -> Attached:
-    """End the learning with thresholds that close some channels on all pictures, some on a few, and some on none."""
+    """End the learning with thresholds that close some channels on all pictures, some on a few, and
+    some on none.
+    """
     method = gating(attached)
     see(attached)
     while not attached.done:
@@ -152,7 +156,7 @@ def one_line(error: pytest.ExceptionInfo[NicpruneError], *parts: str) -> None:
     assert "\n" not in told and all(part in told for part in parts), told
 
 
-# -- gates themselves ---------------------------------------------------------------------------------------------------
+# -- gates themselves -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -218,7 +222,8 @@ def test_scores_are_mixed_across_neighbours(kernel: int, relative_to: Any) -> No
     alone = Gate(7, "mean", 0, relative_to)
     alone.load_state_dict({k: v for k, v in gate.state_dict().items() if k != "mix"})
     assert torch.equal(own, alone.scores(energies))
-    # What does not exceed its usual energy does not exceed a score of 1, and more energy is a higher score.
+    # What does not exceed its usual energy does not exceed a score of 1, and more energy is a
+    # higher score.
     usual = gate.scale
     assert torch.allclose(gate.scores(usual[None]), torch.ones(1, 7), atol=1e-6)
     assert bool((gate.scores(1.1 * energies) > own).all())
@@ -277,7 +282,7 @@ def test_a_codec_with_all_gates_closed_runs_on_one_channel_each(name: str) -> No
         )
 
 
-# -- what is computed ---------------------------------------------------------------------------------------------------
+# -- what is computed -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -293,7 +298,8 @@ def test_leaving_channels_out_is_multiplying_them_by_zero(name: str) -> None:
                 short = attached(x)
             which, cost = opened(attached), attached.image_cost()
             assert not shadows(attached.codec)
-            # Hardly any channel closed is not worth gathering the others; all that is gathered is what is open.
+            # Hardly any channel closed is not worth gathering the others; all that is gathered is
+            # what is open.
             full = {layer: gate.channels for layer, gate in gates_of(attached).items()}
             assert all(width in (len(which[layer]), full[layer]) for layer, width in widths.items())
             assert all(
@@ -473,7 +479,9 @@ def test_bitstreams_decode_with_gates_partly_closed(name: str) -> None:
 
 
 def test_both_sides_compute_the_same_whether_or_not_gradients_are_kept() -> None:
-    """The tables that strings are written with are h_s's output: a rounding apart, they may not decode."""
+    """The tables that strings are written with are h_s's output: a rounding apart, they may not
+    decode.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         codec: Any = make_telling(MeanScaleHyperprior(48, 64))
@@ -488,11 +496,13 @@ def test_both_sides_compute_the_same_whether_or_not_gradients_are_kept() -> None
     assert torch.equal(*found)
 
 
-# -- what it costs ------------------------------------------------------------------------------------------------------
+# -- what it costs --------------------------------------------------------------------------------
 
 
 def counted(attached: Attached, which: Mapping[str, list[int]], size: int) -> dict[str, float]:
-    """MACs at 64x64 of each module with these channels open, by hand: from shapes, and fvcore for all that has no gate."""
+    """MACs at 64x64 of each module with these channels open, by hand: from shapes, and fvcore for
+    all that has no gate.
+    """
     codec, sizes = attached.codec, {}
 
     def measure(name: str) -> Any:
@@ -543,7 +553,8 @@ def counted(attached: Attached, which: Mapping[str, list[int]], size: int) -> di
             "g_s.6": "g_s.5",
         }.get(name)
         if step > 1 and pool is not None and hasattr(codec.get_submodule(pool), "gamma"):
-            # Its output at those pixels comes first, to see what is open; then the open ones, everywhere.
+            # Its output at those pixels comes first, to see what is open; then the open ones,
+            # everywhere.
             found[pool] = found[pool] / layer.in_channels * len(channels)
             found[name] += layer.in_channels**2 * looked_at
     return found
@@ -663,7 +674,8 @@ def mean_cost(attached: Attached, pictures: list[Tensor]) -> dict[str, float]:
 def test_calibrating_meets_the_budget_on_the_images_given(
     name: str, budget: dict[str, float]
 ) -> None:
-    # No width is a multiple of 64: nothing is removed, and what is measured is what the gates leave.
+    # No width is a multiple of 64: nothing is removed, and what is measured is what the gates
+    # leave.
     attached = attach(built(name)[0], "channel_gating", budget=budget, gating_steps=6, round_to=64)
     train(attached, 6)
     pictures = [picture(attached.codec, seed) for seed in range(100, 108)]
@@ -671,7 +683,8 @@ def test_calibrating_meets_the_budget_on_the_images_given(
     assert attached.keep() == {}
     found = mean_cost(attached, pictures)
     assert all(found[what] <= share for what, share in budget.items()), found
-    # One budget at least is used to the full, but for the step that the next channel to open would be.
+    # One budget at least is used to the full, but for the step that the next channel to open would
+    # be.
     assert max(found[what] / share for what, share in budget.items()) >= 0.93, found
 
 
@@ -691,7 +704,8 @@ def test_what_is_hardened_meets_the_budget_too(name: str, over: float) -> None:
     attached.calibrate(pictures)
     assert attached.keep() != {}
     small = attached.harden()
-    # GDN's pool is the removed channels' on average only, so that energies behind it may differ a little.
+    # GDN's pool is the removed channels' on average only, so that energies behind it may differ a
+    # little.
     assert 0.93 * 0.5 <= mean_cost(small, pictures)["macs"] <= 0.5 + over
     small.calibrate(pictures)
     assert 0.93 * 0.5 <= mean_cost(small, pictures)["macs"] <= 0.5
@@ -732,7 +746,9 @@ def test_calibrating_measures_and_changes_nothing_else() -> None:
 
 
 def test_each_image_is_counted_once_whatever_is_skipped() -> None:
-    """A GDN that decides for the gate behind it, and finds that leaving out does not pay, leaves the decision as it is."""
+    """A GDN that decides for the gate behind it, and finds that leaving out does not pay, leaves
+    the decision as it is.
+    """
     attached = gated("bmshj2018-hyperprior")
     gates_of(attached)["g_a.2"].threshold.data.fill_(
         -10
@@ -758,7 +774,7 @@ def test_a_channel_open_because_one_must_be_is_counted() -> None:
     assert float(gate.open_rate.sum()) == pytest.approx(1, abs=1e-6)
 
 
-# -- learning -----------------------------------------------------------------------------------------------------------
+# -- learning -------------------------------------------------------------------------------------
 
 
 def thresholds_of(attached: Attached) -> Tensor:
@@ -882,7 +898,7 @@ def test_a_state_of_learning_is_taken_up_where_it_was() -> None:
     assert done.done
 
 
-# -- removing what never opens ------------------------------------------------------------------------------------------
+# -- removing what never opens --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["bmshj2018-hyperprior", "cheng2020-attn", "elic2022-chandelier"])
@@ -1099,7 +1115,7 @@ def test_a_hardened_codec_is_hardened_again() -> None:
         )
 
 
-# -- beside other methods -----------------------------------------------------------------------------------------------
+# -- beside other methods -------------------------------------------------------------------------
 
 GATES: tuple[str, dict[str, Any]] = ("channel_gating", {**QUICK, "freeze": 0.0})
 MASKS: tuple[str, dict[str, Any]] = (
@@ -1138,7 +1154,9 @@ def rates_of(attached: Attached) -> list[dict[str, float]]:
 
 
 def test_methods_beside_gates_see_what_they_would_without(stack: Attached) -> None:
-    """Computing with the open channels alone is the same as multiplying by zero, with masks and rates around it."""
+    """Computing with the open channels alone is the same as multiplying by zero, with masks and
+    rates around it.
+    """
     double = copy.deepcopy(stack).double()
     with torch.no_grad():
         for rate in rates_of(double):
@@ -1224,7 +1242,7 @@ def test_hooks_of_each_go_with_it() -> None:
     assert total > counts[0] > counts[1] > counts[2] == 0
 
 
-# -- what is refused ----------------------------------------------------------------------------------------------------
+# -- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,8 @@ def test_what_is_written_is_read(levels: Levels) -> None:
     for place in torch.linspace(0, levels.top, 37).tolist():
         header = levels.write(place)
         assert isinstance(header, bytes) and len(header) == 2
-        # The encoder codes at the very level that the decoder reads, a 16-bit step from the one asked for at the most.
+        # The encoder codes at the very level that the decoder reads, a 16-bit step from the one
+        # asked for at the most.
         assert other.read(header) == pytest.approx(float(other.now), rel=1e-6) and torch.equal(
             other.now, levels.now
         )

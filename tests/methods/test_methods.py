@@ -30,7 +30,9 @@ FEW = {
     **dict.fromkeys((*MODULATORS, "distillation"), CODECS[::2]),
 }
 PAIRS = [(m, c) for m in sorted(METHODS) for c in FEW.get(m, CODECS)]
-"""Methods that put nothing on the codec need not be tried on every one, nor those that only scale latents."""
+"""Methods that put nothing on the codec need not be tried on every one, nor those that only scale
+latents.
+"""
 
 
 @pytest.fixture(params=sorted(METHODS))
@@ -233,8 +235,8 @@ def test_hardening_gives_a_plain_codec(method: str, name: str) -> None:
     if "budget" in METHOD_SETTINGS.get(method, {}):
         share = cost.totals().macs / attached.cost.original.macs
         assert 0.45 < share <= 0.5
-    # The attached codec and the folded one of full width are one function (weights times masks is rounded to float32), and so is
-    # the small one where the masks of what goes are zero.
+    # The attached codec and the folded one of full width are one function (weights times masks is
+    # rounded to float32), and so is the small one where the masks of what goes are zero.
     plain = attached.plain()
     assert hook_count(plain) == 0
     results = [in_float64(model) for model in (attached, plain, small)]
@@ -360,7 +362,7 @@ def test_a_failure_at_the_last_of_several_methods_leaves_no_hook() -> None:
     assert hook_count(codec) == 0
 
 
-# -- mask decay ---------------------------------------------------------------------------------------------------------
+# -- mask decay -----------------------------------------------------------------------------------
 
 
 def decaying(name: str = "bmshj2018-hyperprior", **more: Any) -> tuple[Attached, MaskDecay]:

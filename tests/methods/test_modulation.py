@@ -41,7 +41,9 @@ def modulator(request: pytest.FixtureRequest) -> str:
 
 
 def modulated(modulator: str, name: str, *, double: bool = False, learnt: bool = False) -> Attached:
-    """A codec with a modulator for three rates; `learnt`: with parameters that are anywhere but at the start."""
+    """A codec with a modulator for three rates; `learnt`: with parameters that are anywhere but at
+    the start.
+    """
     codec = built(name)[0]
     attached = attach(codec.double() if double else codec, modulator, qualities=[1, 2, 3])
     if double:
@@ -90,7 +92,7 @@ def test_these_are_all() -> None:
     ]
 
 
-# -- where they start ---------------------------------------------------------------------------------------------------
+# -- where they start -----------------------------------------------------------------------------
 
 
 def test_at_the_highest_rate_the_codec_is_what_it_was(modulator: str) -> None:
@@ -122,7 +124,9 @@ def test_at_the_highest_rate_the_codec_is_what_it_was(modulator: str) -> None:
     ],
 )
 def test_lower_rates_start_with_the_step_that_suits_their_lambda(modulator: str, name: str) -> None:
-    """Latents are scaled by the root of lambda over the highest, and the synthesis sees them scaled back, whatever g_a ends with."""
+    """Latents are scaled by the root of lambda over the highest, and the synthesis sees them scaled
+    back, whatever g_a ends with.
+    """
     attached = modulated(modulator, name, double=True)
     codec: Any = attached.codec
     x = image(codec, 2)
@@ -158,7 +162,8 @@ def test_an_untrained_modulator_has_a_rate_for_every_level(modulator: str) -> No
     assert all(low < high for low, high in zip(rates, rates[1:], strict=False)), rates
     assert all(low > high for low, high in zip(errors, errors[1:], strict=False)), errors
     assert rates[0] < 0.8 * rates[-1] and errors[0] > 1.3 * errors[-1]
-    # Quality 1 is a codec of its own; this one, untrained, need not be as good there, but it codes about as much.
+    # Quality 1 is a codec of its own; this one, untrained, need not be as good there, but it codes
+    # about as much.
     with torch.no_grad():
         own = (
             sum(
@@ -170,7 +175,7 @@ def test_an_untrained_modulator_has_a_rate_for_every_level(modulator: str) -> No
     assert 0.6 * float(own) < rates[0] < 1.8 * float(own)
 
 
-# -- what they do -------------------------------------------------------------------------------------------------------
+# -- what they do ---------------------------------------------------------------------------------
 
 
 def test_each_image_has_its_own_rate(modulator: str) -> None:
@@ -257,7 +262,7 @@ def test_a_rate_that_no_convolution_can_take_is_refused() -> None:
     assert same_state(state, attached.state_dict()) and hook_count(attached.codec) == hooks
 
 
-# -- bitstreams ---------------------------------------------------------------------------------------------------------
+# -- bitstreams -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["bmshj2018-hyperprior", "mbt2018-mean"])
@@ -277,7 +282,8 @@ def test_a_bitstream_says_its_rate(modulator: str, name: str) -> None:
                 == float(levels_of(attached).now)
                 == pytest.approx(level, abs=1e-4)
             )
-            # What was sent is what the forward pass shows, at the very level that the header can say.
+            # What was sent is what the forward pass shows, at the very level that the header can
+            # say.
             shown = attached(x, level=float(levels_of(receiver).now))["x_hat"].clamp(0, 1)
             assert float((received - shown).abs().mean()) < 1e-4
             sizes.append(sum(len(s) for strings in sent["strings"] for s in strings))
@@ -325,7 +331,7 @@ def test_a_bitstream_without_a_rate_is_refused() -> None:
         assert attached.decompress(sent["strings"], sent["shape"])["x_hat"].shape == (1, 3, 64, 64)
 
 
-# -- the loss -----------------------------------------------------------------------------------------------------------
+# -- the loss -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("metric", ["mse", "ms-ssim"])
@@ -366,7 +372,7 @@ def test_each_image_counts_by_its_own_lambda(modulator: str) -> None:
     )
 
 
-# -- the codec beside them ----------------------------------------------------------------------------------------------
+# -- the codec beside them ------------------------------------------------------------------------
 
 
 def test_bottleneck_scaling_freezes_the_codec(modulator: str) -> None:
@@ -392,7 +398,9 @@ def test_bottleneck_scaling_freezes_the_codec(modulator: str) -> None:
 
 
 def decayed_with(modulator: str, first: str) -> Attached:
-    """A learnt modulator beside masks that are decayed to the end, in every group, the latents' too."""
+    """A learnt modulator beside masks that are decayed to the end, in every group, the latents'
+    too.
+    """
     pair = [
         ("mask_decay", {"widths": {"*": 9}, "decay_steps": 4, "latents": True}),
         (modulator, {"qualities": [1, 2, 3]}),
@@ -445,7 +453,7 @@ def test_a_pruned_modulator_codes(modulator: str) -> None:
     assert float((received - shown).abs().mean()) < 1e-3
 
 
-# -- what is refused ----------------------------------------------------------------------------------------------------
+# -- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

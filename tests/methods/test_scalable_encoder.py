@@ -73,7 +73,9 @@ def latents(attached: Attached, x: Tensor, level: Any) -> Tensor:
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def hardened(request: pytest.FixtureRequest) -> tuple[str, Attached, Attached]:
-    """A codec's name, the codec with encoders of full size whose masks have decayed, and with small ones."""
+    """A codec's name, the codec with encoders of full size whose masks have decayed, and with small
+    ones.
+    """
     attached = train(ladder(request.param))
     return request.param, attached, attached.harden()
 

@@ -1,4 +1,6 @@
-"""Slimmable codecs: each width is a codec, computes no more than that, codes, and can be taken out; the schedule of lambdas."""
+"""Slimmable codecs: each width is a codec, computes no more than that, codes, and can be taken out;
+the schedule of lambdas.
+"""
 
 from __future__ import annotations
 
@@ -344,7 +346,7 @@ def test_a_pruned_codec_becomes_slimmable_and_a_width_is_pruned() -> None:
     assert measure(smaller).macs < measure(one).macs < measure(small).macs < measure(codec).macs
 
 
-# -- learning -----------------------------------------------------------------------------------------------------------
+# -- learning -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -543,14 +545,16 @@ def play(curve: Any, count: int, **settings: Any) -> LambdaSchedule:
 
 
 def test_the_schedule_lowers_lambdas_while_the_slope_falls() -> None:
-    # bpp = lambda, PSNR linear in it with a loss for each narrower width: the slope to the neighbour falls on, so 7 times each.
+    # bpp = lambda, PSNR linear in it with a loss for each narrower width: the slope to the
+    # neighbour falls on, so 7 times each.
     schedule = play(lambda i, lmbda: (lmbda, 30 + lmbda - i), 3)
     assert torch.allclose(
         schedule.lambdas, torch.tensor([1.0, 0.8**7, 0.8**14], dtype=torch.float64)
     )
     assert len(schedule.history()) == 15
 
-    # A curve on which the slope to the neighbour rises at once: one step each, as it has to be tried.
+    # A curve on which the slope to the neighbour rises at once: one step each, as it has to be
+    # tried.
     schedule = play(
         lambda i, lmbda: (
             0.1 * i if lmbda == 1 else 0.5 * lmbda - 0.01 * i,
@@ -582,7 +586,7 @@ def test_widths_that_need_as_many_bits_are_pulled_apart() -> None:
     assert schedule.finished and float(schedule.lambdas[1]) == pytest.approx(0.8**4)
 
 
-# -- what is refused ----------------------------------------------------------------------------------------------------
+# -- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

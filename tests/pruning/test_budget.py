@@ -1,4 +1,6 @@
-"""Budgets are met from below, as closely as the rounding allows, or refused before anything changes."""
+"""Budgets are met from below, as closely as the rounding allows, or refused before anything
+changes.
+"""
 
 from __future__ import annotations
 

@@ -34,7 +34,9 @@ class NoRounding(TorchFunctionMode):
 
 
 def masked(codec: nn.Module, keep: dict[str, list[int]], groups: Groups) -> nn.Module:
-    """A copy with every removed channel multiplied by zero behind its producers' bias: written apart from the package's own."""
+    """A copy with every removed channel multiplied by zero behind its producers' bias: written
+    apart from the package's own.
+    """
     codec = copy.deepcopy(codec)
     modules = dict(codec.named_modules())
     for name, kept in keep.items():
@@ -70,7 +72,9 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 
 def decoded(codec: nn.Module) -> tuple[Tensor, int]:
-    """Write and read a real bitstream (in float64: whether a latent rounds up must not depend on the order of a sum)."""
+    """Write and read a real bitstream (in float64: whether a latent rounds up must not depend on
+    the order of a sum).
+    """
     codec = copy.deepcopy(codec).double().eval()
     torch.set_default_dtype(torch.float64)  # decoders make room for latents in the default type
     try:
@@ -223,7 +227,7 @@ def test_wrong_keep_lists_are_refused(keep: dict[str, list[int]], says: str) -> 
         prune(codec, keep, groups)
 
 
-# -- negative controls: each handler broken on purpose must be caught ---------------------------------------------------
+# -- negative controls: each handler broken on purpose must be caught -----------------------------
 
 
 def one_axis(self: Any, layer: Any, idxs: Any) -> Any:

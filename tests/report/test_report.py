@@ -1,4 +1,6 @@
-"""The report: records found and checked, arithmetic of the table, BD-rates with their cautions, and what is written."""
+"""The report: records found and checked, arithmetic of the table, BD-rates with their cautions, and
+what is written.
+"""
 
 from __future__ import annotations
 

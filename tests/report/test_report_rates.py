@@ -1,4 +1,6 @@
-"""The report of codecs with gates (MACs per image) and of one codec for all rates: compared, drawn, counted and stored."""
+"""The report of codecs with gates (MACs per image) and of one codec for all rates: compared, drawn,
+counted and stored.
+"""
 
 from __future__ import annotations
 
@@ -364,7 +366,7 @@ def test_damaged_gates_and_rates_are_named_in_one_line(key: str, value: Any) -> 
     assert "\n" not in str(caught.value)
 
 
-# -- several widths -----------------------------------------------------------------------------------------------------
+# -- several widths -------------------------------------------------------------------------------
 
 
 def slimmable(widths: int = 3, **other: Any) -> list[dict[str, Any]]:

@@ -53,7 +53,8 @@ def test_provenance_travels_with_the_file(tmp_path: Path, hyperprior: nn.Module)
     assert "masked = pruned to" in record.history[0]["verified"], (
         "surgery says what its verification found"
     )
-    # A second pruning is relative to the original: 0.6 is met already, 0.3 means 0.3 of the first codec.
+    # A second pruning is relative to the original: 0.6 is met already, 0.3 means 0.3 of the first
+    # codec.
     twice = attach(again, "magnitude", budget={"macs": 0.3}, round_to=1).harden()
     assert 0.25 < attach(twice, "none").cost.totals().macs / before.macs <= 0.3
     assert len(provenance(twice).history) == 2

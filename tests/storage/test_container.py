@@ -1,4 +1,6 @@
-"""One coded photograph in one file: read back as the codec itself would, refused where it is not whole or not this codec's."""
+"""One coded photograph in one file: read back as the codec itself would, refused where it is not
+whole or not this codec's.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def photo(height: int = 67, width: int = 130, seed: int = 0) -> Tensor:
 
 @torch.no_grad()
 def by_hand(codec: Any, picture: Tensor, **rate: float) -> tuple[Tensor, int]:
-    """What the codec's own compress and decompress make of the picture, and how many bytes of strings."""
+    """What the codec's own compress and decompress make of the picture, and how many bytes of
+    strings.
+    """
     padded, padding = pad(picture.unsqueeze(0).float() / 255)
     sent = codec.compress(padded, **rate)
     x_hat = codec.decompress(sent["strings"], sent["shape"])["x_hat"]

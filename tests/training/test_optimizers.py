@@ -1,4 +1,6 @@
-"""Optimisers: the same steps as the library's own, whatever the memory format; state that resumes to the bit."""
+"""Optimisers: the same steps as the library's own, whatever the memory format; state that resumes
+to the bit.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def trained(optimizer: type[SOAP], start: Tensor, steps: list[Tensor]) -> Tensor
 def test_soap_takes_the_steps_of_the_library_on_three_axes(
     shape: tuple[int, ...], channels_last: bool
 ) -> None:
-    """As the library does where the weight is given as a tensor of the three axes: channels, kernel places, channels."""
+    """As the library does where the weight is given as a tensor of the three axes: channels, kernel
+    places, channels.
+    """
     steps = gradients(shape, 11)
     start = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     ours = trained(

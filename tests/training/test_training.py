@@ -1,4 +1,6 @@
-"""Training: exact resumption even after kill -9, non-finite steps, processes, and loops of the user's own."""
+"""Training: exact resumption even after kill -9, non-finite steps, processes, and loops of the
+user's own.
+"""
 
 from __future__ import annotations
 
@@ -281,7 +283,9 @@ def test_soap_leaves_the_other_side_as_it_is(photos: Path, side: str) -> None:
 def test_soap_resumes_bit_equal_with_methods_that_change_what_learns(
     photos: Path, tmp_path: Path, method: str, settings: dict[str, object]
 ) -> None:
-    """Several widths in a step, gates, encoders that learn one after the other, parameters beside the codec's."""
+    """Several widths in a step, gates, encoders that learn one after the other, parameters beside
+    the codec's.
+    """
 
     def attached() -> nn.Module:
         torch.manual_seed(0)

@@ -1,1 +1,3 @@
-"""Channel gating: channels closed per image. May use `methods.contract` and what is below `methods`."""
+"""Channel gating: channels closed per image. May use `methods.contract` and what is below
+`methods`.
+"""

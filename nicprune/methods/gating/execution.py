@@ -14,16 +14,21 @@ from nicprune.codecs.hooks import Hook, remove_hooks
 from nicprune.methods.gating.gate import Gate, Power, sampling_step
 
 PAYS_BELOW = 0.95
-"""Density from which on gathering the open channels costs more than computing with the closed ones saves."""
+"""Density from which on gathering the open channels costs more than computing with the closed ones
+saves.
+"""
 
 
 class GateHook(Hook):
-    """Puts a gate in front of one convolution, and computes with the open channels alone where that is possible."""
+    """Puts a gate in front of one convolution, and computes with the open channels alone where that
+    is possible.
+    """
 
     def __init__(self, gate: Gate):
         self.owner = self.gate = gate
         self.skips = True
-        # What a GDN in front of the layer has settled already: the gates, and which channels it has left out.
+        # What a GDN in front of the layer has settled already: the gates, and which channels it has
+        # left out.
         self.decided: Tensor | None = None
         self.given: Tensor | None = None
         self._narrowed = False
@@ -55,7 +60,8 @@ class GateHook(Hook):
                 )
             index = self.gate.open.nonzero().flatten()
             x = gather(x, index)
-        # Another method's masked weight may stand in front of the layer's own already: it is narrowed like it, and goes with it.
+        # Another method's masked weight may stand in front of the layer's own already: it is
+        # narrowed like it, and goes with it.
         weight = layer.weight.index_select(0 if isinstance(layer, nn.ConvTranspose2d) else 1, index)
         if layer.weight.is_contiguous(
             memory_format=torch.channels_last
@@ -72,7 +78,9 @@ class GateHook(Hook):
 
 
 class NormHook(Hook):
-    """Lets a GDN compute only those channels that the gate behind it leaves open. Which ones, its output at some pixels says."""
+    """Lets a GDN compute only those channels that the gate behind it leaves open. Which ones, its
+    output at some pixels says.
+    """
 
     def __init__(self, behind: GateHook):
         self.behind = behind
@@ -120,7 +128,9 @@ class PowerHook(Hook):
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:
-    """Some channels of (1, C, H, W), in the memory format that it has: rows of pixels are copied several times faster than planes of strides."""
+    """Some channels of (1, C, H, W), in the memory format that it has: rows of pixels are copied
+    several times faster than planes of strides.
+    """
     if not x.is_contiguous(memory_format=torch.channels_last) or x.shape[1] == 1:
         return x.index_select(1, index)
     _, channels, height, width = x.shape
@@ -129,7 +139,9 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
 
 
 def pooled_before(codec: nn.Module, groups: Groups, names: Sequence[str]) -> dict[str, str]:
-    """The convolution behind each GDN that nothing else reads and nothing else changes, by the GDN's name, among those named."""
+    """The convolution behind each GDN that nothing else reads and nothing else changes, by the
+    GDN's name, among those named.
+    """
     modules = dict(codec.named_modules())
     found = {}
     for group in groups:
@@ -164,7 +176,9 @@ def hang(
     powers: Mapping[str, Power],
     pools: Mapping[str, str],
 ) -> None:
-    """Put gates in front of convolutions, power meters in front of GDNs, and between the two what lets a GDN skip, by module name."""
+    """Put gates in front of convolutions, power meters in front of GDNs, and between the two what
+    lets a GDN skip, by module name.
+    """
     modules = dict(codec.named_modules())
     hooks = {name: GateHook(gate) for name, gate in gates.items()}
     for name, hook in hooks.items():
@@ -185,7 +199,9 @@ def unhang(codec: nn.Module, owners: set[int]) -> None:
 
 
 def set_skipping(codec: nn.Module, skips: bool) -> None:
-    """Whether closed channels are left out of the computation, or multiplied by zero: the same output, for tests and timing."""
+    """Whether closed channels are left out of the computation, or multiplied by zero: the same
+    output, for tests and timing.
+    """
     for module in codec.modules():
         for entry in module._forward_pre_hooks.values():
             hook = getattr(entry, "__self__", None)

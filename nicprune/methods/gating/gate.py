@@ -1,4 +1,6 @@
-"""Gates in front of convolutions: channels of little energy are closed for the image at hand, and not computed with."""
+"""Gates in front of convolutions: channels of little energy are closed for the image at hand, and
+not computed with.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ TEMPERATURE = 0.25
 """Width of the sigmoid that stands for the step in the backward pass, in units of the score."""
 
 ROOT = 4
-"""Scores are this root of the relative energy: energies of images differ by orders of magnitude, and a channel that matters
-little is to close on most images at once, not on the flat ones first."""
+"""Scores are this root of the relative energy: energies of images differ by orders of magnitude,
+and a channel that matters little is to close on most images at once, not on the flat ones first.
+"""
 
 START = -0.5
 """Thresholds at the start: no score is below."""
@@ -32,10 +35,14 @@ MEMORY = 0.95
 """Share of the past in the running means of energies and of how often a channel is open."""
 
 GRID = 4096
-"""Pixels that an energy is pooled over at most: evenly spaced ones of a larger map say the same, at a part of the cost."""
+"""Pixels that an energy is pooled over at most: evenly spaced ones of a larger map say the same, at
+a part of the cost.
+"""
 
 GATED = ("g_a", "h_a", "h_s", "g_s")
-"""Transforms that may have gates. Context models run pixel by pixel when decoding: a pooled energy would differ from training's."""
+"""Transforms that may have gates. Context models run pixel by pixel when decoding: a pooled energy
+would differ from training's.
+"""
 
 
 class GatingConfig(Settings):
@@ -43,15 +50,18 @@ class GatingConfig(Settings):
 
     Attributes:
         budget: shares of the original codec's MACs, gates' own included, on average over images.
-        alpha: alpha_t, the threshold that all are drawn to: larger is sparser; 1 closes what is below its usual energy.
-        gamma: weight of sum (alpha - alpha_t)^2; None takes what brings thresholds there within `gating_steps`. With a budget it adapts.
+        alpha: alpha_t, the threshold that all are drawn to: larger is sparser; 1 closes what is
+            below its usual energy.
+        gamma: weight of sum (alpha - alpha_t)^2; None takes what brings thresholds there within
+            `gating_steps`. With a budget it adapts.
         gating_steps: steps during which thresholds learn; they stay as they are from then on.
         energy: pooled as the "mean" or the "max" of the squares.
         kernel: taps of the 1-D convolution across channels, 0 for none.
         relative: energies are relative to the "channel"'s usual one, or to the "layer"'s.
         transforms: where gates go.
         freeze: channels open on at most this share of images are removed by `harden`.
-        rest: what `harden` makes of the others: gates stay ("dynamic"), or all are opened and a plain codec is left ("open").
+        rest: what `harden` makes of the others: gates stay ("dynamic"), or all are opened and a
+            plain codec is left ("open").
         round_to: frozen widths are multiples of this.
     """
 
@@ -96,8 +106,10 @@ class Gate(nn.Module):
     Attributes:
         threshold: alpha, shape (C,), below every score at the start: everything is open.
         scale: usual energy of each channel, or of the layer for all of them, shape (C,).
-        gain: by what the input is to be multiplied before its energy is taken, shape (C,): 1, unless a rate's scaling went into the weights.
-        place: where each channel was among the `width` that the gate was learnt with; those removed since count as usual in the mixing.
+        gain: by what the input is to be multiplied before its energy is taken, shape (C,): 1,
+            unless a rate's scaling went into the weights.
+        place: where each channel was among the `width` that the gate was learnt with; those removed
+            since count as usual in the mixing.
         open_rate: how often each channel was open, running mean, shape (C,).
         importance: squared gradient of the loss by the gate, running mean, shape (C,).
     """
@@ -139,7 +151,9 @@ class Gate(nn.Module):
         self.recorded: list[Tensor] | None = None
 
     def current(self) -> Tensor:
-        """Thresholds as they were put last: an optimiser that was given them may have moved them since."""
+        """Thresholds as they were put last: an optimiser that was given them may have moved them
+        since.
+        """
         return self.threshold.data if self._current is None else self._current.to(self.threshold)
 
     def write(self, threshold: Tensor) -> None:
@@ -188,7 +202,9 @@ class Gate(nn.Module):
             return mixed.index_select(1, self.place) if width > self.channels else mixed
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return 1 for open and 0 for closed channels of each image, shape (B, C); in training with a straight-through gradient."""
+        """Return 1 for open and 0 for closed channels of each image, shape (B, C); in training with
+        a straight-through gradient.
+        """
         # Thresholds and mixing learn from energies; features do not, which would cost another pass.
         return self.decide(self.pool(self.sample(x.detach())))
 
@@ -234,7 +250,9 @@ class Gate(nn.Module):
 
 
 def opened(margin: Tensor) -> Tensor:
-    """1 for channels whose score is not below the threshold, and for the best of each image in any case, shape (B, C)."""
+    """1 for channels whose score is not below the threshold, and for the best of each image in any
+    case, shape (B, C).
+    """
     return (margin >= 0).to(margin).scatter(1, margin.argmax(1, keepdim=True), 1.0)
 
 
@@ -320,7 +338,8 @@ def key_of(name: str) -> str:
 
 
 def gatable(codec: nn.Module, groups: Groups, transforms: Sequence[str]) -> list[str]:
-    """Names of the convolutions that a gate can stand in front of: in these transforms, not depthwise, not reading the image.
+    """Names of the convolutions that a gate can stand in front of: in these transforms, not
+    depthwise, not reading the image.
 
     Raises:
         RecipeError: a transform has none.

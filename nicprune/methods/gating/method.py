@@ -1,31 +1,39 @@
-"""Energy-based channel gating (Yin et al., "Universal Efficient Variable-rate Neural Image Compression", ICASSP 2022).
+"""Energy-based channel gating (Yin et al., "Universal Efficient Variable-rate Neural Image
+Compression", ICASSP 2022).
 
-In front of each convolution a gate looks at the energy of every input channel over the image (global pooling), mixes it with its
-neighbours' (1-D convolution across channels) and closes the channels that are below a learnt threshold alpha. The paper's loss adds
-gamma * sum (alpha - alpha_t)^2; its gate formula and settings are not public. Ours, and why:
+In front of each convolution a gate looks at the energy of every input channel over the image
+(global pooling), mixes it with its neighbours' (1-D convolution across channels) and closes the
+channels that are below a learnt threshold alpha. The paper's loss adds gamma * sum (alpha -
+alpha_t)^2; its gate formula and settings are not public. Ours, and why:
 
-*The score* of a channel is a root of its energy relative to its own running mean: alpha = 1 means "closed where there is less than
-usual", alike for all channels, so that how loud a channel is does not decide how dispensable it is. The step has the gradient of a
-sigmoid behind it (straight-through). While thresholds learn it is a ramp that narrows to the step: channels fade before they close,
-and the layers behind them have time to do without. A hard step from the start ended at a far higher loss.
+*The score* of a channel is a root of its energy relative to its own running mean: alpha = 1 means
+"closed where there is less than usual", alike for all channels, so that how loud a channel is does
+not decide how dispensable it is. The step has the gradient of a sigmoid behind it
+(straight-through). While thresholds learn it is a ramp that narrows to the step: channels fade
+before they close, and the layers behind them have time to do without. A hard step from the start
+ended at a far higher loss.
 
 *The rule.* After each optimiser step
 
     alpha <- alpha + rho * r * (alpha_t - alpha) - eta * clip(g / rms(g))
 
-with g the rate-distortion gradient: the decoupled gradient step of gamma * (alpha - alpha_t)^2, 2 * gamma = rho. Within the loss,
-Adam's normaliser would take gamma out again. With `alpha` as target rho is constant and r = 1, as published. With a budget alpha_t
-closes everything, r is the MACs that go with a channel over its importance (running mean of the squared gradient by the gate),
-relative to the median, and rho is steered so that the measured cost follows a straight line from the whole to the budget, and stays.
+with g the rate-distortion gradient: the decoupled gradient step of gamma * (alpha - alpha_t)^2, 2 *
+gamma = rho. Within the loss, Adam's normaliser would take gamma out again. With `alpha` as target
+rho is constant and r = 1, as published. With a budget alpha_t closes everything, r is the MACs that
+go with a channel over its importance (running mean of the squared gradient by the gate), relative
+to the median, and rho is steered so that the measured cost follows a straight line from the whole
+to the budget, and stays.
 
-*Skipping.* With one image, closed channels are left out of the convolution, and of the GDN in front of it where nothing else reads
-that (its output at some pixels says which will be open).
+*Skipping.* With one image, closed channels are left out of the convolution, and of the GDN in front
+of it where nothing else reads that (its output at some pixels says which will be open).
 
-*Whole images* hold less extreme energies than training patches. `calibrate` measures how often each channel is open on whole
-photographs and shifts all thresholds by one amount, so that the budget holds there.
+*Whole images* hold less extreme energies than training patches. `calibrate` measures how often each
+channel is open on whole photographs and shifts all thresholds by one amount, so that the budget
+holds there.
 
-*Freezing.* Channels that hardly ever open are removed by `harden`. They no longer reach GDN's pool then, as they did when a gate
-closed them behind it: beta takes over what they added to it on average.
+*Freezing.* Channels that hardly ever open are removed by `harden`. They no longer reach GDN's pool
+then, as they did when a gate closed them behind it: beta takes over what they added to it on
+average.
 """
 
 from __future__ import annotations
@@ -71,7 +79,9 @@ PHOTOGRAPH = 96
 """Pixels of a photograph (768x512) for each of a 64x64 image's."""
 
 SPREAD, STEER = 30.0, 0.05
-"""As in mask decay: rates stay within this factor of their median; how much rho changes in a step, relative."""
+"""As in mask decay: rates stay within this factor of their median; how much rho changes in a step,
+relative.
+"""
 
 
 @METHODS.register("channel_gating")
@@ -113,7 +123,8 @@ class ChannelGating(Method):
         self.powers = nn.ModuleDict({key_of(n): Power(modules[n].beta.numel()) for n in pools})
         self._pools = pools
         self._sizes = input_sizes(codec, self.gated)
-        # How much of a map is looked at to pool it: of a photograph's at first, of those calibrated with later.
+        # How much of a map is looked at to pool it: of a photograph's at first, of those calibrated
+        # with later.
         sides = [math.isqrt(self._sizes[n] * PHOTOGRAPH) for n in self.gated]
         self.register_buffer(
             "sampled", torch.tensor([1.0 / sampling_step(side, side) ** 2 for side in sides])
@@ -121,7 +132,8 @@ class ChannelGating(Method):
         self._find_pools(codec)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("rho", torch.tensor(self._first_rho()))
-        # Whether channels that never open have been removed: those that are found later are still there, and cost.
+        # Whether channels that never open have been removed: those that are found later are still
+        # there, and cost.
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
         self._check_budget()
 
@@ -130,7 +142,9 @@ class ChannelGating(Method):
         self._prices = self._price_channels()
 
     def _price_channels(self) -> np.ndarray:
-        """MACs that each gated channel stands for: the convolution's, its GDN's, and a share of what goes with it if it never opens."""
+        """MACs that each gated channel stands for: the convolution's, its GDN's, and a share of
+        what goes with it if it never opens.
+        """
         prices = {
             name: np.full(gate.channels, float(self.cost.per_input(name)))
             for name, gate in self.each().items()
@@ -160,7 +174,9 @@ class ChannelGating(Method):
         gatable(self._shared[0], self.groups, self.config.transforms)
 
     def _check_budget(self) -> None:
-        """Raise BudgetError if even one open channel in front of each convolution costs more than the budget."""
+        """Raise BudgetError if even one open channel in front of each convolution costs more than
+        the budget.
+        """
         if self.config.budget is None:
             return
         least = self._costs(
@@ -207,7 +223,7 @@ class ChannelGating(Method):
     def self_updated(self) -> list[nn.Parameter]:
         return [gate.threshold for gate in self.each().values()]
 
-    # -- cost ---------------------------------------------------------------------------------------------------------
+    # -- cost -------------------------------------------------------------------------------------
 
     def _costs(
         self,
@@ -215,7 +231,9 @@ class ChannelGating(Method):
         sampled: Mapping[str, float],
         keep: Mapping[str, Sequence[int]] | None = None,
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """MACs with so many open channels, the gates' own included: a multiply-add per square, the 1-D convolution, the GDN of the sample."""
+        """MACs with so many open channels, the gates' own included: a multiply-add per square, the
+        1-D convolution, the GDN of the sample.
+        """
         outputs = {pool: inputs[name] for pool, name in self._behind.items() if sampled[name] < 1}
         totals, by_transform = self.cost.with_fewer(inputs, outputs, keep)
         twice = {self._behind[pool] for pool in outputs}
@@ -270,10 +288,12 @@ class ChannelGating(Method):
             "rho": float(self.rho),
         }
 
-    # -- learning -----------------------------------------------------------------------------------------------------
+    # -- learning ---------------------------------------------------------------------------------
 
     def _ahead(self) -> float:
-        """How far the codec is from its planned cost, as a share of the whole way; positive: it costs too much still."""
+        """How far the codec is from its planned cost, as a share of the whole way; positive: it
+        costs too much still.
+        """
         assert self.config.budget is not None
         planned = min(1.0, int(self.step) / max(1.0, RAMP * self.config.gating_steps))
         now = self.expected()
@@ -339,7 +359,9 @@ class ChannelGating(Method):
             self._hold()
 
     def _hold(self) -> None:
-        """Once done, thresholds, scales and the mixing stay as they are; the codec's weights may go on learning."""
+        """Once done, thresholds, scales and the mixing stay as they are; the codec's weights may go
+        on learning.
+        """
         parts: list[Any] = [*self.each().values(), *self._meters().values()]
         for part in parts:
             part.learns = not self.done
@@ -367,7 +389,9 @@ class ChannelGating(Method):
                 module.training = training
 
     def _measure(self, model: nn.Module, images: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Run these images; what is open and pooled becomes theirs. Return each gate's margins, shape (images, C)."""
+        """Run these images; what is open and pooled becomes theirs. Return each gate's margins,
+        shape (images, C).
+        """
         gates, meters, looked_at = self.each(), self._meters(), []
         with recording(gates, meters):
             for image in images:
@@ -406,7 +430,9 @@ class ChannelGating(Method):
         )
 
     def _shift(self, margins: Mapping[str, Tensor]) -> float:
-        """How much all thresholds would have to move for the recorded images to cost what the budget says, energies staying."""
+        """How much all thresholds would have to move for the recorded images to cost what the
+        budget says, energies staying.
+        """
         before = {name: gate.open_rate.clone() for name, gate in self.each().items()}
         low, high = -CLOSED, CLOSED
         for middle in ((low + high) / 2 for _ in range(20)):
@@ -417,7 +443,7 @@ class ChannelGating(Method):
             gate.open_rate.copy_(before[name])
         return high
 
-    # -- freezing -----------------------------------------------------------------------------------------------------
+    # -- freezing ---------------------------------------------------------------------------------
 
     def keep(self) -> dict[str, list[int]]:
         gates = self.each()

@@ -1,8 +1,11 @@
-"""The lambda schedule of slimmable codecs: narrow widths are given lower rates, until the curve through all bends where it should.
+"""The lambda schedule of slimmable codecs: narrow widths are given lower rates, until the curve
+through all bends where it should.
 
-As in the authors' train_loop (Yang et al., CVPR 2021; SlimCAE.py): training starts with all lambdas alike. Then, for each pair of
-neighbouring widths from the widest on, all narrower lambdas are multiplied by 0.8 again and again, with some training in between, as long as
-the slope (PSNR_i - PSNR_i+1) / (bpp_i - bpp_i+1) on a validation set falls; when it rises, or after 7 times, the next pair follows.
+As in the authors' train_loop (Yang et al., CVPR 2021; SlimCAE.py): training starts with all lambdas
+alike. Then, for each pair of neighbouring widths from the widest on, all narrower lambdas are
+multiplied by 0.8 again and again, with some training in between, as long as the slope (PSNR_i -
+PSNR_i+1) / (bpp_i - bpp_i+1) on a validation set falls; when it rises, or after 7 times, the next
+pair follows.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ class ScheduleConfig(Settings):
 
 
 def mean_figures(codec: nn.Module, images: Sequence[Tensor], **at: int) -> tuple[float, float]:
-    """Mean estimated bpp and PSNR (of images as they are, not rounded) of a codec over photographs, (1, 3, H, W) in [0, 1]."""
+    """Mean estimated bpp and PSNR (of images as they are, not rounded) of a codec over photographs,
+    (1, 3, H, W) in [0, 1].
+    """
     found = []
     for image in images:
         out = codec(image, **at)
@@ -45,11 +50,13 @@ def mean_figures(codec: nn.Module, images: Sequence[Tensor], **at: int) -> tuple
 
 
 class LambdaSchedule(nn.Module):
-    """Lambdas and where the schedule is, all in buffers: a run that resumes goes on as it would have.
+    """Lambdas and where the schedule is, all in buffers: a run that resumes goes on as it would
+    have.
 
     Attributes:
         lambdas: of each width, widest first, float64.
-        log: a row for each validation: step, pair in question, then lambdas, bpp and PSNR of each width.
+        log: a row for each validation: step, pair in question, then lambdas, bpp and PSNR of each
+            width.
     """
 
     lambdas: Tensor
@@ -63,7 +70,8 @@ class LambdaSchedule(nn.Module):
         rows = 1 + (config.most * (count - 1) if config is not None else 0)
         self.register_buffer("lambdas", torch.tensor(list(lambdas), dtype=torch.float64))
         self.register_buffer("slope", torch.tensor(math.inf, dtype=torch.float64))
-        # Steps taken, the step of the last validation, the pair in question (-1: none yet), how often its lambdas were lowered, rows logged.
+        # Steps taken, the step of the last validation, the pair in question (-1: none yet), how
+        # often its lambdas were lowered, rows logged.
         self.register_buffer("position", torch.tensor([0, -1, -1, 0, 0]))
         self.register_buffer("log", torch.zeros(rows, 2 + 3 * count, dtype=torch.float64))
 
@@ -133,6 +141,8 @@ class LambdaSchedule(nn.Module):
 
 
 def _slope(bpp: Sequence[float], psnr: Sequence[float], pair: int) -> float:
-    """Of the curve between two neighbours; as steep as can be where the narrower one needs as many bits: there is nothing between them yet."""
+    """Of the curve between two neighbours; as steep as can be where the narrower one needs as many
+    bits: there is nothing between them yet.
+    """
     rate = bpp[pair] - bpp[pair + 1]
     return (psnr[pair] - psnr[pair + 1]) / rate if rate > 1e-6 else math.inf

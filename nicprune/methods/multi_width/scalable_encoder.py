@@ -1,18 +1,22 @@
-"""A scalable encoder: several small encoders in place of the large one, each of which makes good what those before it lack (Wang et al., "EVC:
-Towards Real-Time Neural Image Compression with Mask Decay", ICLR 2023, residual representation learning; the authors' scalable_encoder_model.py).
+"""A scalable encoder: several small encoders in place of the large one, each of which makes good
+what those before it lack (Wang et al., "EVC: Towards Real-Time Neural Image Compression with Mask
+Decay", ICLR 2023, residual representation learning; the authors' scalable_encoder_model.py).
 
-Decoder, hyperprior and entropy models stay as they are: what any level writes, the original decoder reads. With encoders e_0 ... e_K-1, level i
-gives the latents
+Decoder, hyperprior and entropy models stay as they are: what any level writes, the original decoder
+reads. With encoders e_0 ... e_K-1, level i gives the latents
 
-    average (EVC's):  y_i = (e_0(x) + ... + e_i(x)) / (i + 1)          sum:  y_i = e_0(x) + ... + e_i(x),
+    average (EVC's):  y_i = (e_0(x) + ... + e_i(x)) / (i + 1)          sum:  y_i = e_0(x) + ... +
+    e_i(x),
 
-where the gradient of level i reaches e_i alone. Each is the large encoder decayed to the size asked for, by mask decay, one after the other:
-e_i learns what e_0 ... e_i-1, decided by then, are off by, under the rate-distortion loss plus
+where the gradient of level i reaches e_i alone. Each is the large encoder decayed to the size asked
+for, by mask decay, one after the other: e_i learns what e_0 ... e_i-1, decided by then, are off by,
+under the rate-distortion loss plus
 
     pull * |y_i - y_teacher|^2        (summed over channels, per pixel; the quantiser's step is 1).
 
-The authors' training loss is not public; the pull is ours, as is `sum`. Behind `harden`, all levels are fine-tuned in each step. To code at the best
-level, every one is tried, decoder included, and the one of the least lambda * 255^2 * MSE + bpp taken, image by image.
+The authors' training loss is not public; the pull is ours, as is `sum`. Behind `harden`, all levels
+are fine-tuned in each step. To code at the best level, every one is tried, decoder included, and
+the one of the least lambda * 255^2 * MSE + bpp taken, image by image.
 """
 
 from __future__ import annotations
@@ -54,8 +58,10 @@ class ScalableEncoderConfig(Settings):
         widths: or the width of each of its channel groups, by name or pattern ("g_a.*": 16).
         round_to: widths that a share leads to are multiples of this.
         form: "sum" or "average" of the encoders' latents. A sum starts from the level before.
-        residual: whether each learns what those before it lack; without, each learns to be an encoder on its own.
-        pull: weight of the distance from the teacher's latents, in bits per squared quantisation step.
+        residual: whether each learns what those before it lack; without, each learns to be an
+            encoder on its own.
+        pull: weight of the distance from the teacher's latents, in bits per squared quantisation
+            step.
         decay_steps: steps of all stages together; each encoder has an equal part of them.
         lmbda: what the best level is chosen by; that of the codec's quality if not given.
         made: whether the encoders are small already (set by `harden`).
@@ -85,7 +91,9 @@ class ScalableEncoderConfig(Settings):
 
 
 class EncoderLevels(Widths):
-    """Which level is set: 0 the first encoder alone; behind the last, the best of all; None the large encoder. The bitstream does not tell."""
+    """Which level is set: 0 the first encoder alone; behind the last, the best of all; None the
+    large encoder. The bitstream does not tell.
+    """
 
     word = "level"
     travels = False
@@ -224,7 +232,7 @@ class ScalableEncoder(Method):
         self._macs.clear()
         super()._load_from_state_dict(state, prefix, *args)  # type: ignore[arg-type]
 
-    # -- computing at a level -----------------------------------------------------------------------------------------
+    # -- computing at a level ---------------------------------------------------------------------
 
     @contextmanager
     def narrowed(self, codec: nn.Module) -> Iterator[None]:
@@ -331,7 +339,7 @@ class ScalableEncoder(Method):
             ]
         return self._macs
 
-    # -- learning -----------------------------------------------------------------------------------------------------
+    # -- learning ---------------------------------------------------------------------------------
 
     @property
     def _stage_steps(self) -> int:
@@ -422,7 +430,7 @@ class ScalableEncoder(Method):
             else {"encoder": float(self.stage), **self._decays()[self.stage].figures()}
         )
 
-    # -- small encoders -----------------------------------------------------------------------------------------------
+    # -- small encoders ---------------------------------------------------------------------------
 
     def check_hardenable(self) -> None:
         if not self.done:

@@ -1,20 +1,24 @@
-"""One set of parameters, several widths, each a whole codec (Yang et al., "Slimmable Compressive Autoencoders for Practical Neural Image
-Compression", CVPR 2021).
+"""One set of parameters, several widths, each a whole codec (Yang et al., "Slimmable Compressive
+Autoencoders for Practical Neural Image Compression", CVPR 2021).
 
-Width i keeps the leading channels of every channel group; layers compute with views of their parameters, nothing is padded. A step trains
-all widths, each with a lambda of its own: the loss is the sum over widths, gradients are added up width by width.
+Width i keeps the leading channels of every channel group; layers compute with views of their
+parameters, nothing is padded. A step trains all widths, each with a lambda of its own: the loss is
+the sum over widths, gradients are added up width by width.
 
-*GDN* pools other channels at each width. `switch`: beta and gamma of its own for each width. `slim`: the leading part of one. `slim+`: the
-leading part, with a scale and an offset for each width,
+*GDN* pools other channels at each width. `switch`: beta and gamma of its own for each width.
+`slim`: the leading part of one. `slim+`: the leading part, with a scale and an offset for each
+width,
 
     gamma_i = s_i * gamma[:w, :w] + t_i,    beta_i = u_i * beta[:w] + v_i,
 
-of the values behind the non-negative parametrisation, scales and offsets with one of their own (the authors' gdn_slim_plus.py). The
-widest needs none of either: it is the codec.
+of the values behind the non-negative parametrisation, scales and offsets with one of their own (the
+authors' gdn_slim_plus.py). The widest needs none of either: it is the codec.
 
-*Latents* are whole at each width (`fixed`: one entropy model for all), or narrow with the rest (`slim`: an entropy bottleneck for each).
+*Latents* are whole at each width (`fixed`: one entropy model for all), or narrow with the rest
+(`slim`: an entropy bottleneck for each).
 
-*Lambdas* start as given; `schedule` lowers those of narrow widths until the curve through all bends where it should: see `schedule.py`.
+*Lambdas* start as given; `schedule` lowers those of narrow widths until the curve through all bends
+where it should: see `schedule.py`.
 """
 
 from __future__ import annotations
@@ -50,14 +54,19 @@ class SlimmableConfig(Settings):
     """Settings of slimmable codecs; exactly one of `widths` and `macs`.
 
     Attributes:
-        widths: the widest, which is the codec itself, first: shares of each group's width (1.0, 0.5), or channels of the widest group of g_a.
-        macs: the same by cost: the largest uniform widths that need at most these shares of the codec's MACs.
+        widths: the widest, which is the codec itself, first: shares of each group's width (1.0,
+            0.5), or channels of the widest group of g_a.
+        macs: the same by cost: the largest uniform widths that need at most these shares of the
+            codec's MACs.
         gdn: "switch", "slim" or "slim+".
         latents: y and z are "fixed", or "slim" like the rest.
-        order: what leads: channels as they are numbered ("index"), or the most important ones ("importance", measured by `prepare`).
+        order: what leads: channels as they are numbered ("index"), or the most important ones
+            ("importance", measured by `prepare`).
         round_to: widths are multiples of this.
-        lambdas, qualities: the trade-off of each width, widest first; without either, all have the training's.
-        sandwich: train the widest, the narrowest and so many drawn ones in between in each step; None: all.
+        lambdas, qualities: the trade-off of each width, widest first; without either, all have the
+            training's.
+        sandwich: train the widest, the narrowest and so many drawn ones in between in each step;
+            None: all.
         distill: weight of the distance from the widest's image, relative to the distortion.
         schedule: when lambdas of narrow widths are lowered: {first: 1000, every: 200}.
     """
@@ -178,7 +187,7 @@ class Slimmable(Method):
                     f" {nested[0]} is not: take latents: fixed"
                 )
 
-    # -- widths -------------------------------------------------------------------------------------------------------
+    # -- widths -----------------------------------------------------------------------------------
 
     def _solve(self) -> list[dict[str, int]]:
         """How many channels each group has at each width."""
@@ -328,7 +337,7 @@ class Slimmable(Method):
                             make(modules[name], name, i).state_dict()
                         )
 
-    # -- computing at a width -----------------------------------------------------------------------------------------
+    # -- computing at a width ---------------------------------------------------------------------
 
     @contextmanager
     def narrowed(self, codec: nn.Module) -> Iterator[None]:
@@ -387,7 +396,7 @@ class Slimmable(Method):
     def by_transform(self) -> dict[str, tuple[int, int]]:
         return self.cost.by_transform(self._slices[self.widths.now or 0].keep)
 
-    # -- learning -----------------------------------------------------------------------------------------------------
+    # -- learning ---------------------------------------------------------------------------------
 
     def lmbda_at(self, width: int) -> float | None:
         return float(self.schedule.lambdas[width]) or None
@@ -454,7 +463,7 @@ class Slimmable(Method):
     def figures(self) -> dict[str, float]:
         return {f"lambda{i}": float(value) for i, value in enumerate(self.schedule.lambdas)}
 
-    # -- one width of its own -----------------------------------------------------------------------------------------
+    # -- one width of its own ---------------------------------------------------------------------
 
     def keep(self) -> dict[str, list[int]]:
         return {} if self.extracting is None else self._slices[self.extracting].keep

@@ -1,1 +1,3 @@
-"""Methods that end with keep-lists: a smaller plain codec. May use `methods.contract` and what is below `methods`."""
+"""Methods that end with keep-lists: a smaller plain codec. May use `methods.contract` and what is
+below `methods`.
+"""

@@ -1,7 +1,9 @@
-"""One-shot pruning by what the loss says: the squared gradient by a mask on each channel, summed over photographs.
+"""One-shot pruning by what the loss says: the squared gradient by a mask on each channel, summed
+over photographs.
 
-The first-order criterion of Molchanov et al., "Importance Estimation for Neural Network Pruning" (CVPR 2019), over whole channel groups, on
-the rate-distortion loss. With a budget, channels go by importance per MAC saved.
+The first-order criterion of Molchanov et al., "Importance Estimation for Neural Network Pruning"
+(CVPR 2019), over whole channel groups, on the rate-distortion loss. With a budget, channels go by
+importance per MAC saved.
 """
 
 from __future__ import annotations

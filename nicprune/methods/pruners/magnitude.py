@@ -1,8 +1,9 @@
 """One-shot pruning by group magnitude: the rival that costs nothing.
 
-A channel's importance is the L2 norm of all weights that go with it, over every member of its group (Fang et al.,
-"DepGraph", CVPR 2023, section 4.2), GDN's effective gamma and masked convolutions included, relative to its group's
-mean, so that groups compare; with a budget, channels go by importance per MAC saved.
+A channel's importance is the L2 norm of all weights that go with it, over every member of its group
+(Fang et al., "DepGraph", CVPR 2023, section 4.2), GDN's effective gamma and masked convolutions
+included, relative to its group's mean, so that groups compare; with a budget, channels go by
+importance per MAC saved.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def member_norms(layer: Any, axis: str) -> Tensor:
 
 
 def group_magnitude(codec: nn.Module, group: Group) -> np.ndarray:
-    """Importance of each channel of a group: L2 norm over its members, relative to the group's mean."""
+    """Importance of each channel of a group: L2 norm over its members, relative to the group's
+    mean.
+    """
     modules = dict(codec.named_modules())
     total = np.zeros(group.width)
     with torch.no_grad():

@@ -1,6 +1,8 @@
-"""Mask decay with the |m - 1| criterion (Wang et al., "EVC: Towards Real-Time Neural Image Compression with Mask Decay", ICLR 2023).
+"""Mask decay with the |m - 1| criterion (Wang et al., "EVC: Towards Real-Time Neural Image
+Compression with Mask Decay", ICLR 2023).
 
-Every channel of every free group gets a mask m, 1 at the start, behind its producers' bias. After each optimiser step
+Every channel of every free group gets a mask m, 1 at the start, behind its producers' bias. After
+each optimiser step
 
     m <- max(0, m - eta * clip(g / rms(g)) - rho * r * (|m - 1| + floor))
 
@@ -11,15 +13,17 @@ pushes the large ones most. Three things are our own, the paper's settings not b
 *The start.* m = 1 is a fixed point of |m - 1|, and at a trained codec's optimum the mean of g is zero there too: nothing would
 move but by noise. The floor is a nudge.
 
-*What a channel is worth.* The mean of g is zero at the optimum, its square is not: the running mean of g^2 (Fisher information, the
-curvature along m, the first-order Taylor importance of Molchanov et al., CVPR 2019) says how much the loss would rise. The rate
-r = c / E[g^2], relative to its median, sends first what costs many MACs (c, per channel, as the widths are by then) and matters little:
-widths follow rate-distortion loss per MAC. A deficit grows exponentially, so a channel twice as dispensable is gone when the other has
-hardly begun.
+*What a channel is worth.* The mean of g is zero at the optimum, its square is not: the running mean
+of g^2 (Fisher information, the curvature along m, the first-order Taylor importance of Molchanov et
+al., CVPR 2019) says how much the loss would rise. The rate r = c / E[g^2], relative to its median,
+sends first what costs many MACs (c, per channel, as the widths are by then) and matters little:
+widths follow rate-distortion loss per MAC. A deficit grows exponentially, so a channel twice as
+dispensable is gone when the other has hardly begun.
 
-*The pace.* rho is steered: it rises while the codec costs more than planned for the step and falls when it costs less. For the last
-part of `decay_steps` the choice is final: keep-lists that meet the target exactly are read off the masks, the masks of the others go
-to zero, and the decay of those that stay ends.
+*The pace.* rho is steered: it rises while the codec costs more than planned for the step and falls
+    when it costs less. For the last
+part of `decay_steps` the choice is final: keep-lists that meet the target exactly are read off the
+masks, the masks of the others go to zero, and the decay of those that stay ends.
 
 Decay is decoupled from the optimiser, as weight decay is in AdamW: Adam's normaliser would make |m - 1|, L1 and L2 alike.
 """
@@ -57,8 +61,8 @@ class MaskDecayConfig(Target):
     Attributes:
         decay_steps: steps until every mask that goes is zero.
         criterion: the decay's gradient: "decay" is |m - 1|, "l1" is 1, "l2" is m; to each the floor is added.
-        mask_lr: eta, how fast masks follow the rate-distortion gradient; None takes 1 / decay_steps, with which a mask pushed one
-            way all along moves by at most 1.
+        mask_lr: eta, how fast masks follow the rate-distortion gradient; None takes 1 /
+            decay_steps, with which a mask pushed one way all along moves by at most 1.
         commit: share of `decay_steps` after which the choice is final.
     """
 
@@ -98,7 +102,8 @@ class MaskDecay(Method):
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("rho", torch.full((steered,), 1.0 / self.config.decay_steps))
         self.register_buffer("fisher", torch.zeros(sum(self._sizes)))
-        # What the optimiser may have done to the masks is undone from here: they move by the rule above alone.
+        # What the optimiser may have done to the masks is undone from here: they move by the rule
+        # above alone.
         self.register_buffer("current", torch.ones(sum(self._sizes)))
         self.register_buffer("at_commit", torch.ones(sum(self._sizes)))
         self.register_buffer("going", torch.zeros(sum(self._sizes), dtype=torch.bool))
@@ -141,14 +146,18 @@ class MaskDecay(Method):
         return max(0, self.config.decay_steps - int(self.step))
 
     def _soft_widths(self, values: Tensor) -> np.ndarray:
-        """Widths by how many masks still stand: those above 3/4 count whole, those below 1/4 not at all."""
+        """Widths by how many masks still stand: those above 3/4 count whole, those below 1/4 not at
+        all.
+        """
         widths = self.cost.widths().astype(float)
         standing = ((values - 0.25) * 2).clamp(0, 1)
         widths[self._columns] = [float(part.sum()) for part in standing.split(self._sizes)]
         return widths
 
     def _rates(self, soft: np.ndarray, importance: Tensor) -> Tensor:
-        """r of the module's docstring, for every mask: cost over importance, relative to the median."""
+        """r of the module's docstring, for every mask: cost over importance, relative to the
+        median.
+        """
         price = np.ones(len(self._sizes))
         if self.config.budget is not None:
             widths = np.maximum(np.rint(soft), 1).astype(np.int64)
@@ -171,7 +180,9 @@ class MaskDecay(Method):
         return torch.cat(parts).clamp(1 / SPREAD, SPREAD)
 
     def _ahead(self, soft: np.ndarray) -> np.ndarray:
-        """How far the codec is from its planned cost, as a share of the whole way; positive: it costs too much still."""
+        """How far the codec is from its planned cost, as a share of the whole way; positive: it
+        costs too much still.
+        """
         planned = min(1.0, int(self.step) / self.commit_step)
         if self.config.widths is not None:
             full, now = np.array(self._sizes, float), soft[self._columns]

@@ -1,18 +1,24 @@
-"""One codec, many rates: modulators scale the latents (or more) as the lambda asks, as plug-ins on any codec.
+"""One codec, many rates: modulators scale the latents (or more) as the lambda asks, as plug-ins on
+any codec.
 
-- `bit_rate_modulator`: two fully connected layers from lambda to a value per latent channel, and their inverse at the decoder
-  (Yin et al., "Universal Efficient Variable-rate Neural Image Compression", ICASSP 2022).
-- `bottleneck_scaling`: a value per latent channel and trained rate, the codec frozen (Theis et al., "Lossy Image Compression with
-  Compressive Autoencoders", ICLR 2017).
-- `modulated_autoencoder`: a small network per convolution of g_a and g_s (Yang et al., "Variable Rate Deep Image Compression With
-  Modulated Autoencoder", IEEE SPL 2020; its entropy model per rate is one for all here).
-- `conditional_autoencoder`: scale and bias of every convolution by a table over the trained rates, and a step size in between
-  (Choi et al., "Variable Rate Deep Image Compression With a Conditional Autoencoder", ICCV 2019).
-- `quantisation_steps`: one step per latent channel times one per rate (Wang et al., "EVC", ICLR 2023).
+- `bit_rate_modulator`: two fully connected layers from lambda to a value per latent channel, and
+  their inverse at the decoder (Yin et al., "Universal Efficient Variable-rate Neural Image
+  Compression", ICASSP 2022).
+- `bottleneck_scaling`: a value per latent channel and trained rate, the codec frozen (Theis et al.,
+  "Lossy Image Compression with Compressive Autoencoders", ICLR 2017).
+- `modulated_autoencoder`: a small network per convolution of g_a and g_s (Yang et al., "Variable
+  Rate Deep Image Compression With Modulated Autoencoder", IEEE SPL 2020; its entropy model per rate
+  is one for all here).
+- `conditional_autoencoder`: scale and bias of every convolution by a table over the trained rates,
+  and a step size in between (Choi et al., "Variable Rate Deep Image Compression With a Conditional
+  Autoencoder", ICCV 2019).
+- `quantisation_steps`: one step per latent channel times one per rate (Wang et al., "EVC", ICLR
+    2023).
 
-All start where theory puts them: the step that suits lambda grows as lambda^(-1/2), so latents are scaled by (lambda / highest)^(1/2) and
-back, and at the highest rate the codec is what it was. Each training image has a rate of its own, drawn evenly over all of them.
-A modulator multiplies activations; fvcore counts no such products, and neither do we.
+All start where theory puts them: the step that suits lambda grows as lambda^(-1/2), so latents are
+scaled by (lambda / highest)^(1/2) and back, and at the highest rate the codec is what it was. Each
+training image has a rate of its own, drawn evenly over all of them. A modulator multiplies
+activations; fvcore counts no such products, and neither do we.
 """
 
 from __future__ import annotations
@@ -79,11 +85,13 @@ class NetworkConfig(ModulationConfig):
 
 
 class Site(Hook):
-    """One place where activations are scaled: in front of a module or behind it, by the module's name in the codec.
+    """One place where activations are scaled: in front of a module or behind it, by the module's
+    name in the codec.
 
     Attributes:
         name, side: where; "in" or "out".
-        layer, axis: the convolution, and its axis, that has these channels: what a pruning of it takes, the site loses.
+        layer, axis: the convolution, and its axis, that has these channels: what a pruning of it
+            takes, the site loses.
         width: channels.
     """
 
@@ -97,7 +105,8 @@ class Site(Hook):
         x = x * scale[..., None, None].to(x)
         if bias is None or module is None:
             return x
-        # A channel that is masked away must not come back by the bias that it is given here; see also `absorb`.
+        # A channel that is masked away must not come back by the bias that it is given here; see
+        # also `absorb`.
         for hook in module._forward_hooks.values():
             if isinstance(hook, Hook) and (share := hook.share()) is not None:
                 bias = bias * share.to(bias)
@@ -112,7 +121,9 @@ class Site(Hook):
 
 
 class Modulation(Method):
-    """What all modulators share: rates, the loss over them, hooks, and folding one rate into the weights."""
+    """What all modulators share: rates, the loss over them, hooks, and folding one rate into the
+    weights.
+    """
 
     Config = ModulationConfig
     config: ModulationConfig
@@ -139,7 +150,9 @@ class Modulation(Method):
                 )
 
     def places(self) -> list[Site]:
-        """Where activations are scaled: behind g_a and in front of g_s, unless a modulator does more."""
+        """Where activations are scaled: behind g_a and in front of g_s, unless a modulator does
+        more.
+        """
         codec: Any = self._shared[0]
         last, first = _convolutions(codec, ("g_a",))[-1], _convolutions(codec, ("g_s",))[0]
         width = codec.get_submodule(first).in_channels
@@ -318,7 +331,8 @@ class BitRateModulator(Modulation):
         )
 
     def per_channel(self, site: int) -> dict[str, int]:
-        # The inverse is that of the same latents: both sites have the same channels, and are pruned alike.
+        # The inverse is that of the same latents: both sites have the same channels, and are pruned
+        # alike.
         return {
             f"{'restore' if site else 'modulate'}.second.{what}": 0 for what in ("weight", "bias")
         }
@@ -432,7 +446,9 @@ class ModulatedAutoencoder(Modulation):
 
 @METHODS.register("conditional_autoencoder")
 class ConditionalAutoencoder(Modulation):
-    """Scale and bias of every convolution by the nearest trained rate; the step size alone follows lambda in between."""
+    """Scale and bias of every convolution by the nearest trained rate; the step size alone follows
+    lambda in between.
+    """
 
     name = "conditional_autoencoder"
     summary = (
