@@ -122,9 +122,8 @@ def make_telling(codec: nn.Module, seed: int = 0) -> nn.Module:
                 codec.eval()(image(codec, 1))
             handle.remove()
             last = [m for m in stage.modules() if isinstance(m, (nn.Conv2d, nn.Linear))][-1]
-            if transform == "g_a" and hasattr(
-                list(stage.children())[-1], "conv_b"
-            ):  # ELIC ends in an attention block: scale what enters it
+            # ELIC ends in an attention block: scale what enters it.
+            if transform == "g_a" and hasattr(list(stage.children())[-1], "conv_b"):
                 last = list(stage.children())[-2]
             last.weight.mul_(5 / max(seen[0], 1e-6))
             last.bias.mul_(5 / max(seen[0], 1e-6))

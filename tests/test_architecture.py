@@ -12,8 +12,20 @@ import nicprune
 ROOT = Path(nicprune.__file__).parent
 
 FOLDERS = [
-    "cli", "bench", "experiments", "report", "storage", "evaluation", "methods", "training", "pruning", "channels", "codecs", "data", "common",
-]  # fmt: skip
+    "cli",
+    "bench",
+    "experiments",
+    "report",
+    "storage",
+    "evaluation",
+    "methods",
+    "training",
+    "pruning",
+    "channels",
+    "codecs",
+    "data",
+    "common",
+]
 """From top to bottom: a file imports from its own folder or from those below it. The files at the
 root are above all.
 """

@@ -1,4 +1,6 @@
-"""Find a codec's channel groups: the widths that can shrink, and everything that shrinks with each."""
+"""Find a codec's channel groups: the widths that can shrink, and everything that shrinks
+with each.
+"""
 
 from __future__ import annotations
 

@@ -36,15 +36,20 @@ MOVES = set(
 )
 REDUCES = set("mean sum amax amin var std norm any all prod".split())
 LIKE = set("zeros_like empty_like ones_like rand_like randn_like full_like".split())
-IGNORED = set("size dim numel stride is_contiguous is_floating_point shape dtype device ndim requires_grad grad_fn is_complex item "
-              "get_device is_cuda layout element_size storage_offset data_ptr ndimension is_sparse is_nested names new_zeros "
-              "new_ones new_empty new_full register_hook retain_grad backward is_leaf grad output_nr is_inference isclose "
-              "__len__ __iter__ __bool__ __hash__ __format__ __repr__ __contains__ is_same_size is_mkldnn"
-              " is_quantized is_meta itemsize nbytes".split())  # fmt: skip
+IGNORED = set(
+    "size dim numel stride is_contiguous is_floating_point shape dtype device ndim requires_grad"
+    " grad_fn is_complex item get_device is_cuda layout element_size storage_offset data_ptr"
+    " ndimension is_sparse is_nested names new_zeros new_ones new_empty new_full register_hook"
+    " retain_grad backward is_leaf grad output_nr is_inference isclose "
+    "__len__ __iter__ __bool__ __hash__ __format__ __repr__ __contains__ is_same_size is_mkldnn"
+    " is_quantized is_meta itemsize nbytes".split()
+)
 
 
 def canonical(func: Any) -> str:
-    """Name an operation alike whether it came as function, method, operator, in place or property."""
+    """Name an operation alike whether it came as function, method, operator, in place or
+    property.
+    """
     name = getattr(func, "__name__", str(func))
     if name == "__get__":
         return getattr(getattr(func, "__self__", None), "__name__", name)

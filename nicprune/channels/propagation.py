@@ -43,7 +43,9 @@ class Labels:
 
 
 class Follower(TorchFunctionMode):
-    """Gives out channel numbers, and keeps them attached to tensors while operations run under it."""
+    """Gives out channel numbers, and keeps them attached to tensors while operations run
+    under it.
+    """
 
     def __init__(self, root: str):
         super().__init__()
@@ -299,9 +301,8 @@ class Follower(TorchFunctionMode):
     ) -> None:
         """Run a data movement on the channel numbers; read off where they went."""
         try:
-            if (
-                name == "getitem"
-            ):  # the index may hold tensors of its own, which are positions and not channels
+            # The index may hold tensors of its own, which are positions and not channels.
+            if name == "getitem":
                 result = func(self._numbers(args[0]), args[1])
             else:
                 result = func(*map_leaves(self._numbers, args), **map_leaves(self._numbers, kwargs))

@@ -53,7 +53,9 @@ class Tracer(Follower):
     # -- running ----------------------------------------------------------------------------------
 
     def run(self, size: int = 64) -> None:
-        """Trace the codec on a `size` x `size` image. The codec is left as it was, mode included."""
+        """Trace the codec on a `size` x `size` image. The codec is left as it was, mode
+        included.
+        """
         first = next((p for p in self.codec.parameters() if p.is_floating_point()), torch.zeros(()))
         modes = {module: module.training for module in self.codec.modules()}
         with ExitStack() as stack, torch.no_grad():
@@ -163,7 +165,8 @@ class Tracer(Follower):
         labels = self.labels(x)
         axis = x.dim() - 1 if linear else x.dim() - 3
         if labels is not None and labels.dim != axis:
-            if linear:  # acts on another dimension than the channels': they pass through, changed one by one
+            # A linear layer on another dimension than the channels': they pass through, one by one.
+            if linear:
                 self.label(output, Labels(labels.dim, labels.ids, f"linear layer {name}"))
             else:
                 self.pin(labels.ids, f"{name} reads another dimension than the channels'")

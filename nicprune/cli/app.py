@@ -15,9 +15,15 @@ import typer
 from nicprune.common.errors import NicpruneError
 
 app = typer.Typer(
-    help="Make learned image codecs smaller and faster: prune any CompressAI model, and see what was won and lost.",
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-)  # fmt: skip
+    help=(
+        "Make learned image codecs smaller and faster: prune any CompressAI model, and see what was"
+        " won and lost."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 
 Weights = Annotated[str, typer.Option(help="official, none (random), or a file.")]
 
@@ -379,7 +385,9 @@ def overview(
         ),
     ] = "reports",
 ) -> None:
-    """Put figures of several reports on one screen, beside published ones: README.md in the folder."""
+    """Put figures of several reports on one screen, beside published ones: README.md in the
+    folder.
+    """
     from nicprune.report.overview import write_overview
 
     typer.echo(f"wrote {write_overview(folder)}")
@@ -469,7 +477,9 @@ def time_(
         str | None, typer.Option(help="Folder to write times.md, times.json and times.png into.")
     ] = None,
 ) -> None:
-    """Show where the time of coding a photograph goes, and what of the FLOP reduction it follows."""
+    """Show where the time of coding a photograph goes, and what of the FLOP reduction it
+    follows.
+    """
     from nicprune.common.errors import RecipeError
     from nicprune.evaluation.transform_times import Named, taken_under, time_codecs, times_table
     from nicprune.report.times import write_times

@@ -40,7 +40,8 @@ TABLES = {"_offset", "_quantized_cdf", "_cdf_length", "scale_table"}
 """Buffers of entropy models that `update()` makes; their sizes follow the weights."""
 
 FACTOR = 64
-"""Images are padded to a multiple of this many pixels: the largest total stride among the codecs."""
+"""Images are padded to a multiple of this many pixels: the largest total stride among the codecs.
+"""
 
 
 def check_codec(codec: object) -> None:

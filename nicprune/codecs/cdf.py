@@ -44,7 +44,9 @@ def fast_indexes() -> Iterator[None]:
     GaussianConditional.build_indexes = _bisected  # type: ignore[method-assign]
     try:
         yield
-    finally:  # with several threads it may end early for another one, which then compares: slower, and the same
+    finally:
+        # With several threads it may end early for another one, which then compares: slower, and
+        # the same.
         GaussianConditional.build_indexes = _COMPARED  # type: ignore[method-assign]
 
 

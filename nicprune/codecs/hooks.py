@@ -79,7 +79,9 @@ def remove_hooks(codec: nn.Module, mine: Callable[[Hook], bool]) -> None:
 
 @contextmanager
 def without_hooks(codec: nn.Module) -> Iterator[None]:
-    """Take every hook of a method off the codec inside the block: counting needs the layers alone."""
+    """Take every hook of a method off the codec inside the block: counting needs the layers
+    alone.
+    """
     taken = []
     for module in codec.modules():
         for table in tables(module):

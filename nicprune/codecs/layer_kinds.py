@@ -191,16 +191,18 @@ def reinitialise(codec: nn.Module) -> None:
                 fresh = type(made)(made.channels, init_scale=made.init_scale, filters=made.filters)
                 for parameter, value in zip(module.parameters(), fresh.parameters(), strict=True):
                     parameter.copy_(value)
-            elif hasattr(
-                module, "gamma_reparam"
-            ):  # CompressAI's: beta 1, gamma 0.1 on the diagonal
+            elif hasattr(module, "gamma_reparam"):
+                # CompressAI's: beta 1, gamma 0.1 on the diagonal.
                 made.beta.copy_(made.beta_reparam.init(torch.ones_like(made.beta)))
                 made.gamma.copy_(
                     made.gamma_reparam.init(0.1 * torch.eye(len(made.beta)).to(made.gamma))
                 )
             elif hasattr(module, "reset_parameters"):
                 made.reset_parameters()
-            else:  # parameters of the codec's own, as gains are: those of a new one, where their size is no width
+            # Parameters of the codec's own, as gains are: those of a new one, where their size is
+            # no
+            # width.
+            else:
                 fresh = dict(
                     rebuild(provenance(codec).build)
                     .get_submodule(name)

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 
 class NicpruneError(Exception):
-    """Base of every error this package raises on purpose; the command line prints it as one line."""
+    """Base of every error this package raises on purpose; the command line prints it as one
+    line.
+    """
 
 
 class CodecError(NicpruneError):
@@ -39,7 +41,9 @@ class TrainingError(NicpruneError):
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """Return a hint that names what comes nearest to `name` among `known`, or all of them if few."""
+    """Return a hint that names what comes nearest to `name` among `known`, or all of them
+    if few.
+    """
     options = sorted(known)
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
     if near:

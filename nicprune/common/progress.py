@@ -12,7 +12,9 @@ SHOWN = ("loss", "bpp", "psnr", "macs")
 
 
 class Progress:
-    """Progress over `total` steps. Everything goes to stderr; nothing is printed when not enabled."""
+    """Progress over `total` steps. Everything goes to stderr; nothing is printed when not
+    enabled.
+    """
 
     def __init__(self, total: int, label: str = "", *, enabled: bool = True):
         self.total, self.label, self.enabled = total, label, enabled

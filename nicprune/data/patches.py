@@ -74,7 +74,8 @@ class Patches:
             index, row, column, flip = torch.randint(0, 1 << 31, (4,), generator=generator).tolist()
             try:
                 image = self.image(index % len(self.paths))
-            except DataError as error:  # whole header, damaged inside: draw another; the same files give the same draws
+            except DataError as error:
+                # A whole header, damaged inside: draw another. The same files give the same draws.
                 self._skip(self.paths[index % len(self.paths)], error)
                 continue
             top, left = row % (image.shape[1] - side + 1), column % (image.shape[2] - side + 1)

@@ -67,7 +67,9 @@ def evaluate_classical(
 
 
 def psnr_at(points: Sequence[Point], bpp: float) -> float | None:
-    """PSNR at `bpp`, linear between the neighbouring settings in log rate; None outside the curve."""
+    """PSNR at `bpp`, linear between the neighbouring settings in log rate; None outside the
+    curve.
+    """
     ordered = sorted(points, key=lambda p: p.bpp)
     rates = np.log([p.bpp for p in ordered])
     if not rates[0] <= np.log(bpp) <= rates[-1]:

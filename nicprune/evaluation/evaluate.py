@@ -168,7 +168,9 @@ def crop(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
 
 
 def psnr(reference: Tensor, decoded: Tensor) -> float:
-    """PSNR in dB over RGB of two images in [0, 1], both rounded to 8 bits: CompressAI's definition."""
+    """PSNR in dB over RGB of two images in [0, 1], both rounded to 8 bits: CompressAI's
+    definition.
+    """
     a, b = (t.detach().cpu().clamp(0, 1).mul(255).round().double() for t in (reference, decoded))
     mse = float((a - b).square().mean())
     return math.inf if mse == 0 else 20 * math.log10(255) - 10 * math.log10(mse)
@@ -206,9 +208,17 @@ def evaluate_image(codec: Any, image: Tensor, name: str, **rate: Any) -> tuple[I
     if min(x.shape[-2:]) >= MS_SSIM_SIDE:
         structural = float(ms_ssim(x_hat.mul(255).round(), x.mul(255).round(), data_range=255.0))
     score = ImageScore(
-        name, x.shape[-1], x.shape[-2], 8 * string_bytes(sent["strings"]) / pixels, estimate, psnr(x, x_hat), structural,
-        encoded - started, decoded - encoded, cost[0] | cost[1] if cost is not None else None,
-    )  # fmt: skip
+        name,
+        x.shape[-1],
+        x.shape[-2],
+        8 * string_bytes(sent["strings"]) / pixels,
+        estimate,
+        psnr(x, x_hat),
+        structural,
+        encoded - started,
+        decoded - encoded,
+        cost[0] | cost[1] if cost is not None else None,
+    )
     return score, x_hat[0].cpu()
 
 
@@ -309,10 +319,21 @@ def evaluate(
         else now
     )
     found = Evaluation(
-        record.name, record.quality, now, original, tuple(scores), str(place), torch.get_num_threads(),
-        position, float(rates.lmbda(torch.tensor(position))) if rates is not None and position is not None else None,
-        width, "" if widths is None or width is None else widths.name(width), others_share(before, processor_time()),
-    )  # fmt: skip
+        record.name,
+        record.quality,
+        now,
+        original,
+        tuple(scores),
+        str(place),
+        torch.get_num_threads(),
+        position,
+        float(rates.lmbda(torch.tensor(position)))
+        if rates is not None and position is not None
+        else None,
+        width,
+        "" if widths is None or width is None else widths.name(width),
+        others_share(before, processor_time()),
+    )
     if spread := found.dynamic():
         found = replace(
             found,
@@ -395,9 +416,14 @@ def write_results(evaluation: Evaluation, path: str | Path) -> Path:
     """
     content = evaluation.compressai_json() | {
         "nicprune": {
-            "means": evaluation.means(), "cost_64x64": evaluation.cost.as_dict(), "original_cost_64x64": evaluation.original_cost.as_dict(),
-            "counter": COUNTER, "device": evaluation.device, "threads": evaluation.threads, "busy": evaluation.busy,
+            "means": evaluation.means(),
+            "cost_64x64": evaluation.cost.as_dict(),
+            "original_cost_64x64": evaluation.original_cost.as_dict(),
+            "counter": COUNTER,
+            "device": evaluation.device,
+            "threads": evaluation.threads,
+            "busy": evaluation.busy,
             "images": [asdict(i) for i in evaluation.images],
         }
-    }  # fmt: skip
+    }
     return write_text(path, json.dumps(content, indent=1) + "\n")

@@ -43,13 +43,15 @@ def profile_text(codec: nn.Module, groups: Groups, cost: CostModel) -> str:
             "encoding, decoding" if encodes and decodes else "encoding" if encodes else "decoding"
         )
         lines.append(
-            f"{name:22}{when:18}{macs * height * width / 4096 / 1e9:>10.3f}{macs / 4096 / 1000:>10.3f}{params:>14,}"
+            f"{name:22}{when:18}{macs * height * width / 4096 / 1e9:>10.3f}"
+            f"{macs / 4096 / 1000:>10.3f}{params:>14,}"
         )
     for name in ("macs", "encoder", "decoder"):
         label = "all" if name == "macs" else f"{name} (shared parts included)"
         params_text = f"{totals.params:>14,}" if name == "macs" else ""
         lines.append(
-            f"{label:40}{totals.gmac(height, width, name):>10.3f}{totals.kmac_per_pixel(name):>10.3f}{params_text}"
+            f"{label:40}{totals.gmac(height, width, name):>10.3f}"
+            f"{totals.kmac_per_pixel(name):>10.3f}{params_text}"
         )
     lines.append(
         f"MACs: counted by {COUNTER} at 64x64, GMAC for {width}x{height}; a multiply-add is one"

@@ -129,9 +129,9 @@ def _watched(model: nn.Module, spent: dict[str, float], layers: bool) -> Iterato
         for method in model.methods if isinstance(model, Attached) else ():
             parts = {module: str(method.name) for module in method.modules()} | parts
         for module, part in parts.items():
-            if (
-                id(module) not in coders
-            ):  # before all other hooks going in, behind all others coming out: gates count with their transform
+            # Before all other hooks going in, behind all others coming out: gates count with their
+            # transform.
+            if id(module) not in coders:
                 hooks += [
                     module.register_forward_pre_hook(before, prepend=True),
                     module.register_forward_hook(after(part)),

@@ -90,19 +90,50 @@ def measure_at(
     dynamic, peaks = evaluation.dynamic(), peak_memory(codec, level, width)
     skipping = time_skipping(codec, recipe, level) if dynamic and quality is not None else {}
     record = {
-        "format": "nicprune-record", "version": 1, "key": job.key,
-        "codec": recipe.codec, "quality": quality, "metric": recipe.metric, "lmbda": lmbda, "level": level, "width": width if slim is not None else None,
+        "format": "nicprune-record",
+        "version": 1,
+        "key": job.key,
+        "codec": recipe.codec,
+        "quality": quality,
+        "metric": recipe.metric,
+        "lmbda": lmbda,
+        "level": level,
+        "width": width if slim is not None else None,
         "schedule": slim.schedule.history() if slim is not None and width == 0 else [],
-        "method": job.arm.name, "label": label, "role": job.role, "seed": job.seed, "steps": steps, "settings": dict(job.settings),
-        "cost": evaluation.cost.as_dict(), "original_cost": evaluation.original_cost.as_dict(), "dynamic": dynamic, "skipping": skipping,
-        "encode_peak_bytes": peaks[0], "decode_peak_bytes": peaks[1],
-        "by_transform": {t: (round(dynamic[t][0]) if t in dynamic else macs, params) for t, (macs, params) in by_transform.items()},
-        "widths": last_change(unwrap(codec), job).get("widths", {}), **evaluation.means(), "images": [asdict(image) for image in evaluation.images],
-        "test": test_name(recipe), "crops": crops, "file": "codec.safetensors", "file_bytes": size,
-        "recipe": recipe.name, "recipe_sha256": digest(recipe.model_dump(mode="json")), "recipe_text": text,
-        "counter": COUNTER, "threads": evaluation.threads, "busy": evaluation.busy, "device": evaluation.device, "versions": versions(),
-        "machine": machine_line(), "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
+        "method": job.arm.name,
+        "label": label,
+        "role": job.role,
+        "seed": job.seed,
+        "steps": steps,
+        "settings": dict(job.settings),
+        "cost": evaluation.cost.as_dict(),
+        "original_cost": evaluation.original_cost.as_dict(),
+        "dynamic": dynamic,
+        "skipping": skipping,
+        "encode_peak_bytes": peaks[0],
+        "decode_peak_bytes": peaks[1],
+        "by_transform": {
+            t: (round(dynamic[t][0]) if t in dynamic else macs, params)
+            for t, (macs, params) in by_transform.items()
+        },
+        "widths": last_change(unwrap(codec), job).get("widths", {}),
+        **evaluation.means(),
+        "images": [asdict(image) for image in evaluation.images],
+        "test": test_name(recipe),
+        "crops": crops,
+        "file": "codec.safetensors",
+        "file_bytes": size,
+        "recipe": recipe.name,
+        "recipe_sha256": digest(recipe.model_dump(mode="json")),
+        "recipe_text": text,
+        "counter": COUNTER,
+        "threads": evaluation.threads,
+        "busy": evaluation.busy,
+        "device": evaluation.device,
+        "versions": versions(),
+        "machine": machine_line(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
     return record, evaluation
 
 

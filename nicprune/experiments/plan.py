@@ -83,13 +83,29 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
         for role, seed, arm in arms:
             told = [arm.told(), keys[arm.scratch, seed]] if arm.scratch is not None else arm.told()
             key = digest(
-                recipe.task, recipe.codec, recipe.metric, recipe.weights_for(quality), quality, recipe.lmbda(quality), role, told, seed,
-                train + test + (validation if any(part.settings.get("schedule") for part in arm.stack) else []),
-                file_digests(recipe, quality), recipe.training, recipe.half,
-                trained.get(recipe.before(quality), ""),  # in a chain, a quality depends on the one it starts from
-                [] if role == "original" and recipe.task == "prune" else [recipe.sparsify, recipe.finetune, recipe.per_quality.get(quality)],
+                recipe.task,
+                recipe.codec,
+                recipe.metric,
+                recipe.weights_for(quality),
+                quality,
+                recipe.lmbda(quality),
+                role,
+                told,
+                seed,
+                train
+                + test
+                + (validation if any(part.settings.get("schedule") for part in arm.stack) else []),
+                file_digests(recipe, quality),
+                recipe.training,
+                recipe.half,
+                trained.get(
+                    recipe.before(quality), ""
+                ),  # in a chain, a quality depends on the one it starts from
+                []
+                if role == "original" and recipe.task == "prune"
+                else [recipe.sparsify, recipe.finetune, recipe.per_quality.get(quality)],
                 [recipe.lambdas, recipe.qualities] if role == "modulated" else [],
-            )  # fmt: skip
+            )
             trained[quality] = key
             keys[arm.label, seed] = key
             slug = slug_of(arm.label)
@@ -138,7 +154,9 @@ def file_digests(recipe: Recipe, quality: int) -> list[str]:
 
 
 def start(recipe: Recipe, job: Job) -> nn.Module:
-    """The codec that a job starts from, with weights drawn from the job's seed if they are random."""
+    """The codec that a job starts from, with weights drawn from the job's seed if they are
+    random.
+    """
     torch.manual_seed(job.seed)
     return load_codec(
         recipe.codec, job.quality, metric=recipe.metric, weights=recipe.weights_for(job.quality)

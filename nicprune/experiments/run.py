@@ -81,7 +81,8 @@ def report(
         made, file = job.folder / "codec.safetensors", None
         if made.exists() and (job.role in ("pruned", "modulated") or recipe.task == "train"):
             level = "" if job.role == "modulated" else f"-q{job.quality}"
-            name = f"{Path(recipe.codec).stem.replace(':', '-')}{level}-{job.folder.name.rsplit('-', 1)[0]}.safetensors"
+            codec = Path(recipe.codec).stem.replace(":", "-")
+            name = f"{codec}{level}-{job.folder.name.rsplit('-', 1)[0]}.safetensors"
             write_atomically(folder / "codecs" / name, partial(shutil.copyfile, made))
             file = f"codecs/{name}"
         for record in found:
@@ -264,11 +265,12 @@ def measure_and_record(
         job.folder / "record.json",
         json.dumps([r for r, _ in records] if several else records[0][0], indent=1) + "\n",
     )
+    # Optimiser state is of no use any more, and large.
     for name in (
         "sparsify",
         "finetune",
         "train",
-    ):  # optimiser state is of no use any more, and large
+    ):
         (job.folder / name / "checkpoint.pt").unlink(missing_ok=True)
     (job.folder / "hardened.safetensors").unlink(missing_ok=True)
     verified = last_change(unwrap(codec), job).get("verified")

@@ -42,12 +42,14 @@ class Method(nn.Module):
     """Whether it makes one codec code at many rates; it has `levels` then."""
     levels: Levels | None = None
     slims: ClassVar[bool] = False
-    """Whether it gives one codec several widths, each with a rate of its own; it has `widths` then."""
+    """Whether it gives one codec several widths, each with a rate of its own; it has `widths` then.
+    """
     widths: Widths | None = None
     alone: ClassVar[bool] = False
     """Whether nothing else can be attached beside it."""
     teaches: ClassVar[bool] = False
-    """Whether all it does is help to train, by a teacher's example; it can go on behind `harden`."""
+    """Whether all it does is help to train, by a teacher's example; it can go on behind `harden`.
+    """
     codes: ClassVar[bool] = True
     """Whether decoding depends on it, where it stays."""
     tables: str = ""
@@ -164,7 +166,9 @@ class Method(nn.Module):
         return self.config.model_dump()
 
     def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
-        """Hand what was learnt to `other`, the same method on the codec pruned to these keep-lists."""
+        """Hand what was learnt to `other`, the same method on the codec pruned to these
+        keep-lists.
+        """
 
     def factors_folded(self, codec: nn.Module) -> dict[tuple[str, str], Tensor]:
         """What `fold` moves into weights: factors of shape (C,) by module name and side, "in" or

@@ -56,9 +56,8 @@ class Levels:
                     f"lmbda {lmbda:g} lies outside what the codec was trained for:"
                     f" {self.lambdas[0]:g} to {self.lambdas[-1]:g}"
                 )
-            for trained, known in enumerate(
-                self.lambdas
-            ):  # a trained lambda is exactly its level, whatever the processor's logarithm rounds to
+            # A trained lambda is exactly its level, whatever the processor's logarithm rounds to.
+            for trained, known in enumerate(self.lambdas):
                 if math.isclose(
                     lmbda, known, rel_tol=1e-6
                 ):  # also after float32, and as tables print it

@@ -1,4 +1,6 @@
-"""A teacher's help for what is being trained: put beside whatever is attached, and taken off again."""
+"""A teacher's help for what is being trained: put beside whatever is attached, and taken
+off again.
+"""
 
 from __future__ import annotations
 

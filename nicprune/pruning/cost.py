@@ -126,7 +126,9 @@ class _Terms:
     def decrease(
         self, out: np.ndarray, inn: np.ndarray, d_out: np.ndarray, d_in: np.ndarray
     ) -> np.ndarray:
-        """How much less it is when each group alone narrows: d_out and d_in are (layers, groups)."""
+        """How much less it is when each group alone narrows: d_out and d_in are (layers,
+        groups).
+        """
         return (
             (self.product * inn + self.linear) @ d_out
             + (self.product * out) @ d_in

@@ -1,4 +1,6 @@
-"""Masks on channel groups: what learns which channels go, folded into the weights when it is known."""
+"""Masks on channel groups: what learns which channels go, folded into the weights when it
+is known.
+"""
 
 from __future__ import annotations
 

@@ -15,12 +15,46 @@ from nicprune.report.records import Record, Setting, arms, as_records, counterpa
 AREA = 64 * 64
 
 COLUMNS = (
-    "codec", "quality", "method", "label", "role", "macs", "kmac_per_pixel", "kmac_per_pixel_encoder", "kmac_per_pixel_decoder",
-    "flop_reduction", "encoder_reduction", "decoder_reduction", "params", "params_reduction", "bpp", "bpp_estimated", "bpp_change_pct",
-    "psnr_db", "psnr_drop_db", "psnr_drop_pct", "ms_ssim",
-    "encode_s", "decode_s", "encode_speedup", "decode_speedup", "steps", "seed", "lmbda", "metric", "test", "images", "counter", "device", "threads",
-    "machine", "recipe", "recipe_sha256", "file", "date",
-)  # fmt: skip
+    "codec",
+    "quality",
+    "method",
+    "label",
+    "role",
+    "macs",
+    "kmac_per_pixel",
+    "kmac_per_pixel_encoder",
+    "kmac_per_pixel_decoder",
+    "flop_reduction",
+    "encoder_reduction",
+    "decoder_reduction",
+    "params",
+    "params_reduction",
+    "bpp",
+    "bpp_estimated",
+    "bpp_change_pct",
+    "psnr_db",
+    "psnr_drop_db",
+    "psnr_drop_pct",
+    "ms_ssim",
+    "encode_s",
+    "decode_s",
+    "encode_speedup",
+    "decode_speedup",
+    "steps",
+    "seed",
+    "lmbda",
+    "metric",
+    "test",
+    "images",
+    "counter",
+    "device",
+    "threads",
+    "machine",
+    "recipe",
+    "recipe_sha256",
+    "file",
+    "date",
+)
 FIRST_LATER = ("level", "kmac_per_pixel_min", "kmac_per_pixel_max", "file_bytes")
 LATER_COLUMNS = (*FIRST_LATER, "width", "encode_peak_bytes", "decode_peak_bytes", "busy")
 """Columns behind all others, where a record has something for them."""
@@ -55,16 +89,29 @@ def row(record: Record, records: Sequence[Record]) -> dict[str, Any]:
     drop = _value(base["psnr_db"]) - _value(record["psnr_db"])
     _, least, most = record["dynamic"].get("macs", (None, None, None))
     return {key: record[key] for key in (*COLUMNS, *LATER_COLUMNS) if key in record} | {
-        "macs": cost["macs"], "params": cost["params"], "params_reduction": _ratio(before["params"], cost["params"]),
-        "kmac_per_pixel": cost["macs"] / AREA / 1000, "kmac_per_pixel_encoder": cost["encoder"] / AREA / 1000,
-        "kmac_per_pixel_decoder": cost["decoder"] / AREA / 1000, "flop_reduction": _ratio(before["macs"], cost["macs"]),
-        "encoder_reduction": _ratio(before["encoder"], cost["encoder"]), "decoder_reduction": _ratio(before["decoder"], cost["decoder"]),
-        **{key: _value(record[key]) for key in ("bpp", "bpp_estimated", "psnr_db", "ms_ssim", "encode_s", "decode_s")},
-        "bpp_change_pct": 100 * (_ratio(record["bpp"], base["bpp"]) - 1), "psnr_drop_db": drop, "psnr_drop_pct": 100 * _ratio(drop, base["psnr_db"]),
-        "encode_speedup": _ratio(clock["encode_s"], record["encode_s"]), "decode_speedup": _ratio(clock["decode_s"], record["decode_s"]),
-        "images": len(record["images"]), "test": record.setting().test,
-        "kmac_per_pixel_min": _value(least) / AREA / 1000, "kmac_per_pixel_max": _value(most) / AREA / 1000,
-    }  # fmt: skip
+        "macs": cost["macs"],
+        "params": cost["params"],
+        "params_reduction": _ratio(before["params"], cost["params"]),
+        "kmac_per_pixel": cost["macs"] / AREA / 1000,
+        "kmac_per_pixel_encoder": cost["encoder"] / AREA / 1000,
+        "kmac_per_pixel_decoder": cost["decoder"] / AREA / 1000,
+        "flop_reduction": _ratio(before["macs"], cost["macs"]),
+        "encoder_reduction": _ratio(before["encoder"], cost["encoder"]),
+        "decoder_reduction": _ratio(before["decoder"], cost["decoder"]),
+        **{
+            key: _value(record[key])
+            for key in ("bpp", "bpp_estimated", "psnr_db", "ms_ssim", "encode_s", "decode_s")
+        },
+        "bpp_change_pct": 100 * (_ratio(record["bpp"], base["bpp"]) - 1),
+        "psnr_drop_db": drop,
+        "psnr_drop_pct": 100 * _ratio(drop, base["psnr_db"]),
+        "encode_speedup": _ratio(clock["encode_s"], record["encode_s"]),
+        "decode_speedup": _ratio(clock["decode_s"], record["decode_s"]),
+        "images": len(record["images"]),
+        "test": record.setting().test,
+        "kmac_per_pixel_min": _value(least) / AREA / 1000,
+        "kmac_per_pixel_max": _value(most) / AREA / 1000,
+    }
 
 
 @dataclass(frozen=True)
@@ -135,7 +182,9 @@ class Line:
 
 
 def lines(records: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """Join records into one line per setting, quality and arm, in the order of a table for people."""
+    """Join records into one line per setting, quality and arm, in the order of a table for
+    people.
+    """
     ready = as_records(records)
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record, arm in zip(ready, arms(ready), strict=True):

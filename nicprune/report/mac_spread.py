@@ -138,9 +138,8 @@ def per_image(group: Sequence[Line]) -> list[Spread]:
         ]
         for part in ("all", *member["by_transform"]):
             spread, original = line.dynamic("macs" if part == "all" else part), before.get(part)
-            if (
-                spread is not None and not spread[1] == spread[2] == original
-            ):  # without gates otherwise
+            # Without gates otherwise.
+            if spread is not None and not spread[1] == spread[2] == original:
                 mean, least, most = (macs / AREA / 1000 for macs in spread)
                 found.append(
                     Spread(
@@ -171,7 +170,9 @@ class Stored:
     widths: bool = False
 
     def saving(self) -> str:
-        """The saving against the originals in words; empty where nothing is known, or to compare."""
+        """The saving against the originals in words; empty where nothing is known, or to
+        compare.
+        """
         if not self.originals or self.role == "original":
             return ""
         percent = 100 * (1 - self.size / self.originals)

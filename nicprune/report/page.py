@@ -128,9 +128,8 @@ def _portable(record: Record, folder: Path, crops: list[dict[str, Any]]) -> dict
     content["images"] = [image | {"name": Path(image["name"]).name} for image in content["images"]]
     if record["file"]:
         file = Path(record["file"])
-        with contextlib.suppress(
-            ValueError, OSError
-        ):  # a codec inside the report's folder keeps its place there
+        # A codec inside the report's folder keeps its place there.
+        with contextlib.suppress(ValueError, OSError):
             file = ((record.folder or folder) / file).resolve().relative_to(folder.resolve())
         content["file"] = file.name if file.is_absolute() or ".." in file.parts else file.as_posix()
     return content
@@ -458,20 +457,36 @@ def _pictures(
 
 
 def _page(
-    title: str, records: Sequence[Record], joined: Sequence[Line], bd: pd.DataFrame, drawn: Mapping[str, tuple[bytes | None, bytes | None]],
-    crops: Sequence[list[dict[str, Any]]], copies: Mapping[str, bytes], said: Sequence[str],
-) -> str:  # fmt: skip
+    title: str,
+    records: Sequence[Record],
+    joined: Sequence[Line],
+    bd: pd.DataFrame,
+    drawn: Mapping[str, tuple[bytes | None, bytes | None]],
+    crops: Sequence[list[dict[str, Any]]],
+    copies: Mapping[str, bytes],
+    said: Sequence[str],
+) -> str:
     """Fill the template."""
     with_crops = list(zip(records, arms(records), crops, strict=True))
     sections = [
         {
-            "name": str(setting), "headline": headline(group), "lines": group, "note": footnote(group).replace("+-", "±"), "transforms": transforms(group),
-            "per_image": (spreads := per_image(group)), "timed": timed(spreads), "storage": storage(group), "gaps": gaps(group),
-            "slim": [line for line in group if line.members[0]["width"] is not None], "count": len(setting.images),
-            "crops": _pictures([item for item in with_crops if item[0].setting() == setting], copies),
+            "name": str(setting),
+            "headline": headline(group),
+            "lines": group,
+            "note": footnote(group).replace("+-", "±"),
+            "transforms": transforms(group),
+            "per_image": (spreads := per_image(group)),
+            "timed": timed(spreads),
+            "storage": storage(group),
+            "gaps": gaps(group),
+            "slim": [line for line in group if line.members[0]["width"] is not None],
+            "count": len(setting.images),
+            "crops": _pictures(
+                [item for item in with_crops if item[0].setting() == setting], copies
+            ),
         }
         for setting, group in settings(joined).items()
-    ]  # fmt: skip
+    ]
     recipes = {
         (r["recipe"], r["recipe_sha256"]): r["recipe_text"]
         for r in records
@@ -505,11 +520,32 @@ def _page(
         lstrip_blocks=True,
     )
     return environment.get_template("template.html.j2").render(
-        title=title, sections=sections, notes=said, max_crops=MAX_CROP_IMAGES, recipes=recipes, packages=packages, finite=math.isfinite,
-        bd=bd.astype(object).where(bd.notna(), None).to_dict("records"), costs=COSTS,
-        plots={name: (_uri(light), _uri(dark), _shown_width(light)) for name, (light, dark) in drawn.items() if light is not None and dark is not None},
-        drawn_widths=len(plots.width_lines(joined)), all_widths=len(made),
-        megabytes=megabytes, gap_headers=GAP_HEADERS, gap_note=GAP_NOTE, rates=RATES, speeds=SPEEDS, barred=any(line.show_reductions() for line in joined),
-        modulated=any(r["role"] == "modulated" and r["width"] is None for r in records), slimmable=any(r["width"] is not None for r in records),
-        facts={key: facts(key) for key in ("machine", "device", "threads", "counter", "seed", "steps", "lmbda", "date")},
-    )  # fmt: skip
+        title=title,
+        sections=sections,
+        notes=said,
+        max_crops=MAX_CROP_IMAGES,
+        recipes=recipes,
+        packages=packages,
+        finite=math.isfinite,
+        bd=bd.astype(object).where(bd.notna(), None).to_dict("records"),
+        costs=COSTS,
+        plots={
+            name: (_uri(light), _uri(dark), _shown_width(light))
+            for name, (light, dark) in drawn.items()
+            if light is not None and dark is not None
+        },
+        drawn_widths=len(plots.width_lines(joined)),
+        all_widths=len(made),
+        megabytes=megabytes,
+        gap_headers=GAP_HEADERS,
+        gap_note=GAP_NOTE,
+        rates=RATES,
+        speeds=SPEEDS,
+        barred=any(line.show_reductions() for line in joined),
+        modulated=any(r["role"] == "modulated" and r["width"] is None for r in records),
+        slimmable=any(r["width"] is not None for r in records),
+        facts={
+            key: facts(key)
+            for key in ("machine", "device", "threads", "counter", "seed", "steps", "lmbda", "date")
+        },
+    )

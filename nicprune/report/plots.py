@@ -71,12 +71,28 @@ DARK = Theme(
 def themed(theme: Theme) -> Iterator[None]:
     """Draw in a theme's colours."""
     rc: dict[Any, Any] = {
-        "font.family": "sans-serif", "font.size": 10, "text.usetex": False, "text.color": theme.ink, "axes.labelcolor": theme.ink,
-        "axes.edgecolor": theme.muted, "xtick.color": theme.muted, "ytick.color": theme.muted, "xtick.labelcolor": theme.ink, "ytick.labelcolor": theme.ink,
-        "axes.facecolor": theme.background, "figure.facecolor": theme.background, "savefig.facecolor": theme.background,
-        "axes.grid": False, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.titlesize": 10.5, "axes.titlelocation": "left", "axes.titleweight": "regular", "legend.frameon": False, "legend.fontsize": 9.5,
-    }  # fmt: skip
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "text.usetex": False,
+        "text.color": theme.ink,
+        "axes.labelcolor": theme.ink,
+        "axes.edgecolor": theme.muted,
+        "xtick.color": theme.muted,
+        "ytick.color": theme.muted,
+        "xtick.labelcolor": theme.ink,
+        "ytick.labelcolor": theme.ink,
+        "axes.facecolor": theme.background,
+        "figure.facecolor": theme.background,
+        "savefig.facecolor": theme.background,
+        "axes.grid": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 10.5,
+        "axes.titlelocation": "left",
+        "axes.titleweight": "regular",
+        "legend.frameon": False,
+        "legend.fontsize": 9.5,
+    }
     with matplotlib.rc_context(rc), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="Glyph .* missing"
@@ -183,9 +199,16 @@ def _annotate(
             else None
         )
         note = axes.annotate(
-            _plain(text), (x, y), ((bx - px) / scale, (by - py) / scale), textcoords="offset points", ha="center", va="center", fontsize=8.5, color=colour,
+            _plain(text),
+            (x, y),
+            ((bx - px) / scale, (by - py) / scale),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=8.5,
+            color=colour,
             arrowprops=arrow,
-        )  # fmt: skip
+        )
         note.set_in_layout(False)
 
 
@@ -354,16 +377,16 @@ def drop_against_reduction(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes
                 (handle,) = axes.plot(*zip(*xy, strict=True), markersize=7, zorder=3, **look)
                 handles.setdefault((role, arm), handle)
                 obstacles += xy
-                if (
-                    role == "control"
-                ):  # all of them stand close to (1, 0): the table tells them apart
+                # All of them stand close to (1, 0): the table tells them apart.
+                if role == "control":
                     continue
                 for line, p in zip(members, xy, strict=True):
+                    # Of about the same cost at every rate.
                     if (
                         role == "modulated"
                         and len(group) > ROOM
                         and line not in (members[0], members[-1])
-                    ):  # of about the same cost at every rate
+                    ):
                         continue
                     change = line.mean["bpp_change_pct"]
                     rate = (
@@ -410,9 +433,8 @@ def widths(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
     groups: list[str] = []
     for line in shown:
         at = 0 if any(name in groups for name in line.members[0]["widths"]) else len(groups)
-        for name in line.members[0][
-            "widths"
-        ]:  # what one arm leaves alone has its place among the others all the same
+        # What one arm leaves alone has its place among the others all the same.
+        for name in line.members[0]["widths"]:
             if name not in groups:
                 groups.insert(at, name)
             at = groups.index(name) + 1
@@ -520,9 +542,14 @@ def lambda_schedule(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None
                     label=f"width {width}",
                 )
                 right.plot(
-                    [row["bpp"][width] for row in log], [row["psnr_db"][width] for row in log],
-                    color=colour, marker=MARKERS[width % len(MARKERS)], markersize=3, linewidth=0.8, linestyle=":",
-                )  # fmt: skip
+                    [row["bpp"][width] for row in log],
+                    [row["psnr_db"][width] for row in log],
+                    color=colour,
+                    marker=MARKERS[width % len(MARKERS)],
+                    markersize=3,
+                    linewidth=0.8,
+                    linestyle=":",
+                )
             for row, style in ((log[0], "--"), (log[-1], "-")):
                 right.plot(
                     row["bpp"],

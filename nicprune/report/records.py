@@ -18,12 +18,37 @@ ROLES = ("original", "control", "pruned", "modulated")
 COSTS = ("macs", "encoder", "decoder", "params")
 FIGURES = ("bpp", "bpp_estimated", "psnr_db", "ms_ssim", "encode_s", "decode_s")
 OPTIONAL: dict[str, Any] = {
-    "quality": None, "metric": None, "lmbda": None, "method": None, "seed": None, "steps": None, "widths": {}, "by_transform": {}, "images": [], "crops": [],
-    "test": None, "file": None, "recipe": None, "recipe_sha256": None, "recipe_text": None, "counter": None, "threads": None, "device": None,
-    "versions": {}, "machine": None, "date": None, "level": None, "dynamic": {}, "skipping": {}, "file_bytes": None, "width": None,
-    "schedule": [], "encode_peak_bytes": None, "decode_peak_bytes": None,
+    "quality": None,
+    "metric": None,
+    "lmbda": None,
+    "method": None,
+    "seed": None,
+    "steps": None,
+    "widths": {},
+    "by_transform": {},
+    "images": [],
+    "crops": [],
+    "test": None,
+    "file": None,
+    "recipe": None,
+    "recipe_sha256": None,
+    "recipe_text": None,
+    "counter": None,
+    "threads": None,
+    "device": None,
+    "versions": {},
+    "machine": None,
+    "date": None,
+    "level": None,
+    "dynamic": {},
+    "skipping": {},
+    "file_bytes": None,
+    "width": None,
+    "schedule": [],
+    "encode_peak_bytes": None,
+    "decode_peak_bytes": None,
     "busy": None,
-}  # fmt: skip
+}
 LATER = (
     "level",
     "dynamic",
@@ -265,9 +290,8 @@ def collect(paths: Sequence[str | Path]) -> list[Record]:
         )
     found: dict[str, Record] = {}
     for file in files.values():
-        for record in read(
-            file
-        ):  # a report holds copies of the records it was made from: the same record counts once
+        # A report holds copies of the records it was made from: the same record counts once.
+        for record in read(file):
             identity = {key: value for key, value in record.items() if key not in ("crops", "file")}
             found.setdefault(json.dumps(identity, sort_keys=True), record)
     return list(found.values())
@@ -351,9 +375,11 @@ def counterpart(record: Record, records: Sequence[Record], role: str) -> Record 
 
     def fits(other: Record) -> bool:
         return (
-            other["role"] == role and other["quality"] == record["quality"] and other.setting() == record.setting()
+            other["role"] == role
+            and other["quality"] == record["quality"]
+            and other.setting() == record.setting()
             and record["original_cost"] in (other["cost"], other["original_cost"])
-        )  # fmt: skip
+        )
 
     return (
         None

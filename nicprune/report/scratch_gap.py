@@ -66,9 +66,16 @@ class Gap:
         """The line of a table under HEADERS."""
         closed = self.closed()
         return [
-            "–" if self.quality is None else str(self.quality), self.arm, f"{self.reduction:.2f}×", self.scratch, f"{self.steps:,}",
-            f"{self.original:.4f}", f"{self.codec:.4f}", f"{self.from_scratch:.4f}", "–" if closed is None else f"{closed:.0f} %",
-        ]  # fmt: skip
+            "–" if self.quality is None else str(self.quality),
+            self.arm,
+            f"{self.reduction:.2f}×",
+            self.scratch,
+            f"{self.steps:,}",
+            f"{self.original:.4f}",
+            f"{self.codec:.4f}",
+            f"{self.from_scratch:.4f}",
+            "–" if closed is None else f"{closed:.0f} %",
+        ]
 
 
 HEADERS = (

@@ -93,10 +93,17 @@ def cells(line: Line, times: str = "×", plus_minus: str = "±", missing: str = 
     if line.role != "original" or line.mean["flop_reduction"] != 1:
         reduction = f"{line.mean['flop_reduction']:.2f}{times}{line.show_reductions(missing)}"
     return [
-        missing if line.quality is None else str(line.quality), line.label, f"{line.mean['kmac_per_pixel']:.2f}", reduction, show("bpp", ".4f"),
-        show("psnr_db", "z.2f"), drop, show("ms_ssim", ".4f").split(f" {plus_minus}")[0], show("encode_s", ".3f").split(f" {plus_minus}")[0],
+        missing if line.quality is None else str(line.quality),
+        line.label,
+        f"{line.mean['kmac_per_pixel']:.2f}",
+        reduction,
+        show("bpp", ".4f"),
+        show("psnr_db", "z.2f"),
+        drop,
+        show("ms_ssim", ".4f").split(f" {plus_minus}")[0],
+        show("encode_s", ".3f").split(f" {plus_minus}")[0],
         show("decode_s", ".3f").split(f" {plus_minus}")[0],
-    ]  # fmt: skip
+    ]
 
 
 ALIGN = ("right", "left", *["right"] * 8)
@@ -217,9 +224,15 @@ def _storage(group: Sequence[Line]) -> list[str]:
 
 
 def _formatted(
-    records: Sequence[Mapping[str, Any]], fmt: str, escape: Callable[[str], str], title: str, note: str, times: str, plus_minus: str,
+    records: Sequence[Mapping[str, Any]],
+    fmt: str,
+    escape: Callable[[str], str],
+    title: str,
+    note: str,
+    times: str,
+    plus_minus: str,
     extra: Callable[[Sequence[Line]], str] = lambda group: "",
-) -> str:  # fmt: skip
+) -> str:
     blocks = []
     for setting, group in compact(records).items():
         # Escape before the signs go in, which are markup in LaTeX.
@@ -310,9 +323,21 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "–": "--",
+}
 
 
 def latex(records: Sequence[Mapping[str, Any]]) -> str:

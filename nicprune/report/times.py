@@ -1,7 +1,10 @@
 """A report of `nicprune time`: its table, its figures for others to read, and a plot of where the
 time goes.
 
-write_times(times, "reports/times", conditions="Seconds for photo.png ...", command="nicprune time a.safetensors b.safetensors --out reports/times")
+    write_times(
+        times, "reports/times", conditions="Seconds for photo.png ...",
+        command="nicprune time a.safetensors b.safetensors --out reports/times",
+    )
 """
 
 from __future__ import annotations

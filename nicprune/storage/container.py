@@ -1,7 +1,8 @@
 """A photograph coded into one file: what `compress` returns, the image's size, and which codec can
 read it.
 
-    magic (4) | version (1) | fingerprint of the codec (8) | CRC-32 of its CDF tables (4) | width, height, shape, strings | CRC-32 of all before (4)
+    magic (4) | version (1) | fingerprint of the codec (8) | CRC-32 of its CDF tables (4)
+    | width, height, shape, strings | CRC-32 of all before (4)
 
 The four in the middle are values: a varint n << 2 | kind, then n values (list), n bytes (string), n
     pairs (table), or nothing (n itself).
@@ -183,9 +184,8 @@ def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
             continue
         value = state[key].float()
         mask = state.get(f"{owner}.mask")
-        if (
-            last == "weight" and mask is not None and mask.shape == value.shape
-        ):  # masked convolutions clear what the mask hides only when they first run
+        # Masked convolutions clear what the mask hides only when they first run.
+        if last == "weight" and mask is not None and mask.shape == value.shape:
             value = value * mask
         digest.update(f"{key} {tuple(value.shape)} ".encode())
         digest.update(_bytes(value))

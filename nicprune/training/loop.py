@@ -264,9 +264,8 @@ def fit(
             run.close()
             model.train(was_training)
         refresh_tables(model)
-        if (
-            options.channels_last and not was_last
-        ):  # the same arithmetic as before, to the bit: what others wrote is still read
+        # The same arithmetic as before, to the bit: what others wrote is still read.
+        if options.channels_last and not was_last:
             run.codec.to(memory_format=torch.contiguous_format)
         return FitResult(run.step, run.last, run.skipped, time.monotonic() - started)
 
@@ -381,9 +380,8 @@ class _Run:
         if self.aux_optimizer is not None:
             self.aux_optimizer.zero_grad(set_to_none=True)
             aux = (self.attached or self.codec).aux_loss()
-            if isinstance(
-                aux, Tensor
-            ):  # variable-rate bottlenecks have none: CompressAI gives the number 0
+            # Variable-rate bottlenecks have none: CompressAI gives the number 0.
+            if isinstance(aux, Tensor):
                 aux.backward()
                 self.aux_optimizer.step()
                 figures["aux"] = aux

@@ -1,4 +1,6 @@
-"""Channel groups: those of CompressAI's architectures, and of codecs that nobody has seen before."""
+"""Channel groups: those of CompressAI's architectures, and of codecs that nobody has seen
+before.
+"""
 
 from __future__ import annotations
 
@@ -90,8 +92,11 @@ def test_every_layer_channel_is_in_exactly_one_group(architecture: str) -> None:
 def test_the_hyperprior_as_it_is_drawn() -> None:
     groups = built("bmshj2018-hyperprior")[1]
     assert [" ".join(map(str, g.members)) for g in groups][:4] == [
-        "g_a.0.out g_a.1 g_a.2.in", "g_a.2.out g_a.3 g_a.4.in", "g_a.4.out g_a.5 g_a.6.in", "g_a.6.out h_a.0.in h_s.4.out g_s.0.in",
-    ]  # fmt: skip
+        "g_a.0.out g_a.1 g_a.2.in",
+        "g_a.2.out g_a.3 g_a.4.in",
+        "g_a.4.out g_a.5 g_a.6.in",
+        "g_a.6.out h_a.0.in h_s.4.out g_s.0.in",
+    ]
     assert " ".join(map(str, groups["h_a.4"].members)) == "h_a.4.out entropy_bottleneck h_s.0.in"
 
 

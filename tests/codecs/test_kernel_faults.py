@@ -81,7 +81,8 @@ for name in ARCHITECTURES:
     codec = built(name)[0]
     steps = 12 if any(map(is_affected, codec.modules())) else 2
     for precision in ("32", "bf16")[: 1 + (steps > 2)]:
-        fit(codec, {photos!r}, steps=steps, batch_size=2, patch_size=128, lmbda=0.01, precision=precision, progress=False)
+        more = dict(lmbda=0.01, precision=precision, progress=False)
+        fit(codec, {photos!r}, steps=steps, batch_size=2, patch_size=128, **more)
     print(name, flush=True)
 """
 

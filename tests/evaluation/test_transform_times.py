@@ -1,4 +1,6 @@
-"""Where time goes, by a clock that the codec's own modules advance; never how long anything takes."""
+"""Where time goes, by a clock that the codec's own modules advance; never how long anything
+takes.
+"""
 
 from __future__ import annotations
 

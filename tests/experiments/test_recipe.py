@@ -89,8 +89,25 @@ def test_run_writes_the_whole_report_and_skips_what_is_done(
     rows = (folder / "table.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 4  # original, control, two methods at two qualities
     header = rows[0].split(",")
-    for column in ("codec", "quality", "method", "role", "macs", "kmac_per_pixel", "flop_reduction", "params", "bpp", "psnr_db", "psnr_drop_db",
-                   "psnr_drop_pct", "ms_ssim", "encode_s", "decode_s", "steps", "seed"):  # fmt: skip
+    for column in (
+        "codec",
+        "quality",
+        "method",
+        "role",
+        "macs",
+        "kmac_per_pixel",
+        "flop_reduction",
+        "params",
+        "bpp",
+        "psnr_db",
+        "psnr_drop_db",
+        "psnr_drop_pct",
+        "ms_ssim",
+        "encode_s",
+        "decode_s",
+        "steps",
+        "seed",
+    ):
         assert column in header
     table = list(csv.DictReader(rows))
     assert all(float(r["flop_reduction"]) >= 2 for r in table if r["role"] == "pruned")
@@ -637,8 +654,9 @@ def test_a_small_codec_is_trained_from_scratch_too(
     )
     methods = [
         {"name": "magnitude", "label": "small", "budget": {"macs": 0.5}, "round_to": 1},
-        {"scratch": "small"}, {"scratch": "small", "label": "longer", "seeds": [1], "phase": {"steps": 9, "lr": 0.002}},
-    ]  # fmt: skip
+        {"scratch": "small"},
+        {"scratch": "small", "label": "longer", "seeds": [1], "phase": {"steps": 9, "lr": 0.002}},
+    ]
     page = run(
         content | {"qualities": [1], "seeds": [0, 1], "control": False, "methods": methods},
         tmp_path,
@@ -646,9 +664,12 @@ def test_a_small_codec_is_trained_from_scratch_too(
     table = list(csv.DictReader((page.parent / "table.csv").read_text().splitlines()))
     shown = [(r["label"], r["method"], r["seed"], r["steps"]) for r in table[1:]]
     assert shown == [
-        ("longer", "scratch", "1", "9"), ("small", "magnitude", "0", "5"), ("small", "magnitude", "1", "5"),
-        ("small from scratch", "scratch", "0", "5"), ("small from scratch", "scratch", "1", "5"),
-    ]  # fmt: skip
+        ("longer", "scratch", "1", "9"),
+        ("small", "magnitude", "0", "5"),
+        ("small", "magnitude", "1", "5"),
+        ("small from scratch", "scratch", "0", "5"),
+        ("small from scratch", "scratch", "1", "5"),
+    ]
     by = {(r["label"], r["seed"]): r for r in table}
     for seed in "01":
         assert (

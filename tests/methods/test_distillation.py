@@ -341,7 +341,9 @@ def test_bad_use_is_one_clear_line() -> None:
 
 
 def one_sided(name: str, side: str, method: str = "mask_decay") -> tuple[Any, Any]:
-    """An original, and its student whose other side was left alone, after training and fine-tuning."""
+    """An original, and its student whose other side was left alone, after training and
+    fine-tuning.
+    """
     codec = built(name)[0]
     original: Any = built(name)[0]
     original.update(force=True)

@@ -246,7 +246,9 @@ def test_hardening_gives_a_plain_codec(method: str, name: str) -> None:
 
 
 def staying(method: str, name: str) -> tuple[Attached, nn.Module]:
-    """A codec with a method that stays, trained until it is done, and gates measured on two images."""
+    """A codec with a method that stays, trained until it is done, and gates measured on two
+    images.
+    """
     codec, _ = built(name)
     attached = attach(codec, method, **settings(method))
     train(attached, max(steps_of(method), 2))
@@ -468,7 +470,9 @@ def test_an_optimiser_that_also_steps_the_masks_changes_nothing() -> None:
 @pytest.mark.parametrize("name", ["bmshj2018-factorized", "mbt2018-mean"])
 @pytest.mark.parametrize("latents", [False, True])
 def test_any_masks_fold_into_the_weights(name: str, latents: bool) -> None:
-    """Those of a kept channel are seldom 1, and those of a latent that goes leave no median behind."""
+    """Those of a kept channel are seldom 1, and those of a latent that goes leave no median
+    behind.
+    """
     attached, method = decaying(name, decay_steps=4, latents=latents)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

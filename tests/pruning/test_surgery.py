@@ -1,4 +1,6 @@
-"""A pruned codec is the same function as the masked one, and says so; a broken handler is caught."""
+"""A pruned codec is the same function as the masked one, and says so; a broken handler is
+caught.
+"""
 
 from __future__ import annotations
 

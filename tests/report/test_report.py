@@ -88,10 +88,19 @@ def test_table_arithmetic() -> None:
     assert list(frame["role"]) == ["original", "control", "pruned"]
     original, control, pruned = (frame.iloc[n] for n in range(3))
     expected = {
-        "kmac_per_pixel": 5.0, "kmac_per_pixel_encoder": 1.5, "kmac_per_pixel_decoder": 2.5, "flop_reduction": 2.0, "encoder_reduction": 4.0,
-        "decoder_reduction": 2.0, "params_reduction": 2.0, "bpp_change_pct": 5.0, "psnr_drop_db": 0.7, "psnr_drop_pct": 2.5, "encode_speedup": 2.0,
+        "kmac_per_pixel": 5.0,
+        "kmac_per_pixel_encoder": 1.5,
+        "kmac_per_pixel_decoder": 2.5,
+        "flop_reduction": 2.0,
+        "encoder_reduction": 4.0,
+        "decoder_reduction": 2.0,
+        "params_reduction": 2.0,
+        "bpp_change_pct": 5.0,
+        "psnr_drop_db": 0.7,
+        "psnr_drop_pct": 2.5,
+        "encode_speedup": 2.0,
         "decode_speedup": 2.0,
-    }  # fmt: skip
+    }
     assert {key: pytest.approx(pruned[key]) for key in expected} == expected
     assert original["flop_reduction"] == 1 and original["psnr_drop_db"] == 0
     assert control["psnr_drop_db"] == pytest.approx(-0.1)

@@ -219,8 +219,10 @@ def test_one_file_in_place_of_many() -> None:
     ) and r"83 \% less" in latex(ready)
     (group,) = compact(ready).values()
     assert {s.arm: (s.files, s.size, s.originals) for s in storage(group)} == {
-        "original": (3, 15_000_000, 15_000_000), "mask_decay": (3, 15_000_000, 15_000_000), "all rates": (1, 2_500_000, 15_000_000),
-    }  # fmt: skip
+        "original": (3, 15_000_000, 15_000_000),
+        "mask_decay": (3, 15_000_000, 15_000_000),
+        "all rates": (1, 2_500_000, 15_000_000),
+    }
     assert "not known" in text_table(sized((1, 2)) + modulated()), (
         "the file of quality 3 is missing: no saving"
     )
@@ -356,10 +358,17 @@ def test_records_without_the_new_keys_leave_no_trace_of_them(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("level", "high"), ("file_bytes", "5 MB"), ("dynamic", {"macs": [1, 2]}), ("dynamic", {"g_a": [1, 1, 1]}), ("dynamic", {"macs": [1, 0, 1]}),
-        ("dynamic", {"macs": [1, 3, 2]}), ("skipping", {"images": 2}), ("skipping", {"encode_s": [0, 1], "decode_s": [1, 1]}), ("skipping", []),
+        ("level", "high"),
+        ("file_bytes", "5 MB"),
+        ("dynamic", {"macs": [1, 2]}),
+        ("dynamic", {"g_a": [1, 1, 1]}),
+        ("dynamic", {"macs": [1, 0, 1]}),
+        ("dynamic", {"macs": [1, 3, 2]}),
+        ("skipping", {"images": 2}),
+        ("skipping", {"encode_s": [0, 1], "decode_s": [1, 1]}),
+        ("skipping", []),
     ],
-)  # fmt: skip
+)
 def test_damaged_gates_and_rates_are_named_in_one_line(key: str, value: Any) -> None:
     with pytest.raises(FileError, match=f"'{key}'") as caught:
         as_records([record() | {key: value}])
@@ -461,9 +470,12 @@ def test_the_share_of_the_gap_that_is_closed(tmp_path: Path) -> None:
     original = record("original", 1, lmbda=0.01)
     original |= {"bpp": 0.3, "images": [image | {"psnr_db": 30.0} for image in original["images"]]}
     records = [
-        original, scratched(28.0, 0.4, "from scratch", "scratch", 900), scratched(29.0, 0.3, "pruned", "mask_decay", 50),
-        scratched(29.0, 0.34, "pruned", "mask_decay", 50, 1), scratched(27.0, 0.4, "worse", "magnitude", 50),
-    ]  # fmt: skip
+        original,
+        scratched(28.0, 0.4, "from scratch", "scratch", 900),
+        scratched(29.0, 0.3, "pruned", "mask_decay", 50),
+        scratched(29.0, 0.34, "pruned", "mask_decay", 50, 1),
+        scratched(27.0, 0.4, "worse", "magnitude", 50),
+    ]
     smaller = scratched(20.0, 0.1, "much smaller", "mask_decay", 50)
     records.append(smaller | {"cost": smaller["cost"] | {"macs": smaller["cost"]["macs"] // 2}})
     ((_, group),) = compact(records).items()

@@ -92,8 +92,14 @@ def sealed(body: bytes) -> bytes:
 
 
 ARCHITECTURES = (
-    "bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018", "cheng2020-attn", "cheng2020-anchor-checkerboard", "elic2022-chandelier", "mbt2018-mean-vbr-eb",
-)  # fmt: skip
+    "bmshj2018-factorized",
+    "bmshj2018-hyperprior",
+    "mbt2018",
+    "cheng2020-attn",
+    "cheng2020-anchor-checkerboard",
+    "elic2022-chandelier",
+    "mbt2018-mean-vbr-eb",
+)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -166,10 +166,11 @@ sys.path.insert(0, {tests!r})
 from helpers import built
 from nicprune.methods import attach
 from nicprune.training.loop import fit
-model = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={{"macs": 0.5}}, round_to=1, decay_steps=40)
+codec = built("bmshj2018-hyperprior")[0]
+model = attach(codec, "mask_decay", budget={{"macs": 0.5}}, round_to=1, decay_steps=40)
 fit(
-    model, {photos!r}, steps={steps}, folder={folder!r}, checkpoint_every=5, optimizer={optimizer!r},
-    batch_size=2, patch_size=64, lr=1e-3, precision="32", progress=False,
+    model, {photos!r}, steps={steps}, folder={folder!r}, checkpoint_every=5,
+    optimizer={optimizer!r}, batch_size=2, patch_size=64, lr=1e-3, precision="32", progress=False,
 )
 torch.save(model.state_dict(), {out!r})
 """
@@ -235,8 +236,12 @@ sys.path.insert(0, {tests!r})
 from helpers import built
 from nicprune.methods import attach
 from nicprune.training.loop import fit
-model = attach(built("bmshj2018-hyperprior")[0], "mask_decay", budget={{"macs": 0.5}}, round_to=1, decay_steps=6)
-fit(model, {photos!r}, steps=6, devices=2, accelerator="cpu", optimizer={optimizer!r}, batch_size=2, patch_size=64, lr=1e-3, precision="32", progress=False)
+codec = built("bmshj2018-hyperprior")[0]
+model = attach(codec, "mask_decay", budget={{"macs": 0.5}}, round_to=1, decay_steps=6)
+fit(
+    model, {photos!r}, steps=6, devices=2, accelerator="cpu", optimizer={optimizer!r},
+    batch_size=2, patch_size=64, lr=1e-3, precision="32", progress=False,
+)
 import os
 torch.save({{**model.state_dict(), "x": torch.zeros(())}}, {out!r} + os.environ["LOCAL_RANK"])
 assert model.harden() is not None

@@ -63,9 +63,8 @@ class GateHook(Hook):
         # Another method's masked weight may stand in front of the layer's own already: it is
         # narrowed like it, and goes with it.
         weight = layer.weight.index_select(0 if isinstance(layer, nn.ConvTranspose2d) else 1, index)
-        if layer.weight.is_contiguous(
-            memory_format=torch.channels_last
-        ):  # a decoder has its format from its weights: latents come without one
+        # A decoder has its format from its weights: latents come without one.
+        if layer.weight.is_contiguous(memory_format=torch.channels_last):
             weight = weight.contiguous(memory_format=torch.channels_last)
         layer.__dict__["weight"] = weight
         self._narrowed = True

@@ -93,9 +93,11 @@ class GatingConfig(Settings):
 class Gate(nn.Module):
     """One gate in front of one convolution: which of its input channels are open, per image.
 
-    score = conv1d((energy / scale)^(1/4)), open where score >= threshold; energy is the mean (or the largest) square of a channel
-    over the image (over `GRID` evenly spaced pixels of a larger one), scale its running mean over images (or the layer's). At least
-    one channel is always open. While thresholds learn, the step may be a ramp of width `softness`: channels fade before they close.
+    score = conv1d((energy / scale)^(1/4)), open where score >= threshold; energy is the mean (or
+    the largest) square of a channel over the image (over `GRID` evenly spaced pixels of a larger
+    one), scale its running mean over images (or the layer's). At least one channel is always open.
+    While thresholds learn, the step may be a ramp of width `softness`: channels fade before they
+    close.
 
     Args:
         channels: C, input channels of the convolution.

@@ -321,9 +321,8 @@ class ChannelGating(Method):
         if not bool(torch.isfinite(gradient).all()):
             gradient = torch.zeros_like(gradient)
         importance = torch.cat([gate.importance for gate in gates])
-        if (
-            torch.distributed.is_available() and torch.distributed.is_initialized()
-        ):  # every process must move alike
+        # Every process must move alike.
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
             both = torch.cat(
                 [importance, *[gate.open_rate for gate in gates], *[gate.scale for gate in gates]]
             )

@@ -25,9 +25,8 @@ def member_norms(layer: Any, axis: str) -> Tensor:
         gamma, beta = layer.gamma_reparam(layer.gamma), layer.beta_reparam(layer.beta)
         return gamma.square().sum(0) + gamma.square().sum(1) + beta.square()
     weight = getattr(layer, "weight", None)
-    if (
-        weight is None
-    ):  # entropy bottlenecks: the shape of a distribution says nothing of its importance
+    # Entropy bottlenecks: the shape of a distribution says nothing of its importance.
+    if weight is None:
         return torch.zeros(layer.channels)
     if hasattr(layer, "mask"):
         weight = weight * layer.mask

@@ -6,12 +6,13 @@ each optimiser step
 
     m <- max(0, m - eta * clip(g / rms(g)) - rho * r * (|m - 1| + floor))
 
-with g the gradient of the rate-distortion loss, rms(g) its running root mean square over all masks. |m - 1| is EVC's criterion:
-it grows as a mask falls and is zero at 1, so that masks part into those that stay and those that go; L1 pushes all alike, L2
-pushes the large ones most. Three things are our own, the paper's settings not being public:
+with g the gradient of the rate-distortion loss, rms(g) its running root mean square over all masks.
+|m - 1| is EVC's criterion: it grows as a mask falls and is zero at 1, so that masks part into those
+that stay and those that go; L1 pushes all alike, L2 pushes the large ones most. Three things are
+our own, the paper's settings not being public:
 
-*The start.* m = 1 is a fixed point of |m - 1|, and at a trained codec's optimum the mean of g is zero there too: nothing would
-move but by noise. The floor is a nudge.
+*The start.* m = 1 is a fixed point of |m - 1|, and at a trained codec's optimum the mean of g is
+zero there too: nothing would move but by noise. The floor is a nudge.
 
 *What a channel is worth.* The mean of g is zero at the optimum, its square is not: the running mean
 of g^2 (Fisher information, the curvature along m, the first-order Taylor importance of Molchanov et
@@ -21,11 +22,12 @@ widths follow rate-distortion loss per MAC. A deficit grows exponentially, so a 
 dispensable is gone when the other has hardly begun.
 
 *The pace.* rho is steered: it rises while the codec costs more than planned for the step and falls
-    when it costs less. For the last
-part of `decay_steps` the choice is final: keep-lists that meet the target exactly are read off the
-masks, the masks of the others go to zero, and the decay of those that stay ends.
+when it costs less. For the last part of `decay_steps` the choice is final: keep-lists that meet the
+target exactly are read off the masks, the masks of the others go to zero, and the decay of those
+that stay ends.
 
-Decay is decoupled from the optimiser, as weight decay is in AdamW: Adam's normaliser would make |m - 1|, L1 and L2 alike.
+Decay is decoupled from the optimiser, as weight decay is in AdamW: Adam's normaliser would make
+|m - 1|, L1 and L2 alike.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class MaskDecayConfig(Target):
 
     Attributes:
         decay_steps: steps until every mask that goes is zero.
-        criterion: the decay's gradient: "decay" is |m - 1|, "l1" is 1, "l2" is m; to each the floor is added.
+        criterion: the decay's gradient: "decay" is |m - 1|, "l1" is 1, "l2" is m; to each the
+            floor is added.
         mask_lr: eta, how fast masks follow the rate-distortion gradient; None takes 1 /
             decay_steps, with which a mask pushed one way all along moves by at most 1.
         commit: share of `decay_steps` after which the choice is final.

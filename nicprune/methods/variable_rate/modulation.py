@@ -281,7 +281,9 @@ class Modulation(Method):
         other.levels.now = self.levels.now.clone()
 
     def per_channel(self, site: int) -> dict[str, int]:
-        """Parameters that have a value for each channel of a site, with the dimension along which."""
+        """Parameters that have a value for each channel of a site, with the dimension along
+        which.
+        """
         raise NotImplementedError
 
     def figures(self) -> dict[str, float]:
