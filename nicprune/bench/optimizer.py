@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +128,7 @@ def bench_optimizer(steps: int = STEPS) -> Iterator[Measure]:
         told = f"Adam: loss {target:.2f} after {steps} steps, {adam.seconds[-1]:.0f} s; {there}"
         size = "batch 4 of 128x128, from random weights"
         value = adam.seconds[-1] / soap.seconds[where] if found is not None else 0.0
-        more = {"size": size, "threads": torch.get_num_threads(), "kept": 1}
+        more: dict[str, Any] = {"size": size, "threads": torch.get_num_threads(), "kept": 1}
         yield Measure(
             f"CPU time to Adam's last loss, Adam / SOAP, N={width}",
             value,
@@ -136,7 +137,7 @@ def bench_optimizer(steps: int = STEPS) -> Iterator[Measure]:
             at_least=True,
             detail=told,
             **more,
-        )  # type: ignore[arg-type]
+        )
         each = [curve.seconds[-1] / curve.steps[-1] for curve in (soap, adam)]
         told = f"{each[0] * 1e3:.0f} ms and {each[1] * 1e3:.0f} ms"
         yield Measure(
@@ -145,4 +146,4 @@ def bench_optimizer(steps: int = STEPS) -> Iterator[Measure]:
             "x",
             detail=told,
             **more,
-        )  # type: ignore[arg-type]
+        )

@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -134,9 +135,7 @@ def bench_surgery() -> Iterator[Measure]:
 
         sampler = Sampler(3, limit=4, least=2)
         seconds, once = sampler.medians([surgery, forward])
-        checking = seconds_of(
-            lambda c=codec, s=small, k=keep, g=groups: verify_same(c, s, g.check(k), g), 1
-        )  # type: ignore[misc]
+        checking = seconds_of(partial(verify_same, codec, small, groups.check(keep), groups), 1)
         goal = 3.0 if name == "cheng2020-attn" else 1.0
         detail = (
             f"{seconds / once:.2f}x a forward pass at {SIZE_TEXT} ({once:.2f} s); verification"
@@ -165,13 +164,8 @@ def bench_budget() -> Iterator[Measure]:
         scores = {g.name: group_magnitude(codec, g) for g in groups.prunable()}
         for round_to in (16, 1):
             sampler = Sampler(3, limit=3)
-            (seconds,) = sampler.medians(
-                [
-                    lambda c=cost, g=groups, s=scores, r=round_to: solve(
-                        c, g.prunable(), s, Budget(macs=0.5), r
-                    )
-                ]
-            )  # type: ignore[misc]
+            solving = partial(solve, cost, groups.prunable(), scores, Budget(macs=0.5), round_to)
+            (seconds,) = sampler.medians([solving])
             yield sampler.measure(
                 f"budget solved, {name}, round_to {round_to}", seconds, "s", goal=1.0, size="any"
             )

@@ -55,16 +55,15 @@ def strided_pointwise_by_slicing(codec: nn.Module) -> Iterator[None]:
     """Compute the layers of `codec` that are affected as what they are equal to, a convolution
     without stride of every n-th pixel, inside the block.
     """
-    changed = []
+    changed: list[tuple[Any, Any, Any]] = []
     try:
-        for layer in codec.modules():
-            if is_affected(layer):
-                changed.append(
-                    (layer, layer.stride, layer.register_forward_pre_hook(_every(layer.stride)))
-                )  # type: ignore[arg-type]
-                layer.stride = (1, 1)  # type: ignore[assignment]
+        layer: Any
+        for layer in filter(is_affected, codec.modules()):
+            handle = layer.register_forward_pre_hook(_every(layer.stride))
+            changed.append((layer, layer.stride, handle))
+            layer.stride = (1, 1)
         yield
     finally:
         for layer, stride, handle in changed:
             handle.remove()
-            layer.stride = stride  # type: ignore[assignment]
+            layer.stride = stride

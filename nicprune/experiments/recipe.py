@@ -489,27 +489,22 @@ def check_paths(recipe: Recipe) -> None:
     """
     missing: list[NicpruneError] = []
 
-    def collect(where: str, look: Callable[[], Any]) -> None:
+    def collect(where: str, look: Callable[..., object], *arguments: Any) -> None:
         try:
-            look()
+            look(*arguments)
         except NicpruneError as error:
             missing.append(type(error)(f"{where}: {error}"))
 
     for split in ("train", "test", "validation"):
         if (folder := getattr(recipe.photographs, split)) is not None:
-            collect(
-                f"photographs.{split}",
-                lambda f=folder, s=split: list_images(f, "test" if s == "test" else "train"),
-            )  # type: ignore[misc]
+            inside = "test" if split == "test" else "train"
+            collect(f"photographs.{split}", list_images, folder, inside)
     if recipe.weights not in ("official", "none"):
         for quality in recipe.qualities:
             if recipe.before(quality) is None:
-                collect("weights", lambda q=quality: _check_exists(recipe.weights_for(q)))  # type: ignore[misc]
+                collect("weights", _check_exists, recipe.weights_for(quality))
     if recipe.codec.endswith(".safetensors"):
-        collect(
-            "codec",
-            lambda: _check_exists(recipe.codec, f" (known names: {', '.join(codec_names())})"),
-        )
+        collect("codec", _check_exists, recipe.codec, f" (known names: {', '.join(codec_names())})")
     if missing:
         raise type(missing[0])("\n".join(dict.fromkeys(map(str, missing))))
 

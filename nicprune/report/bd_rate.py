@@ -167,7 +167,8 @@ def _curve(of: Record, records: Sequence[Record]) -> Curve:
         held = best.get(record.rate())
         if held is None or closeness(of, record) > closeness(of, held):
             best[record.rate()] = record
-    return [
-        tuple(math.nan if r[k] is None else float(r[k]) for k in ("bpp", "psnr_db"))
-        for r in best.values()
-    ]  # type: ignore[misc]
+
+    def number(value: float | None) -> float:
+        return math.nan if value is None else float(value)
+
+    return [(number(r["bpp"]), number(r["psnr_db"])) for r in best.values()]
