@@ -26,10 +26,10 @@ from nicprune.codecs.cdf import fast_indexes, refresh_tables
 from nicprune.codecs.zoo import ZOO, qualities
 from nicprune.common.errors import RecipeError, closest
 from nicprune.common.machine import BUSY, machine_line, tune_allocator
-from nicprune.evaluation.timer import Measure, Sampler, seconds_of
+from nicprune.evaluation.timer import Measure, QuietTimer, seconds_of
 from nicprune.methods import attach
 from nicprune.methods.pruners.magnitude import group_magnitude
-from nicprune.pruning.budget import Budget, solve
+from nicprune.pruning.budget import Budget, allocate_widths
 from nicprune.pruning.cost import CostModel
 from nicprune.pruning.surgery import prune, verify_same
 from nicprune.storage.checkpoint import load_codec
@@ -46,7 +46,9 @@ def _training_step(
     model: Any, codec: nn.Module, x: Tensor, dtype: torch.dtype | None
 ) -> Callable[[], None]:
     loss = rate_distortion_loss(0.0067, "mse")
-    skipped = {id(p) for p in model.self_updated()} if hasattr(model, "self_updated") else set()
+    skipped = (
+        {id(p) for p in model.manually_updated()} if hasattr(model, "manually_updated") else set()
+    )
     optimizer = torch.optim.Adam([p for p in model.parameters() if id(p) not in skipped], lr=1e-5)
     after: Callable[[], None] = getattr(model, "after_step", lambda: None)
 
@@ -67,12 +69,12 @@ def bench_attach() -> Iterator[Measure]:
     dtype = autocast_dtype("auto", x.device)
     bare, inner = (_ready("bmshj2018-hyperprior", 3).train() for _ in range(2))
     masked = attach(inner, "mask_decay", budget={"macs": 0.5}, decay_steps=1_000_000)
-    sampler = Sampler(7, limit=30)
+    timer = QuietTimer(7, limit=30)
     with entropy_models_in_float32(bare), entropy_models_in_float32(inner):
-        before, after = sampler.medians(
+        before, after = timer.medians(
             [_training_step(bare, bare, x, dtype), _training_step(masked, inner, x, dtype)]
         )
-    yield sampler.measure(
+    yield timer.measure(
         "training step, hyperprior q3, mask decay attached / bare",
         after / before,
         "x",
@@ -86,19 +88,19 @@ def bench_precision() -> Iterator[Measure]:
     """A training step in float32 against bfloat16 autocast."""
     x = torch.rand(8, 3, 128, 128).to(memory_format=torch.channels_last)
     codecs = [_ready("bmshj2018-hyperprior", 3).train() for _ in range(2)]
-    sampler = Sampler(5, limit=20)
+    timer = QuietTimer(5, limit=20)
     with entropy_models_in_float32(codecs[0]), entropy_models_in_float32(codecs[1]):
         steps = [
             _training_step(c, c, x, d) for c, d in zip(codecs, (None, torch.bfloat16), strict=True)
         ]
-        full, short = sampler.medians(steps)
+        full, short = timer.medians(steps)
     gains = (
         ""
         if autocast_dtype("auto", x.device)
         else "; bfloat16 is not native here, training takes float32"
     )
     detail = f"{full * 1e3:.0f} to {short * 1e3:.0f} ms, channels_last{gains}"
-    yield sampler.measure(
+    yield timer.measure(
         "training step, hyperprior q3, float32 / bfloat16",
         full / short,
         "x",
@@ -116,7 +118,7 @@ def bench_surgery() -> Iterator[Measure]:
         codec = _ready(name, quality).eval()
         groups = find_groups(codec)
         cost = CostModel(codec, groups)
-        keep = solve(
+        keep = allocate_widths(
             cost,
             groups.prunable(),
             {g.name: group_magnitude(codec, g) for g in groups.prunable()},
@@ -133,15 +135,15 @@ def bench_surgery() -> Iterator[Measure]:
             with torch.no_grad():
                 forward_for_analysis(codec, image)
 
-        sampler = Sampler(3, limit=4, least=2)
-        seconds, once = sampler.medians([surgery, forward])
+        timer = QuietTimer(3, limit=4, least=2)
+        seconds, once = timer.medians([surgery, forward])
         checking = seconds_of(partial(verify_same, codec, small, groups.check(keep), groups), 1)
         goal = 3.0 if name == "cheng2020-attn" else 1.0
         detail = (
             f"{seconds / once:.2f}x a forward pass at {SIZE_TEXT} ({once:.2f} s); verification"
             f" {checking:.2f} s more"
         )
-        yield sampler.measure(
+        yield timer.measure(
             f"groups + surgery, {name} q{quality}",
             seconds,
             "s",
@@ -163,10 +165,12 @@ def bench_budget() -> Iterator[Measure]:
         cost = CostModel(codec, groups)
         scores = {g.name: group_magnitude(codec, g) for g in groups.prunable()}
         for round_to in (16, 1):
-            sampler = Sampler(3, limit=3)
-            solving = partial(solve, cost, groups.prunable(), scores, Budget(macs=0.5), round_to)
-            (seconds,) = sampler.medians([solving])
-            yield sampler.measure(
+            timer = QuietTimer(3, limit=3)
+            solving = partial(
+                allocate_widths, cost, groups.prunable(), scores, Budget(macs=0.5), round_to
+            )
+            (seconds,) = timer.medians([solving])
+            yield timer.measure(
                 f"budget solved, {name}, round_to {round_to}", seconds, "s", goal=1.0, size="any"
             )
 
@@ -183,8 +187,8 @@ def bench_speedup() -> Iterator[Measure]:
                 .eval()
             )
             wide, narrow = (_synthesis_and_analysis(c) for c in (codec, small))
-            sampler = Sampler(7, limit=15)
-            before, after = sampler.medians([wide, narrow])
+            timer = QuietTimer(7, limit=15)
+            before, after = timer.medians([wide, narrow])
             macs = [
                 sum(CostModel(c, find_groups(c)).by_transform()[t][0] for t in ("g_a", "g_s"))
                 for c in (codec, small)
@@ -195,7 +199,7 @@ def bench_speedup() -> Iterator[Measure]:
                 f" {fewer:.2f}x fewer MACs, channels_last"
             )
             label = f"speed-up / FLOP reduction, g_a + g_s, {name} at {share:g}"
-            yield sampler.measure(
+            yield timer.measure(
                 label,
                 before / after / fewer,
                 "x",
@@ -222,8 +226,8 @@ def bench_gating() -> Iterator[Measure]:
                 ]
                 gate.threshold.data[closed] = math.inf
             runs = [_synthesis_and_analysis(c) for c in (bare, gated.codec)]
-            sampler = Sampler(7, limit=15)
-            before, after = sampler.medians(runs)
+            timer = QuietTimer(7, limit=15)
+            before, after = timer.medians(runs)
             with torch.no_grad():  # the rates of a whole pass, hyperprior included
                 gated(torch.rand(1, 3, *SIZE))
             macs, fewer = CostModel(bare, find_groups(bare)).by_transform(), method.image_cost()[1]
@@ -239,7 +243,7 @@ def bench_gating() -> Iterator[Measure]:
             label = (
                 f"time saved / MACs saved by gates, g_a + g_s, {name}, {share:.0%} of channels open"
             )
-            yield sampler.measure(
+            yield timer.measure(
                 label, saved, "x", goal=0.8, at_least=True, size=SIZE_TEXT, detail=detail
             )
 
@@ -260,10 +264,10 @@ def bench_coding() -> Iterator[Measure]:
             with fast_indexes():
                 code()
 
-        sampler = Sampler(7, limit=30)
-        before, after = sampler.medians([code, quick])
+        timer = QuietTimer(7, limit=30)
+        before, after = timer.medians([code, quick])
         detail = f"{before * 1e3:.0f} to {after * 1e3:.0f} ms to encode and decode"
-        yield sampler.measure(
+        yield timer.measure(
             f"scale table by bisection, {name}",
             before / after,
             "x",
@@ -289,8 +293,8 @@ def bench_slimmable() -> Iterator[Measure]:
 
         return run
 
-    sampler = Sampler(5, limit=10)
-    whole, *times = sampler.medians(
+    timer = QuietTimer(5, limit=10)
+    whole, *times = timer.medians(
         [_synthesis_and_analysis(bare), *(at(width) for width in range(len(widths)))]
     )
     for width, seconds in enumerate(times):
@@ -304,7 +308,7 @@ def bench_slimmable() -> Iterator[Measure]:
             f" {whole / seconds:.2f}x for {1 / share:.2f}x fewer MACs, channels_last"
         )
         label = f"speed-up / FLOP reduction, g_a + g_s, {name}, width {widths[width]:g}"
-        yield sampler.measure(
+        yield timer.measure(
             label,
             whole / seconds * share,
             "x",
@@ -325,14 +329,14 @@ def bench_slimmable() -> Iterator[Measure]:
         return run
 
     each = [{"width": width} for width in range(len(widths))]
-    sampler = Sampler(5, limit=10)
-    once, all_ = sampler.medians([step(bare, [{}]), step(codec, each)])
+    timer = QuietTimer(5, limit=10)
+    once, all_ = timer.medians([step(bare, [{}]), step(codec, each)])
     expected = sum(width**2 for width in widths)
     detail = (
         f"{once * 1e3:.0f} ms for the codec alone, {all_ * 1e3:.0f} ms for {len(widths)} widths;"
         f" sum of (w/W)^2 is {expected:.2f}"
     )
-    yield sampler.measure(
+    yield timer.measure(
         f"step over all widths / (one step * sum of (w/W)^2), {name}",
         all_ / once / expected,
         "x",
@@ -340,9 +344,9 @@ def bench_slimmable() -> Iterator[Measure]:
         size="2x128x128",
         detail=detail,
     )
-    sampler = Sampler(5, limit=5)
-    (switched,) = sampler.medians([lambda: codec.set_width(1)])
-    yield sampler.measure("switching the width", switched, "s", goal=1e-4, size="any")
+    timer = QuietTimer(5, limit=5)
+    (switched,) = timer.medians([lambda: codec.set_width(1)])
+    yield timer.measure("switching the width", switched, "s", goal=1e-4, size="any")
 
 
 def _precision_text(dtype: torch.dtype | None) -> str:

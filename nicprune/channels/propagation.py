@@ -32,7 +32,7 @@ from nicprune.channels.ops import (
 
 
 @dataclass
-class Labels:
+class ChannelIds:
     """Channel numbers of one tensor: `ids` along dimension `dim`; `nonzero` names what makes a zero
     channel not zero.
     """
@@ -42,7 +42,7 @@ class Labels:
     nonzero: str | None = None
 
 
-class Follower(TorchFunctionMode):
+class ChannelPropagator(TorchFunctionMode):
     """Gives out channel numbers, and keeps them attached to tensors while operations run
     under it.
     """
@@ -51,7 +51,7 @@ class Follower(TorchFunctionMode):
         super().__init__()
         self.pins: dict[int, str] = {}
         self._parent: list[int] = []
-        self._labels: dict[int, tuple[Tensor, Labels]] = {}
+        self._labels: dict[int, tuple[Tensor, ChannelIds]] = {}
         self._misused: dict[str, str] = {}
         self._owner: dict[int, str] = {}
         self._depth = 0
@@ -73,27 +73,27 @@ class Follower(TorchFunctionMode):
             number = parent[number]
         return number
 
-    def tie(self, first: np.ndarray, second: np.ndarray) -> None:
+    def couple(self, first: np.ndarray, second: np.ndarray) -> None:
         """Tie two sequences of channels, one to one."""
         for a, b in zip(first.tolist(), second.tolist(), strict=True):
             a, b = self.root(a), self.root(b)
             if a != b:
                 self._parent[max(a, b)] = min(a, b)
 
-    def pin(self, ids: np.ndarray, reason: str) -> None:
+    def mark_unprunable(self, ids: np.ndarray, reason: str) -> None:
         """Never remove these channels."""
         for number in ids.tolist():
             self.pins.setdefault(number, reason)
 
-    def labels(self, tensor: Any) -> Labels | None:
+    def labels(self, tensor: Any) -> ChannelIds | None:
         """Channel numbers of a tensor, None for a constant."""
         entry = self._labels.get(id(tensor))
         return entry[1] if entry is not None else None
 
-    def label(self, tensor: Tensor, labels: Labels) -> None:
+    def label(self, tensor: Tensor, labels: ChannelIds) -> None:
         """Attach channel numbers; the tensor is kept alive so that its id stays its own."""
         if labels.dim >= tensor.dim() or tensor.shape[labels.dim] != len(labels.ids):
-            self.pin(labels.ids, f"channels are lost track of in {self.where}")
+            self.mark_unprunable(labels.ids, f"channels are lost track of in {self.where}")
             self._labels.pop(id(tensor), None)
             return
         self._labels[id(tensor)] = (tensor, labels)
@@ -145,7 +145,7 @@ class Follower(TorchFunctionMode):
             if labels is not None:
                 self.label(
                     outputs[0],
-                    Labels(labels.dim, labels.ids, None if name == "zeros_like" else name),
+                    ChannelIds(labels.dim, labels.ids, None if name == "zeros_like" else name),
                 )
         elif name in KEEPS_ZERO or name in BREAKS_ZERO:
             labels = self.labels(tensors[0])
@@ -164,10 +164,12 @@ class Follower(TorchFunctionMode):
             else:
                 broken = breaks_zero(name, args, kwargs)
                 if any(t.dim() and t.numel() > 1 for t in tensors[1:]):
-                    self.pin(labels.ids, f"a constant with a value per channel in {self.where}")
+                    self.mark_unprunable(
+                        labels.ids, f"a constant with a value per channel in {self.where}"
+                    )
                 self.label(
                     outputs[0],
-                    Labels(
+                    ChannelIds(
                         labels.dim,
                         labels.ids,
                         f"{name} in {self.where}" if broken else labels.nonzero,
@@ -185,7 +187,7 @@ class Follower(TorchFunctionMode):
             if labels is not None and shifted:
                 self.label(
                     outputs[0],
-                    Labels(labels.dim, labels.ids, labels.nonzero or f"{name} in {self.where}"),
+                    ChannelIds(labels.dim, labels.ids, labels.nonzero or f"{name} in {self.where}"),
                 )
             if labels is not None and "div" in name and len(tensors) > 1:
                 numerator = self.labels(
@@ -193,7 +195,7 @@ class Follower(TorchFunctionMode):
                 )  # zero divided is zero, divided by zero it is not
                 self.label(
                     outputs[0],
-                    Labels(
+                    ChannelIds(
                         labels.dim,
                         labels.ids,
                         f"{name} in {self.where}" if numerator is None else numerator.nonzero,
@@ -211,7 +213,7 @@ class Follower(TorchFunctionMode):
         for tensor in tensors:
             labels = self.labels(tensor)
             if labels is not None:
-                self.pin(labels.ids, f"{name} in {self.where} is not understood")
+                self.mark_unprunable(labels.ids, f"{name} in {self.where} is not understood")
 
     def _elementwise(
         self, tensors: Sequence[Tensor], output: Tensor, *, additive: bool, name: str = ""
@@ -219,7 +221,7 @@ class Follower(TorchFunctionMode):
         """Tie the channels of broadcast operands. A constant with a value per channel pins them: it
         would not shrink.
         """
-        merged: Labels | None = None
+        merged: ChannelIds | None = None
         nonzero: list[str | None] = []
         for tensor in tensors:
             labels = self.labels(tensor)
@@ -227,7 +229,7 @@ class Follower(TorchFunctionMode):
                 continue
             dim = labels.dim + output.dim() - tensor.dim()
             if merged is None:
-                merged = Labels(dim, labels.ids)
+                merged = ChannelIds(dim, labels.ids)
             elif dim != merged.dim:
                 self._unknown(name or "broadcast", tensors)
                 return
@@ -236,12 +238,14 @@ class Follower(TorchFunctionMode):
                     self._unknown(name or "broadcast", tensors)
                     return
                 wide, narrow = (labels, merged) if len(merged.ids) == 1 else (merged, labels)
-                self.pin(narrow.ids, f"{name} in {self.where} spreads one channel over many")
+                self.mark_unprunable(
+                    narrow.ids, f"{name} in {self.where} spreads one channel over many"
+                )
                 if additive:
                     nonzero.append(f"{name} in {self.where} of one channel to many")
-                merged = Labels(dim, wide.ids)
+                merged = ChannelIds(dim, wide.ids)
             else:
-                self.tie(merged.ids, labels.ids)
+                self.couple(merged.ids, labels.ids)
             nonzero.append(labels.nonzero)
         if merged is None:
             return
@@ -249,7 +253,9 @@ class Follower(TorchFunctionMode):
             if self.labels(tensor) is None:
                 own = merged.dim - (output.dim() - tensor.dim())
                 if own >= 0 and tensor.shape[own] not in (0, 1):
-                    self.pin(merged.ids, f"a constant with a value per channel in {self.where}")
+                    self.mark_unprunable(
+                        merged.ids, f"a constant with a value per channel in {self.where}"
+                    )
                 if additive:
                     nonzero.append(f"a constant added in {self.where}")
         if additive:
@@ -273,7 +279,7 @@ class Follower(TorchFunctionMode):
                 and tensor.numel()
                 and tensor.untyped_storage().data_ptr() == storage
             ):
-                self.pin(labels.ids, f"{name} in {self.where} writes to a part of them")
+                self.mark_unprunable(labels.ids, f"{name} in {self.where} writes to a part of them")
 
     def _numbers(self, tensor: Any) -> Any:
         """A tensor of channel numbers of the same shape, -1 where there are none."""
@@ -344,7 +350,7 @@ class Follower(TorchFunctionMode):
             self._unknown(name, tensors)
         else:
             for row in rows[1:]:
-                self.tie(rows[0], row)
+                self.couple(rows[0], row)
 
     def _read_off(
         self,
@@ -374,11 +380,11 @@ class Follower(TorchFunctionMode):
             found = np.unique(row[row >= 0])
             if not len(found):  # channels of a constant, concatenated: they must stay
                 found = self.new(1)
-                self.pin(found, f"a constant concatenated in {self.where}")
+                self.mark_unprunable(found, f"a constant concatenated in {self.where}")
             for other in found[1:]:
-                self.tie(found[:1], np.array([other]))
+                self.couple(found[:1], np.array([other]))
             ids.append(int(found[0]))
-        self.label(output, Labels(dim, np.array(ids), nonzero))
+        self.label(output, ChannelIds(dim, np.array(ids), nonzero))
 
     def _reduce(
         self,
@@ -402,14 +408,14 @@ class Follower(TorchFunctionMode):
             ):
                 self._unknown(name, tensors)
             elif labels.nonzero:
-                self.pin(
+                self.mark_unprunable(
                     labels.ids,
                     f"{labels.nonzero} before {name} in {self.where}: a zero channel is not a"
                     " removed one",
                 )
         else:
             before = 0 if output.dim() == source.dim() else sum(d < labels.dim for d in dims)
-            self.label(output, Labels(labels.dim - before, labels.ids, labels.nonzero))
+            self.label(output, ChannelIds(labels.dim - before, labels.ids, labels.nonzero))
 
     def _setitem(self, args: Sequence[Any]) -> None:
         target, index, value = args[0], args[1], args[2]
@@ -437,8 +443,8 @@ class Follower(TorchFunctionMode):
                 self._unknown("setitem", [value] if given is not None else [target])
                 return
             for other in found[1:]:
-                self.tie(found[:1], np.array([other]))
+                self.couple(found[:1], np.array([other]))
             ids.append(int(found[0]))
         if labels is not None:  # whatever was there before has given the tensor its width
-            self.tie(labels.ids, np.array(ids))
-        self.label(target, Labels(dim, np.array(ids), nonzero))
+            self.couple(labels.ids, np.array(ids))
+        self.label(target, ChannelIds(dim, np.array(ids), nonzero))

@@ -21,7 +21,7 @@ from compressai.layers import GDN, GDN1, CheckerboardMaskedConv2d, MaskedConv2d
 from compressai.ops import LowerBound
 from torch import Tensor, nn
 
-from nicprune.channels.propagation import Follower, Labels
+from nicprune.channels.propagation import ChannelIds, ChannelPropagator
 from nicprune.codecs.anatomy import forward_for_analysis, is_bottleneck, is_conditional
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, MaskedConv2d, CheckerboardMaskedConv2d)
@@ -29,7 +29,7 @@ NORMALISATIONS = (GDN, GDN1)
 
 
 @dataclass
-class Use:
+class LayerChannels:
     """One layer's channels: the numbers along its output ("out"), input ("in") or both, where they
     are the same.
     """
@@ -39,13 +39,13 @@ class Use:
     ids: np.ndarray
 
 
-class Tracer(Follower):
+class Tracer(ChannelPropagator):
     """Runs a codec once on a small image and records which channels belong together."""
 
     def __init__(self, codec: nn.Module):
         super().__init__(type(codec).__name__)
         self.codec = codec
-        self.uses: dict[tuple[str, str], Use] = {}
+        self.uses: dict[tuple[str, str], LayerChannels] = {}
         self.calls: list[str] = []
         self.latents: dict[int, str] = {}
         self.conditional = any(is_conditional(m) for m in codec.modules())
@@ -79,22 +79,22 @@ class Tracer(Follower):
                     # Medians are read outside the bottleneck's forward by straight-through
                     # quantisers.
                     ids = self.new(module.channels)
-                    self.uses[name, "both"] = Use(name, "both", ids)
-                    self.label(module.quantiles, Labels(0, ids))
+                    self.uses[name, "both"] = LayerChannels(name, "both", ids)
+                    self.label(module.quantiles, ChannelIds(0, ids))
             generator = torch.Generator().manual_seed(0)
             image = torch.rand(1, 3, size, size, generator=generator).to(first.device, first.dtype)
             ids = self.new(3)
-            self.pin(ids, "image")
-            self.label(image, Labels(1, ids))
+            self.mark_unprunable(ids, "image")
+            self.label(image, ChannelIds(1, ids))
             with self:
                 out = forward_for_analysis(self.codec, image)
             for key, value in out.items() if isinstance(out, dict) else [("output", out)]:
                 labels = self.labels(value)
                 if labels is not None:
-                    self.pin(labels.ids, "image" if key == "x_hat" else f"output {key}")
+                    self.mark_unprunable(labels.ids, "image" if key == "x_hat" else f"output {key}")
             for (name, _), use in self.uses.items():
                 if name in self._misused:
-                    self.pin(use.ids, self._misused[name])
+                    self.mark_unprunable(use.ids, self._misused[name])
         self._labels.clear()
 
     def _enter(self, name: str, module: nn.Module) -> Callable[..., None]:
@@ -136,28 +136,30 @@ class Tracer(Follower):
         return None
 
     def _consume(
-        self, module: str, axis: str, labels: Labels, ids: np.ndarray | None = None
+        self, module: str, axis: str, labels: ChannelIds, ids: np.ndarray | None = None
     ) -> None:
         """Record that a layer reads these channels; at a second call the channels of both calls are
         tied.
         """
         if labels.nonzero:
-            self.pin(
+            self.mark_unprunable(
                 labels.ids, f"{labels.nonzero} before {module}: a zero channel is not a removed one"
             )
         if (module, axis) in self.uses:
             known = self.uses[module, axis].ids
             if len(known) != len(labels.ids):
-                self.pin(known, f"{module} is called with different widths")
-                self.pin(labels.ids, f"{module} is called with different widths")
+                self.mark_unprunable(known, f"{module} is called with different widths")
+                self.mark_unprunable(labels.ids, f"{module} is called with different widths")
             else:
-                self.tie(known, labels.ids)
+                self.couple(known, labels.ids)
         else:
-            self.uses[module, axis] = Use(module, axis, labels.ids if ids is None else ids)
+            self.uses[module, axis] = LayerChannels(
+                module, axis, labels.ids if ids is None else ids
+            )
 
     def _produce(self, module: str, width: int) -> np.ndarray:
         if (module, "out") not in self.uses:
-            self.uses[module, "out"] = Use(module, "out", self.new(width))
+            self.uses[module, "out"] = LayerChannels(module, "out", self.new(width))
         return self.uses[module, "out"].ids
 
     def _dense(self, name: str, module: Any, inputs: list[Any], output: Tensor) -> None:
@@ -167,19 +169,23 @@ class Tracer(Follower):
         if labels is not None and labels.dim != axis:
             # A linear layer on another dimension than the channels': they pass through, one by one.
             if linear:
-                self.label(output, Labels(labels.dim, labels.ids, f"linear layer {name}"))
+                self.label(output, ChannelIds(labels.dim, labels.ids, f"linear layer {name}"))
             else:
-                self.pin(labels.ids, f"{name} reads another dimension than the channels'")
+                self.mark_unprunable(
+                    labels.ids, f"{name} reads another dimension than the channels'"
+                )
             self._misused[name] = f"{name} is also called on another dimension than the channels'"
             return
         if labels is None:
-            labels = Labels(axis, self.new(x.shape[axis]))
-            self.pin(labels.ids, f"constant input of {name}")
+            labels = ChannelIds(axis, self.new(x.shape[axis]))
+            self.mark_unprunable(labels.ids, f"constant input of {name}")
         self._consume(name, "in", labels)
         width = module.out_features if linear else module.out_channels
         self.label(
             output,
-            Labels(output.dim() - 1 if linear else output.dim() - 3, self._produce(name, width)),
+            ChannelIds(
+                output.dim() - 1 if linear else output.dim() - 3, self._produce(name, width)
+            ),
         )
 
     def _depthwise(self, name: str, module: Any, inputs: list[Any], output: Tensor) -> None:
@@ -195,10 +201,12 @@ class Tracer(Follower):
             # What a removed channel leaves behind is its bias.
             self.label(
                 output,
-                Labels(labels.dim, labels.ids, None if module.bias is None else f"bias of {name}"),
+                ChannelIds(
+                    labels.dim, labels.ids, None if module.bias is None else f"bias of {name}"
+                ),
             )
         else:
-            self.pin(labels.ids, f"grouped convolution {name}")
+            self.mark_unprunable(labels.ids, f"grouped convolution {name}")
             self._misused[name] = f"grouped convolution {name}"
 
     def _same_width(self, name: str, module: nn.Module, inputs: list[Any], output: Any) -> None:
@@ -210,13 +218,13 @@ class Tracer(Follower):
                 else f"{name} reads another dimension than the channels'"
             )
             if labels is not None:
-                self.pin(labels.ids, self._misused[name])
+                self.mark_unprunable(labels.ids, self._misused[name])
             return
         self._consume(name, "both", labels)
         if is_bottleneck(module):
             self._mark_latent(labels.ids, "z" if self.conditional else "y")
         for tensor in output if isinstance(output, tuple) else (output,):
-            self.label(tensor, Labels(1, labels.ids))
+            self.label(tensor, ChannelIds(1, labels.ids))
 
     def _conditional(self, name: str, module: nn.Module, inputs: list[Any], output: Any) -> None:
         known = [(t, self.labels(t)) for t in inputs if isinstance(t, Tensor)]
@@ -229,7 +237,7 @@ class Tracer(Follower):
         if latent is not None:
             self._mark_latent(latent.ids, "y")
             nonzero = latent.nonzero or (means.nonzero if means is not None else None)
-            self.label(output[0], Labels(latent.dim, latent.ids, nonzero))
+            self.label(output[0], ChannelIds(latent.dim, latent.ids, nonzero))
 
     def _mark_latent(self, ids: np.ndarray, name: str) -> None:
         for number in ids.tolist():
@@ -238,7 +246,7 @@ class Tracer(Follower):
     def _lower_bound(self, name: str, module: nn.Module, inputs: list[Any], output: Tensor) -> None:
         labels = self.labels(inputs[0])
         if labels is not None:
-            self.label(output, Labels(labels.dim, labels.ids, f"lower bound {name}"))
+            self.label(output, ChannelIds(labels.dim, labels.ids, f"lower bound {name}"))
 
     # -- result -----------------------------------------------------------------------------------
 

@@ -36,10 +36,10 @@ TRANSFORMS = (
 
 ENCODER_ONLY, DECODER_ONLY = ("g_a", "h_a"), ("g_s",)
 
-TABLES = {"_offset", "_quantized_cdf", "_cdf_length", "scale_table"}
+CDF_BUFFERS = {"_offset", "_quantized_cdf", "_cdf_length", "scale_table"}
 """Buffers of entropy models that `update()` makes; their sizes follow the weights."""
 
-FACTOR = 64
+SIZE_MULTIPLE = 64
 """Images are padded to a multiple of this many pixels: the largest total stride among the codecs.
 """
 

@@ -46,7 +46,7 @@ class NarrowHook(Hook):
             self._open.pop().__exit__(None, None, None)
 
 
-def tables(module: nn.Module) -> tuple[Any, Any]:
+def hook_dicts(module: nn.Module) -> tuple[Any, Any]:
     """A module's tables of forward hooks: those before it, those behind it."""
     return module._forward_pre_hooks, module._forward_hooks
 
@@ -61,7 +61,7 @@ def has_hooks(codec: nn.Module) -> bool:
     return any(
         _hook_of(entry) is not None
         for module in codec.modules()
-        for table in tables(module)
+        for table in hook_dicts(module)
         for entry in table.values()
     )
 
@@ -69,7 +69,7 @@ def has_hooks(codec: nn.Module) -> bool:
 def remove_hooks(codec: nn.Module, mine: Callable[[Hook], bool]) -> None:
     """Take the hooks that `mine` says yes to off every module."""
     for module in codec.modules():
-        for table in tables(module):
+        for table in hook_dicts(module):
             for key, entry in list(table.items()):
                 hook = _hook_of(entry)
                 if hook is not None and mine(hook):
@@ -84,7 +84,7 @@ def without_hooks(codec: nn.Module) -> Iterator[None]:
     """
     taken = []
     for module in codec.modules():
-        for table in tables(module):
+        for table in hook_dicts(module):
             if any(_hook_of(entry) is not None for entry in table.values()):
                 taken.append((table, dict(table)))
                 for key, entry in list(table.items()):

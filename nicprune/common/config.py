@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nicprune.common.errors import RecipeError, closest
 
-S = TypeVar("S", bound="Settings")
+S = TypeVar("S", bound="StrictConfig")
 
 
-class Settings(BaseModel):
+class StrictConfig(BaseModel):
     """Base of everything a user may set, in Python or in a recipe."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

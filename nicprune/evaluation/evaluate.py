@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import FACTOR, check_codec, unwrap
+from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, unwrap
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError, RecipeError
@@ -150,7 +150,7 @@ class Evaluation:
         }
 
 
-def pad(x: Tensor, factor: int = FACTOR) -> tuple[Tensor, tuple[int, int, int, int]]:
+def pad(x: Tensor, factor: int = SIZE_MULTIPLE) -> tuple[Tensor, tuple[int, int, int, int]]:
     """Pad an image (..., H, W) with zeros to multiples of `factor`, centred as CompressAI does.
 
     Returns the padded image, and the padding (left, right, top, bottom).
@@ -297,7 +297,7 @@ def evaluate(
     before = processor_time()
     for number, (path, image) in enumerate(readable(paths), 1):
         if not scores:  # the first call pays for set-up that no later one does
-            evaluate_image(ready, image[:, :FACTOR, :FACTOR], "warm-up", **rate)
+            evaluate_image(ready, image[:, :SIZE_MULTIPLE, :SIZE_MULTIPLE], "warm-up", **rate)
         score, decoded = evaluate_image(ready, image, path.name, **rate)
         scores.append(score)
         if keep_decoded is not None:

@@ -56,7 +56,7 @@ class Measure:
         return self.value >= self.goal if self.at_least else self.value <= self.goal
 
 
-class Sampler:
+class QuietTimer:
     """Times functions in turns; keeps the samples during which the machine was ours. One sampler
     makes one figure.
 

@@ -27,7 +27,7 @@ from nicprune.common.errors import RecipeError
 from nicprune.common.machine import BUSY, machine_line
 from nicprune.data.images import calibration_images, read_image
 from nicprune.evaluation.evaluate import pad
-from nicprune.evaluation.timer import Sampler
+from nicprune.evaluation.timer import QuietTimer
 from nicprune.methods import Attached
 from nicprune.pruning.cost import CostModel, Totals
 
@@ -232,10 +232,8 @@ def time_codecs(
     device = next(iter(next(iter(ready.values())).parameters())).device
     x = pad(shown)[0].to(device).contiguous(memory_format=torch.channels_last)
     costs = {name: _cost(codec, x) for name, codec in ready.items()}
-    sampler = Sampler(repeats, limit)
-    turns = sampler.quiet(
-        lambda: [stage_times(codec, x, layers=layers) for codec in ready.values()]
-    )
+    timer = QuietTimer(repeats, limit)
+    turns = timer.quiet(lambda: [stage_times(codec, x, layers=layers) for codec in ready.values()])
     found = []
     for number, name in enumerate(ready):
         sides, wholes = [], []
@@ -256,9 +254,9 @@ def time_codecs(
                 sides[1],
                 wholes[0],
                 wholes[1],
-                sampler.kept,
-                sampler.busy,
-                sampler.known,
+                timer.kept,
+                timer.busy,
+                timer.known,
             )
         )
     return found

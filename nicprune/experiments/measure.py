@@ -18,7 +18,7 @@ from nicprune.common.machine import machine_line, versions
 from nicprune.data.images import list_images, usable_images, write_png
 from nicprune.evaluation.evaluate import Evaluation, ImageScore, evaluate
 from nicprune.evaluation.memory import peak_bytes
-from nicprune.experiments.plan import Job
+from nicprune.experiments.plan import Run
 from nicprune.experiments.recipe import Recipe, digest
 from nicprune.methods import Attached, Method
 from nicprune.methods.gating.execution import set_skipping
@@ -29,7 +29,7 @@ CROPPED_IMAGES = 3
 TIMED_IMAGES = 6
 
 
-def last_change(codec: nn.Module, job: Job) -> dict[str, Any]:
+def last_change(codec: nn.Module, job: Run) -> dict[str, Any]:
     """What was done to the codec last, if it was done here."""
     history = provenance(codec).history
     return history[-1] if history and job.role in ("pruned", "modulated") else {}
@@ -38,7 +38,7 @@ def last_change(codec: nn.Module, job: Job) -> dict[str, Any]:
 def measure_at(
     recipe: Recipe,
     text: str,
-    job: Job,
+    job: Run,
     codec: nn.Module,
     steps: int,
     size: int,

@@ -15,19 +15,19 @@ from torch import nn
 from nicprune.codecs.zoo import DEMO
 from nicprune.common.files import expand
 from nicprune.data.images import list_images
-from nicprune.experiments.recipe import Arm, Part, Recipe, digest, slug_of
+from nicprune.experiments.recipe import MethodSpec, Recipe, Variant, digest, slug_of
 from nicprune.methods import METHODS
 from nicprune.storage.checkpoint import embedded_file, load_codec
 
 
 @dataclass(frozen=True)
-class Job:
+class Run:
     """One codec to be made and measured."""
 
     quality: int
     seed: int
     role: str
-    arm: Arm
+    arm: Variant
     folder: Path
     key: str
     lmbda: float
@@ -50,11 +50,11 @@ class Job:
         ]
 
 
-def _bare(label: str) -> Arm:
-    return Arm(label=label, stack=[Part(name="none")])
+def _bare(label: str) -> Variant:
+    return Variant(label=label, stack=[MethodSpec(name="none")])
 
 
-def jobs(recipe: Recipe, runs: Path) -> list[Job]:
+def plan_runs(recipe: Recipe, runs: Path) -> list[Run]:
     """List what a recipe does, in order; the folder of each is its own, named by what it depends
     on.
     """
@@ -81,7 +81,11 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
             tuple[str, int], str
         ] = {}  # what is trained from scratch depends on the arm whose architecture it takes
         for role, seed, arm in arms:
-            told = [arm.told(), keys[arm.scratch, seed]] if arm.scratch is not None else arm.told()
+            told = (
+                [arm.cache_fields(), keys[arm.scratch, seed]]
+                if arm.scratch is not None
+                else arm.cache_fields()
+            )
             key = digest(
                 recipe.task,
                 recipe.codec,
@@ -117,7 +121,7 @@ def jobs(recipe: Recipe, runs: Path) -> list[Job]:
             )
             like = next((other for other in recipe.methods if other.label == arm.scratch), arm)
             listed.append(
-                Job(
+                Run(
                     quality,
                     seed,
                     role,
@@ -153,7 +157,7 @@ def file_digests(recipe: Recipe, quality: int) -> list[str]:
     ]
 
 
-def start(recipe: Recipe, job: Job) -> nn.Module:
+def load_base_codec(recipe: Recipe, job: Run) -> nn.Module:
     """The codec that a job starts from, with weights drawn from the job's seed if they are
     random.
     """

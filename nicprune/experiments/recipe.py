@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from nicprune.codecs.zoo import LAMBDAS, check_name, codec_names, lmbda_for
-from nicprune.common.config import Settings, apply_override, parse
+from nicprune.common.config import StrictConfig, apply_override, parse
 from nicprune.common.errors import FileError, NicpruneError, RecipeError, closest
 from nicprune.common.files import expand
 from nicprune.data.images import list_images
@@ -26,7 +26,7 @@ FIXED = ("lmbda", "metric", "seed", "steps")
 """Training settings that a recipe states elsewhere than below `training:`."""
 
 
-class Phase(Settings):
+class Phase(StrictConfig):
     """One stretch of training: its steps, and what differs from `training:`."""
 
     steps: int = Field(ge=0)
@@ -46,14 +46,14 @@ class Phase(Settings):
         ]
 
 
-class Part(Settings):
+class MethodSpec(StrictConfig):
     """One method, and its own settings."""
 
     name: str
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
-class Arm(Settings):
+class Variant(StrictConfig):
     """What to run: a method, or a stack of several on one codec; a label for tables.
 
     Attributes:
@@ -75,7 +75,7 @@ class Arm(Settings):
     scratch: str | None = None
     phase: Phase | None = None
     training: dict[str, Any] | None = None
-    stack: list[Part] = Field(min_length=1)
+    stack: list[MethodSpec] = Field(min_length=1)
 
     @property
     def name(self) -> str:
@@ -84,7 +84,7 @@ class Arm(Settings):
             "scratch" if self.scratch is not None else " + ".join(part.name for part in self.stack)
         )
 
-    def told(self) -> dict[str, Any]:
+    def cache_fields(self) -> dict[str, Any]:
         """What a result depends on: what was not said is left out, so that new words do not make
         old results other ones.
         """
@@ -111,7 +111,7 @@ class Arm(Settings):
         )
 
 
-class Recipe(Settings):
+class Recipe(StrictConfig):
     """What a recipe may say.
 
     Attributes:
@@ -152,7 +152,7 @@ class Recipe(Settings):
     training: dict[str, Any] = Field(default_factory=dict)
     sparsify: Phase = Phase(steps=0)
     finetune: Phase = Phase(steps=0)
-    methods: list[Arm] = Field(default_factory=list)
+    methods: list[Variant] = Field(default_factory=list)
     per_quality: dict[int, Phase] = Field(default_factory=dict)
     chain: bool | dict[int, int] = False
     half: bool = False
@@ -232,7 +232,7 @@ class Recipe(Settings):
         return max(self.qualities, key=self.lmbda)
 
     def train_settings(
-        self, phase: Phase, quality: int, seed: int, arm: Arm | None = None
+        self, phase: Phase, quality: int, seed: int, arm: Variant | None = None
     ) -> dict[str, Any]:
         """Everything `fit` is told for one phase, of one arm."""
         own = {k: v for k, v in phase.model_dump().items() if v is not None}
@@ -251,7 +251,7 @@ class Recipe(Settings):
         return self.weights.replace("{quality}", str(quality))
 
 
-class Photographs(Settings):
+class Photographs(StrictConfig):
     """Where photographs are: one folder, several, or "samples"; `validation` for what is chosen
     while training.
 
@@ -386,7 +386,7 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
     return recipe
 
 
-def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) -> Arm:
+def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) -> Variant:
     """A method as a recipe writes it: its settings stand beside its name."""
     here = f"{where}: methods.{number}"
     words = ("between", "lmbda", "seeds", "phase", "training")
@@ -400,10 +400,10 @@ def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) ->
         parts = [
             _parse_part(part, content, f"{here}.stack.{i}") for i, part in enumerate(arm["stack"])
         ]
-        found = parse(Arm, {**arm, "stack": [p.model_dump() for p in parts]}, here)
+        found = parse(Variant, {**arm, "stack": [p.model_dump() for p in parts]}, here)
     elif isinstance(arm, dict) and "scratch" in arm:
         found = parse(
-            Arm,
+            Variant,
             {"label": f"{arm['scratch']} from scratch", **arm, "stack": [{"name": "none"}]},
             here,
         )
@@ -419,7 +419,9 @@ def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) ->
         )
         own = {k: arm[k] for k in words if k in arm}
         found = parse(
-            Arm, {"label": arm.get("label", part.name), "stack": [part.model_dump()], **own}, here
+            Variant,
+            {"label": arm.get("label", part.name), "stack": [part.model_dump()], **own},
+            here,
         )
     if found.between and not any(METHODS[part.name].modulates for part in found.stack):
         raise RecipeError(
@@ -428,7 +430,7 @@ def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) ->
     return found
 
 
-def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> Part:
+def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> MethodSpec:
     if not isinstance(part, dict) or "name" not in part:
         raise RecipeError(f"{here} needs a name; {closest(str(part), METHODS)}")
     if not isinstance(part["name"], str) or part["name"] not in METHODS:
@@ -465,7 +467,7 @@ def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> Part:
             f"{here}: a schedule decides by validation photographs; name them, photographs:"
             " {validation: folder}"
         )
-    return parse(Part, {"name": part["name"], "settings": settings}, here)
+    return parse(MethodSpec, {"name": part["name"], "settings": settings}, here)
 
 
 def _lambdas(content: Mapping[str, Any], here: str) -> list[float]:

@@ -21,7 +21,7 @@ from nicprune.common.errors import FileError
 from nicprune.common.files import check_writable, write_atomically, write_text
 from nicprune.data.images import calibration_images
 from nicprune.experiments.measure import last_change, measure_at
-from nicprune.experiments.plan import Job, jobs, start
+from nicprune.experiments.plan import Run, load_base_codec, plan_runs
 from nicprune.experiments.recipe import Phase, Recipe, check_paths
 from nicprune.methods import Attached, attach
 from nicprune.methods.with_teacher import taught, teaching, untaught
@@ -56,7 +56,7 @@ def run_recipe(
     check_paths(recipe)
     runs, reports = Path(runs), Path(reports)
     check_writable(runs / recipe.name, reports / recipe.name)
-    listed = jobs(recipe, runs)
+    listed = plan_runs(recipe, runs)
     for number, job in enumerate(listed, 1):
         title = (
             f"[{number}/{len(listed)}] {recipe.codec} q{job.quality}"
@@ -66,13 +66,13 @@ def run_recipe(
             say(f"{title}: done before")
             continue
         say(f"{title} ...")
-        codec, steps = made_before(recipe, job) or make(recipe, job, listed, progress)
+        codec, steps = load_trained(recipe, job) or train_run(recipe, job, listed, progress)
         say(f"{title}: {measure_and_record(recipe, text, job, codec, steps, progress)}")
     return report(recipe, listed, reports / recipe.name, say)
 
 
 def report(
-    recipe: Recipe, listed: list[Job], folder: Path, say: Callable[[str], None] = print
+    recipe: Recipe, listed: list[Run], folder: Path, say: Callable[[str], None] = print
 ) -> Path:
     """Write the report of finished jobs, codecs beside it."""
     records = []
@@ -98,7 +98,7 @@ def report(
     return page
 
 
-def finished(job: Job) -> bool:
+def finished(job: Run) -> bool:
     """Whether a job's result is there, whole, and of the same settings."""
     try:
         content = json.loads((job.folder / "record.json").read_text(encoding="utf-8"))
@@ -107,37 +107,37 @@ def finished(job: Job) -> bool:
         return False
 
 
-def made_before(recipe: Recipe, job: Job) -> tuple[nn.Module, int] | None:
+def load_trained(recipe: Recipe, job: Run) -> tuple[nn.Module, int] | None:
     """The codec of a job and its steps, if it was trained and only measuring it is left."""
     try:
         made = json.loads((job.folder / MADE).read_text(encoding="utf-8"))
         if made["key"] != job.key:
             return None
-        return load(job.folder / "codec.safetensors", factory=lambda: start(recipe, job)), int(
-            made["steps"]
-        )
+        return load(
+            job.folder / "codec.safetensors", factory=lambda: load_base_codec(recipe, job)
+        ), int(made["steps"])
     except (OSError, ValueError, KeyError, TypeError, FileError):
         return None
 
 
-def make(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[nn.Module, int]:
+def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tuple[nn.Module, int]:
     """Train and prune the codec of one job; return it and the steps it was trained for."""
     if recipe.task == "train":
         return train(recipe, job, listed, progress)
     if job.role == "original":
-        return start(recipe, job), 0
+        return load_base_codec(recipe, job), 0
     if job.arm.scratch is not None:
         return from_scratch(recipe, job, listed, progress)
     hardened = job.folder / "hardened.safetensors"
     steps = recipe.sparsify.steps
     if hardened.exists():
-        codec = load(hardened, factory=lambda: start(recipe, job))
+        codec = load(hardened, factory=lambda: load_base_codec(recipe, job))
     else:
-        codec = start(recipe, job)
+        codec = load_base_codec(recipe, job)
         attached = attach(codec, job.settings)
         prepare(attached, recipe)
         if attached.done:  # decides at once: what is left spends this phase on fine-tuning
-            codec = taught(attached.harden(), teaching(job.settings), start(recipe, job))
+            codec = taught(attached.harden(), teaching(job.settings), load_base_codec(recipe, job))
             _fit(codec, recipe, recipe.sparsify, job, "sparsify", progress)
             codec = untaught(codec)
         else:
@@ -146,10 +146,10 @@ def make(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[n
             codec = attached.harden()
         save(codec, hardened)
         # What comes next starts from the file, whether the run was interrupted here or not.
-        codec = load(hardened, factory=lambda: start(recipe, job))
+        codec = load(hardened, factory=lambda: load_base_codec(recipe, job))
     phase = job.arm.phase or recipe.finetune
     if phase.steps:
-        codec = taught(codec, teaching(job.settings), start(recipe, job))
+        codec = taught(codec, teaching(job.settings), load_base_codec(recipe, job))
         _fit(codec, recipe, phase, job, "finetune", progress)
         codec = untaught(codec)
     calibrate(codec, recipe)
@@ -169,7 +169,7 @@ def calibrate(model: Any, recipe: Recipe) -> None:
 
 
 def from_scratch(
-    recipe: Recipe, job: Job, listed: list[Job], progress: bool
+    recipe: Recipe, job: Run, listed: list[Run], progress: bool
 ) -> tuple[nn.Module, int]:
     """Train the architecture that another job ended with, from random weights."""
     like = next(
@@ -177,7 +177,7 @@ def from_scratch(
         for other in listed
         if (other.arm.label, other.quality, other.seed) == (job.arm.scratch, job.quality, job.seed)
     )
-    codec = load(like.folder / "codec.safetensors", factory=lambda: start(recipe, job))
+    codec = load(like.folder / "codec.safetensors", factory=lambda: load_base_codec(recipe, job))
     entry = {
         "methods": [{"name": "scratch"}],
         "widths": provenance(codec).history[-1].get("widths", {}),
@@ -192,10 +192,12 @@ def from_scratch(
     return codec, phase.steps
 
 
-def train(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[nn.Module, int]:
+def train(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tuple[nn.Module, int]:
     """Train a codec itself, from its weights or from the quality before."""
     before = next((other for other in listed if other.quality == recipe.before(job.quality)), None)
-    codec = start(recipe if before is None else recipe.model_copy(update={"weights": "none"}), job)
+    codec = load_base_codec(
+        recipe if before is None else recipe.model_copy(update={"weights": "none"}), job
+    )
     if before is not None:
         record = provenance(codec).copy()
         codec = load(before.folder / "full.safetensors", factory=lambda: codec)
@@ -207,7 +209,7 @@ def train(recipe: Recipe, job: Job, listed: list[Job], progress: bool) -> tuple[
 
 
 def _fit(
-    model: nn.Module, recipe: Recipe, phase: Phase, job: Job, name: str, progress: bool
+    model: nn.Module, recipe: Recipe, phase: Phase, job: Run, name: str, progress: bool
 ) -> None:
     if phase.steps:
         label = f"q{job.quality} {job.arm.label} {name}"
@@ -231,7 +233,7 @@ def _fit(
 
 
 def measure_and_record(
-    recipe: Recipe, text: str, job: Job, codec: nn.Module, steps: int, progress: bool
+    recipe: Recipe, text: str, job: Run, codec: nn.Module, steps: int, progress: bool
 ) -> str:
     """Evaluate a codec on the test photographs, write its file and its record; return a line about
     it.
@@ -244,7 +246,9 @@ def measure_and_record(
     else:
         write_text(job.folder / MADE, json.dumps({"key": job.key, "steps": steps}) + "\n")
         if recipe.half:
-            codec = load(written, factory=lambda: start(recipe, job))  # measure what the file holds
+            codec = load(
+                written, factory=lambda: load_base_codec(recipe, job)
+            )  # measure what the file holds
     levels = codec.levels if isinstance(codec, Attached) else None
     rates: list[float | None] = (
         [None]
@@ -285,7 +289,7 @@ def plan(recipe: Recipe) -> list[str]:
     """
     check_paths(recipe)
     lines = []
-    for job in jobs(recipe, Path("runs")):
+    for job in plan_runs(recipe, Path("runs")):
         phase = recipe.per_quality.get(
             job.quality, recipe.finetune
         )  # task: prune has none per quality
@@ -303,7 +307,7 @@ def plan(recipe: Recipe) -> list[str]:
         if job.arm.scratch is not None:
             line += f", the architecture of {job.arm.scratch}, from random weights"
         elif job.role in ("pruned", "modulated"):
-            attached = attach(start(recipe, job), job.settings)
+            attached = attach(load_base_codec(recipe, job), job.settings)
             line += (
                 f", {attached.cost.totals().kmac_per_pixel():.2f} kMAC/pixel now,"
                 f" {sum(1 for _ in attached.groups.prunable())} channel groups"

@@ -195,13 +195,13 @@ class Attached(Coding):
         """How many more training steps the methods need until all are done."""
         return max(method.steps_left for method in self._each)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The methods' numbers for logs."""
-        return {name: value for method in self._each for name, value in method.figures().items()}
+        return {name: value for method in self._each for name, value in method.metrics().items()}
 
-    def self_updated(self) -> list[nn.Parameter]:
+    def manually_updated(self) -> list[nn.Parameter]:
         """Parameters that an optimiser need not (but may) be given."""
-        return [p for method in self._each for p in method.self_updated()]
+        return [p for method in self._each for p in method.manually_updated()]
 
     def prepare(self, images: Sequence[Tensor]) -> None:
         """Let methods look at photographs before training, (1, 3, H, W) in [0, 1] with sides that
@@ -211,9 +211,9 @@ class Attached(Coding):
         for method in self._each:
             method.prepare(self.codec, images)
 
-    def passes(self) -> list[int]:
+    def widths_per_step(self) -> list[int]:
         """The widths that one training step goes through; none for a codec of one width."""
-        return next((found for method in self._each if (found := method.passes())), [])
+        return next((found for method in self._each if (found := method.widths_per_step())), [])
 
     @property
     def wants_validation(self) -> bool:
@@ -233,7 +233,7 @@ class Attached(Coding):
         self.train(training)
         self.widths.now = before
         for method in self._each:
-            method.observe(figures)
+            method.on_validation(figures)
 
     def totals(self) -> Totals:
         """What the codec costs as it is set now, methods' own parameters included where they are at
@@ -300,7 +300,7 @@ class Attached(Coding):
             for (layer, side), factor in twin._each[number].factors_folded(codec).items():
                 for other in twin._each:
                     if other is not twin._each[number]:
-                        other.absorb(layer, side, factor)
+                        other.on_rescale(layer, side, factor)
             twin._each[number].fold(codec)
         set_provenance(codec, provenance(self.codec).copy())
         return codec, twin
@@ -371,19 +371,19 @@ class Attached(Coding):
             entry["side"] = sides.pop()
         provenance(small).history.append(entry)
         for method in twin._each:
-            method.finish(small)
+            method.finalize(small)
         small = small.train(self.codec.training)
         if not staying:
             return small
         again = attach(small, [(m.name, m.settings()) for m in staying])
         for method, other in zip(staying, again._each, strict=True):
-            twin._each[self._each.index(method)].carry(other, keep)
+            twin._each[self._each.index(method)].transfer_to(other, keep)
         return again.train(self.codec.training)
 
-    def learn_from(self, teacher: nn.Module) -> None:
+    def set_teacher(self, teacher: nn.Module) -> None:
         """Give a codec to learn from to methods that remained on a codec loaded from its file."""
         for method in self._each:
-            method.learn_from(frozen_copy(teacher))
+            method.set_teacher(frozen_copy(teacher))
 
     def hang(self) -> None:
         """Put every hook on the codec again, behind `detach`."""
@@ -485,7 +485,7 @@ def attach(
         )
         raise RecipeError(f"{' + '.join(cls.name for cls, _ in parsed)} {told}")
     for method_ in learning:
-        method_.learn_from(frozen_copy(teacher if teacher is not None else codec))
+        method_.set_teacher(frozen_copy(teacher if teacher is not None else codec))
     place = next(codec.parameters())
     attached = Attached(codec, [m.to(place.device) for m in methods], groups, cost)
     _hang(methods, codec)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import on_side
-from nicprune.common.config import Settings
+from nicprune.common.config import StrictConfig
 from nicprune.common.registry import Registry
 from nicprune.methods.levels import Levels, Widths
 from nicprune.pruning.cost import CostModel, Totals
-from nicprune.pruning.target import Target, settled
+from nicprune.pruning.target import Target, resolve_split
 
 
 class Method(nn.Module):
@@ -35,7 +35,7 @@ class Method(nn.Module):
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
-    Config: ClassVar[type[Settings]] = Settings
+    Config: ClassVar[type[StrictConfig]] = StrictConfig
     narrows: ClassVar[bool] = False
     """Whether its hooks hand layers fewer channels; they come last then."""
     modulates: ClassVar[bool] = False
@@ -55,7 +55,7 @@ class Method(nn.Module):
     tables: str = ""
     """Hash of its own entropy bottlenecks that their CDF tables were made from, if it has any."""
 
-    def __init__(self, codec: nn.Module, groups: Groups, cost: CostModel, config: Settings):
+    def __init__(self, codec: nn.Module, groups: Groups, cost: CostModel, config: StrictConfig):
         super().__init__()
         self.config = config
         # Through a tuple, so that the codec does not become a sub-module of its own method.
@@ -75,7 +75,7 @@ class Method(nn.Module):
     def validate(self) -> None:
         """Refuse a configuration that this codec cannot follow, before anything is changed."""
 
-    def learn_from(self, teacher: nn.Module) -> None:
+    def set_teacher(self, teacher: nn.Module) -> None:
         """Take a codec (a copy, its own to keep) as the teacher; called before `attach`."""
 
     def trains(self, name: str) -> bool:
@@ -98,7 +98,7 @@ class Method(nn.Module):
     def prepare(self, model: nn.Module, images: Sequence[Tensor]) -> None:
         """Look at some photographs, (1, 3, H, W) each, before training starts."""
         if isinstance(self.config, Target):
-            self.config = settled(
+            self.config = resolve_split(
                 self.config,
                 self._shared[0],
                 self.groups,
@@ -107,7 +107,7 @@ class Method(nn.Module):
                 getattr(self.config, "lmbda", None),
             )
 
-    def passes(self) -> list[int]:
+    def widths_per_step(self) -> list[int]:
         """The widths that one step trains, one after the other; none: the codec as it is."""
         return []
 
@@ -116,7 +116,7 @@ class Method(nn.Module):
         """Whether this step is one at which something depends on validation photographs."""
         return False
 
-    def observe(self, figures: Sequence[tuple[float, float]]) -> None:
+    def on_validation(self, figures: Sequence[tuple[float, float]]) -> None:
         """Take in what validation found: (bpp, PSNR) of each width."""
 
     @property
@@ -129,11 +129,11 @@ class Method(nn.Module):
         """How many more steps it needs until it is done."""
         return 0
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Numbers for the progress line and metrics.jsonl."""
         return {}
 
-    def self_updated(self) -> list[nn.Parameter]:
+    def manually_updated(self) -> list[nn.Parameter]:
         """Parameters that `after_step` moves by itself; the optimiser leaves them alone."""
         return []
 
@@ -165,7 +165,7 @@ class Method(nn.Module):
         """The settings with which it is attached again behind `harden`."""
         return self.config.model_dump()
 
-    def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
+    def transfer_to(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
         """Hand what was learnt to `other`, the same method on the codec pruned to these
         keep-lists.
         """
@@ -176,7 +176,7 @@ class Method(nn.Module):
         """
         return {}
 
-    def absorb(self, layer: str, side: str, factor: Tensor) -> None:
+    def on_rescale(self, layer: str, side: str, factor: Tensor) -> None:
         """Learn that another method's factor at a layer's input or output is in the weights from
         now on.
         """
@@ -215,7 +215,7 @@ class Method(nn.Module):
         """
         return nullcontext()
 
-    def finish(self, small: nn.Module) -> None:
+    def finalize(self, small: nn.Module) -> None:
         """Put into a hardened codec what neither weights nor keep-lists say."""
 
     def objective(self, out: Mapping[str, Any], x: Tensor, metric: str) -> dict[str, Tensor] | None:

@@ -31,18 +31,18 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import from_ranges
 from nicprune.codecs.anatomy import is_bottleneck
-from nicprune.codecs.hooks import Hook, remove_hooks, tables
+from nicprune.codecs.hooks import Hook, hook_dicts, remove_hooks
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_of
-from nicprune.common.config import Settings
+from nicprune.common.config import StrictConfig
 from nicprune.common.errors import CodecError, RecipeError
 from nicprune.methods.contract import METHODS, Method
 
-MEMORY = 0.99
+EMA = 0.99
 """Share of the past in a stage's running distance."""
 
 
-class DistillationConfig(Settings):
+class DistillationConfig(StrictConfig):
     """Which terms, and how strong; at least one.
 
     Attributes:
@@ -107,7 +107,7 @@ class Stage:
     def share(self, modules: Mapping[str, nn.Module]) -> Tensor | None:
         """How much each channel still counts, shape (channels,): the masks on what makes it."""
         found: Tensor | None = None
-        for entry in tables(modules[self.producer])[1].values():
+        for entry in hook_dicts(modules[self.producer])[1].values():
             share = entry.share() if isinstance(entry, Hook) else None
             if share is not None:
                 share = share.detach()[torch.from_numpy(self.outputs).to(share.device)].clamp(0, 1)
@@ -155,7 +155,7 @@ class Distillation(Method):
                 " compares: leave latent out"
             )
 
-    def learn_from(self, teacher: nn.Module) -> None:
+    def set_teacher(self, teacher: nn.Module) -> None:
         """Take a codec as the teacher.
 
         Raises:
@@ -320,7 +320,7 @@ class Distillation(Method):
         with torch.no_grad():
             if int(self.step) == 0:
                 self.distances.copy_(apart)
-            self.distances.mul_(MEMORY).add_(apart.detach(), alpha=1 - MEMORY)
+            self.distances.mul_(EMA).add_(apart.detach(), alpha=1 - EMA)
             weights = self.distances / self.distances.mean().clamp_min(1e-12)
         return (weights * apart).mean()
 

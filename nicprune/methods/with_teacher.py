@@ -34,7 +34,7 @@ def taught(
         RecipeError: they do not go with what is attached; the model stays as it was.
     """
     if isinstance(model, Attached):
-        model.learn_from(teacher)
+        model.set_teacher(teacher)
     if not settings:
         return model
     if not isinstance(model, Attached):

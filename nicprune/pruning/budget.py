@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from nicprune.channels.groups import MIN_LATENTS, Group
-from nicprune.common.config import Settings
+from nicprune.common.config import StrictConfig
 from nicprune.common.errors import BudgetError
 from nicprune.pruning.cost import CostModel, Totals
 
@@ -19,7 +19,7 @@ ROUND_TO = 16
 """Widths in multiples of 16: CPU convolutions take a step in time at each."""
 
 
-class Budget(Settings):
+class Budget(StrictConfig):
     """What the result may cost, each a share of the original codec: all MACs, or encoder and
     decoder apart, or parameters.
 
@@ -105,7 +105,7 @@ def check_feasible(cost: CostModel, groups: Sequence[Group], budget: Budget, rou
             )
 
 
-def solve(
+def allocate_widths(
     cost: CostModel,
     groups: Sequence[Group],
     scores: Mapping[str, np.ndarray],
@@ -212,7 +212,7 @@ ROUNDS, ENOUGH = 16, 0.98
 """How often is measured at most to meet a budget; the share of it that is to be used."""
 
 
-def meet(
+def calibrate_thresholds(
     thresholds: Sequence[Tensor],
     measure: Callable[[], float],
     guess: Callable[[], float],

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nicprune.channels.groups import Groups
 from nicprune.channels.tracer import CONVOLUTIONS, NORMALISATIONS
 from nicprune.codecs.anatomy import (
-    FACTOR,
+    SIZE_MULTIPLE,
     TRANSFORMS,
     forward_for_analysis,
     is_bottleneck,
@@ -33,7 +33,7 @@ from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError
 
 COUNTER = "fvcore"
-AREA = FACTOR * FACTOR
+AREA = SIZE_MULTIPLE * SIZE_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class _Forward(nn.Module):
         return [out["x_hat"], *out["likelihoods"].values()]
 
 
-def image_for(codec: nn.Module, size: int = FACTOR) -> Tensor:
+def image_for(codec: nn.Module, size: int = SIZE_MULTIPLE) -> Tensor:
     """A grey image on the codec's device, in its type."""
     parameter = next(codec.parameters())
     return torch.full((1, 3, size, size), 0.5, device=parameter.device, dtype=parameter.dtype)

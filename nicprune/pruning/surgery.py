@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nicprune.channels.groups import MIN_LATENTS, Groups, find_groups
-from nicprune.codecs.anatomy import FACTOR, entropy_models, forward_for_analysis, is_bottleneck
+from nicprune.codecs.anatomy import (
+    SIZE_MULTIPLE,
+    entropy_models,
+    forward_for_analysis,
+    is_bottleneck,
+)
 from nicprune.codecs.cdf import update_tables
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds import remove, zero
@@ -216,7 +221,7 @@ class _SmoothRounding(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def difference(first: nn.Module, second: nn.Module, size: int = FACTOR) -> float:
+def difference(first: nn.Module, second: nn.Module, size: int = SIZE_MULTIPLE) -> float:
     """Largest |difference| of two codecs in float64, rounding made smooth, each tensor relative to
     its largest value.
 
@@ -285,7 +290,7 @@ def verify_same(
     return Verification(found, round_trip(small))
 
 
-def round_trip(codec: Any, size: int = FACTOR) -> int:
+def round_trip(codec: Any, size: int = SIZE_MULTIPLE) -> int:
     """Write and read a bitstream; return its length in bytes. A copy is used: CDF tables of the
     codec stay as they are.
 

@@ -17,15 +17,15 @@ from nicprune.channels.groups import MIN_LATENTS, Group, Groups
 from nicprune.codecs.anatomy import on_side, rate_distortion_loss
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_of
-from nicprune.common.config import Settings
+from nicprune.common.config import StrictConfig
 from nicprune.common.errors import BudgetError, RecipeError, TrainingError, closest
-from nicprune.pruning.budget import ROUND_TO, Budget, check_feasible, solve
+from nicprune.pruning.budget import ROUND_TO, Budget, allocate_widths, check_feasible
 from nicprune.pruning.cost import CostModel
 from nicprune.pruning.masks import importance
 from nicprune.pruning.surgery import masked_copy
 
 
-class Target(Settings):
+class Target(StrictConfig):
     """What a pruning method aims at; exactly one of `budget` and `widths`.
 
     Attributes:
@@ -158,14 +158,16 @@ class Target(Settings):
             }
         assert self.budget is not None
         self.check_settled()
-        return solve(cost, self.free(groups), scores, self.budget, self.round_to, per_cost=per_cost)
+        return allocate_widths(
+            cost, self.free(groups), scores, self.budget, self.round_to, per_cost=per_cost
+        )
 
 
 SPLITS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Shares of the saving that the encoder is tried with."""
 
 
-def settled(
+def resolve_split(
     target: Target,
     codec: nn.Module,
     groups: Groups,

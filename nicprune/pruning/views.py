@@ -76,7 +76,7 @@ class Slices:
             if found != (None, None):
                 self.layers[name] = found
 
-    def parts(self, name: str, layer: Any) -> dict[str, Any]:
+    def sliced_parameters(self, name: str, layer: Any) -> dict[str, Any]:
         """The attributes of a layer as it is when it has these channels alone."""
         out, inn = self.layers[name]
         if is_norm(layer):
@@ -102,7 +102,9 @@ class Slices:
 
 
 @contextmanager
-def in_front(attributes: Sequence[tuple[nn.Module, Mapping[str, Any]]]) -> Iterator[None]:
+def override_attributes(
+    attributes: Sequence[tuple[nn.Module, Mapping[str, Any]]],
+) -> Iterator[None]:
     """Let these stand in front of modules' own attributes, parameters, buffers and sub-modules
     inside the block.
     """

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nicprune.report.records import Record, Setting, arms, as_records, counterpart
+from nicprune.report.records import Record, Setting, arms, as_records, reference_for
 
 AREA = 64 * 64
 
@@ -74,7 +74,7 @@ def row(record: Record, records: Sequence[Record]) -> dict[str, Any]:
     where there is none.
     """
     cost, before = record["cost"], record["original_cost"]
-    original = counterpart(record, records, "original")
+    original = reference_for(record, records, "original")
     base: Mapping[str, Any] = original if original is not None else dict.fromkeys(record)
     # Seconds of another machine or thread count, or of one that others kept busy, would make a
     # speed-up that nobody measured.

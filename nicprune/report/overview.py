@@ -16,12 +16,12 @@ import yaml
 from pydantic import Field, model_validator
 from tabulate import tabulate
 
-from nicprune.common.config import Settings, parse
+from nicprune.common.config import StrictConfig, parse
 from nicprune.common.errors import FileError, RecipeError, closest
 from nicprune.common.files import write_text
 from nicprune.report.aggregate import Line, lines
 from nicprune.report.bd_rate import ENOUGH_POINTS, bd_table
-from nicprune.report.records import Record, counterpart, read
+from nicprune.report.records import Record, read, reference_for
 from nicprune.report.scratch_gap import cost, gaps
 from nicprune.report.times import read_times, times_lines
 
@@ -36,7 +36,7 @@ NOTE = (
 )
 
 
-class Row(Settings):
+class Row(StrictConfig):
     """A line of a table.
 
     Args:
@@ -56,7 +56,7 @@ class Row(Settings):
     control: str | None = None
 
 
-class Section(Settings):
+class Section(StrictConfig):
     """A table: lines of one codec.
 
     Args:
@@ -83,7 +83,7 @@ class Section(Settings):
         return self
 
 
-class Overview(Settings):
+class Overview(StrictConfig):
     """The content of overview.yaml."""
 
     title: str
@@ -285,7 +285,7 @@ def _over_control(chosen: list[Line], records: list[Record], named: str | None) 
             ]
             if named is not None:
                 controls = [Record(r | {"role": "control"}) for r in records if r["label"] == named]
-            control = counterpart(record, controls, "control")
+            control = reference_for(record, controls, "control")
             # Costs by different lambdas, as the widths of a slimmable codec have, say nothing about
             # each other.
             costs = [

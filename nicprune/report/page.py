@@ -23,7 +23,7 @@ from nicprune.report import plots
 from nicprune.report.aggregate import AREA, Line, blank, lines, settings
 from nicprune.report.bd_rate import RATES, bd_table
 from nicprune.report.mac_spread import SPEEDS, megabytes, per_image, storage, timed
-from nicprune.report.records import COSTS, LATER, Record, arms, as_records, counterpart
+from nicprune.report.records import COSTS, LATER, Record, arms, as_records, reference_for
 from nicprune.report.scratch_gap import HEADERS as GAP_HEADERS
 from nicprune.report.scratch_gap import NOTE as GAP_NOTE
 from nicprune.report.scratch_gap import gaps
@@ -219,14 +219,14 @@ def notes(records: Sequence[Record], joined: Sequence[Line]) -> list[str]:
     for line in joined:
         name = _name(line.members[0], line.arm)
         if line.role != "original" and any(
-            counterpart(r, records, "original") is None for r in line.members
+            reference_for(r, records, "original") is None for r in line.members
         ):
             said.append(
                 f"{name}: {blank(line, joined)}, so drop, change of bpp and speed-up are blank."
             )
         if line.role not in ("pruned", "modulated"):
             continue
-        control = counterpart(line.members[0], records, "control")
+        control = reference_for(line.members[0], records, "control")
         if (
             control is None
             and line.role == "modulated"

@@ -364,7 +364,7 @@ def arms(records: Sequence[Record]) -> list[str]:
     return names
 
 
-def counterpart(record: Record, records: Sequence[Record], role: str) -> Record | None:
+def reference_for(record: Record, records: Sequence[Record], role: str) -> Record | None:
     """The original or control that `record` is compared to: same setting, quality and original
     codec; else None.
 

@@ -18,7 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import FACTOR, TABLES, check_codec, forward_for_analysis, unwrap
+from nicprune.codecs.anatomy import (
+    CDF_BUFFERS,
+    SIZE_MULTIPLE,
+    check_codec,
+    forward_for_analysis,
+    unwrap,
+)
 from nicprune.codecs.cdf import note_tables, refresh_tables, update_tables
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds import resize
@@ -234,7 +240,7 @@ def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     training = codec.training
     try:
         with torch.no_grad():
-            forward_for_analysis(codec.eval(), torch.zeros(1, 3, FACTOR, FACTOR))
+            forward_for_analysis(codec.eval(), torch.zeros(1, 3, SIZE_MULTIPLE, SIZE_MULTIPLE))
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise FileError(
@@ -338,7 +344,7 @@ def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
         differing = [
             k
             for k, v in state.items()
-            if k in own and k.rsplit(".", 1)[-1] not in TABLES and v.shape != own[k].shape
+            if k in own and k.rsplit(".", 1)[-1] not in CDF_BUFFERS and v.shape != own[k].shape
         ]
         fill(
             codec,
@@ -346,7 +352,7 @@ def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
                 **{
                     k: v
                     for k, v in own.items()
-                    if k.rsplit(".", 1)[-1] in TABLES and k not in state
+                    if k.rsplit(".", 1)[-1] in CDF_BUFFERS and k not in state
                 },
                 **state,
             },

@@ -21,7 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import ENCODER_ONLY, TABLES, check_codec, transform_of, unwrap
+from nicprune.codecs.anatomy import CDF_BUFFERS, ENCODER_ONLY, check_codec, transform_of, unwrap
 from nicprune.codecs.cdf import fast_indexes
 from nicprune.codecs.hooks import has_hooks
 from nicprune.common.errors import CodecError, DataError, FileError, RecipeError
@@ -180,7 +180,7 @@ def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
     digest = hashlib.sha256()
     for key in sorted(state):
         owner, _, last = key.rpartition(".")
-        if last in TABLES or (not encoder and transform_of(key) in ENCODER_ONLY):
+        if last in CDF_BUFFERS or (not encoder and transform_of(key) in ENCODER_ONLY):
             continue
         value = state[key].float()
         mask = state.get(f"{owner}.mask")
@@ -198,7 +198,9 @@ def _tables(codec: nn.Module) -> int:
     """CRC-32 of the CDF tables: with others, the very same weights read garbage."""
     state = codec.state_dict()
     return zlib.crc32(
-        b"".join(_bytes(state[key]) for key in sorted(state) if key.rpartition(".")[2] in TABLES)
+        b"".join(
+            _bytes(state[key]) for key in sorted(state) if key.rpartition(".")[2] in CDF_BUFFERS
+        )
     )
 
 

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import FACTOR, check_codec, is_bottleneck, unwrap
+from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, is_bottleneck, unwrap
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.hooks import has_hooks
 from nicprune.common.errors import CodecError, FileError
 from nicprune.common.files import write_atomically
 
 EXPORTED = ("g_a", "h_a", "h_s", "g_s")
-SIZES = ((2 * FACTOR, 3 * FACTOR), (FACTOR, FACTOR))
+SIZES = ((2 * SIZE_MULTIPLE, 3 * SIZE_MULTIPLE), (SIZE_MULTIPLE, SIZE_MULTIPLE))
 """Images whose transforms' inputs are tried; the first is traced. There z is 2x3: a side of 1 would
 be taken for a constant.
 """
@@ -42,7 +42,9 @@ def export_compressai(codec: nn.Module, path: str | Path) -> Path:
     refresh_tables(ready)
     state = {key: value.detach().clone() for key, value in ready.state_dict().items()}
     stock = _stock(ready, state)
-    image = torch.rand(1, 3, FACTOR, FACTOR, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(
+        1, 3, SIZE_MULTIPLE, SIZE_MULTIPLE, generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         outputs = [_outputs(model(image)) for model in (stock.eval(), ready)]
     # A missing or reshaped output is as wrong as a different number.

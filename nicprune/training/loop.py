@@ -22,12 +22,12 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import TABLES, on_side, rate_distortion_loss, unwrap
+from nicprune.codecs.anatomy import CDF_BUFFERS, on_side, rate_distortion_loss, unwrap
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_of
-from nicprune.common.config import Settings, parse
+from nicprune.common.config import StrictConfig, parse
 from nicprune.common.errors import FileError, RecipeError, TrainingError
 from nicprune.common.files import append_line, check_writable, write_atomically
 from nicprune.common.progress import Progress
@@ -40,7 +40,7 @@ MAX_SKIPPED = 20
 """Steps in a row that may be skipped for a gradient that is not finite."""
 
 
-class TrainSettings(Settings):
+class TrainSettings(StrictConfig):
     """How to train. Defaults are CompressAI's where it has any; those of `lmbda` and `metric` are
     the codec's own, by its quality, that of `lr` is the optimiser's.
 
@@ -125,7 +125,7 @@ def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], 
     CompressAI does.
     """
     quantiles = {id(p) for name, p in model.named_parameters() if name.endswith("quantiles")}
-    own = {id(p) for p in model.self_updated()} if hasattr(model, "self_updated") else set()
+    own = {id(p) for p in model.manually_updated()} if hasattr(model, "manually_updated") else set()
     trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
     return [p for p in trainable if id(p) not in quantiles], [
         p for p in trainable if id(p) in quantiles
@@ -147,7 +147,7 @@ def frozen_parameters(model: nn.Module, side: str | None) -> list[nn.Parameter]:
 
 
 @contextmanager
-def left_alone(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Let these parameters have no gradient inside the block."""
     changed = [p for p in parameters if p.requires_grad]
     try:
@@ -215,7 +215,7 @@ def fit(
         )
     fabric = _fabric(options)
     was_last = any(p.ndim == 4 and not p.is_contiguous() for p in unwrap(model).parameters())
-    with left_alone(frozen_parameters(model, options.side)):
+    with frozen(frozen_parameters(model, options.side)):
         run = _Run(
             model, options, fabric, Path(folder) if folder is not None else None, patches.paths
         )
@@ -360,7 +360,7 @@ class _Run:
         if options.channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad(set_to_none=True)
-        passes = self.attached.passes() if self.attached is not None else []
+        passes = self.attached.widths_per_step() if self.attached is not None else []
         figures = [self._learn(batch, width) for width in passes or [None]][0]
         norm = nn.utils.clip_grad_norm_(self.net_parameters, options.clip)
         if bool(torch.isfinite(norm)):
@@ -424,7 +424,7 @@ class _Run:
             values["psnr"] = -10 * math.log10(values["mse"])
         values["lr"] = learning_rate(self.options, self.step - 1)
         if self.attached is not None:
-            values |= self.attached.figures()
+            values |= self.attached.metrics()
         self.last = values
         if self._metrics_file is not None:
             record = {
@@ -492,7 +492,9 @@ class _Run:
             # CDF tables follow from the weights, at the end: those of the checkpoint need not have
             # the codec's size.
             tables = {
-                k: v for k, v in self.model.state_dict().items() if k.rsplit(".", 1)[-1] in TABLES
+                k: v
+                for k, v in self.model.state_dict().items()
+                if k.rsplit(".", 1)[-1] in CDF_BUFFERS
             }
             self.model.load_state_dict({**state["model"], **tables})
             self.optimizer.optimizer.load_state_dict(state["optimizer"])

@@ -41,9 +41,9 @@ def test_turns_during_which_others_were_busy_do_not_count(
     def advance(name: str) -> None:
         clock[0] += next(durations[name])
 
-    sampler = sampling.Sampler(repeats=4, limit=1e9)
-    assert sampler.medians([lambda: advance("a"), lambda: advance("b")]) == [2, 4]
-    assert (sampler.kept, sampler.rejected, sampler.busy) == (4, 2, False)
+    timer = sampling.QuietTimer(repeats=4, limit=1e9)
+    assert timer.medians([lambda: advance("a"), lambda: advance("b")]) == [2, 4]
+    assert (timer.kept, timer.rejected, timer.busy) == (4, 2, False)
 
 
 def test_a_machine_that_is_never_quiet_gives_the_least_disturbed_and_says_so(
@@ -56,9 +56,9 @@ def test_a_machine_that_is_never_quiet_gives_the_least_disturbed_and_says_so(
     def advance() -> None:
         clock[0] += next(durations)
 
-    sampler = sampling.Sampler(repeats=2, limit=35)
-    assert sampler.medians([advance]) == [2]
-    result = sampler.measure("figure", 2.0, "x", detail="detail")
+    timer = sampling.QuietTimer(repeats=2, limit=35)
+    assert timer.medians([advance]) == [2]
+    result = timer.measure("figure", 2.0, "x", detail="detail")
     assert (result.kept, result.rejected, result.busy) == (2, 4, True)
     text = bench.format_bench([result])
     assert "2 of 6, busy" in text and "run again on a quiet machine" in text
@@ -74,9 +74,9 @@ def test_some_quiet_turns_are_enough_when_time_is_up(
     def advance() -> None:
         clock[0] += next(durations)
 
-    sampler = sampling.Sampler(repeats=7, limit=108, least=3)
-    assert sampler.medians([advance]) == [3]
-    assert (sampler.kept, sampler.rejected, sampler.busy) == (3, 2, False)
+    timer = sampling.QuietTimer(repeats=7, limit=108, least=3)
+    assert timer.medians([advance]) == [3]
+    assert (timer.kept, timer.rejected, timer.busy) == (3, 2, False)
 
 
 def test_short_functions_are_called_until_a_sample_lasts_long_enough(
@@ -98,7 +98,7 @@ def test_short_functions_are_called_until_a_sample_lasts_long_enough(
     def slow_at_first() -> None:
         clock[0] += 0.002 + next(setting_up) * 0.01
 
-    assert sampling.Sampler(repeats=2).medians([short, slow_at_first]) == pytest.approx(
+    assert sampling.QuietTimer(repeats=2).medians([short, slow_at_first]) == pytest.approx(
         [0.004, 0.002]
     )
     assert all(
@@ -156,7 +156,7 @@ def test_goals_are_said_either_way() -> None:
 
 def test_figures_carry_the_threads_they_were_taken_with(monkeypatch: pytest.MonkeyPatch) -> None:
     def part() -> Iterator[sampling.Measure]:
-        yield sampling.Sampler().measure("figure", 1.0, "x")
+        yield sampling.QuietTimer().measure("figure", 1.0, "x")
 
     before = torch.get_num_threads()
     monkeypatch.setattr(bench, "PARTS", {"attach": part})
@@ -167,13 +167,13 @@ def test_figures_carry_the_threads_they_were_taken_with(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("part", ["attach", "surgery", "speedup", "precision"])
 def test_every_part_says_what_it_measured(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def once(self: sampling.Sampler, functions: Sequence[Callable[[], object]]) -> list[float]:
+    def once(self: sampling.QuietTimer, functions: Sequence[Callable[[], object]]) -> list[float]:
         for function in functions:
             function()
         self.kept = 1
         return [2.0, 1.0][: len(functions)]
 
-    monkeypatch.setattr(sampling.Sampler, "medians", once)
+    monkeypatch.setattr(sampling.QuietTimer, "medians", once)
     monkeypatch.setattr(bench, "ZOO", ("bmshj2018-hyperprior",))
     monkeypatch.setattr(bench, "SIZE", (64, 64))
     monkeypatch.setattr(

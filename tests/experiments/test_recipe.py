@@ -20,7 +20,7 @@ from torch import nn
 from nicprune.common.errors import DataError, FileError, NicpruneError, RecipeError
 from nicprune.common.files import VARIABLES
 from nicprune.data.images import write_png
-from nicprune.experiments.plan import file_digests, start
+from nicprune.experiments.plan import file_digests, load_base_codec
 from nicprune.experiments.recipe import (
     check_paths,
     find_recipe,
@@ -28,7 +28,7 @@ from nicprune.experiments.recipe import (
     read_recipe,
     recipe_names,
 )
-from nicprune.experiments.run import jobs, plan, run_recipe
+from nicprune.experiments.run import plan, plan_runs, run_recipe
 from nicprune.pruning.cost import measure
 from nicprune.storage.checkpoint import load, save
 
@@ -210,17 +210,17 @@ def test_train_recipe_chains_qualities(content: dict[str, Any], tmp_path: Path) 
 
 
 def test_changed_inputs_are_not_done_before(content: dict[str, Any], tmp_path: Path) -> None:
-    keys = {j.key for j in jobs(parse_recipe(content, "a"), tmp_path)}
+    keys = {j.key for j in plan_runs(parse_recipe(content, "a"), tmp_path)}
     write_png(
         torch.rand(3, 80, 90), tmp_path / "photos" / "0.png"
     )  # another photograph of the same name
-    assert not keys & {j.key for j in jobs(parse_recipe(content, "a"), tmp_path)}
+    assert not keys & {j.key for j in plan_runs(parse_recipe(content, "a"), tmp_path)}
     weights = tmp_path / "w.pth"
     content |= {"weights": str(weights)}
     weights.write_bytes(b"one")
-    keys = {j.key for j in jobs(parse_recipe(content, "a"), tmp_path)}
+    keys = {j.key for j in plan_runs(parse_recipe(content, "a"), tmp_path)}
     weights.write_bytes(b"two")
-    assert not keys & {j.key for j in jobs(parse_recipe(content, "a"), tmp_path)}
+    assert not keys & {j.key for j in plan_runs(parse_recipe(content, "a"), tmp_path)}
 
 
 def test_photographs_that_decide_a_schedule_count_too(
@@ -243,7 +243,7 @@ def test_photographs_that_decide_a_schedule_count_too(
         keys.append(
             {
                 job.arm.label: job.key
-                for job in jobs(
+                for job in plan_runs(
                     parse_recipe(content | {"methods": arms, "photographs": photographs}, "a"),
                     tmp_path,
                 )
@@ -321,8 +321,8 @@ def test_variables_in_paths_are_filled_in(
         assert file_digests(recipe, 1) == [
             hashlib.sha256((tmp_path / place / "base.safetensors").read_bytes()).hexdigest()
         ]
-        assert start(recipe, jobs(recipe, tmp_path)[0]) is not None
-        keys.append([job.key for job in jobs(recipe, tmp_path)])
+        assert load_base_codec(recipe, plan_runs(recipe, tmp_path)[0]) is not None
+        keys.append([job.key for job in plan_runs(recipe, tmp_path)])
     assert keys[0] == keys[1]  # the same photographs and weights elsewhere: what is done is done
 
 
@@ -336,7 +336,7 @@ def test_in_a_chain_only_the_first_needs_weights(content: dict[str, Any], tmp_pa
         content | {"qualities": [3, 2], "chain": True, "finetune": {"steps": 0}}, "a"
     )
     check_paths(recipe)
-    listed = jobs(recipe, tmp_path)
+    listed = plan_runs(recipe, tmp_path)
     listed[0].folder.mkdir(parents=True)
     save(
         load(tmp_path / "base-q3.safetensors", factory=lambda: built("bmshj2018-hyperprior")[0]),
@@ -361,7 +361,7 @@ def test_an_arm_from_scratch_has_the_lambda_of_the_one_it_is_like(
         {"scratch": "one-shot"},
         {"scratch": "one-shot", "label": "own", "lmbda": 0.03},
     ]
-    listed = jobs(parse_recipe(content | {"methods": arms, "qualities": [1]}, "a"), tmp_path)
+    listed = plan_runs(parse_recipe(content | {"methods": arms, "qualities": [1]}, "a"), tmp_path)
     assert [job.lmbda for job in listed] == [0.0018, 0.0018, 0.02, 0.02, 0.03]
 
 
@@ -369,7 +369,7 @@ def test_methods_that_look_at_photographs_do_so_by_the_recipes_lambda(
     content: dict[str, Any], tmp_path: Path
 ) -> None:
     arms = [content["methods"][1] | {"budget": {"macs": 0.5, "split": "auto"}}]
-    listed = jobs(
+    listed = plan_runs(
         parse_recipe(content | {"methods": arms, "qualities": [1], "lambdas": {1: 0.05}}, "a"),
         tmp_path,
     )
@@ -388,7 +388,9 @@ def test_in_a_chain_later_qualities_depend_on_earlier_ones(
     first, second = (
         [
             j.key
-            for j in jobs(parse_recipe({**base, "per_quality": {3: {"steps": s}}}, "a"), tmp_path)
+            for j in plan_runs(
+                parse_recipe({**base, "per_quality": {3: {"steps": s}}}, "a"), tmp_path
+            )
         ]
         for s in (1, 2)
     )
@@ -411,7 +413,7 @@ def test_a_chain_may_branch(content: dict[str, Any], tmp_path: Path) -> None:
     first, second = (
         [
             j.key
-            for j in jobs(
+            for j in plan_runs(
                 parse_recipe({**content, "per_quality": {2: {"steps": 1}, 1: {"steps": s}}}, "a"),
                 tmp_path,
             )
@@ -431,10 +433,12 @@ def test_a_chain_may_branch(content: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_changed_settings_do_not_overwrite(content: dict[str, Any], tmp_path: Path) -> None:
-    first = {j.folder for j in jobs(parse_recipe(content, "a"), tmp_path) if j.role != "original"}
+    first = {
+        j.folder for j in plan_runs(parse_recipe(content, "a"), tmp_path) if j.role != "original"
+    }
     second = {
         j.folder
-        for j in jobs(parse_recipe({**content, "finetune": {"steps": 3}}, "a"), tmp_path)
+        for j in plan_runs(parse_recipe({**content, "finetune": {"steps": 3}}, "a"), tmp_path)
         if j.role != "original"
     }
     assert not first & second
@@ -694,7 +698,7 @@ def test_a_small_codec_is_trained_from_scratch_too(
     methods[0]["budget"] = {"macs": 0.6}
     plans = [
         job.key
-        for job in jobs(
+        for job in plan_runs(
             parse_recipe(content | {"methods": methods, "seeds": [0, 1]}, "x"), tmp_path
         )
         if job.arm.scratch
@@ -702,7 +706,7 @@ def test_a_small_codec_is_trained_from_scratch_too(
     methods[0]["budget"] = {"macs": 0.5}
     assert not set(plans) & {
         job.key
-        for job in jobs(
+        for job in plan_runs(
             parse_recipe(content | {"methods": methods, "seeds": [0, 1]}, "x"), tmp_path
         )
     }

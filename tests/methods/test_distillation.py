@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nicprune.channels.groups import from_ranges, to_ranges
-from nicprune.codecs.anatomy import TABLES, rate_distortion_loss
+from nicprune.codecs.anatomy import CDF_BUFFERS, rate_distortion_loss
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError, RecipeError, TrainingError
 from nicprune.data.images import calibration_images
@@ -444,7 +444,9 @@ def test_tables_stand_as_long_as_their_weights_do(tmp_path: Path) -> None:
     codec: Any = load_codec(
         "demo-hyperprior", 1
     )  # its weights were rounded to float16 after its tables had been made
-    tables = {k: v.clone() for k, v in codec.state_dict().items() if k.rsplit(".", 1)[-1] in TABLES}
+    tables = {
+        k: v.clone() for k, v in codec.state_dict().items() if k.rsplit(".", 1)[-1] in CDF_BUFFERS
+    }
     fit(codec, "samples", steps=1, side="encoder", **QUICK)
     again: Any = load(save(codec, tmp_path / "a.safetensors"))
     assert all(torch.equal(again.state_dict()[k], v) for k, v in tables.items())

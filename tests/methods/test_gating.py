@@ -626,7 +626,7 @@ def train(
     all_parameters: bool = False,
 ) -> None:
     """Train with noise and all; `all_parameters`: an optimiser that is given thresholds too."""
-    own = set() if all_parameters else {id(p) for p in attached.self_updated()}
+    own = set() if all_parameters else {id(p) for p in attached.manually_updated()}
     optimizer = torch.optim.Adam(
         [
             p
@@ -824,7 +824,7 @@ def test_a_larger_alpha_is_sparser() -> None:
         train(attached, 6)
         pictures = [picture(attached.codec, seed) for seed in range(100, 104)]
         attached.calibrate(pictures)
-        open_shares.append(attached.figures()["density"])
+        open_shares.append(attached.metrics()["density"])
         costs.append(mean_cost(attached, pictures)["macs"])
     assert open_shares[0] > open_shares[1] > open_shares[2] and costs[0] > costs[1] > costs[2]
 
@@ -1338,7 +1338,7 @@ def test_an_optimiser_that_is_given_thresholds_does_not_move_them() -> None:
             gating_steps=20,
         ).train()
         gates = list(gates_of(attached).values())
-        own = {id(p) for p in attached.self_updated()}
+        own = {id(p) for p in attached.manually_updated()}
         optimizer = torch.optim.Adam(
             [p for p in attached.parameters() if given or id(p) not in own], lr=1e-2
         )

@@ -57,7 +57,7 @@ def step(attached: Attached, optimizer: torch.optim.Optimizer, seed: int) -> Non
 
 
 def optimizer_for(attached: Attached, lr: float = 1e-4) -> torch.optim.Optimizer:
-    own = {id(p) for p in attached.self_updated()}
+    own = {id(p) for p in attached.manually_updated()}
     return torch.optim.Adam(
         [
             p
@@ -375,7 +375,7 @@ def decaying(name: str = "bmshj2018-hyperprior", **more: Any) -> tuple[Attached,
 
 
 def all_masks(method: Method) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in method.self_updated()])
+    return torch.cat([p.detach().flatten() for p in method.manually_updated()])
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_an_optimiser_that_also_steps_the_masks_changes_nothing() -> None:
     for outside in (False, True):
         attached, method = decaying(decay_steps=10)
         attached.train()
-        own = {id(p) for p in method.self_updated()}
+        own = {id(p) for p in method.manually_updated()}
         parameters = [
             p
             for n, p in attached.named_parameters()
@@ -476,7 +476,7 @@ def test_any_masks_fold_into_the_weights(name: str, latents: bool) -> None:
     attached, method = decaying(name, decay_steps=4, latents=latents)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in method.self_updated():
+        for parameter in method.manually_updated():
             values = 0.6 + 0.6 * torch.rand(parameter.shape, generator=generator)
             parameter.copy_(
                 torch.where(

@@ -12,7 +12,7 @@ from helpers import built, image, same_state, state_of
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
-from nicprune.codecs.anatomy import TABLES
+from nicprune.codecs.anatomy import CDF_BUFFERS
 from nicprune.common.errors import BudgetError, RecipeError, TrainingError
 from nicprune.evaluation.evaluate import evaluate
 from nicprune.methods import Attached, attach
@@ -38,7 +38,7 @@ def ladder(name: str = "bmshj2018-hyperprior", **more: Any) -> Attached:
 
 def train(attached: Attached, steps: int | None = None) -> Attached:
     """So many steps, all stages if not said, with larger strides than any user would take."""
-    own = {id(p) for p in attached.self_updated()}
+    own = {id(p) for p in attached.manually_updated()}
     learning = [
         p
         for n, p in attached.methods.named_parameters()
@@ -50,7 +50,7 @@ def train(attached: Attached, steps: int | None = None) -> Attached:
         torch.manual_seed(number)
         x = image(attached.codec, number)
         optimizer.zero_grad()
-        for level in attached.passes():
+        for level in attached.widths_per_step():
             out = attached(x, level=level)
             rate = sum(-torch.log2(value).mean() for value in out["likelihoods"].values())
             ((out["x_hat"] - x).square().mean() + 0.01 * rate + attached.loss(out, x)).backward()
@@ -207,7 +207,7 @@ def test_encoders_learn_one_after_the_other() -> None:
 def test_a_sum_starts_from_the_level_before() -> None:
     attached = ladder(form="sum")
     train(attached, 5)
-    assert attached.passes() == [1]
+    assert attached.widths_per_step() == [1]
     x = image(attached.codec, 0)
     assert torch.equal(latents(attached, x, 1), latents(attached, x, 0))
     train(attached, 5)
@@ -281,7 +281,7 @@ def test_small_encoders_go_on_learning(tmp_path: Path) -> None:
     before = state_of(small)
     fit(small, "samples", steps=2, **photographs)
     before |= {
-        k: v for k, v in small.state_dict().items() if k.rsplit(".", 1)[-1] in TABLES
+        k: v for k, v in small.state_dict().items() if k.rsplit(".", 1)[-1] in CDF_BUFFERS
     }  # made for the first time
     changed = {
         key for key, value in small.state_dict().items() if not torch.equal(value, before[key])
@@ -296,10 +296,10 @@ def test_small_encoders_go_on_learning(tmp_path: Path) -> None:
     again = load(
         save(small, tmp_path / "c.safetensors"), factory=lambda: built("bmshj2018-hyperprior")[0]
     )
-    with pytest.raises(TrainingError, match="learn_from"):
+    with pytest.raises(TrainingError, match="set_teacher"):
         fit(again, "samples", steps=1, **photographs)
     assert isinstance(again, Attached)
-    again.learn_from(codec)
+    again.set_teacher(codec)
     fit(again, "samples", steps=1, **photographs)
 
 

@@ -30,7 +30,7 @@ from nicprune.methods import Attached, attach
 from nicprune.methods.multi_width.lambda_schedule import LambdaSchedule, ScheduleConfig
 from nicprune.methods.multi_width.slimmable import Slimmable
 from nicprune.pruning.cost import measure
-from nicprune.pruning.views import in_front
+from nicprune.pruning.views import override_attributes
 from nicprune.storage.checkpoint import load, save
 from nicprune.training.loop import fit
 
@@ -377,7 +377,7 @@ def test_a_step_adds_up_the_gradients_of_all_widths() -> None:
 
     def losses() -> list[Tensor]:
         found = []
-        for width in attached.passes():
+        for width in attached.widths_per_step():
             torch.manual_seed(width)
             out = attached(x, width=width)
             objective = attached.objective(out, x)
@@ -457,11 +457,15 @@ def test_sandwich_draws_widths_in_between() -> None:
     drawn = set()
     for seed in range(20):
         torch.manual_seed(seed)
-        passes = attached.passes()
+        passes = attached.widths_per_step()
         assert passes[0] == 0 and passes[-1] == 4 and len(passes) == 3
         drawn.add(passes[1])
     assert drawn == {1, 2, 3}
-    assert attach(built("bmshj2018-hyperprior")[0], "slimmable", **WIDTHS).passes() == [0, 1, 2]
+    assert attach(built("bmshj2018-hyperprior")[0], "slimmable", **WIDTHS).widths_per_step() == [
+        0,
+        1,
+        2,
+    ]
 
 
 def test_distillation_draws_narrow_widths_to_the_widest() -> None:
@@ -684,7 +688,7 @@ def test_what_stands_in_front_goes_again_even_if_something_fails() -> None:
     for name, module in codec.named_modules():
         assert module.__dict__.keys() == own[name].keys(), name
     module = nn.Linear(2, 2)
-    with in_front(
+    with override_attributes(
         [(module, {"in_features": 1, "weight": torch.ones(1)}), (module, {"in_features": 0})]
     ):
         assert module.in_features == 0 and module.weight.shape == (1,)

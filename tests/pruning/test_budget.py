@@ -17,7 +17,7 @@ from nicprune.codecs.provenance import provenance
 from nicprune.common.config import parse
 from nicprune.common.errors import BudgetError, RecipeError
 from nicprune.methods import attach
-from nicprune.pruning.budget import Budget, meet, next_width, solve
+from nicprune.pruning.budget import Budget, allocate_widths, calibrate_thresholds, next_width
 from nicprune.pruning.cost import CostModel
 from nicprune.pruning.target import Target
 
@@ -46,7 +46,7 @@ def test_met_from_below_and_nothing_more_fits(
     cost, wanted, step = CostModel(codec, groups), Budget(**budget), 2
     importance = scores(groups, 1, latents)
     for per_cost in (True, False):
-        keep = solve(
+        keep = allocate_widths(
             cost, groups.prunable(latents=latents), importance, wanted, step, per_cost=per_cost
         )
         totals = cost.totals(keep)
@@ -77,9 +77,9 @@ def test_widths_are_multiples(round_to: int) -> None:
     budget = Budget(macs=0.7 if round_to > 1 else 0.3)
     if round_to == 16:
         with pytest.raises(BudgetError, match="round_to"):
-            solve(cost, free, scores(groups, 0, True), Budget(macs=0.1), round_to)
+            allocate_widths(cost, free, scores(groups, 0, True), Budget(macs=0.1), round_to)
         return
-    keep = solve(cost, free, scores(groups, 0, True), budget, round_to)
+    keep = allocate_widths(cost, free, scores(groups, 0, True), budget, round_to)
     assert all(len(k) == groups[n].width or len(k) % round_to == 0 for n, k in keep.items())
 
 
@@ -172,7 +172,7 @@ def test_thresholds_are_shifted_until_the_budget_is_met_and_used(
         )
         return measured[-1]
 
-    meet(thresholds, measure, lambda: guess(measured[-1]), 100.0)
+    calibrate_thresholds(thresholds, measure, lambda: guess(measured[-1]), 100.0)
     assert measured[-1] <= 1 and len(measured) <= 18
     assert measured[-1] == measure(), "what was measured last is what is left"
     if guess(2.0) == 2.0:

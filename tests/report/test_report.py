@@ -24,7 +24,7 @@ from nicprune.report import Record, bd_table, collect, table, text_table, write_
 from nicprune.report.aggregate import lines
 from nicprune.report.page import headline, notes
 from nicprune.report.plots import LIGHT, _look, drop_against_reduction, rd_curves
-from nicprune.report.records import arms, as_records, counterpart
+from nicprune.report.records import arms, as_records, reference_for
 from nicprune.report.table import latex, markdown
 
 
@@ -214,7 +214,7 @@ def test_the_seed_counts_before_the_text_of_the_recipe() -> None:
     ]
     arm = as_records([record("pruned", recipe_sha256=grown)])[0]
     for order in (controls, controls[::-1]):
-        found = counterpart(arm, as_records(order), "control")
+        found = reference_for(arm, as_records(order), "control")
         assert found is not None and found["seed"] == 0
 
 

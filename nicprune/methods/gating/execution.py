@@ -169,7 +169,7 @@ def pooled_before(codec: nn.Module, groups: Groups, names: Sequence[str]) -> dic
     return found
 
 
-def hang(
+def attach_gates(
     codec: nn.Module,
     gates: Mapping[str, Gate],
     powers: Mapping[str, Power],
@@ -192,7 +192,7 @@ def hang(
         modules[name].register_forward_hook(norm, always_call=True)
 
 
-def unhang(codec: nn.Module, owners: set[int]) -> None:
+def detach_gates(codec: nn.Module, owners: set[int]) -> None:
     """Take the hooks of these modules (by id) off again."""
     remove_hooks(codec, lambda hook: id(hook.owner) in owners)
 

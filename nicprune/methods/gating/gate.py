@@ -15,8 +15,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
-from nicprune.codecs.anatomy import FACTOR, forward_for_analysis, transform_of
-from nicprune.common.config import Settings
+from nicprune.codecs.anatomy import SIZE_MULTIPLE, forward_for_analysis, transform_of
+from nicprune.common.config import StrictConfig
 from nicprune.common.errors import CodecError, RecipeError
 from nicprune.pruning.budget import ROUND_TO, Budget
 
@@ -31,7 +31,7 @@ and a channel that matters little is to close on most images at once, not on the
 START = -0.5
 """Thresholds at the start: no score is below."""
 
-MEMORY = 0.95
+EMA = 0.95
 """Share of the past in the running means of energies and of how often a channel is open."""
 
 GRID = 4096
@@ -45,7 +45,7 @@ would differ from training's.
 """
 
 
-class GatingConfig(Settings):
+class GatingConfig(StrictConfig):
     """Settings of channel gating; exactly one of `budget` and `alpha` is its target.
 
     Attributes:
@@ -216,7 +216,7 @@ class Gate(nn.Module):
             with torch.no_grad():
                 if self._current is None:
                     self._current = self.threshold.detach().clone()
-                memory = min(MEMORY, int(self.seen) / (int(self.seen) + 1))  # a plain mean at first
+                memory = min(EMA, int(self.seen) / (int(self.seen) + 1))  # a plain mean at first
                 usual = (
                     energy.mean(0)
                     if self.relative == "channel"
@@ -232,9 +232,7 @@ class Gate(nn.Module):
             self.open = hard[0].detach() > 0
             return hard
         if self.learns:
-            self.open_rate.mul_(MEMORY).add_(
-                hard.detach().mean(0).to(self.open_rate), alpha=1 - MEMORY
-            )
+            self.open_rate.mul_(EMA).add_(hard.detach().mean(0).to(self.open_rate), alpha=1 - EMA)
         if not torch.is_grad_enabled() or not self.learns:
             return hard.detach()
         soft = torch.sigmoid(margin / TEMPERATURE)
@@ -248,7 +246,7 @@ class Gate(nn.Module):
     def _learn_importance(self, gradient: Tensor) -> None:
         squared = gradient.detach().square().sum(0)
         if bool(torch.isfinite(squared).all()):
-            self.importance.mul_(MEMORY).add_(squared.to(self.importance), alpha=1 - MEMORY)
+            self.importance.mul_(EMA).add_(squared.to(self.importance), alpha=1 - EMA)
 
 
 def opened(margin: Tensor) -> Tensor:
@@ -289,7 +287,7 @@ class Power(nn.Module):
         if self.recorded is not None:
             self.recorded.append(power)
             return
-        memory = min(MEMORY, int(self.seen) / (int(self.seen) + 1))
+        memory = min(EMA, int(self.seen) / (int(self.seen) + 1))
         self.value.mul_(memory).add_(power.to(self.value), alpha=1 - memory)
         self.seen += 1
 
@@ -310,7 +308,10 @@ def input_sizes(codec: nn.Module, names: list[str]) -> dict[str, int]:
             forward_for_analysis(
                 codec.eval(),
                 torch.full(
-                    (1, 3, FACTOR, FACTOR), 0.5, device=parameter.device, dtype=parameter.dtype
+                    (1, 3, SIZE_MULTIPLE, SIZE_MULTIPLE),
+                    0.5,
+                    device=parameter.device,
+                    dtype=parameter.dtype,
                 ),
             )
     finally:

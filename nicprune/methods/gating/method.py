@@ -51,7 +51,7 @@ from nicprune.codecs.anatomy import transform_of
 from nicprune.codecs.layer_kinds import zero
 from nicprune.common.errors import BudgetError, RecipeError, TrainingError
 from nicprune.methods.contract import METHODS, Method
-from nicprune.methods.gating.execution import hang, pooled_before, unhang
+from nicprune.methods.gating.execution import attach_gates, detach_gates, pooled_before
 from nicprune.methods.gating.gate import (
     START,
     Gate,
@@ -64,7 +64,7 @@ from nicprune.methods.gating.gate import (
     recording,
     sampling_step,
 )
-from nicprune.pruning.budget import meet
+from nicprune.pruning.budget import calibrate_thresholds
 
 CLOSED = 3.0
 """alpha_t with a budget: closed wherever there is less than 3^4 times a channel's usual energy."""
@@ -203,10 +203,10 @@ class ChannelGating(Method):
 
     def attach(self, codec: nn.Module) -> None:
         self._find_pools(codec)  # another method may stand between the two by now
-        hang(codec, self.each(), self._meters(), self._behind)
+        attach_gates(codec, self.each(), self._meters(), self._behind)
 
     def detach(self, codec: nn.Module) -> None:
-        unhang(codec, {id(m) for m in (*self.each().values(), *self._meters().values())})
+        detach_gates(codec, {id(m) for m in (*self.each().values(), *self._meters().values())})
 
     @classmethod
     def stays_with(cls, config: Any) -> bool:
@@ -220,7 +220,7 @@ class ChannelGating(Method):
     def steps_left(self) -> int:
         return max(0, self.config.gating_steps - int(self.step))
 
-    def self_updated(self) -> list[nn.Parameter]:
+    def manually_updated(self) -> list[nn.Parameter]:
         return [gate.threshold for gate in self.each().values()]
 
     # -- cost -------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ class ChannelGating(Method):
             0
         ]
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         rates = torch.cat([gate.open_rate for gate in self.each().values()])
         return {
             "macs": self.expected()["macs"] / self.cost.original.macs,
@@ -421,7 +421,7 @@ class ChannelGating(Method):
             margins.update(self._measure(model, images))
             return self._used()
 
-        meet(
+        calibrate_thresholds(
             [gate.threshold.data for gate in self.each().values()],
             measure,
             lambda: self._shift(margins),
@@ -493,11 +493,11 @@ class ChannelGating(Method):
                     layer.beta.copy_(layer.beta_reparam.init(beta + added))
 
     @torch.no_grad()
-    def absorb(self, layer: str, side: str, factor: Tensor) -> None:
+    def on_rescale(self, layer: str, side: str, factor: Tensor) -> None:
         if side == "in" and layer in self.each():
             self.each()[layer].gain.mul_(factor.to(self.each()[layer].gain))
 
-    def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
+    def transfer_to(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
         assert isinstance(other, ChannelGating)
         for name, gate in self.each().items():
             kept = torch.from_numpy(kept_channels(self.groups, keep, name, "in", gate.channels))

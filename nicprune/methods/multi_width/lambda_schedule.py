@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from nicprune.common.config import Settings
+from nicprune.common.config import StrictConfig
 
 
-class ScheduleConfig(Settings):
+class ScheduleConfig(StrictConfig):
     """When lambdas of narrow widths are lowered.
 
     Attributes:

@@ -36,20 +36,20 @@ from nicprune.codecs.hooks import NarrowHook, remove_hooks
 from nicprune.codecs.layer_kinds import resize, zero
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import LAMBDAS, lmbda_of
-from nicprune.common.config import Settings, parse
+from nicprune.common.config import StrictConfig, parse
 from nicprune.common.errors import CodecError, TrainingError
 from nicprune.methods.contract import METHODS, Method
 from nicprune.methods.levels import Widths
 from nicprune.pruning.budget import ROUND_TO
 from nicprune.pruning.cost import CostModel, Totals
 from nicprune.pruning.surgery import prune
-from nicprune.pruning.views import in_front
+from nicprune.pruning.views import override_attributes
 
 DECAYING = 0.6
 """Share of a stage's steps in which masks decay; in the rest, what is left learns."""
 
 
-class ScalableEncoderConfig(Settings):
+class ScalableEncoderConfig(StrictConfig):
     """Settings of a scalable encoder; exactly one of `share` and `widths`.
 
     Attributes:
@@ -242,7 +242,7 @@ class ScalableEncoder(Method):
             yield
             return
         made = self._best(codec) if level == self.widths.best else self._at(level)
-        with in_front([(codec, {"g_a": Standing(made)})]):
+        with override_attributes([(codec, {"g_a": Standing(made)})]):
             yield
 
     def _at(self, level: int) -> Callable[[Tensor], Tensor]:
@@ -266,7 +266,7 @@ class ScalableEncoder(Method):
             for i in range(self.config.encoders):
                 parts.append(self._encoder(i)(x))
                 tried.append(self._join(parts))
-                with in_front([(codec, {"g_a": Given(tried[-1])})]):
+                with override_attributes([(codec, {"g_a": Given(tried[-1])})]):
                     out = codec.forward(x)
                 bits = sum(-torch.log2(v).flatten(1).sum(1) for v in out["likelihoods"].values())
                 mse = (out["x_hat"].clamp(0, 1) - x).square().flatten(1).mean(1)
@@ -350,7 +350,7 @@ class ScalableEncoder(Method):
         """Which encoder learns now."""
         return min(int(self.step) // self._stage_steps, self.config.encoders - 1)
 
-    def learn_from(self, teacher: nn.Module) -> None:
+    def set_teacher(self, teacher: nn.Module) -> None:
         """Take a codec's encoder as the teacher of encoders that are small already."""
         given: Any = teacher
         self._teacher = (given.g_a,)
@@ -358,10 +358,10 @@ class ScalableEncoder(Method):
     def trains(self, name: str) -> bool:
         return self.config.made and transform_of(name) == "g_a"
 
-    def self_updated(self) -> list[nn.Parameter]:
-        return [p for decay in self._decays() for p in decay.self_updated()]
+    def manually_updated(self) -> list[nn.Parameter]:
+        return [p for decay in self._decays() for p in decay.manually_updated()]
 
-    def passes(self) -> list[int]:
+    def widths_per_step(self) -> list[int]:
         if self.config.made:
             return list(range(self.config.encoders))
         if (
@@ -393,7 +393,7 @@ class ScalableEncoder(Method):
         if not self._teacher:
             raise TrainingError(
                 "the large encoder that the small ones learn from is not in their file:"
-                " attached.learn_from(codec) first"
+                " attached.set_teacher(codec) first"
             )
         teacher = self._teacher[0]
         if next(teacher.parameters()).device != x.device:
@@ -423,11 +423,11 @@ class ScalableEncoder(Method):
     def done(self) -> bool:
         return self.steps_left == 0
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return (
             {}
             if self.config.made
-            else {"encoder": float(self.stage), **self._decays()[self.stage].figures()}
+            else {"encoder": float(self.stage), **self._decays()[self.stage].metrics()}
         )
 
     # -- small encoders ---------------------------------------------------------------------------
@@ -452,7 +452,7 @@ class ScalableEncoder(Method):
     def settings(self) -> dict[str, Any]:
         return {**self.config.model_dump(), "made": True}
 
-    def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
+    def transfer_to(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
         assert isinstance(other, ScalableEncoder)
         for i in range(1, self.config.encoders):
             small: Any = (

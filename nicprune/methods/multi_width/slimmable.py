@@ -39,7 +39,7 @@ from nicprune.codecs.hooks import NarrowHook, remove_hooks
 from nicprune.codecs.layer_kinds import Affine, remove, resize
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_for, lmbda_of
-from nicprune.common.config import Settings
+from nicprune.common.config import StrictConfig
 from nicprune.common.errors import BudgetError, CodecError, RecipeError, TrainingError
 from nicprune.methods.contract import METHODS, Method
 from nicprune.methods.levels import Widths
@@ -47,10 +47,10 @@ from nicprune.methods.multi_width.lambda_schedule import LambdaSchedule, Schedul
 from nicprune.pruning.budget import ROUND_TO
 from nicprune.pruning.cost import Totals
 from nicprune.pruning.masks import importance
-from nicprune.pruning.views import Slices, in_front, is_norm
+from nicprune.pruning.views import Slices, is_norm, override_attributes
 
 
-class SlimmableConfig(Settings):
+class SlimmableConfig(StrictConfig):
     """Settings of slimmable codecs; exactly one of `widths` and `macs`.
 
     Attributes:
@@ -289,7 +289,7 @@ class Slimmable(Method):
         if self.config.gdn == "slim+":
             return Affine()
         parts = (
-            self._slices[i].parts(name, layer)
+            self._slices[i].sliced_parameters(name, layer)
             if name in self._slices[i].layers
             else {"gamma": layer.gamma, "beta": layer.beta}
         )
@@ -347,7 +347,7 @@ class Slimmable(Method):
         attributes: list[tuple[nn.Module, dict[str, Any]]] = []
         slices = self._slices[i]
         for name in slices.layers:
-            attributes.append((modules[name], slices.parts(name, modules[name])))
+            attributes.append((modules[name], slices.sliced_parameters(name, modules[name])))
         if i:
             attributes += [
                 (modules[name], self._norm_at(i, name, modules[name])) for name in self._norms
@@ -357,7 +357,7 @@ class Slimmable(Method):
             ]
             if isinstance(getattr(codec, "M", None), int) and self._bottlenecks:
                 attributes.append((codec, {"M": self._latent_width(i)}))
-        with in_front(attributes):
+        with override_attributes(attributes):
             yield
 
     def _latent_width(self, i: int) -> int:
@@ -366,7 +366,7 @@ class Slimmable(Method):
     def _norm_at(self, i: int, name: str, layer: Any) -> dict[str, Any]:
         """What stands in front of a GDN's own parameters at a width."""
         sliced = (
-            self._slices[i].parts(name, layer)
+            self._slices[i].sliced_parameters(name, layer)
             if name in self._slices[i].layers
             else {"gamma": layer.gamma, "beta": layer.beta}
         )
@@ -401,7 +401,7 @@ class Slimmable(Method):
     def lmbda_at(self, width: int) -> float | None:
         return float(self.schedule.lambdas[width]) or None
 
-    def passes(self) -> list[int]:
+    def widths_per_step(self) -> list[int]:
         if not self._ordered:
             raise TrainingError(
                 "order: importance is measured on photographs: call prepare(images) on what attach"
@@ -449,7 +449,7 @@ class Slimmable(Method):
     def wants_validation(self) -> bool:
         return self.schedule.wants_validation
 
-    def observe(self, figures: Sequence[tuple[float, float]]) -> None:
+    def on_validation(self, figures: Sequence[tuple[float, float]]) -> None:
         self.schedule.observe([bpp for bpp, _ in figures], [psnr for _, psnr in figures])
 
     @property
@@ -460,7 +460,7 @@ class Slimmable(Method):
     def done(self) -> bool:
         return self.steps_left == 0
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {f"lambda{i}": float(value) for i, value in enumerate(self.schedule.lambdas)}
 
     # -- one width of its own ---------------------------------------------------------------------
@@ -493,11 +493,11 @@ class Slimmable(Method):
             layer.beta[places] = parts["beta"].to(layer.beta).clone()
             layer.gamma[places[:, None], places[None, :]] = parts["gamma"].to(layer.gamma).clone()
 
-    def finish(self, small: nn.Module) -> None:
+    def finalize(self, small: nn.Module) -> None:
         for name in self._bottlenecks if self.extracting else ():
             setattr(small, name, copy.deepcopy(self.bottlenecks[_key(str(self.extracting), name)]))
 
-    def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
+    def transfer_to(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
         assert isinstance(other, Slimmable)
         other.load_state_dict(self.state_dict())
 

@@ -44,7 +44,7 @@ from nicprune.methods.contract import METHODS, Method
 from nicprune.pruning.masks import Masks
 from nicprune.pruning.target import Target
 
-MEMORY = 0.99
+EMA = 0.99
 """Share of the past in the running mean of squared gradients."""
 
 FLOOR = 0.05
@@ -121,7 +121,7 @@ class MaskDecay(Method):
     def detach(self, codec: nn.Module) -> None:
         self.masks.detach(codec)
 
-    def self_updated(self) -> list[nn.Parameter]:
+    def manually_updated(self) -> list[nn.Parameter]:
         return list(self.masks.values)
 
     @property
@@ -213,7 +213,7 @@ class MaskDecay(Method):
         gradient = torch.cat(gradients) if gradients else self.current.new_zeros(0)
         if not bool(torch.isfinite(gradient).all()):
             gradient = torch.zeros_like(gradient)
-        self.fisher.mul_(MEMORY).add_(gradient.square(), alpha=1 - MEMORY)
+        self.fisher.mul_(EMA).add_(gradient.square(), alpha=1 - EMA)
         pull = self.eta * (gradient / self._rms()).clamp(-1, 1)
         values = self.current
         if int(self.step) <= self.commit_step:
@@ -238,7 +238,7 @@ class MaskDecay(Method):
         self._write(values)
 
     def _rms(self) -> Tensor:
-        unbiased = self.fisher / (1 - MEMORY ** int(self.step))
+        unbiased = self.fisher / (1 - EMA ** int(self.step))
         return unbiased.mean().sqrt().clamp_min(1e-20)
 
     def _decay(self, values: Tensor) -> Tensor:
@@ -295,7 +295,7 @@ class MaskDecay(Method):
     def fold(self, codec: nn.Module) -> None:
         self.masks.fold(codec, self.groups)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {
             "macs": self.cost.soft(self._soft_widths(self.current)) / self.cost.original.macs,
             "rho": float(self.rho.mean()),

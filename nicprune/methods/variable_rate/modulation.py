@@ -37,7 +37,7 @@ from nicprune.codecs.anatomy import rate_distortion_loss, transform_of
 from nicprune.codecs.hooks import Hook, remove_hooks
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_for
-from nicprune.common.config import Settings
+from nicprune.common.config import StrictConfig
 from nicprune.common.errors import CodecError
 from nicprune.methods.contract import METHODS, Method
 from nicprune.methods.levels import Levels
@@ -45,7 +45,7 @@ from nicprune.methods.levels import Levels
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 
-class ModulationConfig(Settings):
+class ModulationConfig(StrictConfig):
     """Which rates; exactly one of the two.
 
     Attributes:
@@ -106,7 +106,7 @@ class Site(Hook):
         if bias is None or module is None:
             return x
         # A channel that is masked away must not come back by the bias that it is given here; see
-        # also `absorb`.
+        # also `on_rescale`.
         for hook in module._forward_hooks.values():
             if isinstance(hook, Hook) and (share := hook.share()) is not None:
                 bias = bias * share.to(bias)
@@ -265,7 +265,7 @@ class Modulation(Method):
                     )
                 layer.bias.add_(bias[0].to(layer.bias))
 
-    def carry(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
+    def transfer_to(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
         assert isinstance(other, Modulation)
         own, theirs = dict(self.named_parameters()), dict(other.named_parameters())
         for number, site in enumerate(self.sites):
@@ -286,7 +286,7 @@ class Modulation(Method):
         """
         raise NotImplementedError
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {}
 
 
@@ -486,7 +486,7 @@ class ConditionalAutoencoder(Modulation):
         )
 
     @torch.no_grad()
-    def absorb(self, layer: str, side: str, factor: Tensor) -> None:
+    def on_rescale(self, layer: str, side: str, factor: Tensor) -> None:
         # A mask in front of a bias of ours, as in `Site`.
         for number, site in enumerate(self.sites[:-2]):
             if side == "out" and site.layer == layer:
