@@ -1,7 +1,7 @@
 """What a method is.
 
-To add one: a file in this folder with a class decorated by `@METHODS.register("name")`, and a
-    recipe.
+A new one is a file below this folder with a class decorated by `@METHODS.register("name")`, and a
+recipe. A package of its own names its file by an entry point of the group `nicprune.methods`.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ class Method(nn.Module):
         self.validate()
 
     @property
+    def codec(self) -> Any:
+        """The codec that the method is made for."""
+        return self._shared[0]
+
+    @property
     def groups(self) -> Groups:
         """The codec's channel groups."""
         return self._shared[1]
@@ -100,7 +105,7 @@ class Method(nn.Module):
         if isinstance(self.config, Target):
             self.config = resolve_split(
                 self.config,
-                self._shared[0],
+                self.codec,
                 self.groups,
                 self.cost,
                 images,

@@ -137,21 +137,21 @@ class Distillation(Method):
         self._mine: dict[str, Tensor] = {}
         self._theirs: dict[str, Tensor] = {}
         self._stages: list[Stage] = []
-        self._named = dict(self._shared[0].named_modules())
+        self._named = dict(self.codec.named_modules())
         self._lmbda = 0.0
         self.register_buffer("distances", torch.zeros(0))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     def validate(self) -> None:
-        record = provenance(self._shared[0])
+        record = provenance(self.codec)
         if self.config.output and record.metric != "mse":
             raise RecipeError(
                 f"output distillation is by squared error; this codec is for {record.metric}: leave"
                 " output out"
             )
-        if self.config.latent and not isinstance(getattr(self._shared[0], "g_a", None), nn.Module):
+        if self.config.latent and not isinstance(getattr(self.codec, "g_a", None), nn.Module):
             raise CodecError(
-                f"{type(self._shared[0]).__name__} has no g_a, whose output latent distillation"
+                f"{type(self.codec).__name__} has no g_a, whose output latent distillation"
                 " compares: leave latent out"
             )
 
@@ -161,7 +161,7 @@ class Distillation(Method):
         Raises:
             CodecError: it is not what this codec was pruned from.
         """
-        codec = self._shared[0]
+        codec = self.codec
         own, theirs = provenance(codec), provenance(teacher).history
         if own.history[: len(theirs)] != theirs or (
             len(own.history) == len(theirs) and _differ(codec, teacher)

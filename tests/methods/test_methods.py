@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -584,3 +589,30 @@ def test_photographs_go_where_the_codec_is(monkeypatch: pytest.MonkeyPatch) -> N
     attached.prepare([x])
     attached.calibrate([x, x])
     assert seen == [["meta"], ["meta", "meta"]]
+
+
+PLUGIN = """
+from nicprune.methods import METHODS
+from nicprune.methods.pruners.random import Random
+
+@METHODS.register("{name}")
+class Own(Random):
+    name = "{name}"
+    summary = "from elsewhere"
+"""
+
+
+def test_methods_of_other_packages_come_in_by_an_entry_point(tmp_path: Path) -> None:
+    for name, text in {"own_method": PLUGIN.format(name="own_method"), "broken": "1 / 0"}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        about = tmp_path / f"{name}-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (about / "entry_points.txt").write_text(f"[nicprune.methods]\n{name} = {name}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "nicprune", "list", "methods"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-800:]
+    assert re.search(r"own_method +from elsewhere", done.stdout)
+    assert "the method 'broken' of broken is left out: ZeroDivisionError" in done.stderr

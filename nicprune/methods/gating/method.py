@@ -101,7 +101,7 @@ class ChannelGating(Method):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        codec = self._shared[0]
+        codec = self.codec
         self.gated = gatable(codec, self.groups, self.config.transforms)
         modules = dict(codec.named_modules())
         self.gates = nn.ModuleDict(
@@ -171,7 +171,7 @@ class ChannelGating(Method):
                 "budget params: gates leave parameters where they are; name macs, encoder or"
                 " decoder"
             )
-        gatable(self._shared[0], self.groups, self.config.transforms)
+        gatable(self.codec, self.groups, self.config.transforms)
 
     def _check_budget(self) -> None:
         """Raise BudgetError if even one open channel in front of each convolution costs more than

@@ -163,7 +163,7 @@ class ScalableEncoder(Method):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        codec: Any = self._shared[0]
+        codec: Any = self.codec
         count, made = self.config.encoders, self.config.made
         self.widths = EncoderLevels(count, made)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
@@ -178,10 +178,9 @@ class ScalableEncoder(Method):
         self._macs: list[tuple[int, int]] = []
 
     def validate(self) -> None:
-        if not isinstance(getattr(self._shared[0], "g_a", None), nn.Module):
+        if not isinstance(getattr(self.codec, "g_a", None), nn.Module):
             raise CodecError(
-                f"{type(self._shared[0]).__name__} has no g_a, which a scalable encoder stands"
-                " in for"
+                f"{type(self.codec).__name__} has no g_a, which a scalable encoder stands in for"
             )
 
     def _decay(self, i: int) -> Method:
@@ -208,13 +207,13 @@ class ScalableEncoder(Method):
 
     def _holder(self, i: int) -> Any:
         """The codec with one of the encoders as its g_a; all else is the codec's own."""
-        holder = copy.copy(self._shared[0])
-        holder.__dict__["_modules"] = {**self._shared[0]._modules, "g_a": self._encoder(i)}
+        holder = copy.copy(self.codec)
+        holder.__dict__["_modules"] = {**self.codec._modules, "g_a": self._encoder(i)}
         return holder
 
     def _encoder(self, i: int) -> nn.Module:
         if self.config.made:
-            first: Any = self._shared[0]._modules["g_a"]
+            first: Any = self.codec._modules["g_a"]
             return first if i == 0 else self.encoders[i - 1]
         return self.encoders[i]
 
@@ -279,7 +278,7 @@ class ScalableEncoder(Method):
     @property
     def lmbda(self) -> float:
         """What the best level is chosen by."""
-        codec = self._shared[0]
+        codec = self.codec
         # Levels are compared by squared error, which lambdas for MS-SSIM do not weigh.
         return (
             lmbda_of(codec, self.config.lmbda)

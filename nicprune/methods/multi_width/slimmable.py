@@ -130,7 +130,7 @@ class Slimmable(Method):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        codec = self._shared[0]
+        codec = self.codec
         self._free = self.groups.prunable(latents=self.config.latents == "slim")
         for group in self._free:
             self.register_buffer(_key("order", group.name), torch.arange(group.width))
@@ -173,13 +173,11 @@ class Slimmable(Method):
     def validate(self) -> None:
         if not self.groups.prunable():
             raise CodecError(
-                f"{type(self._shared[0]).__name__} has no channel group that can be narrower"
+                f"{type(self.codec).__name__} has no channel group that can be narrower"
             )
         if self.config.latents == "slim":
             nested = [
-                name
-                for name, m in self._shared[0].named_modules()
-                if is_bottleneck(m) and "." in name
+                name for name, m in self.codec.named_modules() if is_bottleneck(m) and "." in name
             ]
             if nested:
                 raise CodecError(
@@ -265,7 +263,7 @@ class Slimmable(Method):
                     if len(kept) < self.groups[name].width
                 }
             )
-        self._slices = [Slices(self._shared[0], self.groups, keep) for keep in keeps]
+        self._slices = [Slices(self.codec, self.groups, keep) for keep in keeps]
 
     def _load_from_state_dict(self, state: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
         for (
@@ -310,14 +308,14 @@ class Slimmable(Method):
     def prepare(self, model: nn.Module, images: Sequence[Tensor]) -> None:
         if self.config.order == "index":
             return
-        lmbda = lmbda_of(self._shared[0], float(self.schedule.lambdas[0]) or None)
+        lmbda = lmbda_of(self.codec, float(self.schedule.lambdas[0]) or None)
         for name, scores in importance(
-            self._shared[0],
+            self.codec,
             self.groups,
             self._free,
             images,
             lmbda,
-            provenance(self._shared[0]).metric,
+            provenance(self.codec).metric,
         ).items():
             getattr(self, _key("order", name)).copy_(
                 torch.argsort(scores, descending=True, stable=True)
@@ -325,7 +323,7 @@ class Slimmable(Method):
         self._ordered = True
         self._slice()
         # What was cut from the codec for each width was cut in the old order.
-        modules = dict(self._shared[0].named_modules())
+        modules = dict(self.codec.named_modules())
         for i in range(1, len(self._slices)):
             for kind, names, make in (
                 (self.norms, self._norms, self._norm),

@@ -41,7 +41,7 @@ class Fisher(Method):
 
     def prepare(self, model: nn.Module, images: Sequence[Tensor]) -> None:
         super().prepare(model, images)
-        codec = self._shared[0]
+        codec = self.codec
         lmbda = lmbda_of(codec, self.config.lmbda)
         self._scores = importance(
             codec,

@@ -65,5 +65,5 @@ class Magnitude(Method):
 
     def keep(self) -> dict[str, list[int]]:
         config: Target = self.config  # type: ignore[assignment]
-        scores = {g.name: group_magnitude(self._shared[0], g) for g in config.free(self.groups)}
+        scores = {g.name: group_magnitude(self.codec, g) for g in config.free(self.groups)}
         return config.choose(self.groups, self.cost, scores, per_cost=True)

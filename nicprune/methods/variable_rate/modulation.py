@@ -132,7 +132,7 @@ class Modulation(Method):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        metric = provenance(self._shared[0]).metric
+        metric = provenance(self.codec).metric
         self.levels = Levels(
             self.config.lambdas or [lmbda_for(q, metric) for q in self.config.qualities or ()]
         )
@@ -141,11 +141,11 @@ class Modulation(Method):
 
     def validate(self) -> None:
         for name in ("g_a", "g_s"):
-            if not isinstance(getattr(self._shared[0], name, None), nn.Module) or not _convolutions(
-                self._shared[0], (name,)
+            if not isinstance(getattr(self.codec, name, None), nn.Module) or not _convolutions(
+                self.codec, (name,)
             ):
                 raise CodecError(
-                    f"{type(self._shared[0]).__name__} has no {name} with a convolution: a"
+                    f"{type(self.codec).__name__} has no {name} with a convolution: a"
                     " modulator scales what g_a gives and g_s is given"
                 )
 
@@ -153,7 +153,7 @@ class Modulation(Method):
         """Where activations are scaled: behind g_a and in front of g_s, unless a modulator does
         more.
         """
-        codec: Any = self._shared[0]
+        codec: Any = self.codec
         last, first = _convolutions(codec, ("g_a",))[-1], _convolutions(codec, ("g_s",))[0]
         width = codec.get_submodule(first).in_channels
         return [
@@ -408,7 +408,7 @@ class ModulatedAutoencoder(Modulation):
     config: NetworkConfig
 
     def places(self) -> list[Site]:
-        codec: Any = self._shared[0]
+        codec: Any = self.codec
         analysis = [
             Site(self, n, "out", n, "out", codec.get_submodule(n).out_channels)
             for n in _convolutions(codec, ("g_a",))
@@ -459,7 +459,7 @@ class ConditionalAutoencoder(Modulation):
     )
 
     def places(self) -> list[Site]:
-        codec: Any = self._shared[0]
+        codec: Any = self.codec
         names = _convolutions(codec, ("g_a", "h_a", "h_s", "g_s"))
         return [
             Site(self, n, "out", n, "out", codec.get_submodule(n).out_channels) for n in names
