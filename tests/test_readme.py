@@ -76,7 +76,7 @@ def test_commands_run_in_the_order_given(
         " mask_decay}]}\n"
     )
     (tmp_path / "reports" / "overview.yaml").write_text(shown, encoding="utf-8")
-    plots = dict(page.PLOTS)
+    plots = page.plots_in_order
     request.getfixturevalue("undrawn")
     for command in commands():
         assert command[0] == "nicprune"
@@ -98,7 +98,7 @@ def test_commands_run_in_the_order_given(
                 "training.batch_size=1",
             ]
         if arguments[0] == "report":
-            monkeypatch.setattr(page, "PLOTS", plots)  # once is enough
+            monkeypatch.setattr(page, "plots_in_order", plots)  # once is enough
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0 and result.exception is None, (
             f"{' '.join(command)}: {result.output}{result.exception!r}"

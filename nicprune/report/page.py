@@ -19,10 +19,11 @@ import pandas as pd
 
 from nicprune.common.errors import FileError
 from nicprune.common.files import write_atomically, write_text
-from nicprune.report import plots
 from nicprune.report.aggregate import AREA, Line, blank, lines, settings
 from nicprune.report.bd_rate import RATES, bd_table
 from nicprune.report.mac_spread import SPEEDS, megabytes, per_image, storage, timed
+from nicprune.report.plots.plot import plots_in_order
+from nicprune.report.plots.style import DARK, DPI
 from nicprune.report.records import COSTS, LATER, Record, arms, as_records, reference_for
 from nicprune.report.scratch_gap import HEADERS as GAP_HEADERS
 from nicprune.report.scratch_gap import NOTE as GAP_NOTE
@@ -36,12 +37,6 @@ MAX_PICTURES = 100
 photographs, and stays small enough to be sent.
 """
 PICTURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
-PLOTS = {
-    "rd.png": plots.rd_curves,
-    "drop_vs_reduction.png": plots.drop_against_reduction,
-    "widths.png": plots.widths,
-    "schedule.png": plots.lambda_schedule,
-}
 
 
 def write_report(
@@ -71,7 +66,7 @@ def write_report(
     joined = lines(ready)
     shown, copies, lost = _crops(ready) if crops else ([[] for _ in ready], {}, [])
     bd = bd_table(ready)
-    drawn = {name: (draw(joined), draw(joined, plots.DARK)) for name, draw in PLOTS.items()}
+    drawn = {plot.file: (plot.draw(joined), plot.draw(joined, DARK)) for plot in plots_in_order()}
     heading = title or _title(ready)
     at_qualities = [line for line in joined if not line.between()]
     page = _page(
@@ -393,15 +388,11 @@ def transforms(group: Sequence[Line]) -> dict[str, Any]:
     }
 
 
-def _has_widths(line: Line) -> bool:
-    return line.role == "pruned" or (line.role == "modulated" and bool(line.members[0]["widths"]))
-
-
 def _shown_width(png: bytes) -> int:
     """Width of a plot on the page in CSS pixels: the same scale for every plot, so that their
     letters are of one size.
     """
-    return round(int.from_bytes(png[16:20], "big") * 105 / plots.DPI)
+    return round(int.from_bytes(png[16:20], "big") * 105 / DPI)
 
 
 def _uri(content: bytes) -> str:
@@ -502,12 +493,6 @@ def _page(
             }
         )
 
-    # One codec for all rates has the same widths at each.
-    made = {
-        (line.setting, line.role, line.arm, line.quality if line.role == "pruned" else None)
-        for line in joined
-        if _has_widths(line)
-    }
     packages: dict[str, set[str]] = {}
     for record in records:
         for name, version in record["versions"].items():
@@ -529,13 +514,19 @@ def _page(
         finite=math.isfinite,
         bd=bd.astype(object).where(bd.notna(), None).to_dict("records"),
         costs=COSTS,
-        plots={
-            name: (_uri(light), _uri(dark), _shown_width(light))
-            for name, (light, dark) in drawn.items()
+        plots=[
+            {
+                "heading": plot.heading,
+                "alt": plot.alt,
+                "caption": plot.caption(joined),
+                "light": _uri(light),
+                "dark": _uri(dark),
+                "width": _shown_width(light),
+            }
+            for plot in plots_in_order()
+            for light, dark in (drawn[plot.file],)
             if light is not None and dark is not None
-        },
-        drawn_widths=len(plots.width_lines(joined)),
-        all_widths=len(made),
+        ],
         megabytes=megabytes,
         gap_headers=GAP_HEADERS,
         gap_note=GAP_NOTE,

@@ -20,7 +20,7 @@ from nicprune.common.errors import FileError
 from nicprune.common.files import write_atomically, write_text
 from nicprune.evaluation.transform_times import REST, Times, times_table
 from nicprune.pruning.cost import Totals
-from nicprune.report.plots import LIGHT, new_figure, themed, to_png
+from nicprune.report.plots.style import LIGHT, new_figure, themed, to_png
 
 FILE = "times.json"
 SIDES = ("encode", "decode")

@@ -23,7 +23,9 @@ from nicprune.common.errors import FileError
 from nicprune.report import Record, bd_table, collect, table, text_table, write_report
 from nicprune.report.aggregate import lines
 from nicprune.report.page import headline, notes
-from nicprune.report.plots import LIGHT, _look, drop_against_reduction, rd_curves
+from nicprune.report.plots.drop_against_reduction import drop_against_reduction
+from nicprune.report.plots.rd_curves import rd_curves
+from nicprune.report.plots.style import LIGHT, look_of
 from nicprune.report.records import arms, as_records, reference_for
 from nicprune.report.table import latex, markdown
 
@@ -154,7 +156,7 @@ def test_many_arms_are_told_apart_and_leave_the_panels_their_room() -> None:
             ]
         )
         made = [("pruned", line.arm) for line in ready if line.role == "pruned"]
-        looks = [_look(line, made, LIGHT) for line in ready]
+        looks = [look_of(line, made, LIGHT) for line in ready]
         whole, above = (
             matplotlib.image.imread(io.BytesIO(draw(ready) or b""))
             for draw in (rd_curves, drop_against_reduction)

@@ -12,12 +12,18 @@ from typing import Any
 
 import pytest
 from helpers_report import BPP, PSNR, record, store, sweep
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from nicprune.common.errors import FileError
-from nicprune.report import bd_table, collect, plots, table, text_table, write_report
+from nicprune.report import bd_table, collect, table, text_table, write_report
 from nicprune.report.aggregate import compact, lines
 from nicprune.report.mac_spread import per_image, storage
 from nicprune.report.page import headline, notes, transforms
+from nicprune.report.plots.drop_against_reduction import drop_against_reduction
+from nicprune.report.plots.lambda_schedule import lambda_schedule
+from nicprune.report.plots.rd_curves import rd_curves
+from nicprune.report.plots.widths import width_lines
 from nicprune.report.records import as_records
 from nicprune.report.scratch_gap import gaps
 from nicprune.report.table import latex, markdown
@@ -253,18 +259,18 @@ def test_bd_takes_all_rates_and_says_how_many() -> None:
 
 def test_one_curve_through_all_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[list[float], dict[str, Any]]] = []
-    plain = plots.Axes.plot
+    plain = Axes.plot
 
     def plot(self: Any, x: Any, *rest: Any, **look: Any) -> Any:
         drawn.append((list(x), look))
         return plain(self, x, *rest, **look)
 
-    monkeypatch.setattr(plots.Axes, "plot", plot)
+    monkeypatch.setattr(Axes, "plot", plot)
     legends: list[list[str]] = []
     monkeypatch.setattr(
-        plots.Figure, "legend", lambda self, handles, names, **rest: legends.append(names)
+        Figure, "legend", lambda self, handles, names, **rest: legends.append(names)
     )
-    assert plots.rd_curves(lines(sized() + modulated()[::-1])) is not None
+    assert rd_curves(lines(sized() + modulated()[::-1])) is not None
     curves = [(x, look) for x, look in drawn if len(x) == 5]
     assert len(curves) == 2 and all(
         x == sorted(x) and look["markersize"] < 6 for x, look in curves
@@ -274,14 +280,14 @@ def test_one_curve_through_all_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cost_against_quality_has_a_bar_over_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     bars: list[Any] = []
-    plain = plots.Axes.errorbar
+    plain = Axes.errorbar
 
     def errorbar(self: Any, x: Any, y: Any, **look: Any) -> Any:
         bars.append((x, look["xerr"]))
         return plain(self, x, y, **look)
 
-    monkeypatch.setattr(plots.Axes, "errorbar", errorbar)
-    assert plots.drop_against_reduction(lines([*sized((1,)), gated()])) is not None
+    monkeypatch.setattr(Axes, "errorbar", errorbar)
+    assert drop_against_reduction(lines([*sized((1,)), gated()])) is not None
     ((x, ((left,), (right,))),) = bars
     assert (x - left, x + right) == pytest.approx((40.96 / 20, 40.96 / 15))
 
@@ -289,7 +295,7 @@ def test_cost_against_quality_has_a_bar_over_the_images(monkeypatch: pytest.Monk
 def test_a_modulator_alone_saves_no_macs() -> None:
     whole = {"cost": record()["cost"]}
     ready = [record(), *modulated((1,), label="BM", **whole)]
-    assert plots.drop_against_reduction(lines(ready)) is None
+    assert drop_against_reduction(lines(ready)) is None
     (group,) = compact(ready).values()
     assert headline(group)[0].startswith(
         "BM, one codec for all rates, needs as many MACs as the original at quality 1: PSNR"
@@ -299,7 +305,7 @@ def test_a_modulator_alone_saves_no_macs() -> None:
 
 
 def test_widths_of_one_codec_are_drawn_once() -> None:
-    shown = plots.width_lines(lines(sized((1,)) + modulated()))
+    shown = width_lines(lines(sized((1,)) + modulated()))
     assert [(line.role, line.quality) for line in shown] == [("pruned", 1), ("modulated", 3)]
 
 
@@ -450,7 +456,7 @@ def test_widths_and_their_schedule_are_on_the_page(tmp_path: Path) -> None:
         and "Schedule of λ" not in plain
         and "slimmable" not in plain
     )
-    assert plots.lambda_schedule(lines(sized())) is None
+    assert lambda_schedule(lines(sized())) is None
 
 
 def scratched(

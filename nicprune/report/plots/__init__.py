@@ -1,0 +1,9 @@
+"""Plots of a report, one file each. May use `report.aggregate` and what is below `report`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
