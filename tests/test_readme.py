@@ -1,40 +1,78 @@
-"""Every example of the README runs, with fewer steps; its commands exist and do what it says."""
+"""Every example of the README and of the documentation runs, with fewer steps; commands exist and
+do what is said.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from nicprune.cli.app import app
 from nicprune.data import images as data
+from nicprune.experiments.recipe import read_recipe
 from nicprune.report import page
 
 README = Path(__file__).parent.parent / "README.md"
 pytest.importorskip("skimage", reason="the README's examples use scikit-image's photographs")
 
 
-def blocks(language: str) -> list[str]:
-    """The README's code blocks of one language."""
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+PAGES = {
+    str(path.relative_to(README.parent)): path
+    for path in (README, *sorted((README.parent / "docs").rglob("*.md")))
+}
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_python_examples_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def blocks(language: str, page: Path = README) -> list[str]:
+    """The code blocks of one language in a page."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+
+
+EXAMPLES = {
+    f"{name}-{number}": code
+    for name, path in PAGES.items()
+    for number, code in enumerate(blocks("python", path))
+    if not code.startswith("# fault: do not run")
+}
+SMALL = 'optimizer="soap", patch_size=64, batch_size=1, progress=False'
+
+
+@pytest.mark.parametrize(
+    "example", sorted({code: name for name, code in EXAMPLES.items()}.values())
+)
+def test_python_examples_run(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer and smaller steps; what stands on several pages runs once."""
     monkeypatch.chdir(tmp_path)
-    few = 16 if "scalable_encoder" in blocks("python")[number] else 4  # four for each encoder
-    code = re.sub(r'steps(=|": )\d+', rf"steps\g<1>{few}", blocks("python")[number]).replace(
-        "lr=3e-4", "lr=3e-4, batch_size=1, progress=False"
+    code = EXAMPLES[example]
+    few = 16 if "scalable_encoder" in code else 4  # four for each encoder
+    code = re.sub(r'steps(=|": )\d+', rf"steps\g<1>{few}", code)
+    exec(
+        compile(code.replace('optimizer="soap", batch_size=2', SMALL), example, "exec"),
+        {"__name__": "readme"},
     )
-    exec(compile(code, f"README example {number}", "exec"), {"__name__": "readme"})
 
 
-def commands() -> list[list[str]]:
-    """The commands of the section on the command line."""
-    return [shlex.split(line, comments=True) for line in blocks("console")[-1].splitlines()]
+def commands(page: str = "docs/command_line.md") -> list[list[str]]:
+    """The commands of nicprune in a page."""
+    lines = [line for block in blocks("console", PAGES[page]) for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("nicprune ")]
+
+
+@pytest.mark.parametrize("page", [name for name in PAGES if name != "docs/command_line.md"])
+def test_commands_elsewhere_are_parsed(page: str) -> None:
+    """Their names and options exist; those of the page on the command line are run below."""
+    group: Any = typer.main.get_command(app)
+    for _, name, *arguments in commands(page):
+        group.commands[name].make_context(name, arguments)
+        if name in ("run", "check"):
+            sets = [value for flag, value in pairwise(arguments) if flag == "--set"]
+            read_recipe(arguments[0], sets)
 
 
 SLOW = {"bench"}
