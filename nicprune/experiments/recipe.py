@@ -441,9 +441,7 @@ def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> MethodSpec:
     method = METHODS[part["name"]]
     sparsify = content.get("sparsify")
     steps = sparsify.get("steps", 0) if isinstance(sparsify, dict) else 0
-    for length in {"decay_steps", "gating_steps"} & set(method.Config.model_fields):
-        if not isinstance(steps, int):
-            continue
+    if (length := method.steps_field) and isinstance(steps, int):
         if not steps:
             raise RecipeError(
                 f"{here}: {part['name']} learns while the codec trains; give it steps, sparsify:"

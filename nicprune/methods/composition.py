@@ -196,8 +196,12 @@ class Attached(Coding):
         return max(method.steps_left for method in self._each)
 
     def metrics(self) -> dict[str, float]:
-        """The methods' numbers for logs."""
-        return {name: value for method in self._each for name, value in method.metrics().items()}
+        """The methods' numbers for logs, each behind the name of its method: `mask_decay/macs`."""
+        return {
+            f"{method.name}/{name}": value
+            for method in self._each
+            for name, value in method.metrics().items()
+        }
 
     def manually_updated(self) -> list[nn.Parameter]:
         """Parameters that an optimiser need not (but may) be given."""

@@ -52,6 +52,8 @@ class Method(nn.Module):
     """
     codes: ClassVar[bool] = True
     """Whether decoding depends on it, where it stays."""
+    steps_field: ClassVar[str] = ""
+    """The setting that says for how many steps it learns; a recipe fills in its own length."""
     tables: str = ""
     """Hash of its own entropy bottlenecks that their CDF tables were made from, if it has any."""
 

@@ -824,7 +824,7 @@ def test_a_larger_alpha_is_sparser() -> None:
         train(attached, 6)
         pictures = [picture(attached.codec, seed) for seed in range(100, 104)]
         attached.calibrate(pictures)
-        open_shares.append(attached.metrics()["density"])
+        open_shares.append(attached.metrics()["channel_gating/density"])
         costs.append(mean_cost(attached, pictures)["macs"])
     assert open_shares[0] > open_shares[1] > open_shares[2] and costs[0] > costs[1] > costs[2]
 

@@ -616,3 +616,19 @@ def test_methods_of_other_packages_come_in_by_an_entry_point(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr[-800:]
     assert re.search(r"own_method +from elsewhere", done.stdout)
     assert "the method 'broken' of broken is left out: ZeroDivisionError" in done.stderr
+
+
+def test_methods_that_log_alike_do_not_overwrite_each_other() -> None:
+    settings = {"decay_steps": 6, "round_to": 1, "budget": {"macs": 0.5}}
+    attached = attach(
+        built("bmshj2018-hyperprior")[0],
+        [("mask_decay", settings), ("channel_gating", METHOD_SETTINGS["channel_gating"])],
+    )
+    assert {"mask_decay/macs", "channel_gating/macs", "mask_decay/rho"} <= attached.metrics().keys()
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_setting_that_says_how_long_it_learns_exists(name: str) -> None:
+    field = METHODS[name].steps_field
+    assert field == "" or field in METHODS[name].Config.model_fields
+    assert bool(field) == any(f.endswith("_steps") for f in METHODS[name].Config.model_fields)

@@ -90,6 +90,7 @@ class ChannelGating(Method):
 
     name = "channel_gating"
     summary = "gates close channels of little energy, per image (ECG); what never opens is removed"
+    steps_field = "gating_steps"
     Config = GatingConfig
     narrows = True
     config: GatingConfig

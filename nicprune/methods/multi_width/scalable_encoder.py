@@ -154,6 +154,7 @@ class ScalableEncoder(Method):
         "small encoders that add up (EVC's residual learning): encoding effort by level, the"
         " decoder unchanged"
     )
+    steps_field = "decay_steps"
     Config = ScalableEncoderConfig
     config: ScalableEncoderConfig
     alone = True

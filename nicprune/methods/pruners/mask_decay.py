@@ -81,6 +81,7 @@ class MaskDecay(Method):
 
     name = "mask_decay"
     summary = "learnt masks decay by |m - 1| (EVC), weighted by MACs, to an exact budget"
+    steps_field = "decay_steps"
     Config = MaskDecayConfig
     config: MaskDecayConfig
 
