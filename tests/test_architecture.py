@@ -44,7 +44,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "safetensors": ("storage.checkpoint",),
     "onnx": ("storage.export",),
     "pytorch_msssim": ("evaluation.evaluate",),
-    "compressai": ("codecs.*", "channels.tracer", "pruning.surgery"),
+    "compressai": ("codecs.*", "channels.tracer", "pruning.surgery", "evaluation.evaluate"),
+    "psutil": ("common.machine",),
 }
 """The only files that may import each heavy library."""
 

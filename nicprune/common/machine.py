@@ -10,6 +10,8 @@ import platform
 import sys
 from importlib import metadata
 
+import psutil
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 PACKAGES = ("nicprune", "torch", "compressai", "torch-pruning", "fvcore", "numpy")
 BUSY = 0.15
@@ -78,23 +80,20 @@ def _cpu_name() -> str:
 
 
 def _memory_gb() -> float:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    except (ValueError, OSError, AttributeError):
-        return 0.0
+    return round(psutil.virtual_memory().total / 1e9, 1)
 
 
 def processor_time() -> tuple[float, float, float] | None:
     """(busy, all, own) processor seconds so far; None where the system does not say."""
     try:
-        with open("/proc/stat", encoding="utf-8") as file:
-            ticks = [int(v) for v in file.readline().split()[1:9]]
-    except (OSError, ValueError):
+        times = psutil.cpu_times()
+    except (OSError, psutil.Error):
         return None
-    hertz = os.sysconf("SC_CLK_TCK")
-    idle = ticks[3] + ticks[4]
-    own = os.times()
-    return (sum(ticks) - idle) / hertz, sum(ticks) / hertz, own.user + own.system
+    guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # in user, nice too
+    all_ = sum(times) - guests
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    own = psutil.Process().cpu_times()
+    return all_ - idle, all_, own.user + own.system
 
 
 def others_share(

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from compressai.ops import compute_padding
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
@@ -156,8 +157,7 @@ def pad(x: Tensor, factor: int = SIZE_MULTIPLE) -> tuple[Tensor, tuple[int, int,
     Returns the padded image, and the padding (left, right, top, bottom).
     """
     height, width = x.shape[-2:]
-    extra_h, extra_w = -height % factor, -width % factor
-    padding = (extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2)
+    padding, _ = compute_padding(height, width, min_div=factor)
     return F.pad(x, padding), padding
 
 

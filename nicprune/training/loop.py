@@ -46,7 +46,7 @@ class TrainSettings(StrictConfig):
 
     Attributes:
         optimizer: "adam", or "soap", which learns several times as fast (see
-            `nicprune.optimizers`).
+            `nicprune.training.optimizers`).
         side: what runs when encoding alone, or decoding alone, is trained, and the rest left as it
             is; if not given, as the methods attached say, or the last one that a plain codec was
             pruned by.

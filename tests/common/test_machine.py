@@ -36,7 +36,7 @@ def test_a_gpu_is_named_and_torch_is_never_imported_for_it(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "torch", gpu)  # type: ignore[arg-type]
     assert describe_machine()["device"] == "H200"
     code = (
-        "from nicprune.runtime import describe_machine; import sys;"
+        "from nicprune.common.machine import describe_machine; import sys;"
         " sys.exit(describe_machine()['device'] != 'cpu' or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -44,7 +44,7 @@ def test_a_gpu_is_named_and_torch_is_never_imported_for_it(monkeypatch: pytest.M
 
 def test_allocator_is_tuned_on_linux_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        "from nicprune.runtime import tune_allocator; import sys; sys.exit(0 if tune_allocator() =="
+        "from nicprune.common.machine import tune_allocator; import sys; sys.exit(0 if tune_allocator() =="
         " sys.platform.startswith('linux') else 1)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
