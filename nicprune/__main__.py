@@ -1,5 +1,5 @@
 """`python -m nicprune`."""
 
-from nicprune.cli.app import main
+from nicprune.cli.commands import main
 
 main()

@@ -1,5 +1,5 @@
 """The command line: each command a thin call. May use everything."""
 
-from nicprune.cli.app import app, main
+from nicprune.cli.commands import app, main
 
 __all__ = ["app", "main"]

@@ -11,7 +11,7 @@ import torch
 from helpers import built
 from typer.testing import CliRunner
 
-from nicprune.cli.app import app, main
+from nicprune.cli.commands import app, main
 from nicprune.storage.checkpoint import save
 
 
@@ -40,8 +40,8 @@ def fails(
 @pytest.fixture(autouse=True)
 def _keep_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     """`main` sets warning filters for its process; tests keep their own."""
-    monkeypatch.setattr("nicprune.cli.app.warnings.simplefilter", lambda *a, **k: None)
-    monkeypatch.setattr("nicprune.cli.app.warnings.showwarning", None, raising=False)
+    monkeypatch.setattr("nicprune.cli.commands.warnings.simplefilter", lambda *a, **k: None)
+    monkeypatch.setattr("nicprune.cli.commands.warnings.showwarning", None, raising=False)
 
 
 def test_list() -> None:
@@ -329,7 +329,7 @@ def test_help_does_not_wait_for_torch() -> None:
     code = """
 import sys
 sys.argv = ["nicprune", "--help"]
-from nicprune.cli.app import main
+from nicprune.cli.commands import main
 try:
     main()
 except SystemExit:
