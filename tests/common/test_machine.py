@@ -44,8 +44,8 @@ def test_a_gpu_is_named_and_torch_is_never_imported_for_it(monkeypatch: pytest.M
 
 def test_allocator_is_tuned_on_linux_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        "from nicprune.common.machine import tune_allocator; import sys; sys.exit(0 if tune_allocator() =="
-        " sys.platform.startswith('linux') else 1)"
+        "from nicprune.common.machine import tune_allocator; import sys;"
+        " sys.exit(0 if tune_allocator() == sys.platform.startswith('linux') else 1)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     monkeypatch.setattr(sys, "platform", "darwin")
