@@ -34,7 +34,7 @@ from compressai.models.vbr import (
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups, find_groups
-from nicprune.codecs.anatomy import is_bottleneck
+from nicprune.codecs.layer_kinds import is_bottleneck
 from nicprune.methods import METHODS
 
 N, M, ELIC_GROUPS = 16, 24, [8, 12, 28]

@@ -31,7 +31,7 @@ root are above all.
 """
 
 HOMES: dict[str, tuple[str, ...]] = {
-    "torch_pruning": ("codecs.layer_kinds",),
+    "torch_pruning": ("codecs.*",),
     "fvcore": ("pruning.cost",),
     "pandas": ("report.*",),
     "matplotlib": ("report.*",),
@@ -168,6 +168,41 @@ def test_a_heavy_library_lives_in_its_own_file(library: str) -> None:
     assert not strangers, (
         f"{library} is imported in {sorted(strangers)}, its home is {HOMES[library]}"
     )
+
+
+LAYER_CLASSES = set(
+    "GDN GDN1 MaskedConv2d CheckerboardMaskedConv2d EntropyBottleneck EntropyBottleneckVbr"
+    " GaussianConditional LowerBound Conv2d ConvTranspose2d BatchNorm2d LayerNorm".split()
+)
+LAYER_ATTRIBUTES = set(
+    "gamma_reparam beta_reparam quantiles mask in_channels out_channels in_features".split()
+)
+KNOWS_LAYERS = {
+    "codecs.kernel_faults": "goes around a fault of one class",
+    "codecs.cdf": "replaces a method of the Gaussian conditional while it codes",
+}
+
+
+def layer_words(path: Path) -> set[str]:
+    """Classes of layers that a file names, and attributes that only some layers have."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Name | ast.alias):
+            found |= LAYER_CLASSES & {node.id if isinstance(node, ast.Name) else node.name}
+        elif isinstance(node, ast.Attribute):
+            found |= (LAYER_CLASSES | LAYER_ATTRIBUTES) & {node.attr}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= (LAYER_CLASSES | LAYER_ATTRIBUTES) & {node.value}
+        elif isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute):
+            found |= {"groups"} & {node.left.attr} if ast.unparse(node).endswith((" 1",)) else set()
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_layer_types_are_known_in_one_place(module: str) -> None:
+    if not module.startswith("codecs.layer_kinds") and module not in KNOWS_LAYERS:
+        found = layer_words(MODULES[module])
+        assert not found, f"{module} knows of layers: {sorted(found)}; ask codecs.layer_kinds"
 
 
 def test_public_names_are_things_and_not_modules() -> None:

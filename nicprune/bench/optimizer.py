@@ -25,7 +25,7 @@ from nicprune.training.precision import autocast_dtype, entropy_models_in_float3
 
 CODECS = {"demo-hyperprior": 64, "bmshj2018-hyperprior": 128}
 """Codecs that are trained from random weights, and their N."""
-STEPS = 1000
+STEPS = 600
 LOOK_EVERY = 25
 RATES = {"adam": 1e-3, "soap": 2e-3}
 """Learning rates, each the best of those tried for so short a training (0.5, 1, 2 and 3e-3)."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from nicprune.channels.tracer import CONVOLUTIONS, Tracer
+from nicprune.channels.tracer import Tracer
 from nicprune.codecs.anatomy import check_codec
+from nicprune.codecs.layer_kinds import channel_kind
 from nicprune.common.errors import CodecError, RecipeError, closest
 
 MIN_LATENTS = 2
@@ -172,7 +173,7 @@ def find_groups(codec: nn.Module) -> Groups:
             for module, axis in order
         )
         if pinned is None and not any(
-            m.axis == "out" and type(modules[m.module]) in CONVOLUTIONS for m in shares
+            m.axis == "out" and channel_kind(modules[m.module]).convolution for m in shares
         ):
             pinned = "no convolution produces these channels"
         first = next((m for m in shares if m.axis == "out"), shares[0])

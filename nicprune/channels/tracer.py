@@ -17,15 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from compressai.layers import GDN, GDN1, CheckerboardMaskedConv2d, MaskedConv2d
-from compressai.ops import LowerBound
 from torch import Tensor, nn
 
 from nicprune.channels.propagation import ChannelIds, ChannelPropagator
-from nicprune.codecs.anatomy import forward_for_analysis, is_bottleneck, is_conditional
-
-CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, MaskedConv2d, CheckerboardMaskedConv2d)
-NORMALISATIONS = (GDN, GDN1)
+from nicprune.codecs.anatomy import forward_for_analysis
+from nicprune.codecs.layer_kinds import channel_kind, kind_of
+from nicprune.codecs.layer_kinds.kind import kinds_in
 
 
 @dataclass
@@ -48,7 +45,7 @@ class Tracer(ChannelPropagator):
         self.uses: dict[tuple[str, str], LayerChannels] = {}
         self.calls: list[str] = []
         self.latents: dict[int, str] = {}
-        self.conditional = any(is_conditional(m) for m in codec.modules())
+        self.conditional = any(kind.flow == "conditional" for kind in kinds_in(codec).values())
 
     # -- running ----------------------------------------------------------------------------------
 
@@ -63,7 +60,9 @@ class Tracer(ChannelPropagator):
                 stack.callback(setattr, module, "training", training)
             self.codec.eval()
             for name, module in self.codec.named_modules():
-                if self._rule(module) is not None and not is_bottleneck(module):
+                kind = kind_of(module)
+                exposed = kind.exposed(module) if kind is not None else []
+                if self._rule(module) is not None and not exposed:
                     self._owner |= {id(p): name for p in module.parameters(recurse=False)}
                 stack.callback(
                     module.register_forward_pre_hook(
@@ -75,12 +74,11 @@ class Tracer(ChannelPropagator):
                         self._leave(name, module), with_kwargs=True, always_call=True
                     ).remove
                 )
-                if is_bottleneck(module):
-                    # Medians are read outside the bottleneck's forward by straight-through
-                    # quantisers.
-                    ids = self.new(module.channels)
+                if kind is not None and exposed:
+                    ids = self.new(kind.widths(module)[0])
                     self.uses[name, "both"] = LayerChannels(name, "both", ids)
-                    self.label(module.quantiles, ChannelIds(0, ids))
+                    for tensor in exposed:
+                        self.label(tensor, ChannelIds(0, ids))
             generator = torch.Generator().manual_seed(0)
             image = torch.rand(1, 3, size, size, generator=generator).to(first.device, first.dtype)
             ids = self.new(3)
@@ -119,21 +117,18 @@ class Tracer(ChannelPropagator):
 
     # -- layers -----------------------------------------------------------------------------------
 
-    def _rule(self, module: Any) -> Callable[..., None] | None:
-        kind = type(module)
-        if kind in (*CONVOLUTIONS, nn.Linear) and set(module._parameters) != {"weight", "bias"}:
-            return None  # reparametrised: what is cut would be computed anew
-        if kind in CONVOLUTIONS:
-            return self._depthwise if module.groups > 1 else self._dense
-        if kind is nn.Linear:
-            return self._dense
-        if kind in NORMALISATIONS or is_bottleneck(module):
-            return self._same_width
-        if is_conditional(module):
-            return self._conditional
-        if kind is LowerBound:
-            return self._lower_bound
-        return None
+    def _rule(self, module: nn.Module) -> Callable[..., None] | None:
+        kind = kind_of(module)
+        if kind is None or not kind.traceable(module):
+            return None  # unknown, or reparametrised: what is cut would be computed anew
+        rules = {
+            "dense": self._dense,
+            "grouped": self._grouped,
+            "coupled": self._coupled,
+            "conditional": self._conditional,
+            "bounded": self._bounded,
+        }
+        return rules[kind.flow]
 
     def _consume(
         self, module: str, axis: str, labels: ChannelIds, ids: np.ndarray | None = None
@@ -163,12 +158,12 @@ class Tracer(ChannelPropagator):
         return self.uses[module, "out"].ids
 
     def _dense(self, name: str, module: Any, inputs: list[Any], output: Tensor) -> None:
-        x, linear = inputs[0], isinstance(module, nn.Linear)
+        x, kind = inputs[0], channel_kind(module)
         labels = self.labels(x)
-        axis = x.dim() - 1 if linear else x.dim() - 3
+        axis = x.dim() + kind.channel_axis
         if labels is not None and labels.dim != axis:
             # A linear layer on another dimension than the channels': they pass through, one by one.
-            if linear:
+            if kind.any_axis:
                 self.label(output, ChannelIds(labels.dim, labels.ids, f"linear layer {name}"))
             else:
                 self.mark_unprunable(
@@ -180,23 +175,16 @@ class Tracer(ChannelPropagator):
             labels = ChannelIds(axis, self.new(x.shape[axis]))
             self.mark_unprunable(labels.ids, f"constant input of {name}")
         self._consume(name, "in", labels)
-        width = module.out_features if linear else module.out_channels
-        self.label(
-            output,
-            ChannelIds(
-                output.dim() - 1 if linear else output.dim() - 3, self._produce(name, width)
-            ),
-        )
+        ids = self._produce(name, kind.widths(module)[0])
+        self.label(output, ChannelIds(output.dim() + kind.channel_axis, ids))
 
-    def _depthwise(self, name: str, module: Any, inputs: list[Any], output: Tensor) -> None:
+    def _grouped(self, name: str, module: Any, inputs: list[Any], output: Tensor) -> None:
         labels = self.labels(inputs[0])
         if labels is None:
             self._misused[name] = f"constant input of {name}"
             return
-        if (
-            module.groups == module.in_channels == module.out_channels
-            and labels.dim == inputs[0].dim() - 3
-        ):
+        kind: Any = channel_kind(module)
+        if kind.is_depthwise(module) and labels.dim == inputs[0].dim() + kind.channel_axis:
             self._consume(name, "both", labels)
             # What a removed channel leaves behind is its bias.
             self.label(
@@ -209,7 +197,7 @@ class Tracer(ChannelPropagator):
             self.mark_unprunable(labels.ids, f"grouped convolution {name}")
             self._misused[name] = f"grouped convolution {name}"
 
-    def _same_width(self, name: str, module: nn.Module, inputs: list[Any], output: Any) -> None:
+    def _coupled(self, name: str, module: nn.Module, inputs: list[Any], output: Any) -> None:
         labels = self.labels(inputs[0])
         if labels is None or labels.dim != 1:
             self._misused[name] = (
@@ -221,7 +209,7 @@ class Tracer(ChannelPropagator):
                 self.mark_unprunable(labels.ids, self._misused[name])
             return
         self._consume(name, "both", labels)
-        if is_bottleneck(module):
+        if channel_kind(module).codes:
             self._mark_latent(labels.ids, "z" if self.conditional else "y")
         for tensor in output if isinstance(output, tuple) else (output,):
             self.label(tensor, ChannelIds(1, labels.ids))
@@ -243,7 +231,7 @@ class Tracer(ChannelPropagator):
         for number in ids.tolist():
             self.latents[number] = name
 
-    def _lower_bound(self, name: str, module: nn.Module, inputs: list[Any], output: Tensor) -> None:
+    def _bounded(self, name: str, module: nn.Module, inputs: list[Any], output: Tensor) -> None:
         labels = self.labels(inputs[0])
         if labels is not None:
             self.label(output, ChannelIds(labels.dim, labels.ids, f"lower bound {name}"))

@@ -9,12 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from compressai.entropy_models import (
-    EntropyBottleneck,
-    EntropyModel,
-    EntropyModelVbr,
-    GaussianConditional,
-)
 from compressai.losses import RateDistortionLoss
 from compressai.models import CompressionModel
 from compressai.models.vbr import JointAutoregressiveHierarchicalPriorsVbr, ScaleHyperpriorVbr
@@ -48,11 +42,6 @@ def check_codec(codec: object) -> None:
     """Raise CodecError unless `codec` is a CompressAI `CompressionModel`."""
     if not isinstance(codec, CompressionModel):
         raise CodecError(f"expected a compressai CompressionModel, got {type(codec).__name__}")
-
-
-def entropy_models(codec: nn.Module) -> list[nn.Module]:
-    """All entropy models of a codec."""
-    return [m for m in codec.modules() if isinstance(m, (EntropyModel, EntropyModelVbr))]
 
 
 def rate_distortion_loss(lmbda: float, metric: str) -> nn.Module:
@@ -117,15 +106,3 @@ def _scale_to_context(codec: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def is_bottleneck(module: nn.Module) -> bool:
-    """Whether the module is an entropy bottleneck: a learned distribution per channel."""
-    return isinstance(module, EntropyBottleneck) or type(module).__name__ == "EntropyBottleneckVbr"
-
-
-def is_conditional(module: nn.Module) -> bool:
-    """Whether the module is a Gaussian conditional: no state per channel."""
-    return (
-        isinstance(module, GaussianConditional) or type(module).__name__ == "GaussianConditionalVbr"
-    )

@@ -14,7 +14,8 @@ import torch
 from compressai.entropy_models import GaussianConditional
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import entropy_models, is_bottleneck, unwrap
+from nicprune.codecs.anatomy import unwrap
+from nicprune.codecs.layer_kinds import entropy_models, is_bottleneck
 from nicprune.codecs.provenance import provenance
 
 _COMPARED = GaussianConditional.build_indexes

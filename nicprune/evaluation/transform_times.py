@@ -21,8 +21,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
-from nicprune.codecs.anatomy import entropy_models, transform_of, unwrap
+from nicprune.codecs.anatomy import transform_of, unwrap
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
+from nicprune.codecs.layer_kinds import entropy_models
 from nicprune.common.errors import RecipeError
 from nicprune.common.machine import BUSY, machine_line
 from nicprune.data.images import calibration_images, read_image

@@ -30,8 +30,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nicprune.channels.groups import from_ranges
-from nicprune.codecs.anatomy import is_bottleneck
 from nicprune.codecs.hooks import Hook, hook_dicts, remove_hooks
+from nicprune.codecs.layer_kinds import channel_kind
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import StrictConfig
@@ -186,13 +186,7 @@ class Distillation(Method):
         others: dict[str, Any] = dict(teacher.named_modules())
         found = []
         for group in self.groups.prunable():
-            readers = [
-                m
-                for m in group.members
-                if m.axis == "in"
-                and not is_bottleneck(self._named[m.module])
-                and m.module in others
-            ]
+            readers = [m for m in group.members if m.axis == "in" and m.module in others]
             makers = [m for m in group.members if m.axis == "out"]
             if (
                 not readers
@@ -328,8 +322,8 @@ class Distillation(Method):
         self.step += 1
 
 
-def _inputs(layer: Any) -> int:
-    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
+def _inputs(layer: nn.Module) -> int:
+    return channel_kind(layer).widths(layer)[1]
 
 
 def _differ(codec: nn.Module, teacher: nn.Module) -> bool:

@@ -19,16 +19,15 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
-from nicprune.channels.tracer import CONVOLUTIONS, NORMALISATIONS
 from nicprune.codecs.anatomy import (
     SIZE_MULTIPLE,
     TRANSFORMS,
     forward_for_analysis,
-    is_bottleneck,
     sides_of,
     transform_of,
 )
 from nicprune.codecs.hooks import without_hooks
+from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError
 
@@ -152,7 +151,9 @@ class CostModel:
         self.groups = groups
         self.names = [g.name for g in groups]
         counts = count_modules(codec)
-        layers = [(name, m) for name, m in codec.named_modules() if _is_layer(m)]
+        modules: dict[str, Any] = dict(codec.named_modules())
+        kinds = {name: kind for name, kind in kinds_in(codec).items() if kind.has_channels}
+        layers = [(name, modules[name]) for name in kinds]
         self._row = row = {name: i for i, (name, _) in enumerate(layers)}
         n, k = len(layers), len(groups)
         self._share_out, self._share_in = np.zeros((n, k), np.int64), np.zeros((n, k), np.int64)
@@ -163,7 +164,7 @@ class CostModel:
                 if member.axis != "out":
                     self._share_in[row[member.module], column] += member.index.shape[1]
         self._full = np.array([g.width for g in groups], np.int64)
-        widths = [_widths(m) for _, m in layers]
+        widths = [kinds[name].widths(m) for name, m in layers]
         out, inn = (np.array([w[side] for w in widths], np.int64).reshape(n) for side in (0, 1))
         self._rest_out, self._rest_in = (
             out - self._share_out @ self._full,
@@ -174,14 +175,14 @@ class CostModel:
         product_params, linear_params = np.zeros(n, np.int64), np.zeros(n, np.int64)
         for i, (name, module) in enumerate(layers):
             target, divisor = (
-                (product, out[i] * inn[i]) if _is_product(module) else (linear, out[i])
+                (product, out[i] * inn[i]) if kinds[name].is_product(module) else (linear, out[i])
             )
             target[i], remainder = divmod(counts.get(name, 0), int(divisor))
             if remainder:
                 raise CodecError(
                     f"the MACs of {name} are not a multiple of its widths; they cannot be predicted"
                 )
-            product_params[i], linear_params[i] = _parameter_terms(module)
+            product_params[i], linear_params[i] = kinds[name].parameter_terms(module)
         sides = [sides_of(transform_of(name)) for name, _ in layers]
         encodes, decodes = (np.array([s[i] for s in sides], np.int64).reshape(n) for i in (0, 1))
         counted = product * out * inn + linear * out
@@ -299,34 +300,3 @@ class CostModel:
             table["other"] = (macs + rest[0], params + rest[1])
         order = [*TRANSFORMS, "other"]
         return {name: table[name] for name in sorted(table, key=order.index) if any(table[name])}
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return type(module) in (*CONVOLUTIONS, *NORMALISATIONS, nn.Linear) or is_bottleneck(module)
-
-
-def _is_product(module: nn.Module) -> bool:
-    return not is_bottleneck(module) and getattr(module, "groups", 1) == 1
-
-
-def _widths(module: Any) -> tuple[int, int]:
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    if type(module) in NORMALISATIONS:
-        return module.beta.numel(), module.beta.numel()
-    if is_bottleneck(module):
-        return module.channels, module.channels
-    return module.out_channels, module.in_channels
-
-
-def _parameter_terms(module: Any) -> tuple[int, int]:
-    """Parameters of a layer per (output x input) channel and per output channel."""
-    out, inn = _widths(module)
-    if is_bottleneck(module):
-        return 0, sum(p.numel() for p in module.parameters()) // out
-    if type(module) in NORMALISATIONS:
-        return 1, 1
-    bias = int(module.bias is not None)
-    if getattr(module, "groups", 1) > 1:
-        return 0, module.weight.numel() // out + bias
-    return module.weight.numel() // (out * inn), bias

@@ -15,6 +15,8 @@ from nicprune.channels.groups import Group, Groups
 from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.hooks import Hook, remove_hooks
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
+from nicprune.codecs.layer_kinds import channel_kind
+from nicprune.codecs.layer_kinds.operations import zero
 
 
 class Masks(nn.Module):
@@ -40,9 +42,7 @@ class Masks(nn.Module):
         sources: dict[str, list[tuple[int, np.ndarray]]] = {}
         for position, name in enumerate(self.names):
             for member in groups[name].members:
-                if member.axis == "out" or (
-                    member.axis == "both" and hasattr(modules[member.module], "quantiles")
-                ):
+                if channel_kind(modules[member.module]).masked(member.axis):
                     sources.setdefault(member.module, []).append((position, member.index))
         for module_name, parts in sources.items():
             hook = MaskHook(self, parts, modules[module_name])
@@ -62,9 +62,9 @@ class Masks(nn.Module):
             for member in groups[name].members:
                 if member.axis != "out":
                     continue
-                factor = found.setdefault(
-                    member.module, value.new_ones(_out_width(modules[member.module]))
-                )
+                layer = modules[member.module]
+                width = channel_kind(layer).widths(layer)[0]
+                factor = found.setdefault(member.module, value.new_ones(width))
                 for column in member.index.T:
                     factor[torch.from_numpy(column)] = value
         return found
@@ -76,14 +76,14 @@ class Masks(nn.Module):
         for name, factor in self.factors(codec, groups).items():
             layer = modules[name]
             factor = factor.to(layer.weight)
-            layer.weight.mul_(_along_out(factor, layer))
+            layer.weight.mul_(channel_kind(layer).along(layer, "out", factor))
             if layer.bias is not None:
                 layer.bias.mul_(factor)
         for position, name in enumerate(self.names):
+            gone = (self.values[position] == 0).nonzero().flatten().tolist()
             for member in groups[name].members:
-                layer = modules[member.module]
-                if hasattr(layer, "quantiles"):
-                    layer.quantiles[self.values[position].to(layer.quantiles) == 0, :, 1] = 0
+                if member.axis == "both":
+                    zero(modules[member.module], "both", gone)
 
 
 class MaskHook(Hook):
@@ -91,8 +91,8 @@ class MaskHook(Hook):
 
     def __init__(self, masks: Masks, parts: Sequence[tuple[int, np.ndarray]], layer: nn.Module):
         self.owner = self.masks = masks
-        self.on_weight = type(layer) in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-        width = _out_width(layer)
+        self.kind = channel_kind(layer)
+        width = self.kind.widths(layer)[0]
         self.position = parts[0][0]
         # Entry 0 of the joined masks is the constant 1, for channels that no mask governs.
         gather, offset = np.zeros(width, np.int64), 1
@@ -116,43 +116,23 @@ class MaskHook(Hook):
 
     def before(self, layer: Any, args: Any) -> None:
         """Put masked parameters in front of the layer's own for the length of the call."""
-        if self.on_weight:
+        if self.kind.mask_on_weight:
             factor = self.share()
             # Another method's masked parameters may stand there already: both masks count.
-            layer.__dict__["weight"] = layer.weight * _along_out(factor, layer)
+            layer.__dict__["weight"] = layer.weight * self.kind.along(layer, "out", factor)
             if layer.bias is not None:
                 layer.__dict__["bias"] = layer.bias * factor
 
     def __call__(self, layer: Any, args: Any, output: Any) -> Any:
-        if self.on_weight:
+        if self.kind.mask_on_weight:
             layer.__dict__.pop("weight", None)
             layer.__dict__.pop("bias", None)
             return None
         if output is None:
             return None
-        factor = self.share()
-        if hasattr(layer, "quantiles"):
-            # Its input is masked already; what is left of a removed latent is its median.
-            factor = (factor != 0).to(factor)
+        factor = self.kind.on_output(self.share())
         factor = factor.view(1, -1, 1, 1)
         return (output[0] * factor, *output[1:]) if isinstance(output, tuple) else output * factor
-
-
-def _out_width(layer: Any) -> int:
-    if isinstance(layer, nn.Linear):
-        return layer.out_features
-    return layer.channels if hasattr(layer, "quantiles") else layer.out_channels
-
-
-def _along_out(factor: Tensor, layer: nn.Module) -> Tensor:
-    """Shape a value per output channel to multiply the layer's weight."""
-    if isinstance(layer, nn.Linear):
-        return factor.view(-1, 1)
-    return (
-        factor.view(1, -1, 1, 1)
-        if isinstance(layer, nn.ConvTranspose2d)
-        else factor.view(-1, 1, 1, 1)
-    )
 
 
 def importance(

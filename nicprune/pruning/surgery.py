@@ -17,13 +17,13 @@ from torch.overrides import TorchFunctionMode
 from nicprune.channels.groups import MIN_LATENTS, Groups, find_groups
 from nicprune.codecs.anatomy import (
     SIZE_MULTIPLE,
-    entropy_models,
     forward_for_analysis,
-    is_bottleneck,
 )
 from nicprune.codecs.cdf import update_tables
 from nicprune.codecs.hooks import has_hooks
-from nicprune.codecs.layer_kinds import remove, zero
+from nicprune.codecs.layer_kinds import entropy_models, widths_of
+from nicprune.codecs.layer_kinds.kind import nearest_kind
+from nicprune.codecs.layer_kinds.operations import remove, zero
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.common.errors import CodecError, SurgeryError
 
@@ -173,7 +173,7 @@ def follow_widths(codec: Any) -> None:
     for module in codec.modules():
         if isinstance(module, ChannelGroupsLatentCodec):
             widths = [
-                module.latent_codec[f"y{k}"].context_prediction.in_channels
+                widths_of(module.latent_codec[f"y{k}"].context_prediction)[1]
                 for k in range(len(module.groups))
             ]
             module.groups = widths
@@ -192,7 +192,11 @@ def _latent_width(codec: nn.Module) -> int | None:
     if g_s is None:
         return None
     return next(
-        (m.in_channels for m in g_s.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))),
+        (
+            widths_of(m)[1]
+            for m in g_s.modules()
+            if (kind := nearest_kind(m)) is not None and kind.convolution
+        ),
         None,
     )
 
@@ -204,8 +208,7 @@ def masked_copy(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups
     for name, kept in keep.items():
         gone = np.setdiff1d(np.arange(groups[name].width), kept)
         for member in groups[name].members:
-            if member.axis == "out" or is_bottleneck(modules[member.module]):
-                zero(modules[member.module], member.axis, member.index[gone].ravel().tolist())
+            zero(modules[member.module], member.axis, member.index[gone].ravel().tolist())
     return masked
 
 

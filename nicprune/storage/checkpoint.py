@@ -27,7 +27,8 @@ from nicprune.codecs.anatomy import (
 )
 from nicprune.codecs.cdf import note_tables, refresh_tables, update_tables
 from nicprune.codecs.hooks import has_hooks
-from nicprune.codecs.layer_kinds import resize
+from nicprune.codecs.layer_kinds import is_quantile
+from nicprune.codecs.layer_kinds.operations import resize
 from nicprune.codecs.provenance import Provenance, provenance, set_provenance
 from nicprune.codecs.zoo import (
     DEMO,
@@ -89,7 +90,7 @@ def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
     }
     # Buffers stay as they are: the likelihoods' lower bound, 1e-9, would be 0 in float16, and the
     # loss infinite.
-    shrinks = {key for key, _ in codec.named_parameters() if half and not key.endswith("quantiles")}
+    shrinks = {key for key, _ in codec.named_parameters() if half and not is_quantile(key)}
     tensors = {}
     for key, value in codec.state_dict().items():
         value = value.detach().cpu().contiguous()

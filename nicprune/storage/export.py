@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, is_bottleneck, unwrap
+from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, unwrap
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.hooks import has_hooks
+from nicprune.codecs.layer_kinds import is_bottleneck
 from nicprune.common.errors import CodecError, FileError
 from nicprune.common.files import write_atomically
 

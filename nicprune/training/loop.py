@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from nicprune.codecs.anatomy import CDF_BUFFERS, on_side, rate_distortion_loss, unwrap
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
+from nicprune.codecs.layer_kinds import is_quantile
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import StrictConfig, parse
@@ -124,12 +125,10 @@ def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], 
     """Split trainable parameters into the network's and the entropy bottlenecks' quantiles, as
     CompressAI does.
     """
-    quantiles = {id(p) for name, p in model.named_parameters() if name.endswith("quantiles")}
+    apart = {id(p) for name, p in model.named_parameters() if is_quantile(name)}
     own = {id(p) for p in model.manually_updated()} if hasattr(model, "manually_updated") else set()
     trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
-    return [p for p in trainable if id(p) not in quantiles], [
-        p for p in trainable if id(p) in quantiles
-    ]
+    return [p for p in trainable if id(p) not in apart], [p for p in trainable if id(p) in apart]
 
 
 def frozen_parameters(model: nn.Module, side: str | None) -> list[nn.Parameter]:

@@ -30,7 +30,8 @@ from helpers import (
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups, find_groups
-from nicprune.codecs import layer_kinds as layers
+from nicprune.codecs.layer_kinds.entropy import EntropyBottleneckPruner
+from nicprune.codecs.layer_kinds.gdn import GDNPruner
 from nicprune.common.errors import CodecError, RecipeError
 from nicprune.pruning.surgery import analyse, prune
 
@@ -126,7 +127,7 @@ def test_torch_pruning_finds_the_same_groups(name: str) -> None:
     without chunks or pixel shuffles.
     """
     codec, groups = built(name)
-    bottleneck = layers.EntropyBottleneckPruner()
+    bottleneck = EntropyBottleneckPruner()
     graph = tp.DependencyGraph()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -134,8 +135,8 @@ def test_torch_pruning_finds_the_same_groups(name: str) -> None:
             codec,
             example_inputs=image(codec),
             customized_pruners={
-                GDN: layers.GDNPruner(),
-                GDN1: layers.GDNPruner(),
+                GDN: GDNPruner(),
+                GDN1: GDNPruner(),
                 EntropyBottleneck: bottleneck,
                 EntropyBottleneckVbr: bottleneck,
             },

@@ -16,7 +16,7 @@ from helpers import built, image, same_state, state_of
 from torch import Tensor, nn
 
 import nicprune as nip
-from nicprune.codecs.anatomy import is_bottleneck
+from nicprune.codecs.layer_kinds import is_bottleneck
 from nicprune.common.errors import (
     BudgetError,
     CodecError,

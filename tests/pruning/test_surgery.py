@@ -10,15 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch_pruning as tp
 from compressai.layers import GDN
 from helpers import ARCHITECTURES, built, hook_count, image, random_keep, same_state, state_of
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nicprune.channels.groups import Group, Groups, Member
-from nicprune.codecs import layer_kinds as layers
-from nicprune.codecs.anatomy import forward_for_analysis, is_bottleneck
-from nicprune.codecs.layer_kinds import reinitialise
+from nicprune.codecs.anatomy import forward_for_analysis
+from nicprune.codecs.layer_kinds import is_bottleneck
+from nicprune.codecs.layer_kinds.convolutions import MaskedConvPruner
+from nicprune.codecs.layer_kinds.entropy import EntropyBottleneckPruner
+from nicprune.codecs.layer_kinds.gdn import GDNPruner
+from nicprune.codecs.layer_kinds.kind import kept_indices
+from nicprune.codecs.layer_kinds.operations import reinitialise, remove
 from nicprune.common.errors import RecipeError, SurgeryError
 from nicprune.pruning import surgery
 from nicprune.pruning.surgery import prune
@@ -178,7 +183,7 @@ def test_the_original_is_untouched(
             calls.append(args)
             if len(calls) > 4:
                 raise SurgeryError("midway")
-            layers.remove(*args)
+            remove(*args)
 
         monkeypatch.setattr(surgery, "remove", breaks)
         with pytest.raises(SurgeryError, match="midway"):
@@ -233,14 +238,14 @@ def test_wrong_keep_lists_are_refused(keep: dict[str, list[int]], says: str) -> 
 
 
 def one_axis(self: Any, layer: Any, idxs: Any) -> Any:
-    kept = layers._kept(layer.beta.numel(), idxs)
+    kept = kept_indices(layer.beta.numel(), idxs)
     layer.beta = self._prune_parameter_and_grad(layer.beta, kept, 0)
     layer.gamma = self._prune_parameter_and_grad(layer.gamma, kept, 1)
     return layer
 
 
 def wrong_gdn(self: Any, layer: GDN, idxs: Any) -> Any:
-    kept = layers._kept(layer.beta.numel(), idxs)
+    kept = kept_indices(layer.beta.numel(), idxs)
     width = layer.beta.numel()
     layer.beta = self._prune_parameter_and_grad(layer.beta, kept, 0)
     layer.gamma = self._prune_parameter_and_grad(layer.gamma, kept, 0)
@@ -251,7 +256,7 @@ def wrong_gdn(self: Any, layer: GDN, idxs: Any) -> Any:
 @pytest.mark.parametrize("broken", [one_axis, wrong_gdn])
 def test_a_broken_gdn_handler_is_caught(broken: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     codec, groups = built("bmshj2018-hyperprior")
-    monkeypatch.setattr(layers.GDNPruner, "prune_out_channels", broken)
+    monkeypatch.setattr(GDNPruner, "prune_out_channels", broken)
     with pytest.raises(SurgeryError):
         prune(codec, {"g_a.0": [0, 2, 3, 5, 7, 11]}, groups)
 
@@ -259,7 +264,7 @@ def test_a_broken_gdn_handler_is_caught(broken: Any, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("what", ["unsliced", "shifted"])
 def test_medians_of_other_channels_are_caught(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     codec, groups = built("bmshj2018-hyperprior")
-    right = layers.EntropyBottleneckPruner.prune_out_channels
+    right = EntropyBottleneckPruner.prune_out_channels
 
     def broken(self: Any, layer: Any, idxs: Any) -> Any:
         before = layer.quantiles
@@ -271,14 +276,14 @@ def test_medians_of_other_channels_are_caught(what: str, monkeypatch: pytest.Mon
         )
         return layer
 
-    monkeypatch.setattr(layers.EntropyBottleneckPruner, "prune_out_channels", broken)
+    monkeypatch.setattr(EntropyBottleneckPruner, "prune_out_channels", broken)
     with pytest.raises(SurgeryError):
         prune(codec, {"h_a.4": [3, 5, 9, 15]}, groups)
 
 
 def test_a_likelihood_of_other_channels_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     codec, groups = built("bmshj2018-hyperprior")
-    right = layers.EntropyBottleneckPruner.prune_out_channels
+    right = EntropyBottleneckPruner.prune_out_channels
 
     def broken(self: Any, layer: Any, idxs: Any) -> Any:
         before = layer.biases[1]
@@ -286,7 +291,7 @@ def test_a_likelihood_of_other_channels_is_caught(monkeypatch: pytest.MonkeyPatc
         layer.biases[1] = nn.Parameter(before[: layer.channels].detach().clone())
         return layer
 
-    monkeypatch.setattr(layers.EntropyBottleneckPruner, "prune_out_channels", broken)
+    monkeypatch.setattr(EntropyBottleneckPruner, "prune_out_channels", broken)
     with pytest.raises(SurgeryError):
         prune(codec, {"h_a.4": [3, 5, 9, 15]}, groups)
 
@@ -297,9 +302,9 @@ def test_an_unpruned_context_mask_is_caught(
 ) -> None:
     codec, groups = built(architecture)
     monkeypatch.setattr(
-        layers.MaskedConvPruner,
+        MaskedConvPruner,
         "prune_out_channels",
-        layers.tp.pruner.function.ConvPruner.prune_out_channels,
+        tp.pruner.function.ConvPruner.prune_out_channels,
     )
     name = next(
         g.name

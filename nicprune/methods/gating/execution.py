@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
 from nicprune.codecs.hooks import Hook, remove_hooks
+from nicprune.codecs.layer_kinds import channel_kind
 from nicprune.methods.gating.gate import Gate, Power, sampling_step
 
 PAYS_BELOW = 0.95
@@ -62,7 +62,8 @@ class GateHook(Hook):
             x = gather(x, index)
         # Another method's masked weight may stand in front of the layer's own already: it is
         # narrowed like it, and goes with it.
-        weight = layer.weight.index_select(0 if isinstance(layer, nn.ConvTranspose2d) else 1, index)
+        kind: Any = channel_kind(layer)
+        weight = kind.narrowed_weight(layer, index)
         # A decoder has its format from its weights: latents come without one.
         if layer.weight.is_contiguous(memory_format=torch.channels_last):
             weight = weight.contiguous(memory_format=torch.channels_last)
@@ -103,27 +104,22 @@ class NormHook(Hook):
         if not self.behind.pays():
             return type(layer).forward(layer, x)
         index = self.behind.given = self.gate.open.nonzero().flatten()
-        gamma, beta = layer.gamma_reparam(layer.gamma)[index], layer.beta_reparam(layer.beta)[index]
-        simple = type(layer).__name__ == "GDN1"
-        pooled = F.conv2d(x.abs() if simple else x.square(), gamma[..., None, None], beta)
-        norm = pooled if simple else pooled.sqrt_()
-        x = gather(x, index)
-        return x.mul_(norm) if layer.inverse else x.div_(norm)
+        kind: Any = channel_kind(layer)
+        return kind.normalise_some(layer, x, index, gather)
 
 
 class PowerHook(Hook):
     """Measures what a GDN pools: the mean square (GDN1: absolute value) of each input channel."""
 
-    def __init__(self, power: Power, simple: bool):
+    def __init__(self, power: Power):
         self.owner = self.power = power
-        self.simple = simple
 
     def before(self, layer: Any, args: Any) -> None:
         """Take the mean over the first image of a batch."""
         if self.power.measures:
             with torch.no_grad():
-                x = args[0][:1].detach().float()
-                self.power.add((x.abs() if self.simple else x.square()).mean((0, 2, 3)))
+                kind: Any = channel_kind(layer)
+                self.power.add(kind.pooled(args[0][:1].detach().float()).mean((0, 2, 3)))
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:
@@ -162,7 +158,7 @@ def pooled_before(codec: nn.Module, groups: Groups, names: Sequence[str]) -> dic
         if (
             reader in names
             and adjacent
-            and type(modules[pool]).__name__ in ("GDN", "GDN1")
+            and channel_kind(modules[pool]).pools
             and not any(isinstance(h, Hook) and h.scales for h in entries)
         ):
             found[pool] = reader
@@ -184,8 +180,7 @@ def attach_gates(
         modules[name].register_forward_pre_hook(hook.before)
         modules[name].register_forward_hook(hook, always_call=True)
     for name, power in powers.items():
-        layer = modules[name]
-        layer.register_forward_pre_hook(PowerHook(power, type(layer).__name__ == "GDN1").before)
+        modules[name].register_forward_pre_hook(PowerHook(power).before)
     for name, convolution in pools.items():
         norm = NormHook(hooks[convolution])
         modules[name].register_forward_pre_hook(norm.before)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import SIZE_MULTIPLE, forward_for_analysis, transform_of
+from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import CodecError, RecipeError
 from nicprune.pruning.budget import ROUND_TO, Budget
@@ -354,16 +355,15 @@ def gatable(codec: nn.Module, groups: Groups, transforms: Sequence[str]) -> list
             if member.axis == "in":
                 read[member.module] = read.get(member.module, 0) + member.index.size
     names, reasons = [], set()
-    for name, module in codec.named_modules():
-        if (
-            type(module) not in (nn.Conv2d, nn.ConvTranspose2d)
-            or transform_of(name) not in transforms
-        ):
+    modules = dict(codec.named_modules())
+    for name, kind in kinds_in(codec).items():
+        if not kind.convolution or transform_of(name) not in transforms:
             continue
-        layer: Any = module
-        if layer.groups > 1:
+        if kind.flow == "grouped":
             reasons.add(f"{name} is grouped")
-        elif read.get(name) != layer.in_channels:
+        elif not kind.mask_on_weight:
+            continue
+        elif read.get(name) != kind.widths(modules[name])[1]:
             reasons.add(f"{name} reads the image, or channels that cannot be followed")
         else:
             names.append(name)

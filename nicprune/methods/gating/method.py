@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -48,7 +48,9 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import kept_channels
 from nicprune.codecs.anatomy import transform_of
-from nicprune.codecs.layer_kinds import zero
+from nicprune.codecs.layer_kinds import channel_kind, widths_of
+from nicprune.codecs.layer_kinds.kind import kinds_in
+from nicprune.codecs.layer_kinds.operations import zero
 from nicprune.common.errors import BudgetError, RecipeError, TrainingError
 from nicprune.methods.contract import METHODS, Method
 from nicprune.methods.gating.execution import attach_gates, detach_gates, pooled_before
@@ -108,7 +110,7 @@ class ChannelGating(Method):
         self.gates = nn.ModuleDict(
             {
                 key_of(n): Gate(
-                    modules[n].in_channels,
+                    widths_of(modules[n])[1],
                     self.config.energy,
                     self.config.kernel,
                     self.config.relative,
@@ -118,10 +120,12 @@ class ChannelGating(Method):
         )
         pools = [
             n
-            for n, m in modules.items()
-            if hasattr(m, "gamma_reparam") and transform_of(n) in self.config.transforms
+            for n, kind in kinds_in(codec).items()
+            if kind.pools and transform_of(n) in self.config.transforms
         ]
-        self.powers = nn.ModuleDict({key_of(n): Power(modules[n].beta.numel()) for n in pools})
+        self.powers = nn.ModuleDict(
+            {key_of(n): Power(channel_kind(modules[n]).widths(modules[n])[0]) for n in pools}
+        )
         self._pools = pools
         self._sizes = input_sizes(codec, self.gated)
         # How much of a map is looked at to pool it: of a photograph's at first, of those calibrated
@@ -487,11 +491,11 @@ class ChannelGating(Method):
                 channels = member.index[gone].ravel()
                 if member.axis == "out":
                     zero(layer, "out", channels.tolist())
-                elif member.axis == "both":
-                    gamma, beta = layer.gamma_reparam(layer.gamma), layer.beta_reparam(layer.beta)
+                elif (kind := cast("Any", channel_kind(layer))).pools:
+                    gamma, _ = kind.pool_weights(layer)
                     index = torch.from_numpy(channels).to(gamma.device)
                     added = gamma[:, index] @ meters[member.module].value.to(gamma)[index]
-                    layer.beta.copy_(layer.beta_reparam.init(beta + added))
+                    kind.add_to_pool(layer, added)
 
     @torch.no_grad()
     def on_rescale(self, layer: str, side: str, factor: Tensor) -> None:

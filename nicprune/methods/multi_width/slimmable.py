@@ -26,7 +26,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -34,9 +34,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nicprune.channels.groups import MIN_LATENTS
-from nicprune.codecs.anatomy import is_bottleneck, rate_distortion_loss
+from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.hooks import NarrowHook, remove_hooks
-from nicprune.codecs.layer_kinds import Affine, remove, resize
+from nicprune.codecs.layer_kinds import Affine, channel_kind, is_bottleneck
+from nicprune.codecs.layer_kinds.operations import remove, resize
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_for, lmbda_of
 from nicprune.common.config import StrictConfig
@@ -47,7 +48,7 @@ from nicprune.methods.multi_width.lambda_schedule import LambdaSchedule, Schedul
 from nicprune.pruning.budget import ROUND_TO
 from nicprune.pruning.cost import Totals
 from nicprune.pruning.masks import importance
-from nicprune.pruning.views import Slices, is_norm, override_attributes
+from nicprune.pruning.views import Slices, override_attributes
 
 
 class SlimmableConfig(StrictConfig):
@@ -148,7 +149,9 @@ class Slimmable(Method):
         ]
         self.schedule = LambdaSchedule(count, given or [0.0] * count, self.config.schedule)
         modules: dict[str, Any] = dict(codec.named_modules())
-        self._norms = [name for name in self._slices[-1].layers if is_norm(modules[name])]
+        self._norms = [
+            name for name in self._slices[-1].layers if channel_kind(modules[name]).pools
+        ]
         own = self._norms if self.config.gdn != "slim" else []
         self.norms = nn.ModuleDict(
             {
@@ -286,11 +289,7 @@ class Slimmable(Method):
     def _norm(self, layer: Any, name: str, i: int) -> nn.Module:
         if self.config.gdn == "slim+":
             return Affine()
-        parts = (
-            self._slices[i].sliced_parameters(name, layer)
-            if name in self._slices[i].layers
-            else {"gamma": layer.gamma, "beta": layer.beta}
-        )
+        parts = self._slices[i].sliced_parameters(name, layer)
         return nn.ParameterDict(
             {what: nn.Parameter(value.detach().clone()) for what, value in parts.items()}
         )
@@ -363,18 +362,16 @@ class Slimmable(Method):
 
     def _norm_at(self, i: int, name: str, layer: Any) -> dict[str, Any]:
         """What stands in front of a GDN's own parameters at a width."""
-        sliced = (
-            self._slices[i].sliced_parameters(name, layer)
-            if name in self._slices[i].layers
-            else {"gamma": layer.gamma, "beta": layer.beta}
-        )
+        sliced = self._slices[i].sliced_parameters(name, layer)
         if self.config.gdn == "slim":
             return sliced
         own: Any = self.norms[_key(str(i), name)]
         if self.config.gdn == "switch":
-            return {"gamma": own["gamma"], "beta": own["beta"]}
-        gamma, beta = own(layer.gamma_reparam(sliced["gamma"]), layer.beta_reparam(sliced["beta"]))
-        return {"gamma": gamma, "beta": beta, "gamma_reparam": _same, "beta_reparam": _same}
+            return {name: own[name] for name in sliced}
+        kind: Any = channel_kind(layer)
+        return cast(
+            "dict[str, Any]", kind.with_pool_weights(*own(*kind.pool_weights(layer, sliced)))
+        )
 
     def attach(self, codec: nn.Module) -> None:
         hook = NarrowHook(self)

@@ -8,34 +8,14 @@ importance per MAC saved.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nicprune.channels.groups import Group
+from nicprune.codecs.layer_kinds import channel_kind
 from nicprune.methods.contract import METHODS, Method
 from nicprune.pruning.target import Target
-
-
-def member_norms(layer: Any, axis: str) -> Tensor:
-    """Squared L2 norm of each of a layer's channels along one axis, shape (channels,)."""
-    if hasattr(layer, "gamma_reparam"):
-        gamma, beta = layer.gamma_reparam(layer.gamma), layer.beta_reparam(layer.beta)
-        return gamma.square().sum(0) + gamma.square().sum(1) + beta.square()
-    weight = getattr(layer, "weight", None)
-    # Entropy bottlenecks: the shape of a distribution says nothing of its importance.
-    if weight is None:
-        return torch.zeros(layer.channels)
-    if hasattr(layer, "mask"):
-        weight = weight * layer.mask
-    rows = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
-    dim = rows if axis != "in" else 1 - rows
-    norms = weight.movedim(dim, 0).flatten(1).square().sum(1)
-    if axis != "in" and layer.bias is not None:
-        norms = norms + layer.bias.square()
-    return norms
 
 
 def group_magnitude(codec: nn.Module, group: Group) -> np.ndarray:
@@ -46,7 +26,8 @@ def group_magnitude(codec: nn.Module, group: Group) -> np.ndarray:
     total = np.zeros(group.width)
     with torch.no_grad():
         for member in group.members:
-            norms = member_norms(modules[member.module], member.axis).double().cpu().numpy()
+            layer = modules[member.module]
+            norms = channel_kind(layer).norms(layer, member.axis).double().cpu().numpy()
             total += norms[member.index].sum(1)
     magnitude = np.sqrt(total)
     return magnitude / max(float(magnitude.mean()), 1e-12)

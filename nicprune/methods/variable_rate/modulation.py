@@ -35,14 +35,14 @@ from torch import Tensor, nn
 from nicprune.channels.groups import kept_channels
 from nicprune.codecs.anatomy import rate_distortion_loss, transform_of
 from nicprune.codecs.hooks import Hook, remove_hooks
+from nicprune.codecs.layer_kinds import kind_of, widths_of
+from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_for
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import CodecError
 from nicprune.methods.contract import METHODS, Method
 from nicprune.methods.levels import Levels
-
-CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 class ModulationConfig(StrictConfig):
@@ -155,7 +155,7 @@ class Modulation(Method):
         """
         codec: Any = self.codec
         last, first = _convolutions(codec, ("g_a",))[-1], _convolutions(codec, ("g_s",))[0]
-        width = codec.get_submodule(first).in_channels
+        width = widths_of(codec.get_submodule(first))[1]
         return [
             Site(self, "g_a", "out", last, "out", width),
             Site(self, "g_s", "in", first, "in", width),
@@ -245,7 +245,8 @@ class Modulation(Method):
                     if len(list(layer.children()))
                     else layer
                 )
-            if type(layer) not in CONVOLUTIONS or layer.groups > 1:
+            kind = kind_of(layer)
+            if kind is None or not (kind.convolution and kind.mask_on_weight):
                 raise CodecError(
                     f"one rate of {type(codec).__name__} cannot be written into its weights: a"
                     f" {type(layer).__name__} stands at the"
@@ -254,8 +255,7 @@ class Modulation(Method):
                 )
             scale, bias = self.factors(site)
             factor = scale[0].to(layer.weight)
-            first = isinstance(layer, nn.ConvTranspose2d) == (site.side == "in")
-            layer.weight.mul_(factor.view(-1, 1, 1, 1) if first else factor.view(1, -1, 1, 1))
+            layer.weight.mul_(kind.along(layer, site.side, factor))
             if site.side == "out" and layer.bias is not None:
                 layer.bias.mul_(factor)
             if bias is not None:
@@ -410,11 +410,11 @@ class ModulatedAutoencoder(Modulation):
     def places(self) -> list[Site]:
         codec: Any = self.codec
         analysis = [
-            Site(self, n, "out", n, "out", codec.get_submodule(n).out_channels)
+            Site(self, n, "out", n, "out", widths_of(codec.get_submodule(n))[0])
             for n in _convolutions(codec, ("g_a",))
         ]
         synthesis = [
-            Site(self, n, "in", n, "in", codec.get_submodule(n).in_channels)
+            Site(self, n, "in", n, "in", widths_of(codec.get_submodule(n))[1])
             for n in _convolutions(codec, ("g_s",))
         ]
         return analysis + synthesis + super().places()
@@ -462,7 +462,7 @@ class ConditionalAutoencoder(Modulation):
         codec: Any = self.codec
         names = _convolutions(codec, ("g_a", "h_a", "h_s", "g_s"))
         return [
-            Site(self, n, "out", n, "out", codec.get_submodule(n).out_channels) for n in names
+            Site(self, n, "out", n, "out", widths_of(codec.get_submodule(n))[0]) for n in names
         ] + super().places()
 
     def build(self) -> None:
@@ -508,6 +508,8 @@ def _convolutions(codec: nn.Module, transforms: Sequence[str]) -> list[str]:
     """Names of the convolutions in these transforms, in order."""
     return [
         name
-        for name, m in codec.named_modules()
-        if type(m) in CONVOLUTIONS and transform_of(name) in transforms
+        for name, kind in kinds_in(codec).items()
+        if kind.convolution
+        and (kind.mask_on_weight or kind.flow == "grouped")
+        and transform_of(name) in transforms
     ]

@@ -1,0 +1,50 @@
+"""What nicprune knows of each type of layer, one file a family. May use what is below `codecs`."""
+
+from nicprune.codecs.layer_kinds.convolutions import (
+    Convolution,
+    GroupedConvolution,
+    MaskedConvolution,
+    TransposedConvolution,
+)
+from nicprune.codecs.layer_kinds.entropy import (
+    Bottleneck,
+    entropy_models,
+    is_bottleneck,
+    is_quantile,
+)
+from nicprune.codecs.layer_kinds.gdn import Affine, Normalisation
+from nicprune.codecs.layer_kinds.kind import (
+    KINDS,
+    Index,
+    LayerKind,
+    channel_kind,
+    index_of,
+    kind_of,
+    register_kind,
+    take,
+    widths_of,
+)
+from nicprune.codecs.layer_kinds.linear import Linear
+
+__all__ = [
+    "KINDS",
+    "Affine",
+    "Bottleneck",
+    "Convolution",
+    "GroupedConvolution",
+    "Index",
+    "LayerKind",
+    "Linear",
+    "MaskedConvolution",
+    "Normalisation",
+    "TransposedConvolution",
+    "channel_kind",
+    "entropy_models",
+    "index_of",
+    "is_bottleneck",
+    "is_quantile",
+    "kind_of",
+    "register_kind",
+    "take",
+    "widths_of",
+]

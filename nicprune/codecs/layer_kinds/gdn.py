@@ -1,0 +1,137 @@
+"""Generalised divisive normalisation: GDN and GDN1, and their inverses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch_pruning as tp
+from compressai.layers import GDN, GDN1
+from compressai.ops.parametrizers import NonNegativeParametrizer
+from torch import Tensor, nn
+
+from nicprune.codecs.layer_kinds.kind import KINDS, Index, LayerKind, kept_indices, take
+
+
+class GDNPruner(tp.BasePruningFunc):
+    """GDN and GDN1: beta, and both axes of gamma (what is normalised, and what is pooled), of which
+    torch-pruning cuts one.
+    """
+
+    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
+        kept = kept_indices(layer.beta.numel(), idxs)
+        layer.beta = self._prune_parameter_and_grad(layer.beta, kept, 0)
+        layer.gamma = self._prune_parameter_and_grad(layer.gamma, kept, 0)
+        layer.gamma = self._prune_parameter_and_grad(layer.gamma, kept, 1)
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+    def get_out_channels(self, layer: Any) -> int:
+        return layer.beta.numel()
+
+    get_in_channels = get_out_channels
+
+
+class Normalisation(LayerKind):
+    """GDN: x / sqrt(beta + gamma x^2), over the channels at each place (Ballé et al., 2016); GDN1:
+    x / (beta + gamma |x|). A channel that is zero adds nothing to what is pooled, and stays zero.
+    """
+
+    flow = "coupled"
+    pools = True
+    pruner = GDNPruner()
+
+    def __init__(self, simple: bool):
+        self.simple = simple
+
+    def widths(self, layer: Any) -> tuple[int, int]:
+        return layer.beta.numel(), layer.beta.numel()
+
+    def masked(self, axis: str) -> bool:
+        return False
+
+    def parameter_terms(self, layer: Any) -> tuple[int, int]:
+        return 1, 1
+
+    def remove(self, layer: Any, axis: str, removed: Sequence[int]) -> None:
+        self.pruner(layer, list(removed), to_output=axis != "in")
+
+    def sliced(self, layer: Any, out: Index, inn: Index) -> dict[str, Any]:
+        gamma = take(take(layer.gamma, 0, out), 1, inn)
+        return {"gamma": gamma, "beta": take(layer.beta, 0, out)}
+
+    def norms(self, layer: Any, axis: str) -> Tensor:
+        gamma, beta = self.pool_weights(layer)
+        return gamma.square().sum(0) + gamma.square().sum(1) + beta.square()
+
+    def reinitialise(self, layer: Any) -> None:
+        # CompressAI's: beta 1, gamma 0.1 on the diagonal.
+        layer.beta.copy_(layer.beta_reparam.init(torch.ones_like(layer.beta)))
+        eye = torch.eye(len(layer.beta)).to(layer.gamma)
+        layer.gamma.copy_(layer.gamma_reparam.init(0.1 * eye))
+
+    # -- pooling ----------------------------------------------------------------------------------
+
+    def pool_weights(
+        self, layer: Any, values: dict[str, Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return gamma and beta as they are used, not as they are parametrised; of the layer, or of
+        parameters given as `sliced` returns them.
+        """
+        gamma, beta = (
+            (values or {}).get("gamma", layer.gamma),
+            (values or {}).get("beta", layer.beta),
+        )
+        return layer.gamma_reparam(gamma), layer.beta_reparam(beta)
+
+    def with_pool_weights(self, gamma: Tensor, beta: Tensor) -> dict[str, Any]:
+        """Return the attributes of a layer that uses these as they are."""
+        return {"gamma": gamma, "beta": beta, "gamma_reparam": _same, "beta_reparam": _same}
+
+    def add_to_pool(self, layer: Any, added: Tensor) -> None:
+        """Add a constant to what each channel is divided by, in place."""
+        _, beta = self.pool_weights(layer)
+        layer.beta.copy_(layer.beta_reparam.init(beta + added))
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Return what is summed over channels."""
+        return x.abs() if self.simple else x.square()
+
+    def normalise_some(
+        self, layer: Any, x: Tensor, index: Tensor, gather: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Return some output channels for the whole input. `gather` takes channels of x."""
+        gamma, beta = (weights[index] for weights in self.pool_weights(layer))
+        pooled = F.conv2d(self.pooled(x), gamma[..., None, None], beta)
+        norm = pooled if self.simple else pooled.sqrt_()
+        x = gather(x, index)
+        return x.mul_(norm) if layer.inverse else x.div_(norm)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+class Affine(nn.Module):
+    """Scale and offset of a GDN's gamma and beta, four numbers, all of them not negative: SlimCAE's
+    slim+.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reparam = NonNegativeParametrizer()
+        self.scales = nn.Parameter(self.reparam.init(torch.ones(2)))
+        self.offsets = nn.Parameter(self.reparam.init(torch.zeros(2)))
+
+    def forward(self, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """Both as they are at this width, from both as they are in the codec, none of them
+        parametrised.
+        """
+        scales, offsets = self.reparam(self.scales), self.reparam(self.offsets)
+        return scales[0] * gamma + offsets[0], scales[1] * beta + offsets[1]
+
+
+KINDS[GDN], KINDS[GDN1] = Normalisation(simple=False), Normalisation(simple=True)

@@ -1,0 +1,209 @@
+"""What nicprune must know of a type of layer, and the table of all types it knows.
+
+A layer of your own is registered once:
+
+    from nicprune.codecs.layer_kinds import Convolution, register_kind
+
+    register_kind(MyConv2d, Convolution())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Index = slice | Tensor | None
+"""Which channels along one axis: the first n (a view), any (a copy), or None for all."""
+
+Axis = Literal["out", "in", "both"]
+
+
+def kept_indices(width: int, removed: Sequence[int]) -> list[int]:
+    """Return the channels that stay."""
+    gone = set(removed)
+    return [i for i in range(width) if i not in gone]
+
+
+def index_of(kept: np.ndarray, width: int) -> Index:
+    """Return the cheapest index for channels that stay, sorted or not."""
+    if np.array_equal(kept, np.arange(len(kept))):
+        return None if len(kept) == width else slice(0, len(kept))
+    return torch.from_numpy(np.ascontiguousarray(kept))
+
+
+def take(x: Tensor, dim: int, index: Index) -> Tensor:
+    """Return these channels of a tensor along one axis."""
+    if index is None:
+        return x
+    if isinstance(index, slice):
+        return x.narrow(dim, 0, index.stop)
+    return x.index_select(dim, index.to(x.device))
+
+
+class LayerKind:
+    """How one type of layer treats channels.
+
+    Channel groups, surgery, cost, masks, views, gates and importance ask this object. No other code
+    looks at a layer's class or attributes. The base class describes a layer without channels.
+
+    Attributes:
+        flow: how channels go through it, a rule of the tracer: "dense" (each output from all
+            inputs), "grouped" (a convolution with groups), "coupled" (each output is its input,
+            changed, and zero stays zero), "conditional" (an entropy model whose parameters come
+            from outside), "bounded" (a lower bound: zero does not stay zero).
+        channel_axis: the dimension of its input and output that holds channels, from the end.
+        any_axis: whether it may be called on another dimension, whose channels then pass through.
+        convolution: whether it is a convolution of any sort.
+        mask_on_weight: whether a mask on its outputs may multiply weight and bias instead.
+        pools: whether it divides or multiplies by a weighted sum over channels, as GDN does.
+        codes: whether it is an entropy model with parameters for each channel.
+        inherited: whether subclasses of the layer are of this kind too.
+    """
+
+    flow: ClassVar[str] = "coupled"
+    channel_axis: ClassVar[int] = -3
+    any_axis: ClassVar[bool] = False
+    convolution: ClassVar[bool] = False
+    mask_on_weight: ClassVar[bool] = False
+    pools: ClassVar[bool] = False
+    codes: ClassVar[bool] = False
+    inherited: ClassVar[bool] = False
+
+    # -- what it has ------------------------------------------------------------------------------
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether it has parameters that belong to channels."""
+        return True
+
+    def of(self, layer: Any) -> LayerKind:
+        """Return the kind of this very layer, where it depends on more than the type."""
+        return self
+
+    def traceable(self, layer: Any) -> bool:
+        """Whether its parameters are its own, not computed from others at every call."""
+        return True
+
+    def widths(self, layer: Any) -> tuple[int, int]:
+        """Return the number of output and of input channels."""
+        raise NotImplementedError
+
+    def exposed(self, layer: Any) -> list[Tensor]:
+        """Tensors with a value for each channel that a codec reads outside the layer's call."""
+        return []
+
+    def masked(self, axis: str) -> bool:
+        """Whether a mask on the channels of this axis is put here: at their producers."""
+        return axis == "out"
+
+    # -- what it costs ----------------------------------------------------------------------------
+
+    def is_product(self, layer: Any) -> bool:
+        """Whether its MACs are proportional to output times input channels, not to outputs."""
+        return True
+
+    def parameter_terms(self, layer: Any) -> tuple[int, int]:
+        """Return the parameters per (output x input) channel, and per output channel."""
+        raise NotImplementedError
+
+    # -- less of it -------------------------------------------------------------------------------
+
+    def remove(self, layer: Any, axis: str, removed: Sequence[int]) -> None:
+        """Remove channels of one axis, in place."""
+        raise NotImplementedError
+
+    def zero(self, layer: Any, channels: Tensor) -> None:
+        """Make output channels zero, in place."""
+        raise NotImplementedError
+
+    def sliced(self, layer: Any, out: Index, inn: Index) -> dict[str, Any]:
+        """Return the attributes of the layer as it is with these channels alone."""
+        raise NotImplementedError
+
+    def follow_shapes(self, layer: Any) -> None:
+        """Set the layer's attributes that repeat the shapes of its parameters."""
+
+    # -- multiplied -------------------------------------------------------------------------------
+
+    def along(self, layer: Any, axis: str, factor: Tensor) -> Tensor:
+        """Shape a value for each channel of an axis to multiply the layer's weight."""
+        raise NotImplementedError
+
+    def on_output(self, factor: Tensor) -> Tensor:
+        """By what the output is multiplied where a mask is not put on the weight."""
+        return factor
+
+    # -- how much it matters ----------------------------------------------------------------------
+
+    def norms(self, layer: Any, axis: str) -> Tensor:
+        """Return the squared L2 norm of each channel of an axis, shape (channels,)."""
+        raise NotImplementedError
+
+    # -- anew -------------------------------------------------------------------------------------
+
+    def reinitialise(self, layer: Any) -> None:
+        """Draw the weights as the layer's class does when it is made, in place."""
+        layer.reset_parameters()
+
+
+KINDS: dict[type, LayerKind] = {}
+"""The kind of each type of layer; subclasses are types of their own unless it is inherited."""
+
+
+def register_kind(layer: type[nn.Module], kind: LayerKind) -> None:
+    """Make a type of layer known. Subclasses of `layer` are not covered: they may compute anything.
+
+    Args:
+        layer: the exact class.
+        kind: what it is like; see `LayerKind`.
+    """
+    KINDS[layer] = kind
+
+
+def kind_of(layer: nn.Module) -> LayerKind | None:
+    """Return the kind of a layer; None if its type is not known."""
+    known = KINDS.get(type(layer))
+    if known is None:
+        bases = (KINDS.get(base) for base in type(layer).__mro__)
+        known = next((kind for kind in bases if kind is not None and kind.inherited), None)
+    return known.of(layer) if known is not None else None
+
+
+def nearest_kind(layer: nn.Module) -> LayerKind | None:
+    """Return the kind of a layer, or of the nearest class that it derives from: for what holds of
+    every subclass, as that attributes repeat shapes.
+    """
+    bases = (KINDS.get(base) for base in type(layer).__mro__)
+    known = next((kind for kind in bases if kind is not None), None)
+    return known.of(layer) if known is not None else None
+
+
+def kinds_in(codec: nn.Module) -> Mapping[str, LayerKind]:
+    """Return the kind of every known layer of a codec, by the layer's name."""
+    return {
+        name: kind
+        for name, module in codec.named_modules()
+        if (kind := kind_of(module)) is not None
+    }
+
+
+def widths_of(layer: nn.Module) -> tuple[int, int]:
+    """Return the number of output and of input channels of a layer, or of a subclass of a known
+    one.
+    """
+    kind = nearest_kind(layer)
+    if kind is None or not kind.has_channels:
+        raise KeyError(f"no layer kind for {type(layer).__name__}")
+    return kind.widths(layer)
+
+
+def channel_kind(layer: nn.Module) -> LayerKind:
+    """Return the kind of a layer that is known to have one: a member of a channel group."""
+    kind = kind_of(layer)
+    if kind is None:
+        raise KeyError(f"no layer kind for {type(layer).__name__}")
+    return kind

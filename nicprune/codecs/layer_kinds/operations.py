@@ -1,0 +1,98 @@
+"""Operations on layers whatever their kind: remove channels, make them zero, resize, start anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nicprune.codecs.layer_kinds.kind import kind_of, nearest_kind
+from nicprune.codecs.provenance import provenance
+from nicprune.codecs.zoo import rebuild
+from nicprune.common.errors import CodecError, SurgeryError
+
+
+def remove(layer: Any, axis: str, removed: Sequence[int]) -> None:
+    """Remove channels of one axis ("out", "in" or "both") from a layer, in place; requires_grad
+    stays as it was.
+
+    Raises:
+        SurgeryError: no channels can be removed from a layer of this type.
+    """
+    kind = kind_of(layer)
+    if kind is None or not kind.has_channels:
+        raise SurgeryError(f"no channels can be removed from a {type(layer).__name__}")
+    needs_grad = {name: p.requires_grad for name, p in layer.named_parameters()}
+    kind.remove(layer, axis, removed)
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(needs_grad[name])
+
+
+def zero(layer: Any, axis: str, channels: Sequence[int]) -> None:
+    """Make channels of a producer zero, in place: its rows and bias, or a bottleneck's medians.
+    Other layers stay as they are.
+    """
+    kind = kind_of(layer)
+    if kind is not None and kind.masked(axis):
+        with torch.no_grad():
+            kind.zero(layer, torch.as_tensor(list(channels), dtype=torch.long))
+
+
+def resize(codec: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give every layer of `codec` the shapes that `state` has for it, in place; values are left to
+    load_state_dict.
+    """
+    for prefix, module in codec.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            value = state.get(dot + name)
+            if value is not None and value.shape != parameter.shape:
+                fresh = nn.Parameter(
+                    torch.empty(value.shape, dtype=parameter.dtype),
+                    requires_grad=parameter.requires_grad,
+                )
+                if isinstance(module, nn.ParameterList):
+                    module[int(name)] = fresh
+                else:
+                    setattr(module, name, fresh)
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            value = state.get(dot + name)
+            if value is not None and value.shape != buffer.shape:
+                setattr(module, name, torch.empty(value.shape, dtype=buffer.dtype))
+        if (kind := nearest_kind(module)) is not None:
+            kind.follow_shapes(module)
+
+
+def reinitialise(codec: nn.Module) -> None:
+    """Give every layer of `codec` weights as its class draws them when it is made, in place: its
+    architecture, untrained.
+
+    Raises:
+        CodecError: a layer of a kind whose initialisation is not known; names it.
+    """
+    for name, module in codec.named_modules():
+        if isinstance(module, nn.ParameterList) or not list(module.parameters(recurse=False)):
+            continue
+        kind = kind_of(module)
+        with torch.no_grad():
+            if kind is not None:
+                kind.reinitialise(module)
+            elif hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            else:
+                # Parameters of the codec's own, as gains are: those of a new one, where their size
+                # is no width.
+                fresh = dict(
+                    rebuild(provenance(codec).build)
+                    .get_submodule(name)
+                    .named_parameters(recurse=False)
+                )
+                for key, parameter in module.named_parameters(recurse=False):
+                    if key not in fresh or fresh[key].shape != parameter.shape:
+                        raise CodecError(
+                            f"how {key} of a {type(module).__name__} starts is not known here: it"
+                            " cannot be trained from scratch"
+                        )
+                    parameter.copy_(fresh[key])
