@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ EXAMPLES = {
     f"{name}-{number}": code
     for name, path in PAGES.items()
     for number, code in enumerate(blocks("python", path))
-    if not code.startswith("# fault: do not run")
+    if not code.startswith(("# fault: do not run", "# own: "))
 }
 SMALL = 'optimizer="soap", patch_size=64, batch_size=1, progress=False'
 
@@ -56,6 +58,20 @@ def test_python_examples_run(example: str, tmp_path: Path, monkeypatch: pytest.M
         compile(code.replace('optimizer="soap", batch_size=2', SMALL), example, "exec"),
         {"__name__": "readme"},
     )
+
+
+def test_a_method_of_ones_own_as_the_page_shows_it(tmp_path: Path) -> None:
+    """In a process of its own, since what is registered stays."""
+    for code in blocks("python", PAGES["docs/howto/add_a_method.md"]):
+        file = tmp_path / code.splitlines()[0].removeprefix("# own: ")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(code, encoding="utf-8")
+    assert len((tmp_path / "my_methods" / "own_norm.py").read_text().splitlines()) <= 36
+    (tmp_path / "use.py").open("a").write("import my_methods.own_layer\n")
+    command = [sys.executable, "-W", "ignore", "use.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-800:]
+    assert 9 < float(done.stdout) < 11.5  # half of 22.97, in multiples of 16
 
 
 def commands(page: str = "docs/command_line.md") -> list[list[str]]:
