@@ -67,7 +67,8 @@ def test_a_method_of_ones_own_as_the_page_shows_it(tmp_path: Path) -> None:
         file.parent.mkdir(exist_ok=True)
         file.write_text(code, encoding="utf-8")
     assert len((tmp_path / "my_methods" / "own_norm.py").read_text().splitlines()) <= 36
-    (tmp_path / "use.py").open("a").write("import my_methods.own_layer\n")
+    use = tmp_path / "use.py"
+    use.write_text(use.read_text() + "import my_methods.own_layer\n")
     command = [sys.executable, "-W", "ignore", "use.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-800:]
@@ -85,7 +86,7 @@ def test_commands_elsewhere_are_parsed(page: str) -> None:
     """Their names and options exist; those of the page on the command line are run below."""
     group: Any = typer.main.get_command(app)
     for _, name, *arguments in commands(page):
-        group.commands[name].make_context(name, arguments)
+        group.commands[name].make_context(name, list(arguments))
         if name in ("run", "check"):
             sets = [value for flag, value in pairwise(arguments) if flag == "--set"]
             read_recipe(arguments[0], sets)
