@@ -66,13 +66,14 @@ def note_tables(model: nn.Module) -> None:
     bottlenecks as they are now.
     """
     provenance(unwrap(model)).tables = _bottleneck_hash(unwrap(model))
-    for method in _methods(model):
-        method.tables = _bottleneck_hash(method)
+    for part in _parts(model):
+        part.tables = _bottleneck_hash(part)
 
 
-def _methods(model: nn.Module) -> list[Any]:
-    methods = getattr(model, "methods", None)
-    return list(methods) if isinstance(methods, nn.ModuleList) else []
+def _parts(model: nn.Module) -> list[Any]:
+    """Methods on the codec that code with it, and may have entropy bottlenecks of their own."""
+    roles = getattr(model, "roles", None)
+    return list(roles.parts) if roles is not None else []
 
 
 def _stale(part: nn.Module, tables: str) -> bool:
@@ -104,7 +105,7 @@ def refresh_tables(model: nn.Module) -> None:
     codec = unwrap(model)
     if _stale(codec, provenance(codec).tables):
         update_tables(codec)
-    for method in _methods(model):
-        if _stale(method, method.tables):
-            method.update(force=True)
+    for part in _parts(model):
+        if _stale(part, part.tables):
+            part.update(force=True)
     note_tables(model)

@@ -20,7 +20,7 @@ from nicprune.evaluation.evaluate import Evaluation, ImageScore, evaluate
 from nicprune.evaluation.memory import peak_bytes
 from nicprune.experiments.plan import Run
 from nicprune.experiments.recipe import Recipe, digest
-from nicprune.methods import Attached, Method
+from nicprune.methods import Attached
 from nicprune.methods.gating.execution import set_skipping
 from nicprune.pruning.cost import COUNTER, CostModel
 
@@ -72,7 +72,8 @@ def measure_at(
     label = job.arm.label
     if width is not None and isinstance(codec, Attached) and codec.widths is not None:
         codec.set_width(width)
-        method = cast("Method", codec.methods[0])  # it goes alone
+        method = codec.roles.multi_width
+        assert method is not None
         by_transform, lmbda = method.by_transform(), method.lmbda_at(width) or lmbda
         if method.slims:
             slim = cast("Any", method)

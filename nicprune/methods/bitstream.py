@@ -84,15 +84,15 @@ class Coding(nn.Module):
     @contextmanager
     def _narrowed(self: Any) -> Iterator[None]:
         with ExitStack() as stack:
-            for method in self._each:
-                stack.enter_context(method.narrowed(self.codec))
+            for part in self.roles.parts:
+                stack.enter_context(part.narrowed(self.codec))
             yield
 
     def _coder(self: Any) -> Any:
         """What codes images: this, or a copy that has what does not stay folded in."""
         if self.stays:
             return self
-        going = [method for method in self._each if not method.stays]
+        going = [pruner for pruner in self.roles.pruners if not pruner.stays]
         codec, twin = self._folded(going)
         staying = [method for method in twin._each if method.stays]
         coder = type(self)(codec, staying, self.groups, self.cost).eval()

@@ -18,7 +18,7 @@ from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.common.config import parse
 from nicprune.common.errors import CodecError, RecipeError
 from nicprune.methods.bitstream import Coding
-from nicprune.methods.contract import METHODS, Method
+from nicprune.methods.contract import METHODS, Distiller, Method, Pruner, Roles
 from nicprune.methods.multi_width.lambda_schedule import mean_figures
 from nicprune.pruning.cost import CostModel, Totals
 from nicprune.pruning.surgery import analyse, prune
@@ -37,6 +37,7 @@ class Attached(Coding):
     Attributes:
         codec: the codec itself, the very object that was given; its state-dict keys are unchanged.
         methods: what is attached, in order.
+        roles: the methods by what they are.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Attached(Coding):
         self.codec = codec
         self.methods = nn.ModuleList(methods)
         self._shared = (groups, cost)
+        self.roles = Roles.of(methods)
 
     @property
     def _each(self) -> list[Method]:
@@ -71,12 +73,14 @@ class Attached(Coding):
     @property
     def levels(self) -> Levels | None:
         """The rates that the codec was trained for, if a modulator is attached."""
-        return next((method.levels for method in self._each if method.levels is not None), None)
+        modulator = self.roles.modulator
+        return modulator.levels if modulator is not None else None
 
     @property
     def widths(self) -> Widths | None:
         """The widths that a slimmable codec has, and which is set."""
-        return next((method.widths for method in self._each if method.widths is not None), None)
+        multi_width = self.roles.multi_width
+        return multi_width.widths if multi_width is not None else None
 
     def set_width(self, width: int | None) -> None:
         """Let a slimmable codec be of one of its widths from now on, 0 being the widest, or a
@@ -151,14 +155,14 @@ class Attached(Coding):
     def aux_loss(self) -> Tensor:
         """The codec's auxiliary loss (its quantiles')."""
         codec: Any = self.codec
-        own = [loss for method in self._each if (loss := method.aux_loss()) is not None]
+        own = [loss for part in self.roles.parts if (loss := part.aux_loss()) is not None]
         return sum(own, start=codec.aux_loss())
 
     def update(self, *args: Any, **kwargs: Any) -> bool:
         """Update the codec's CDF tables."""
         codec: Any = self.codec
-        for method in self._each:
-            method.update(force=bool(args[1] if len(args) > 1 else kwargs.get("force", False)))
+        for part in self.roles.parts:
+            part.update(force=bool(args[1] if len(args) > 1 else kwargs.get("force", False)))
         return codec.update(*args, **kwargs)
 
     def objective(
@@ -167,14 +171,10 @@ class Attached(Coding):
         """The rate-distortion loss where a method brings its own (one lambda for each image):
         {"loss", "mse_loss", "bpp_loss"}; else None.
         """
-        return next(
-            (
-                found
-                for method in self._each
-                if (found := method.objective(out, x, metric)) is not None
-            ),
-            None,
-        )
+        for method in (self.roles.modulator, self.roles.multi_width):
+            if method is not None and (found := method.objective(out, x, metric)) is not None:
+                return found
+        return None
 
     def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
         """The methods' extra loss terms: add them to the rate-distortion loss."""
@@ -217,34 +217,36 @@ class Attached(Coding):
 
     def widths_per_step(self) -> list[int]:
         """The widths that one training step goes through; none for a codec of one width."""
-        return next((found for method in self._each if (found := method.widths_per_step())), [])
+        multi_width = self.roles.multi_width
+        return multi_width.widths_per_step() if multi_width is not None else []
 
     @property
     def wants_validation(self) -> bool:
         """Whether `validate` is due."""
-        return any(method.wants_validation for method in self._each)
+        multi_width = self.roles.multi_width
+        return multi_width is not None and multi_width.wants_validation
 
     @torch.no_grad()
     def validate(self, images: Sequence[Tensor]) -> None:
         """Measure estimated bpp and PSNR of each width on photographs, for what depends on them:
         the schedule of lambdas.
         """
-        if self.widths is None:
+        multi_width = self.roles.multi_width
+        if multi_width is None or self.widths is None:
             return
         before, training = self.widths.now, self.training
         self.eval()
         figures = [mean_figures(self, images, width=width) for width in range(len(self.widths))]
         self.train(training)
         self.widths.now = before
-        for method in self._each:
-            method.on_validation(figures)
+        multi_width.on_validation(figures)
 
     def totals(self) -> Totals:
         """What the codec costs as it is set now, methods' own parameters included where they are at
         work.
         """
         found = next(
-            (totals for method in self._each if (totals := method.totals()) is not None), None
+            (totals for part in self.roles.parts if (totals := part.totals()) is not None), None
         )
         if found is not None:
             return found
@@ -257,7 +259,7 @@ class Attached(Coding):
         """
         self._set(None, None)
         images = self._here(images)
-        for method in self._each:
+        for method in self.roles.gating:
             method.calibrate(self.codec, images)
 
     def _here(self, images: Sequence[Tensor]) -> list[Tensor]:
@@ -266,16 +268,17 @@ class Attached(Coding):
         return [image.to(device) for image in images]
 
     def image_cost(self) -> tuple[dict[str, float], dict[str, float]] | None:
-        """What the last image cost where that depends on the image; see `Method.image_cost`."""
+        """What the last image cost where that depends on the image; see `Gating.image_cost`."""
         return next(
-            (cost for method in self._each if (cost := method.image_cost()) is not None), None
+            (cost for method in self.roles.gating if (cost := method.image_cost()) is not None),
+            None,
         )
 
     def keep(self) -> dict[str, list[int]]:
         """The keep-lists that `harden` would use now."""
         merged: dict[str, set[int]] = {}
-        for method in self._each:
-            for name, kept in method.keep().items():
+        for method in self.roles.pruners:
+            for name, kept in method.select().items():
                 # Where methods have nothing in common, one channel stays all the same.
                 merged[name] = (
                     (merged[name] & set(kept) or {min(kept)}) if name in merged else set(kept)
@@ -287,9 +290,9 @@ class Attached(Coding):
         (a modulator's rate too).
         """
         self._set(level, lmbda)
-        return self._folded(self._each)[0]
+        return self._folded(self.roles.pruners)[0]
 
-    def _folded(self, which: Sequence[Method]) -> tuple[nn.Module, Attached]:
+    def _folded(self, which: Sequence[Pruner]) -> tuple[nn.Module, Attached]:
         """A copy of the codec with nothing on it, these methods folded into its weights; and the
         copy's methods, taken off.
         """
@@ -301,11 +304,12 @@ class Attached(Coding):
         twin = copy.deepcopy(self)
         codec = twin.detach()
         for number in chosen:
-            for (layer, side), factor in twin._each[number].factors_folded(codec).items():
-                for other in twin._each:
-                    if other is not twin._each[number]:
+            method = cast("Pruner", twin._each[number])
+            for (layer, side), factor in method.weight_factors(codec).items():
+                for other in twin.roles.parts:
+                    if other is not method:
                         other.on_rescale(layer, side, factor)
-            twin._each[number].fold(codec)
+            method.fold(codec)
         set_provenance(codec, provenance(self.codec).copy())
         return codec, twin
 
@@ -316,8 +320,8 @@ class Attached(Coding):
         Raises:
             RecipeError: it has no such width, or only one.
         """
-        method: Any = next((m for m in self._each if m.slims), None)
-        if method is None:
+        method = self.roles.multi_width
+        if method is None or not method.slims:
             raise RecipeError("extract needs a slimmable codec: attach slimmable")
         with self.at_width(width):
             method.extracting = width
@@ -340,20 +344,22 @@ class Attached(Coding):
             TrainingError: a method has not decided yet.
             SurgeryError: the result is not the same function as the masked codec.
         """
-        for method in self._each:
-            method.check_hardenable()
+        for method in self.roles.pruners:
+            method.check_ready()
         fixed = level is not None or lmbda is not None
         self._set(level, lmbda)
         staying = [
-            method
-            for method in self._each
-            if method.stays
-            and not (fixed and method.modulates)
-            and getattr(method, "extracting", None) is None
+            part
+            for part in self.roles.parts
+            if part.stays
+            and not (fixed and part is self.roles.modulator)
+            and getattr(part, "extracting", None) is None
         ]
         keep = self.keep()
         # A gate that stays has a say in what goes, too: GDN must make up for it.
-        wide, twin = self._folded([m for m in self._each if m not in staying or not m.modulates])
+        wide, twin = self._folded(
+            [m for m in self.roles.pruners if m not in staying or not m.modulates]
+        )
         record = provenance(wide)
         if not record.original:
             record.original = self.cost.original.as_dict()
@@ -374,19 +380,19 @@ class Attached(Coding):
         if len(sides) == 1 and None not in sides:  # fine-tuning leaves the other side alone, too
             entry["side"] = sides.pop()
         provenance(small).history.append(entry)
-        for method in twin._each:
-            method.finalize(small)
+        if twin.roles.multi_width is not None:
+            twin.roles.multi_width.finalize(small)
         small = small.train(self.codec.training)
         if not staying:
             return small
-        again = attach(small, [(m.name, m.settings()) for m in staying])
-        for method, other in zip(staying, again._each, strict=True):
-            twin._each[self._each.index(method)].transfer_to(other, keep)
+        again = attach(small, [(m.name, m.config_after_pruning()) for m in staying])
+        for part, other in zip(staying, again._each, strict=True):
+            twin.roles.parts[self.roles.parts.index(part)].transfer_to(other, keep)
         return again.train(self.codec.training)
 
     def set_teacher(self, teacher: nn.Module) -> None:
         """Give a codec to learn from to methods that remained on a codec loaded from its file."""
-        for method in self._each:
+        for method in self.roles.taught:
             method.set_teacher(frozen_copy(teacher))
 
     def hang(self) -> None:
@@ -478,7 +484,7 @@ def attach(
     cost = CostModel(codec, groups)
     # Everything is validated before the first hook is set: a failure leaves the codec as it was.
     methods = [cls(codec, groups, cost, settings) for cls, settings in parsed]
-    learning = [method for method in methods if method.teaches]
+    learning = [method for method in methods if isinstance(method, Distiller)]
     if (teacher is None and len(learning) == len(methods) and provenance(codec).history) or (
         teacher is not None and not learning
     ):

@@ -36,7 +36,7 @@ from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import CodecError, RecipeError
-from nicprune.methods.contract import METHODS, Method
+from nicprune.methods.contract import METHODS, Distiller
 
 EMA = 0.99
 """Share of the past in a stage's running distance."""
@@ -116,7 +116,7 @@ class Stage:
 
 
 @METHODS.register("distillation")
-class Distillation(Method):
+class Distillation(Distiller):
     """Adds to the loss; decides nothing."""
 
     name = "distillation"
@@ -126,7 +126,6 @@ class Distillation(Method):
     )
     Config = DistillationConfig
     config: DistillationConfig
-    teaches = True
     distances: Tensor
     step: Tensor
 

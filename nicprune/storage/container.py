@@ -16,7 +16,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from nicprune.codecs.hooks import has_hooks
 from nicprune.common.errors import CodecError, DataError, FileError, RecipeError
 from nicprune.data.images import read_image
 from nicprune.evaluation.evaluate import crop, pad
-from nicprune.methods import Attached, Method
+from nicprune.methods import Attached
 
 MAGIC, VERSION = b"\x8bNIC", 1
 """The first byte is no ASCII: text is never taken for an image."""
@@ -172,8 +172,8 @@ def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
     A codec whose encoder alone was changed writes what the original reads. With `encoder`, its
     weights count too, as they did in the first files.
     """
-    methods = cast("list[Method]", list(codec.methods)) if isinstance(codec, Attached) else []
-    staying = [method for method in methods if method.codes or encoder]
+    parts = codec.roles.parts if isinstance(codec, Attached) else []
+    staying = [part for part in parts if part.needed_for_decoding or encoder]
     # A codec whose methods do not take part in decoding is to be told from others as if it had
     # none.
     state = codec.state_dict() if staying else unwrap(codec).state_dict()

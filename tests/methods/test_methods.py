@@ -544,7 +544,7 @@ def test_keep_lists_of_several_methods_are_joined() -> None:
             ("magnitude", {"widths": {"g_a.0": 12, "g_a.2": 5}}),
         ],
     )
-    parts = [m.keep() for m in both.methods]
+    parts = [m.select() for m in both.methods]
     assert both.keep() == {
         "g_a.0": sorted(set(parts[0]["g_a.0"]) & set(parts[1]["g_a.0"])),
         "g_a.2": parts[1]["g_a.2"],

@@ -52,7 +52,7 @@ from nicprune.codecs.layer_kinds import channel_kind, widths_of
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.layer_kinds.operations import zero
 from nicprune.common.errors import BudgetError, RecipeError, TrainingError
-from nicprune.methods.contract import METHODS, Method
+from nicprune.methods.contract import METHODS, Gating, Method
 from nicprune.methods.gating.execution import attach_gates, detach_gates, pooled_before
 from nicprune.methods.gating.gate import (
     START,
@@ -87,7 +87,7 @@ relative.
 
 
 @METHODS.register("channel_gating")
-class ChannelGating(Method):
+class ChannelGating(Gating):
     """Closes channels per image; what hardly ever opens can be removed for good."""
 
     name = "channel_gating"
@@ -273,7 +273,7 @@ class ChannelGating(Method):
 
     def expected(self) -> dict[str, float]:
         """Mean MACs as the running rates say, freezing included."""
-        keep = {} if bool(self.frozen) else self.keep()
+        keep = {} if bool(self.frozen) else self.select()
         inputs = {}
         for name, gate in self.each().items():
             kept = kept_channels(self.groups, keep, name, "in", gate.channels)
@@ -449,7 +449,7 @@ class ChannelGating(Method):
 
     # -- freezing ---------------------------------------------------------------------------------
 
-    def keep(self) -> dict[str, list[int]]:
+    def select(self) -> dict[str, list[int]]:
         gates = self.each()
         found: dict[str, list[int]] = {}
         for group in self.groups.prunable():
@@ -473,7 +473,7 @@ class ChannelGating(Method):
                 found[group.name] = sorted(np.argsort(-rate, kind="stable")[:count].tolist())
         return found
 
-    def check_hardenable(self) -> None:
+    def check_ready(self) -> None:
         if not self.done:
             raise TrainingError(
                 f"channel gating is at step {int(self.step)} of {self.config.gating_steps}:"
@@ -484,7 +484,7 @@ class ChannelGating(Method):
     @torch.no_grad()
     def fold(self, codec: nn.Module) -> None:
         modules, meters = dict(codec.named_modules()), self._meters()
-        for name, kept in self.keep().items():
+        for name, kept in self.select().items():
             gone = np.setdiff1d(np.arange(self.groups[name].width), kept)
             for member in self.groups[name].members:
                 layer: Any = modules[member.module]

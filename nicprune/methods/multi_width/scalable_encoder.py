@@ -38,7 +38,7 @@ from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import LAMBDAS, lmbda_of
 from nicprune.common.config import StrictConfig, parse
 from nicprune.common.errors import CodecError, TrainingError
-from nicprune.methods.contract import METHODS, Method
+from nicprune.methods.contract import METHODS, Method, MultiWidth, Taught
 from nicprune.methods.levels import Widths
 from nicprune.pruning.budget import ROUND_TO
 from nicprune.pruning.cost import CostModel, Totals
@@ -146,7 +146,7 @@ class Given(nn.Module):
 
 
 @METHODS.register("scalable_encoder")
-class ScalableEncoder(Method):
+class ScalableEncoder(MultiWidth, Taught):
     """Small encoders that add up; nothing else of the codec changes."""
 
     name = "scalable_encoder"
@@ -158,7 +158,7 @@ class ScalableEncoder(Method):
     Config = ScalableEncoderConfig
     config: ScalableEncoderConfig
     alone = True
-    codes = False
+    needed_for_decoding = False
     widths: EncoderLevels
     step: Tensor
 
@@ -432,15 +432,15 @@ class ScalableEncoder(Method):
 
     # -- small encoders ---------------------------------------------------------------------------
 
-    def check_hardenable(self) -> None:
+    def check_ready(self) -> None:
         if not self.done:
             raise TrainingError(
                 f"encoder {self.stage} of {self.config.encoders} still learns: {self.steps_left}"
                 " steps are left"
             )
 
-    def keep(self) -> dict[str, list[int]]:
-        return {} if self.config.made else self._decays()[0].keep()
+    def select(self) -> dict[str, list[int]]:
+        return {} if self.config.made else self._decays()[0].select()
 
     def fold(self, codec: Any) -> None:
         if self.config.made:
@@ -449,7 +449,7 @@ class ScalableEncoder(Method):
             decay.fold(self._holder(i))
         codec.g_a = self.encoders[0]
 
-    def settings(self) -> dict[str, Any]:
+    def config_after_pruning(self) -> dict[str, Any]:
         return {**self.config.model_dump(), "made": True}
 
     def transfer_to(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
@@ -458,7 +458,7 @@ class ScalableEncoder(Method):
             small: Any = (
                 self._holder(i)
                 if self.config.made
-                else prune(self._holder(i), self._decays()[i].keep(), self.groups)
+                else prune(self._holder(i), self._decays()[i].select(), self.groups)
             )
             other.encoders[i - 1] = copy.deepcopy(small.g_a)
         other._teacher = self._teacher

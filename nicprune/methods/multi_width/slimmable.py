@@ -42,7 +42,7 @@ from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_for, lmbda_of
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import BudgetError, CodecError, RecipeError, TrainingError
-from nicprune.methods.contract import METHODS, Method
+from nicprune.methods.contract import METHODS, Method, MultiWidth
 from nicprune.methods.levels import Widths
 from nicprune.methods.multi_width.lambda_schedule import LambdaSchedule, ScheduleConfig
 from nicprune.pruning.budget import ROUND_TO
@@ -117,7 +117,7 @@ def _same(x: Tensor) -> Tensor:
 
 
 @METHODS.register("slimmable")
-class Slimmable(Method):
+class Slimmable(MultiWidth):
     """Leading channels at each width; nothing is decided, the widths stay."""
 
     name = "slimmable"
@@ -460,7 +460,7 @@ class Slimmable(Method):
 
     # -- one width of its own ---------------------------------------------------------------------
 
-    def keep(self) -> dict[str, list[int]]:
+    def select(self) -> dict[str, list[int]]:
         return {} if self.extracting is None else self._slices[self.extracting].keep
 
     @torch.no_grad()

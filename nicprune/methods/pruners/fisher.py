@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.errors import TrainingError
-from nicprune.methods.contract import METHODS, Method
+from nicprune.methods.contract import METHODS, Pruner
 from nicprune.pruning.masks import importance
 from nicprune.pruning.target import Target
 
 
 @METHODS.register("fisher")
-class Fisher(Method):
+class Fisher(Pruner):
     """Decides as soon as it has seen some photographs."""
 
     name = "fisher"
@@ -52,14 +52,14 @@ class Fisher(Method):
             provenance(codec).metric,
         )
 
-    def check_hardenable(self) -> None:
+    def check_ready(self) -> None:
         if not self._scores:
             raise TrainingError(
                 "fisher has seen no photographs yet: attached.prepare(calibration_images(folder))"
                 " first, or --images folder"
             )
 
-    def keep(self) -> dict[str, list[int]]:
+    def select(self) -> dict[str, list[int]]:
         if not self._scores:
             return {}
         scores = {name: value.double().cpu().numpy() for name, value in self._scores.items()}

@@ -14,7 +14,7 @@ from torch import nn
 
 from nicprune.channels.groups import Group
 from nicprune.codecs.layer_kinds import channel_kind
-from nicprune.methods.contract import METHODS, Method
+from nicprune.methods.contract import METHODS, Pruner
 from nicprune.pruning.target import Target
 
 
@@ -34,7 +34,7 @@ def group_magnitude(codec: nn.Module, group: Group) -> np.ndarray:
 
 
 @METHODS.register("magnitude")
-class Magnitude(Method):
+class Magnitude(Pruner):
     """Decides at once, by weight norms."""
 
     name = "magnitude"
@@ -44,7 +44,7 @@ class Magnitude(Method):
     def validate(self) -> None:
         self.config.check(self.groups, self.cost)  # type: ignore[attr-defined]
 
-    def keep(self) -> dict[str, list[int]]:
+    def select(self) -> dict[str, list[int]]:
         config: Target = self.config  # type: ignore[assignment]
         scores = {g.name: group_magnitude(self.codec, g) for g in config.free(self.groups)}
         return config.choose(self.groups, self.cost, scores, per_cost=True)

@@ -40,7 +40,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nicprune.common.errors import TrainingError
-from nicprune.methods.contract import METHODS, Method
+from nicprune.methods.contract import METHODS, Pruner
 from nicprune.pruning.masks import Masks
 from nicprune.pruning.target import Target
 
@@ -76,7 +76,7 @@ class MaskDecayConfig(Target):
 
 
 @METHODS.register("mask_decay")
-class MaskDecay(Method):
+class MaskDecay(Pruner):
     """Learns which channels go, while the codec trains."""
 
     name = "mask_decay"
@@ -271,7 +271,7 @@ class MaskDecay(Method):
         # The decay was weighted by cost already, so masks are compared as they are.
         return self.config.choose(self.groups, self.cost, scores, per_cost=False)
 
-    def keep(self) -> dict[str, list[int]]:
+    def select(self) -> dict[str, list[int]]:
         if not bool(self.committed):
             return self._choose(self.current)
         stays = (~self.going).split(self._sizes)
@@ -280,14 +280,14 @@ class MaskDecay(Method):
             for name, part in zip(self.free_names, stays, strict=True)
         }
 
-    def check_hardenable(self) -> None:
+    def check_ready(self) -> None:
         if not self.done:
             raise TrainingError(
                 f"mask decay is at step {int(self.step)} of {self.config.decay_steps}: masks are"
                 " not at zero yet; train on until masked.done, or attach with fewer decay_steps"
             )
 
-    def factors_folded(self, codec: nn.Module) -> dict[tuple[str, str], Tensor]:
+    def weight_factors(self, codec: nn.Module) -> dict[tuple[str, str], Tensor]:
         return {
             (layer, "out"): factor
             for layer, factor in self.masks.factors(codec, self.groups).items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from nicprune.methods.contract import METHODS, Method
+from nicprune.methods.contract import METHODS, Pruner
 from nicprune.pruning.target import Target
 
 
@@ -16,7 +16,7 @@ class RandomConfig(Target):
 
 
 @METHODS.register("random")
-class Random(Method):
+class Random(Pruner):
     """Decides at once, at random; widths follow the budget as for the other methods."""
 
     name = "random"
@@ -26,7 +26,7 @@ class Random(Method):
     def validate(self) -> None:
         self.config.check(self.groups, self.cost)  # type: ignore[attr-defined]
 
-    def keep(self) -> dict[str, list[int]]:
+    def select(self) -> dict[str, list[int]]:
         config: RandomConfig = self.config  # type: ignore[assignment]
         generator = np.random.default_rng(config.seed)
         scores = {g.name: generator.uniform(0.5, 1.5, g.width) for g in config.free(self.groups)}

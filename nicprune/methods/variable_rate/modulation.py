@@ -41,7 +41,7 @@ from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_for
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import CodecError
-from nicprune.methods.contract import METHODS, Method
+from nicprune.methods.contract import METHODS, Method, RateModulator
 from nicprune.methods.levels import Levels
 
 
@@ -120,14 +120,13 @@ class Site(Hook):
         return self._apply(output, module)
 
 
-class Modulation(Method):
+class Modulation(RateModulator):
     """What all modulators share: rates, the loss over them, hooks, and folding one rate into the
     weights.
     """
 
     Config = ModulationConfig
     config: ModulationConfig
-    modulates = True
     levels: Levels
 
     def __init__(self, *args: Any):
@@ -226,7 +225,7 @@ class Modulation(Method):
         }
 
     @torch.no_grad()
-    def factors_folded(self, codec: nn.Module) -> dict[tuple[str, str], Tensor]:
+    def weight_factors(self, codec: nn.Module) -> dict[tuple[str, str], Tensor]:
         found: dict[tuple[str, str], Tensor] = {}
         for site in self.sites:
             if site.side == "in":
