@@ -10,7 +10,16 @@ import warnings
 from importlib import metadata
 
 from nicprune.methods.composition import Attached, attach
-from nicprune.methods.contract import METHODS, Method
+from nicprune.methods.contract import (
+    METHODS,
+    CodecPart,
+    Distiller,
+    Gating,
+    Method,
+    MultiWidth,
+    Pruner,
+    RateModulator,
+)
 
 for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
     importlib.import_module(_module.name)
@@ -34,4 +43,15 @@ def load_plugins() -> None:
 
 load_plugins()
 
-__all__ = ["METHODS", "Attached", "Method", "attach"]
+__all__ = [
+    "METHODS",
+    "Attached",
+    "CodecPart",
+    "Distiller",
+    "Gating",
+    "Method",
+    "MultiWidth",
+    "Pruner",
+    "RateModulator",
+    "attach",
+]
