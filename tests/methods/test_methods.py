@@ -576,7 +576,7 @@ def test_a_limit_that_is_met_draws_no_decay_to_its_side() -> None:
 
 def test_photographs_go_where_the_codec_is(monkeypatch: pytest.MonkeyPatch) -> None:
     attached = attach(
-        built("bmshj2018-hyperprior")[0], "mask_decay", budget={"macs": 0.5}, round_to=1
+        built("bmshj2018-hyperprior")[0], "channel_gating", **METHOD_SETTINGS["channel_gating"]
     )
     x, seen = image(attached.codec), []
     for what in ("prepare", "calibrate"):
