@@ -611,7 +611,8 @@ def test_methods_of_other_packages_come_in_by_an_entry_point(tmp_path: Path) -> 
         (about / "entry_points.txt").write_text(f"[nicprune.methods]\n{name} = {name}\n")
     done = subprocess.run(
         [sys.executable, "-m", "nicprune", "list", "methods"],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONWARNINGS": "default"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-800:]
     assert re.search(r"own_method +from elsewhere", done.stdout)

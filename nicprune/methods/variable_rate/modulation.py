@@ -13,7 +13,7 @@ any codec.
   and a step size in between (Choi et al., "Variable Rate Deep Image Compression With a Conditional
   Autoencoder", ICCV 2019).
 - `quantisation_steps`: one step per latent channel times one per rate (Wang et al., "EVC", ICLR
-    2023).
+  2023).
 
 All start where theory puts them: the step that suits lambda grows as lambda^(-1/2), so latents are
 scaled by (lambda / highest)^(1/2) and back, and at the highest rate the codec is what it was. Each
@@ -28,7 +28,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -41,7 +40,7 @@ from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_for
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import CodecError
-from nicprune.methods.contract import METHODS, Method, RateModulator
+from nicprune.methods.contract import Method, RateModulator
 from nicprune.methods.levels import Levels
 
 
@@ -140,7 +139,7 @@ class Modulation(RateModulator):
 
     def validate(self) -> None:
         for name in ("g_a", "g_s"):
-            if not isinstance(getattr(self.codec, name, None), nn.Module) or not _convolutions(
+            if not isinstance(getattr(self.codec, name, None), nn.Module) or not convolutions_in(
                 self.codec, (name,)
             ):
                 raise CodecError(
@@ -153,7 +152,7 @@ class Modulation(RateModulator):
         more.
         """
         codec: Any = self.codec
-        last, first = _convolutions(codec, ("g_a",))[-1], _convolutions(codec, ("g_s",))[0]
+        last, first = convolutions_in(codec, ("g_a",))[-1], convolutions_in(codec, ("g_s",))[0]
         width = widths_of(codec.get_submodule(first))[1]
         return [
             Site(self, "g_a", "out", last, "out", width),
@@ -306,204 +305,11 @@ class Network(nn.Module):
             return self.second(self.activation(self.first(t.to(weight)[:, None])))
 
 
-@METHODS.register("bit_rate_modulator")
-class BitRateModulator(Modulation):
-    """Channel vectors from two small networks, one on each side."""
-
-    name = "bit_rate_modulator"
-    summary = (
-        "one codec, all rates (BM): two layers from lambda to a scale per latent, and their inverse"
-    )
-    Config = NetworkConfig
-    config: NetworkConfig
-
-    def build(self) -> None:
-        width = self.sites[0].width
-        self.modulate, self.restore = (
-            Network(self.config.hidden, width, torch.tanh) for _ in range(2)
-        )
-
-    def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
-        levels = self._now()
-        log = self._prior(levels)[:, None] + self.modulate(levels / self.levels.top)
-        return (
-            torch.exp(log if site.side == "out" else self.restore(levels / self.levels.top) - log),
-            None,
-        )
-
-    def per_channel(self, site: int) -> dict[str, int]:
-        # The inverse is that of the same latents: both sites have the same channels, and are pruned
-        # alike.
-        return {
-            f"{'restore' if site else 'modulate'}.second.{what}": 0 for what in ("weight", "bias")
-        }
-
-
-@METHODS.register("bottleneck_scaling")
-class BottleneckScaling(Modulation):
-    """A table of scales; the codec is frozen while it is attached."""
-
-    name = "bottleneck_scaling"
-    summary = (
-        "one codec, many rates (Theis 2017): a learnt scale per latent and rate, the codec frozen"
-    )
-
-    def build(self) -> None:
-        steps = self._prior(torch.arange(len(self.levels), dtype=torch.float32))
-        self.log_scale = nn.Parameter(steps[:, None].repeat(1, self.sites[0].width))
-        self._frozen: list[nn.Parameter] = []
-
-    def attach(self, codec: nn.Module) -> None:
-        super().attach(codec)
-        self._frozen = [p for p in codec.parameters() if p.requires_grad]
-        for parameter in self._frozen:
-            parameter.requires_grad_(False)
-
-    def detach(self, codec: nn.Module) -> None:
-        super().detach(codec)
-        for parameter in self._frozen:
-            parameter.requires_grad_(True)
-        self._frozen = []
-
-    def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
-        log = self._between(self.log_scale)
-        return torch.exp(log if site.side == "out" else -log), None
-
-    def per_channel(self, site: int) -> dict[str, int]:
-        return {"log_scale": 1}
-
-
-@METHODS.register("quantisation_steps")
-class QuantisationSteps(Modulation):
-    """A step per latent channel, not below 1/2, times one per rate."""
-
-    name = "quantisation_steps"
-    summary = "one codec, many rates (EVC): a quantisation step per latent, times one per rate"
-
-    def build(self) -> None:
-        self.basic = nn.Parameter(torch.ones(self.sites[0].width))
-        steps = torch.exp(-self._prior(torch.arange(len(self.levels), dtype=torch.float32)))
-        self.log_step = nn.Parameter(steps.log()[:, None])
-
-    def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
-        bounded = self.basic + (self.basic.clamp(min=0.5) - self.basic).detach()
-        step = torch.exp(self._between(self.log_step)) * bounded
-        return (1 / step if site.side == "out" else step), None
-
-    def per_channel(self, site: int) -> dict[str, int]:
-        return {"basic": 0}
-
-
-@METHODS.register("modulated_autoencoder")
-class ModulatedAutoencoder(Modulation):
-    """A small network at every convolution of g_a (behind it) and g_s (in front of it)."""
-
-    name = "modulated_autoencoder"
-    summary = (
-        "one codec, many rates (MAE): a small network from lambda at every convolution of g_a"
-        " and g_s"
-    )
-    Config = NetworkConfig
-    config: NetworkConfig
-
-    def places(self) -> list[Site]:
-        codec: Any = self.codec
-        analysis = [
-            Site(self, n, "out", n, "out", widths_of(codec.get_submodule(n))[0])
-            for n in _convolutions(codec, ("g_a",))
-        ]
-        synthesis = [
-            Site(self, n, "in", n, "in", widths_of(codec.get_submodule(n))[1])
-            for n in _convolutions(codec, ("g_s",))
-        ]
-        return analysis + synthesis + super().places()
-
-    def build(self) -> None:
-        self.networks = nn.ModuleList(
-            Network(self.config.hidden, site.width, torch.relu) for site in self.sites[:-2]
-        )
-
-    def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
-        levels = self._now()
-        if site in self.sites[-2:]:
-            return self._step(site, levels), None
-        networks: Any = self.networks
-        return (
-            torch.exp(
-                networks[self.sites.index(site)](
-                    self.levels.lmbda(levels) / self.levels.lambdas[-1]
-                )
-            ),
-            None,
-        )
-
-    def per_channel(self, site: int) -> dict[str, int]:
-        return (
-            {f"networks.{site}.second.{what}": 0 for what in ("weight", "bias")}
-            if site < len(self.sites) - 2
-            else {}
-        )
-
-
-@METHODS.register("conditional_autoencoder")
-class ConditionalAutoencoder(Modulation):
-    """Scale and bias of every convolution by the nearest trained rate; the step size alone follows
-    lambda in between.
-    """
-
-    name = "conditional_autoencoder"
-    summary = (
-        "one codec, many rates (cAE): scale and bias of every convolution per rate, a step size in"
-        " between"
-    )
-
-    def places(self) -> list[Site]:
-        codec: Any = self.codec
-        names = _convolutions(codec, ("g_a", "h_a", "h_s", "g_s"))
-        return [
-            Site(self, n, "out", n, "out", widths_of(codec.get_submodule(n))[0]) for n in names
-        ] + super().places()
-
-    def build(self) -> None:
-        rates = len(self.levels)
-        self.scales = nn.ParameterList(
-            nn.Parameter(torch.zeros(rates, site.width)) for site in self.sites[:-2]
-        )
-        self.biases = nn.ParameterList(
-            nn.Parameter(torch.zeros(rates, site.width)) for site in self.sites[:-2]
-        )
-
-    def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
-        now = self._now()
-        if site in self.sites[-2:]:
-            return self._step(site, now), None
-        number, row = self.sites.index(site), now.round().long()
-        zero = torch.tensor(ZERO)
-        return (
-            F.softplus(self.scales[number][row] + zero) / F.softplus(zero),
-            self.biases[number][row],
-        )
-
-    @torch.no_grad()
-    def on_rescale(self, layer: str, side: str, factor: Tensor) -> None:
-        # A mask in front of a bias of ours, as in `Site`.
-        for number, site in enumerate(self.sites[:-2]):
-            if side == "out" and site.layer == layer:
-                self.biases[number].mul_(factor.to(self.biases[number]))
-
-    def per_channel(self, site: int) -> dict[str, int]:
-        return (
-            {f"{what}.{site}": 1 for what in ("scales", "biases")}
-            if site < len(self.sites) - 2
-            else {}
-        )
-
-
 ZERO = math.log(math.e - 1)
 """softplus(ZERO) = 1: tables hold differences from it, so that a scale of 1 is exactly that."""
 
 
-def _convolutions(codec: nn.Module, transforms: Sequence[str]) -> list[str]:
+def convolutions_in(codec: nn.Module, transforms: Sequence[str]) -> list[str]:
     """Names of the convolutions in these transforms, in order."""
     return [
         name
