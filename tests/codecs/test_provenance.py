@@ -33,6 +33,8 @@ def test_a_codec_is_known_by_its_class() -> None:
 def test_what_is_changed_in_the_record_is_changed_on_the_codec() -> None:
     codec, record = told()
     assert provenance(codec) == record and provenance(codec).quality == 7  # type: ignore[arg-type]
+    provenance(codec).quality = 9  # type: ignore[arg-type]
+    assert record.quality == 9
     replaced = Provenance("other")
     set_provenance(codec, replaced)  # type: ignore[arg-type]
     replaced.quality = 2
