@@ -201,7 +201,7 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     },
     # As many channels as possible are frozen: what gates themselves do is in test_gating.py.
     "channel_gating": {"alpha": 1.0, "gating_steps": 6, "round_to": 1, "freeze": 0.6},
-    **{name: {"qualities": [1, 2, 3]} for name in METHODS if METHODS[name].modulates},
+    **{name: {"qualities": [1, 2, 3]} for name in METHODS if METHODS[name].rates_field},
 }
 """Settings that attach each method to a narrow codec; a new method adds its own if it needs any."""
 

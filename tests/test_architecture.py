@@ -120,6 +120,8 @@ def test_methods_never_import_each_other() -> None:
     machinery = {
         "methods.contract",
         "methods.levels",
+        "methods.operating_point",
+        "methods.widths",
         "methods.bitstream",
         "methods.composition",
         "methods.with_teacher",

@@ -288,7 +288,7 @@ def bench_slimmable() -> Iterator[Measure]:
     def at(width: int) -> Callable[[], None]:
         def run() -> None:
             codec.set_width(width)
-            with torch.no_grad(), codec.methods[0].narrowed(codec.codec):  # type: ignore[operator]
+            with torch.no_grad(), codec.active():
                 codec.codec.g_s(codec.codec.g_a(image).round())  # type: ignore[operator]
 
         return run
@@ -299,7 +299,7 @@ def bench_slimmable() -> Iterator[Measure]:
     )
     for width, seconds in enumerate(times):
         codec.set_width(width)
-        table: Any = codec.methods[0].by_transform()  # type: ignore[operator]
+        table: Any = codec.by_transform()
         share = sum(table[t][0] for t in ("g_a", "g_s")) / sum(
             CostModel(bare, find_groups(bare)).by_transform()[t][0] for t in ("g_a", "g_s")
         )

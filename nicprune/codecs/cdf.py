@@ -67,7 +67,7 @@ def note_tables(model: nn.Module) -> None:
     """
     provenance(unwrap(model)).tables = _bottleneck_hash(unwrap(model))
     for part in _parts(model):
-        part.tables = _bottleneck_hash(part)
+        part.cdf_source_hash = _bottleneck_hash(part)
 
 
 def _parts(model: nn.Module) -> list[Any]:
@@ -106,6 +106,6 @@ def refresh_tables(model: nn.Module) -> None:
     if _stale(codec, provenance(codec).tables):
         update_tables(codec)
     for part in _parts(model):
-        if _stale(part, part.tables):
+        if _stale(part, part.cdf_source_hash):
             part.update(force=True)
     note_tables(model)

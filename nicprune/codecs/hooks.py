@@ -27,8 +27,8 @@ class Hook:
 
 
 class NarrowHook(Hook):
-    """Makes a codec's forward pass one of the width that is set: whatever its owner's `narrowed`
-    does, for the length of the call.
+    """Makes a codec's forward pass one of the width that is set: its owner's `active`,
+    for the length of the call.
     """
 
     def __init__(self, owner: Any):
@@ -37,7 +37,7 @@ class NarrowHook(Hook):
 
     def before(self, codec: nn.Module, args: Any) -> None:
         """Begin."""
-        context = self.owner.narrowed(codec)  # type: ignore[operator]
+        context = self.owner.active(codec)  # type: ignore[operator]
         context.__enter__()
         self._open.append(context)
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, unwrap
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
 from nicprune.codecs.provenance import provenance
-from nicprune.common.errors import CodecError, RecipeError
+from nicprune.common.errors import CodecError
 from nicprune.common.files import write_text
 from nicprune.common.machine import BUSY, others_share, processor_time
 from nicprune.data.images import list_images, readable, usable_images
 from nicprune.methods import Attached
+from nicprune.methods.composition import resolve_point
+from nicprune.methods.operating_point import EMPTY, OperatingPoint
 from nicprune.pruning.cost import AREA, COUNTER, Totals, measure
 
 MS_SSIM_SIDE = 176
@@ -182,9 +184,11 @@ def string_bytes(strings: Any) -> int:
 
 
 @torch.no_grad()
-def evaluate_image(codec: Any, image: Tensor, name: str, **rate: Any) -> tuple[ImageScore, Tensor]:
-    """Encode and decode one uint8 image (3, H, W), with a modulator at a rate; return its scores
-    and the decoded image, float in [0, 1] on the CPU.
+def evaluate_image(
+    codec: Any, image: Tensor, name: str, point: OperatingPoint = EMPTY
+) -> tuple[ImageScore, Tensor]:
+    """Encode and decode one uint8 image (3, H, W) at an operating point; return its scores and the
+    decoded image, float in [0, 1] on the CPU.
     """
     device = next(codec.parameters()).device
     x = image.unsqueeze(0).float().div(255).to(device)
@@ -193,11 +197,11 @@ def evaluate_image(codec: Any, image: Tensor, name: str, **rate: Any) -> tuple[I
     pixels = x.shape[-2] * x.shape[-1]
     with fast_indexes():
         started = _now(device)
-        sent = codec.compress(padded, **rate)
+        sent = codec.compress(padded, **point.keywords())
         encoded = _now(device)
         received = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
         decoded = _now(device)
-    likelihoods = codec(padded, **rate)["likelihoods"].values()
+    likelihoods = codec(padded, **point.keywords())["likelihoods"].values()
     cost = codec.image_cost() if isinstance(codec, Attached) else None
     estimate = (
         sum(float(-torch.log2(likelihood.cpu().double()).sum()) for likelihood in likelihoods)
@@ -269,27 +273,15 @@ def evaluate(
         )
     bare = unwrap(codec)
     check_codec(bare)
-    rates = codec.levels if isinstance(codec, Attached) else None
-    widths = codec.widths if isinstance(codec, Attached) else None
-    if widths is not None and widths.word == "level":
-        level, width = None, level if width is None else width
-    if rates is None and (level is not None or lmbda is not None):
-        raise RecipeError(
-            "level and lmbda need a codec with a modulator; this one has a single rate"
-        )
-    position = rates.resolve(level, lmbda) if rates is not None else None
-    rate: dict[str, Any] = {"level": position} if position is not None else {}
-    if width is not None and widths is None:
-        raise RecipeError("width needs a slimmable codec; this one has a single width")
+    point = resolve_point(codec, level=level, lmbda=lmbda, width=width)
     paths = usable_images(list_images(images, "test"))
     record = provenance(bare)
+    width = point.width if point.effort is None else point.effort
     place = torch.device(device) if device is not None else next(codec.parameters()).device
     ready: Any = copy.deepcopy(codec).to(place).float().eval().to(memory_format=torch.channels_last)
     refresh_tables(ready)
-    if widths is not None:
-        ready.set_width(widths.now if width is None else width)
-        width = ready.widths.now
     if isinstance(ready, Attached):
+        ready.set_point(point)
         now = ready.totals()
     else:
         now = cost if cost is not None else measure(bare)
@@ -297,8 +289,8 @@ def evaluate(
     before = processor_time()
     for number, (path, image) in enumerate(readable(paths), 1):
         if not scores:  # the first call pays for set-up that no later one does
-            evaluate_image(ready, image[:, :SIZE_MULTIPLE, :SIZE_MULTIPLE], "warm-up", **rate)
-        score, decoded = evaluate_image(ready, image, path.name, **rate)
+            evaluate_image(ready, image[:, :SIZE_MULTIPLE, :SIZE_MULTIPLE], "warm-up", point)
+        score, decoded = evaluate_image(ready, image, path.name, point)
         scores.append(score)
         if keep_decoded is not None:
             keep_decoded(path.name, image.float() / 255, decoded, score)
@@ -326,12 +318,10 @@ def evaluate(
         tuple(scores),
         str(place),
         torch.get_num_threads(),
-        position,
-        float(rates.lmbda(torch.tensor(position)))
-        if rates is not None and position is not None
-        else None,
+        point.rate,
+        codec.lmbda_at(point) if isinstance(codec, Attached) and point.rate is not None else None,
         width,
-        "" if widths is None or width is None else widths.name(width),
+        "" if width is None else cast("Attached", codec).choices[0].name(width),
         others_share(before, processor_time()),
     )
     if spread := found.dynamic():

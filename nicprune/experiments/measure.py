@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from nicprune.experiments.plan import Run
 from nicprune.experiments.recipe import Recipe, digest
 from nicprune.methods import Attached
 from nicprune.methods.gating.execution import set_skipping
+from nicprune.methods.operating_point import OperatingPoint
 from nicprune.pruning.cost import COUNTER, CostModel
 
 CROP = (192, 192)
@@ -43,53 +44,44 @@ def measure_at(
     steps: int,
     size: int,
     progress: bool,
-    level: float | None = None,
-    width: int | None = None,
+    point: OperatingPoint,
 ) -> tuple[dict[str, Any], Evaluation]:
-    """Evaluate a codec at one rate or width; return its record and the evaluation."""
+    """Evaluate a codec at one operating point; return its record and the evaluation."""
     crops: list[dict[str, Any]] = []
 
     def keep(name: str, original: Tensor, decoded: Tensor, score: ImageScore) -> None:
         if recipe.photographs.crops and len(crops) < CROPPED_IMAGES and quality is not None:
             crops.append(
                 save_crops(
-                    job.folder / place, len(crops), name, original, decoded, score, job.folder
+                    job.folder / str(point), len(crops), name, original, decoded, score, job.folder
                 )
             )
 
-    place = (
-        f"level-{level:g}" if level is not None else f"width-{width}" if width is not None else ""
-    )
-    lmbda, slim = job.lmbda, None
+    lmbda, history, label = job.lmbda, [], job.arm.label
     quality: int | None = job.quality
-    if level is not None and isinstance(codec, Attached) and codec.levels is not None:
-        lmbda = float(codec.levels.lmbda(torch.tensor(level)))
+    if isinstance(codec, Attached):
+        codec.set_point(point)
+        lmbda = codec.lmbda_at(point) or lmbda
+        if point.width == 0 and codec.roles.multi_width is not None:
+            history = codec.roles.multi_width.lambda_history()
+        if point.effort is not None:  # each level of an encoder is a curve over the qualities
+            label = f"{label}, {codec.choices[0].name(point.effort)}"
+    if point.rate is not None:
         quality = next(
             (q for q in recipe.qualities if abs(recipe.lmbda(q) / lmbda - 1) < 1e-5), None
         )
     cost = CostModel(unwrap(codec), Groups([]))
-    by_transform = cost.by_transform()
-    label = job.arm.label
-    if width is not None and isinstance(codec, Attached) and codec.widths is not None:
-        codec.set_width(width)
-        method = codec.roles.multi_width
-        assert method is not None
-        by_transform, lmbda = method.by_transform(), method.lmbda_at(width) or lmbda
-        if method.slims:
-            slim = cast("Any", method)
-        else:  # each level of an encoder is a curve of its own over the qualities
-            label = f"{label}, {codec.widths.name(width)}"
+    by_transform = (codec if isinstance(codec, Attached) else cost).by_transform()
     evaluation = evaluate(
         codec,
         recipe.photographs.test,
         progress=progress,
         keep_decoded=keep,
         cost=cost.totals(),
-        level=level,
-        width=width,
+        **point.keywords(),
     )
-    dynamic, peaks = evaluation.dynamic(), peak_memory(codec, level, width)
-    skipping = time_skipping(codec, recipe, level) if dynamic and quality is not None else {}
+    dynamic, peaks = evaluation.dynamic(), peak_memory(codec, point)
+    skipping = time_skipping(codec, recipe, point) if dynamic and quality is not None else {}
     record = {
         "format": "nicprune-record",
         "version": 1,
@@ -98,9 +90,9 @@ def measure_at(
         "quality": quality,
         "metric": recipe.metric,
         "lmbda": lmbda,
-        "level": level,
-        "width": width if slim is not None else None,
-        "schedule": slim.schedule.history() if slim is not None and width == 0 else [],
+        "level": point.rate,
+        "width": point.width,
+        "schedule": history,
         "method": job.arm.name,
         "label": label,
         "role": job.role,
@@ -138,14 +130,11 @@ def measure_at(
     return record, evaluation
 
 
-def peak_memory(codec: Any, level: float | None, width: int | None) -> tuple[int, int]:
-    """Bytes of tensors alive at once, at the most, to encode and to decode a 768x512 image."""
-    point = {
-        name: value for name, value in (("level", level), ("width", width)) if value is not None
-    }
+def peak_memory(codec: Any, point: OperatingPoint) -> tuple[int, int]:
+    """Return the peak bytes of tensors alive to encode and to decode a 768x512 image."""
     refresh_tables(codec)
     image, sent = torch.rand(1, 3, 512, 768, generator=torch.Generator().manual_seed(0)), {}
-    encoding = peak_bytes(lambda: sent.update(codec.compress(image, **point)))
+    encoding = peak_bytes(lambda: sent.update(codec.compress(image, **point.keywords())))
     return encoding, peak_bytes(lambda: codec.decompress(sent["strings"], sent["shape"]))
 
 
@@ -155,7 +144,7 @@ def test_name(recipe: Recipe) -> str:
     return given if isinstance(given, str) else " + ".join(Path(one).name for one in given)
 
 
-def time_skipping(codec: nn.Module, recipe: Recipe, level: float | None) -> dict[str, Any]:
+def time_skipping(codec: nn.Module, recipe: Recipe, point: OperatingPoint) -> dict[str, Any]:
     """Seconds for some images with closed channels left out, and with them multiplied by zero:
     [with, without] for both sides.
     """
@@ -167,7 +156,7 @@ def time_skipping(codec: nn.Module, recipe: Recipe, level: float | None) -> dict
     try:
         for skips in (True, False):
             set_skipping(unwrap(codec), skips)
-            means = evaluate(codec, paths, level=level).means()
+            means = evaluate(codec, paths, **point.keywords()).means()
             found["encode_s"].append(means["encode_s"])
             found["decode_s"].append(means["decode_s"])
     finally:

@@ -100,7 +100,7 @@ class Variant(StrictConfig):
     @property
     def modulated(self) -> bool:
         """Whether one codec stands for all rates."""
-        return any(METHODS[part.name].modulates or METHODS[part.name].slims for part in self.stack)
+        return any(METHODS[part.name].covers_all_rates for part in self.stack)
 
     @property
     def stays(self) -> bool:
@@ -423,7 +423,7 @@ def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) ->
             {"label": arm.get("label", part.name), "stack": [part.model_dump()], **own},
             here,
         )
-    if found.between and not any(METHODS[part.name].modulates for part in found.stack):
+    if found.between and not any(METHODS[part.name].rates_field for part in found.stack):
         raise RecipeError(
             f"{here}: between is for codecs of many rates; {found.label!r} has no modulator"
         )
@@ -454,8 +454,8 @@ def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> MethodSpec:
                 f"{here}: {length} {getattr(parsed, length)} does not fit into sparsify.steps"
                 f" {steps}"
             )
-    if method.modulates and not {"lambdas", "qualities"} & set(settings):
-        settings["lambdas"] = _lambdas(content, here)
+    if (field := method.rates_field) and not {field, "qualities"} & set(settings):
+        settings[field] = _lambdas(content, here)
     parse(method.Config, settings, here)
     photographs = content.get("photographs")
     if settings.get("schedule") is not None and not (

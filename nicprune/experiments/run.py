@@ -24,6 +24,7 @@ from nicprune.experiments.measure import last_change, measure_at
 from nicprune.experiments.plan import Run, load_base_codec, plan_runs
 from nicprune.experiments.recipe import Phase, Recipe, check_paths
 from nicprune.methods import Attached, attach
+from nicprune.methods.composition import operating_points
 from nicprune.methods.with_teacher import taught, teaching, untaught
 from nicprune.report import collect, text_table, write_report
 from nicprune.storage.checkpoint import load, save
@@ -249,22 +250,11 @@ def measure_and_record(
             codec = load(
                 written, factory=lambda: load_base_codec(recipe, job)
             )  # measure what the file holds
-    levels = codec.levels if isinstance(codec, Attached) else None
-    rates: list[float | None] = (
-        [None]
-        if levels is None
-        else [i / (job.arm.between + 1) for i in range(levels.top * (job.arm.between + 1) + 1)]
-    )
-    widths = codec.widths if isinstance(codec, Attached) else None
-    points = (
-        [{"level": level} for level in rates]
-        if widths is None
-        else [{"width": width} for width in range(len(widths))]
-    )
+    points = operating_points(codec, job.arm.between)
     records = [
-        measure_at(recipe, text, job, codec, steps, size, progress, **point) for point in points
+        measure_at(recipe, text, job, codec, steps, size, progress, point) for point in points
     ]
-    several = job.role == "modulated" or widths is not None
+    several = job.role == "modulated" or len(points) > 1
     write_text(
         job.folder / "record.json",
         json.dumps([r for r, _ in records] if several else records[0][0], indent=1) + "\n",

@@ -1,4 +1,4 @@
-"""How a codec with methods on it writes and reads bitstreams."""
+"""Write and read bitstreams with a codec that has methods attached."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nicprune.codecs.cdf import fast_indexes, refresh_tables
 
 
 class Coding(nn.Module):
-    """The part of `Attached` that codes images; the rest of it is what `self` stands for."""
+    """The part of `Attached` that codes images; `self` is an `Attached`."""
 
     @torch.no_grad()
     def compress(
@@ -38,18 +38,14 @@ class Coding(nn.Module):
         # What both sides compute must not depend on whether the caller keeps gradients: gates skip
         # channels only without.
         coder = self._coder()
-        level, width = self._point(level, width)
-        coder.set_width(width)
-        header = (
-            [[coder.widths.write(width)]]
-            if coder.widths is not None and coder.widths.travels
-            else []
-        )
-        if coder.levels is not None:
-            header.append([coder.levels.write(level, lmbda)])
-        else:
-            coder._set(level, lmbda)
-        with fast_indexes(), coder._narrowed():
+        point = coder.point(level=level, lmbda=lmbda, width=width)
+        coder.set_point(point)
+        header = [
+            [choice.write(getattr(point, choice.field))]
+            for choice in coder.choices
+            if choice.in_bitstream
+        ]
+        with fast_indexes(), coder.active():
             sent = coder.codec.compress(x, *args, **kwargs)
         return {**sent, "strings": [*header, *sent["strings"]]}
 
@@ -57,51 +53,47 @@ class Coding(nn.Module):
     def decompress(
         self: Any, strings: Any, *args: Any, width: int | None = None, **kwargs: Any
     ) -> Any:
-        """Read a bitstream that `compress` wrote: {"x_hat"}, (B, 3, H, W); the width that is set
-        stays.
+        """Read a bitstream that `compress` wrote and return {"x_hat"}, (B, 3, H, W). The width that
+        is set stays.
 
         Raises:
             FileError: the strings are of another codec, or of another width than is asked for.
         """
         coder, strings = self._coder(), list(strings or [])
-        before = coder.widths.now if coder.widths is not None else None
+        widths = coder.widths
+        before = widths.now if widths is not None else None
         try:
-            return self._read(coder, strings, width, *args, **kwargs)
+            for choice in coder.choices:
+                if choice.in_bitstream:
+                    choice.read(_header(strings), width if choice is widths else None)
+            with fast_indexes(), coder.active():
+                return coder.codec.decompress(strings, *args, **kwargs)
         finally:  # the width that a stream was written at is not the one to write at next
-            if coder.widths is not None:
-                coder.widths.now = before
-
-    def _read(
-        self: Any, coder: Any, strings: list[Any], width: int | None, *args: Any, **kwargs: Any
-    ) -> Any:
-        if coder.widths is not None and coder.widths.travels:
-            coder.widths.read(_header(strings), width)
-        if coder.levels is not None:
-            coder.levels.read(_header(strings))
-        with fast_indexes(), coder._narrowed():
-            return coder.codec.decompress(strings, *args, **kwargs)
+            if widths is not None:
+                widths.now = before
 
     @contextmanager
-    def _narrowed(self: Any) -> Iterator[None]:
+    def active(self: Any) -> Iterator[None]:
+        """Make the codec compute at the operating point that is set, inside the block."""
         with ExitStack() as stack:
             for part in self.roles.parts:
-                stack.enter_context(part.narrowed(self.codec))
+                stack.enter_context(part.active(self.codec))
             yield
 
     def _coder(self: Any) -> Any:
-        """What codes images: this, or a copy that has what does not stay folded in."""
+        """Return the codec that codes: this, or a copy with what does not stay folded in."""
         if self.stays:
             return self
         going = [pruner for pruner in self.roles.pruners if not pruner.stays]
         codec, twin = self._folded(going)
         staying = [method for method in twin._each if method.stays]
         coder = type(self)(codec, staying, self.groups, self.cost).eval()
-        coder.hang()
+        coder.attach_again()
         refresh_tables(coder)
         return coder
 
 
 def _header(strings: list[Any]) -> bytes:
-    """Take the next header off a bitstream's strings."""
+    """Remove the next header from a bitstream's strings and return it."""
     found = strings.pop(0) if strings else b""
     return found[0] if isinstance(found, list) and found else b""

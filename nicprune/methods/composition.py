@@ -1,8 +1,9 @@
-"""How methods are attached to a codec, and what can be done with the two."""
+"""Attach methods to a codec; the codec with its methods, and the pruned codec made from it."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,24 +21,25 @@ from nicprune.common.errors import CodecError, RecipeError
 from nicprune.methods.bitstream import Coding
 from nicprune.methods.contract import METHODS, Distiller, Method, Pruner, Roles
 from nicprune.methods.multi_width.lambda_schedule import mean_figures
+from nicprune.methods.operating_point import EMPTY, Choice, OperatingPoint
 from nicprune.pruning.cost import CostModel, Totals
 from nicprune.pruning.surgery import analyse, prune
 
 if TYPE_CHECKING:
-    from nicprune.methods.levels import Levels, Widths
+    from nicprune.methods.levels import Levels
+    from nicprune.methods.widths import Widths
 
 
 class Attached(Coding):
-    """A codec with methods attached: the same forward pass, now prunable. Drops into any training
+    """A codec with methods attached: the same forward pass, now prunable. It goes into any training
     loop.
 
-    Where a method stays (gates, modulators), this is also what codes images: `update`, `compress`,
-    `decompress`, as with a codec.
+    It also codes images as a codec does: `update`, `compress`, `decompress`.
 
     Attributes:
-        codec: the codec itself, the very object that was given; its state-dict keys are unchanged.
-        methods: what is attached, in order.
-        roles: the methods by what they are.
+        codec: the codec itself, the object that was given; its state-dict keys are unchanged.
+        methods: the attached methods, in order.
+        roles: the methods by role.
     """
 
     def __init__(
@@ -65,56 +67,86 @@ class Attached(Coding):
 
     @property
     def stays(self) -> bool:
-        """Whether all that is attached is part of the codec when it codes (gates, modulators);
+        """Whether all methods are part of the codec when it codes, as gates and modulators are;
         false while masks still decay.
         """
         return all(method.stays for method in self._each)
 
     @property
     def levels(self) -> Levels | None:
-        """The rates that the codec was trained for, if a modulator is attached."""
+        """The rates that the codec was trained for, with a modulator; else None."""
         modulator = self.roles.modulator
         return modulator.levels if modulator is not None else None
 
     @property
     def widths(self) -> Widths | None:
-        """The widths that a slimmable codec has, and which is set."""
+        """The widths of a slimmable codec or the levels of a scalable encoder; else None."""
         multi_width = self.roles.multi_width
         return multi_width.widths if multi_width is not None else None
 
+    # -- operating points -------------------------------------------------------------------------
+
+    @property
+    def choices(self) -> list[Choice]:
+        """The dimensions of operating points that the methods add, in the order of headers."""
+        parts = (self.roles.multi_width, self.roles.modulator)
+        return [found for part in parts if part is not None and (found := part.choice())]
+
+    def point(self, **asked: Any) -> OperatingPoint:
+        """Return the operating point that level, lmbda and width ask for.
+
+        Without level and lmbda the rate is the highest; without width the width that is set.
+
+        Raises:
+            RecipeError: the codec does not have it.
+        """
+        asked = {name: value for name, value in asked.items() if value is not None}
+        found = {}
+        for choice in self.choices:
+            own = {name: asked.pop(name) for name in choice.keywords if name in asked}
+            found[choice.field] = choice.resolve(**own)
+        refuse_keywords(asked)
+        return OperatingPoint(**found)
+
+    def set_point(self, point: OperatingPoint) -> None:
+        """Code at this operating point from now on."""
+        for choice in self.choices:
+            choice.assign(getattr(point, choice.field))
+
+    def operating_points(self, between: int = 0) -> list[OperatingPoint]:
+        """Return all operating points, with so many rates between each two trained ones."""
+        choices = self.choices
+        values = itertools.product(*[choice.points(between) for choice in choices])
+        fields = [choice.field for choice in choices]
+        return [OperatingPoint(**dict(zip(fields, each, strict=True))) for each in values]
+
+    def lmbda_at(self, point: OperatingPoint) -> float | None:
+        """Return the lambda that an operating point was trained with, where it has its own."""
+        for part in (self.roles.modulator, self.roles.multi_width):
+            if part is not None and (value := getattr(point, part.choice().field)) is not None:
+                return part.lmbda_at(value)
+        return None
+
     def set_width(self, width: int | None) -> None:
-        """Let a slimmable codec be of one of its widths from now on, 0 being the widest, or a
-        scalable encoder code at one of its levels; None leaves it as it is.
+        """Set the width of a slimmable codec, 0 being the widest, or the level of a scalable
+        encoder; None leaves it as it is.
 
         Raises:
             RecipeError: it has no such width, or only one.
         """
-        if self.widths is not None:
-            self.widths.set(width)
-        elif width is not None:
-            raise RecipeError("width needs a slimmable codec: attach slimmable")
-
-    def _point(self, level: Any, width: int | None) -> tuple[Any, int | None]:
-        """A scalable encoder's levels are its widths."""
-        return (
-            (None, level)
-            if level is not None
-            and width is None
-            and self.widths is not None
-            and self.widths.word == "level"
-            else (level, width)
-        )
+        if width is not None:
+            self.set_point(self.point(width=width))
 
     @contextmanager
     def at_width(self, width: int) -> Iterator[Attached]:
-        """The same inside a block."""
-        before = self.widths.now if self.widths is not None else None
+        """Set a width inside a block."""
+        before = [choice.now for choice in self.choices]
         self.set_width(width)
         try:
             yield self
         finally:
-            if self.widths is not None:
-                self.widths.now = before
+            for choice, value in zip(self.choices, before, strict=True):
+                choice.now = value
 
     def forward(
         self,
@@ -125,35 +157,23 @@ class Attached(Coding):
         width: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The codec's forward pass.
+        """Run the codec's forward pass.
 
         Args:
-            level, lmbda: with a modulator, which rate to code at, as a position among the trained
-                ones (0 to count - 1, in between too) or as a lambda between them. Without either:
-                the highest rate; in training, one drawn for each image.
-            width: with a slimmable codec, which of its widths is set from now on. With a scalable
-                encoder, level is: 0 for the first encoder alone, up to all of them, or "best" for
-                the one of the least rate-distortion cost, image by image.
+            level, lmbda: with a modulator, the rate, as a position among the trained ones (0 to
+                count - 1, in between too) or as a lambda between them. Without either: the highest
+                rate; in training, one drawn for each image. With a scalable encoder, level is 0 for
+                the first encoder alone, up to all of them, or "best" for the one of the least
+                rate-distortion cost, image by image.
+            width: with a slimmable codec, the width that is set from now on.
         """
-        level, width = self._point(level, width)
-        self.set_width(width)
+        self.set_point(self.point(level=level, lmbda=lmbda, width=width))
         if self.levels is not None and self.training and level is None and lmbda is None:
             self.levels.draw(x.shape[0], x.device)
-        else:
-            self._set(level, lmbda)
         return self.codec(x, *args, **kwargs)
 
-    def _set(self, level: float | None, lmbda: float | None) -> None:
-        if self.levels is not None:
-            self.levels.set(level, lmbda)
-        elif level is not None or lmbda is not None:
-            raise RecipeError(
-                "level and lmbda need a modulator: attach one of "
-                + ", ".join(name for name in METHODS if METHODS[name].modulates)
-            )
-
     def aux_loss(self) -> Tensor:
-        """The codec's auxiliary loss (its quantiles')."""
+        """Return the codec's auxiliary loss (that of its quantiles)."""
         codec: Any = self.codec
         own = [loss for part in self.roles.parts if (loss := part.aux_loss()) is not None]
         return sum(own, start=codec.aux_loss())
@@ -168,7 +188,7 @@ class Attached(Coding):
     def objective(
         self, out: Mapping[str, Any], x: Tensor, metric: str = "mse"
     ) -> dict[str, Tensor] | None:
-        """The rate-distortion loss where a method brings its own (one lambda for each image):
+        """Return the rate-distortion loss where a method has its own (one lambda for each image):
         {"loss", "mse_loss", "bpp_loss"}; else None.
         """
         for method in (self.roles.modulator, self.roles.multi_width):
@@ -177,11 +197,11 @@ class Attached(Coding):
         return None
 
     def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
-        """The methods' extra loss terms: add them to the rate-distortion loss."""
+        """Return the methods' extra loss terms, to be added to the rate-distortion loss."""
         return torch.stack([method.loss(out, x) for method in self._each]).sum()
 
     def after_step(self) -> None:
-        """Call behind `optimizer.step()`."""
+        """Update what the methods learn; call after `optimizer.step()`."""
         for method in self._each:
             method.after_step()
 
@@ -192,31 +212,45 @@ class Attached(Coding):
 
     @property
     def steps_left(self) -> int:
-        """How many more training steps the methods need until all are done."""
+        """Training steps until all methods are done."""
         return max(method.steps_left for method in self._each)
 
     def metrics(self) -> dict[str, float]:
-        """The methods' numbers for logs, each behind the name of its method: `mask_decay/macs`."""
+        """Return the methods' numbers for logs, prefixed by the method: `mask_decay/macs`."""
         return {
             f"{method.name}/{name}": value
             for method in self._each
             for name, value in method.metrics().items()
         }
 
+    def trains(self, name: str) -> bool:
+        """Return whether a parameter of the codec, given by name, is trained."""
+        return all(method.trains(name) for method in self._lasting)
+
+    @property
+    def _lasting(self) -> list[Method]:
+        """The methods that do more than help to train."""
+        return [method for method in self._each if not method.for_training_only]
+
+    @property
+    def pending(self) -> bool:
+        """Whether a method is attached that does more than help to train."""
+        return bool(self._lasting)
+
     def manually_updated(self) -> list[nn.Parameter]:
-        """Parameters that an optimiser need not (but may) be given."""
+        """Return parameters that an optimiser need not (but may) be given."""
         return [p for method in self._each for p in method.manually_updated()]
 
     def prepare(self, images: Sequence[Tensor]) -> None:
-        """Let methods look at photographs before training, (1, 3, H, W) in [0, 1] with sides that
-        are multiples of 64.
+        """Let methods examine images before training, (1, 3, H, W) in [0, 1] with sides that are
+        multiples of 64.
         """
         images = self._here(images)
         for method in self._each:
             method.prepare(self.codec, images)
 
     def widths_per_step(self) -> list[int]:
-        """The widths that one training step goes through; none for a codec of one width."""
+        """Return the widths that one training step goes through; none for a codec of one width."""
         multi_width = self.roles.multi_width
         return multi_width.widths_per_step() if multi_width is not None else []
 
@@ -228,9 +262,7 @@ class Attached(Coding):
 
     @torch.no_grad()
     def validate(self, images: Sequence[Tensor]) -> None:
-        """Measure estimated bpp and PSNR of each width on photographs, for what depends on them:
-        the schedule of lambdas.
-        """
+        """Measure estimated bpp and PSNR of each width on images, for a schedule of lambdas."""
         multi_width = self.roles.multi_width
         if multi_width is None or self.widths is None:
             return
@@ -242,8 +274,8 @@ class Attached(Coding):
         multi_width.on_validation(figures)
 
     def totals(self) -> Totals:
-        """What the codec costs as it is set now, methods' own parameters included where they are at
-        work.
+        """Return the cost at the operating point that is set, with the methods' own parameters
+        where they are in use.
         """
         found = next(
             (totals for part in self.roles.parts if (totals := part.totals()) is not None), None
@@ -253,33 +285,38 @@ class Attached(Coding):
         now = self.cost.totals()
         return replace(now, params=now.params + sum(p.numel() for p in self.methods.parameters()))
 
+    def by_transform(self) -> dict[str, tuple[int, int]]:
+        """Return (MACs at 64x64, params) of each transform at the operating point that is set."""
+        multi_width = self.roles.multi_width
+        return (multi_width or self.cost).by_transform()
+
     def calibrate(self, images: Sequence[Tensor]) -> None:
-        """Settle on whole images, (1, 3, H, W) in [0, 1] with sides that are multiples of 64, what
+        """Adjust to whole images, (1, 3, H, W) in [0, 1] with sides that are multiples of 64, what
         was learnt on patches.
         """
-        self._set(None, None)
+        self.set_point(self.point())
         images = self._here(images)
         for method in self.roles.gating:
             method.calibrate(self.codec, images)
 
     def _here(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """On the codec's device, where `fit` may have left it."""
+        """Return images on the codec's device, where `fit` may have left it."""
         device = next(self.codec.parameters()).device
         return [image.to(device) for image in images]
 
     def image_cost(self) -> tuple[dict[str, float], dict[str, float]] | None:
-        """What the last image cost where that depends on the image; see `Gating.image_cost`."""
+        """Return the cost of the last image where it depends on it; see `Gating.image_cost`."""
         return next(
             (cost for method in self.roles.gating if (cost := method.image_cost()) is not None),
             None,
         )
 
     def keep(self) -> dict[str, list[int]]:
-        """The keep-lists that `harden` would use now."""
+        """Return the keep-lists that `harden` would use now."""
         merged: dict[str, set[int]] = {}
         for method in self.roles.pruners:
             for name, kept in method.select().items():
-                # Where methods have nothing in common, one channel stays all the same.
+                # Where methods agree on no channel, one stays.
                 merged[name] = (
                     (merged[name] & set(kept) or {min(kept)}) if name in merged else set(kept)
                 )
@@ -289,17 +326,16 @@ class Attached(Coding):
         """Return a plain copy of the codec at full width, what was learnt folded into its weights
         (a modulator's rate too).
         """
-        self._set(level, lmbda)
+        self.set_point(self._rate_point(level, lmbda))
         return self._folded(self.roles.pruners)[0]
 
     def _folded(self, which: Sequence[Pruner]) -> tuple[nn.Module, Attached]:
-        """A copy of the codec with nothing on it, these methods folded into its weights; and the
-        copy's methods, taken off.
+        """Return a copy of the codec without hooks, these methods folded into its weights, and the
+        copy's methods, detached.
         """
-        # A modulator's bias first: a mask takes it away from the channels that go.
         chosen = sorted(
             (self._each.index(method) for method in which),
-            key=lambda number: not self._each[number].modulates,
+            key=lambda number: self._each[number].fold_order,
         )
         twin = copy.deepcopy(self)
         codec = twin.detach()
@@ -314,14 +350,14 @@ class Attached(Coding):
         return codec, twin
 
     def extract(self, width: int, *, verify: bool = True) -> nn.Module:
-        """One width of a slimmable codec as a plain codec of its own, by surgery; the slimmable
-        codec stays as it is.
+        """Return one width of a slimmable codec as a plain codec of its own, by surgery. The
+        slimmable codec stays as it is.
 
         Raises:
             RecipeError: it has no such width, or only one.
         """
         method = self.roles.multi_width
-        if method is None or not method.slims:
+        if method is None or self.widths is None or not self.widths.in_bitstream:
             raise RecipeError("extract needs a slimmable codec: attach slimmable")
         with self.at_width(width):
             method.extracting = width
@@ -347,18 +383,15 @@ class Attached(Coding):
         for method in self.roles.pruners:
             method.check_ready()
         fixed = level is not None or lmbda is not None
-        self._set(level, lmbda)
+        self.set_point(self._rate_point(level, lmbda))
         staying = [
             part
             for part in self.roles.parts
-            if part.stays
-            and not (fixed and part is self.roles.modulator)
-            and getattr(part, "extracting", None) is None
+            if part.stays and not (fixed and part is self.roles.modulator)
         ]
         keep = self.keep()
-        # A gate that stays has a say in what goes, too: GDN must make up for it.
         wide, twin = self._folded(
-            [m for m in self.roles.pruners if m not in staying or not m.modulates]
+            [m for m in self.roles.pruners if m not in staying or m.folds_where_it_stays]
         )
         record = provenance(wide)
         if not record.original:
@@ -376,8 +409,8 @@ class Attached(Coding):
         }
         if staying:
             entry["stays"] = [m.name for m in staying]
-        sides = {getattr(m.config, "side", None) for m in self._each if not m.teaches}
-        if len(sides) == 1 and None not in sides:  # fine-tuning leaves the other side alone, too
+        sides = {getattr(m.config, "side", None) for m in self._lasting}
+        if len(sides) == 1 and None not in sides:  # fine-tuning freezes the other side, too
             entry["side"] = sides.pop()
         provenance(small).history.append(entry)
         if twin.roles.multi_width is not None:
@@ -390,24 +423,32 @@ class Attached(Coding):
             twin.roles.parts[self.roles.parts.index(part)].transfer_to(other, keep)
         return again.train(self.codec.training)
 
+    def _rate_point(self, level: float | None, lmbda: float | None) -> OperatingPoint:
+        """Return the point of a rate, which only a modulator has, at the width that is set."""
+        if self.roles.modulator is None:
+            refuse_keywords(
+                {k: v for k, v in (("level", level), ("lmbda", lmbda)) if v is not None}
+            )
+        return self.point(level=level, lmbda=lmbda)
+
     def set_teacher(self, teacher: nn.Module) -> None:
-        """Give a codec to learn from to methods that remained on a codec loaded from its file."""
+        """Give a teacher to methods that remained on a codec loaded from its file."""
         for method in self.roles.taught:
             method.set_teacher(frozen_copy(teacher))
 
-    def hang(self) -> None:
-        """Put every hook on the codec again, behind `detach`."""
-        _hang(self._each, self.codec)
+    def attach_again(self) -> None:
+        """Set every hook on the codec again, after `detach`."""
+        _attach_hooks(self._each, self.codec)
 
     def detach(self) -> nn.Module:
-        """Take everything off again and return the original object, as it is now."""
+        """Remove every hook and return the original object, as it is now."""
         for method in self._each:
             method.detach(self.codec)
         return self.codec
 
 
 def frozen_copy(codec: nn.Module) -> nn.Module:
-    """A plain copy of a codec that does not learn."""
+    """Return a plain copy of a codec that does not learn."""
     check_codec(codec)
     if has_hooks(codec):
         raise CodecError("the teacher has a method attached; give a plain codec")
@@ -416,8 +457,44 @@ def frozen_copy(codec: nn.Module) -> nn.Module:
     return twin
 
 
-def _hang(methods: Sequence[Method], codec: nn.Module) -> None:
-    for method in sorted(methods, key=lambda one: one.narrows):
+def refuse_keywords(asked: Mapping[str, Any]) -> None:
+    """Raise RecipeError if level, lmbda or width are given where the codec has only one."""
+    if "width" in asked:
+        raise RecipeError("width needs a slimmable codec: attach slimmable")
+    if asked:
+        names = ", ".join(name for name in METHODS if METHODS[name].rates_field)
+        raise RecipeError(f"level and lmbda need a modulator: attach one of {names}")
+
+
+def resolve_point(codec: nn.Module, **asked: Any) -> OperatingPoint:
+    """Return the operating point of any codec that level, lmbda and width ask for.
+
+    Raises:
+        RecipeError: the codec does not have it.
+    """
+    if isinstance(codec, Attached):
+        return codec.point(**asked)
+    refuse_keywords({name: value for name, value in asked.items() if value is not None})
+    return EMPTY
+
+
+def operating_points(codec: nn.Module, between: int = 0) -> list[OperatingPoint]:
+    """Return all operating points of any codec: one empty point for a plain one."""
+    return codec.operating_points(between) if isinstance(codec, Attached) else [EMPTY]
+
+
+def check_combination(classes: Sequence[type[Method]]) -> None:
+    """Raise RecipeError if the methods declare that they do not go together."""
+    for first, cls in enumerate(classes):
+        for second, other in enumerate(classes):
+            names = {other.name, *(base.__name__ for base in other.__mro__)}
+            for excluded, reason in cls.exclusive.items():
+                if first != second and excluded in names:
+                    raise RecipeError(f"{cls.name} and {other.name} do not go together: {reason}")
+
+
+def _attach_hooks(methods: Sequence[Method], codec: nn.Module) -> None:
+    for method in sorted(methods, key=lambda one: one.attach_last):
         method.attach(codec)
 
 
@@ -462,19 +539,7 @@ def attach(
         (METHODS[name], parse(METHODS[name].Config, settings, f"method {name!r}"))
         for name, settings in wanted
     ]
-    modulators = [cls.name for cls, _ in parsed if cls.modulates]
-    if len(modulators) > 1:
-        raise RecipeError(f"a codec has one modulator; {' and '.join(modulators)} were asked for")
-    alone = [cls.name for cls, _ in parsed if cls.alone]
-    if modulators and any(cls.teaches for cls, _ in parsed):
-        raise RecipeError(
-            f"a teacher codes at one rate, {modulators[0]} at many: leave one of them out"
-        )
-    if alone and len(parsed) > 1:
-        raise RecipeError(
-            f"{alone[0]} goes alone: harden the others first, or attach them to one of its widths"
-            " (extract)"
-        )
+    check_combination([cls for cls, _ in parsed])
     if has_hooks(codec):
         raise RecipeError(
             "the codec has a method attached already; harden() or detach() it first, or attach a"
@@ -482,21 +547,21 @@ def attach(
         )
     groups = analyse(codec)
     cost = CostModel(codec, groups)
-    # Everything is validated before the first hook is set: a failure leaves the codec as it was.
+    # All is validated before the first hook is set, so that a failure leaves the codec as it was.
     methods = [cls(codec, groups, cost, settings) for cls, settings in parsed]
     learning = [method for method in methods if isinstance(method, Distiller)]
     if (teacher is None and len(learning) == len(methods) and provenance(codec).history) or (
         teacher is not None and not learning
     ):
-        told = (
+        problem = (
             "learns from itself: give teacher=, the codec before pruning"
             if learning
             else "has no use for a teacher: attach distillation too"
         )
-        raise RecipeError(f"{' + '.join(cls.name for cls, _ in parsed)} {told}")
+        raise RecipeError(f"{' + '.join(cls.name for cls, _ in parsed)} {problem}")
     for method_ in learning:
         method_.set_teacher(frozen_copy(teacher if teacher is not None else codec))
     place = next(codec.parameters())
     attached = Attached(codec, [m.to(place.device) for m in methods], groups, cost)
-    _hang(methods, codec)
+    _attach_hooks(methods, codec)
     return attached.train(codec.training)

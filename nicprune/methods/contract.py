@@ -1,7 +1,7 @@
-"""What a method is: roles, each with the members that it needs and no others.
+"""The roles of methods, each with the members that it needs and no others.
 
-A new one is a file below this folder with a class decorated by `@METHODS.register("name")`, and a
-recipe. A package of its own names its file by an entry point of the group `nicprune.methods`.
+A new method is a file below this folder with a class decorated by `@METHODS.register("name")`, and
+a recipe. Another package names its file by an entry point of the group `nicprune.methods`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import on_side
 from nicprune.common.config import StrictConfig
 from nicprune.common.registry import Registry
-from nicprune.methods.levels import Levels, Widths
+from nicprune.methods.levels import Levels
+from nicprune.methods.operating_point import Choice
+from nicprune.methods.widths import Widths
 from nicprune.pruning.cost import CostModel, Totals
 from nicprune.pruning.target import Target, resolve_split
 
@@ -25,29 +28,44 @@ from nicprune.pruning.target import Target, resolve_split
 class Method(nn.Module):
     """One sparsity technique. Every hook does nothing by default, so methods compose in a list.
 
-    Learnt state is parameters and buffers of this module, so `state_dict`, `.to(device)` and DDP
-    know it.
+    Learnt state is held in parameters and buffers of this module, so that `state_dict`,
+    `.to(device)` and DDP handle it.
 
     Attributes:
-        name: what recipes call it.
+        name: its name in recipes.
         summary: one line for listings.
         Config: its settings; unknown keys are refused.
-        steps_field: the setting that says for how many steps it learns; a recipe fills in its own
-            length.
-        alone: whether nothing else can be attached beside it.
-        narrows: whether its hooks hand layers fewer channels; they come last then.
-        modulates, slims, teaches: what the roles below declare.
+        steps_field: the setting that holds the number of training steps it needs; a recipe fills in
+            its own.
+        rates_field: the setting that holds the lambdas of several rates; a recipe fills in its own.
+        exclusive: roles (class names) and methods that cannot be attached beside it, each with the
+            reason.
+        attach_last: whether its hooks must be set after those of the others, as they hand layers
+            fewer channels.
+        fold_order: methods are folded into the weights in increasing order.
+        for_training_only: whether it only helps to train, and leaves nothing on the codec.
+        covers_all_rates: whether one codec with it serves all qualities of a recipe.
     """
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     Config: ClassVar[type[StrictConfig]] = StrictConfig
     steps_field: ClassVar[str] = ""
-    alone: ClassVar[bool] = False
-    narrows: ClassVar[bool] = False
-    modulates: ClassVar[bool] = False
-    slims: ClassVar[bool] = False
-    teaches: ClassVar[bool] = False
+    rates_field: ClassVar[str] = ""
+    exclusive: ClassVar[Mapping[str, str]] = {}
+    attach_last: ClassVar[bool] = False
+    fold_order: ClassVar[int] = 0
+    for_training_only: ClassVar[bool] = False
+    covers_all_rates: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        misplaced = {"select", "fold", "weight_factors", "check_ready"} & set(vars(cls))
+        if misplaced and cls.__name__ != "Pruner" and not issubclass(cls, Pruner):
+            raise TypeError(
+                f"{cls.__name__} defines {', '.join(sorted(misplaced))}, which only a Pruner is"
+                " asked for: derive from Pruner"
+            )
 
     def __init__(self, codec: nn.Module, groups: Groups, cost: CostModel, config: StrictConfig):
         super().__init__()
@@ -58,7 +76,7 @@ class Method(nn.Module):
 
     @property
     def codec(self) -> Any:
-        """The codec that the method is made for."""
+        """The codec that the method was created for."""
         return self._shared[0]
 
     @property
@@ -75,24 +93,24 @@ class Method(nn.Module):
         """Refuse a configuration that this codec cannot follow, before anything is changed."""
 
     def trains(self, name: str) -> bool:
-        """Whether a parameter of the codec, by name, is to be trained."""
+        """Return whether a parameter of the codec, given by name, is trained."""
         return on_side(name, getattr(self.config, "side", None))
 
     def attach(self, codec: nn.Module) -> None:
-        """Put hooks on the codec. The forward pass must stay the same, exactly."""
+        """Set hooks on the codec. They must leave its forward pass exactly as it is."""
 
     def detach(self, codec: nn.Module) -> None:
-        """Take every hook of this method off the codec again."""
+        """Remove every hook of this method from the codec."""
 
     def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
-        """Extra terms of the loss, a scalar."""
+        """Return extra terms of the loss, a scalar."""
         return x.new_zeros(())
 
     def after_step(self) -> None:
-        """Called behind every `optimizer.step()`."""
+        """Update what is learnt; called after every `optimizer.step()`."""
 
     def prepare(self, model: nn.Module, images: Sequence[Tensor]) -> None:
-        """Look at some photographs, (1, 3, H, W) each, before training starts."""
+        """Examine some images, (1, 3, H, W) each, before training starts."""
         if isinstance(self.config, Target):
             self.config = resolve_split(
                 self.config,
@@ -105,53 +123,51 @@ class Method(nn.Module):
 
     @property
     def done(self) -> bool:
-        """Whether the method has nothing left to learn."""
+        """Whether it has learnt all it needs."""
         return True
 
     @property
     def steps_left(self) -> int:
-        """How many more steps it needs until it is done."""
+        """Training steps until it is done."""
         return 0
 
     def metrics(self) -> dict[str, float]:
-        """Numbers for the progress line and metrics.jsonl."""
+        """Return numbers for the progress line and metrics.jsonl."""
         return {}
 
     def manually_updated(self) -> list[nn.Parameter]:
-        """Parameters that `after_step` moves by itself; the optimiser leaves them alone."""
+        """Return parameters that `after_step` updates, not the optimiser."""
         return []
 
     @classmethod
     def stays_with(cls, config: Any) -> bool:
-        """Whether it remains on the codec behind `harden` with these settings, and is saved with
-        it: whether it is a `CodecPart` there.
+        """Return whether it remains on the codec after `harden` with these settings, as a
+        `CodecPart`, and is saved with it.
         """
         return False
 
     @property
     def stays(self) -> bool:
-        """Whether it remains on the codec behind `harden`."""
+        """Whether it remains on the codec after `harden`."""
         return self.stays_with(self.config)
 
 
 class Pruner(Method):
-    """A method that has a say in what `harden` does: which channels stay, what goes into the
-    weights.
-    """
+    """A method that decides which channels `harden` keeps, or writes into the weights there."""
 
     def select(self) -> dict[str, list[int]]:
-        """The keep-lists decided so far, by group; groups not named keep everything."""
-        return {}
+        """Return the keep-lists decided so far, by group; groups not named keep everything."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what to keep: define select")
 
     def fold(self, codec: nn.Module) -> None:
         """Write what was learnt into the weights of `codec` (a copy without hooks), in place."""
 
     def check_ready(self) -> None:
-        """Raise if the decision is not made yet."""
+        """Raise TrainingError if the decision is not made yet."""
 
     def weight_factors(self, codec: nn.Module) -> dict[tuple[str, str], Tensor]:
-        """What `fold` moves into weights: factors of shape (C,) by module name and side, "in" or
-        "out".
+        """Return the factors that `fold` multiplies weights by, shape (C,), by module name and
+        side, "in" or "out".
         """
         return {}
 
@@ -161,47 +177,60 @@ class CodecPart(Pruner):
 
     Attributes:
         needed_for_decoding: whether decoding depends on it.
-        tables: hash of its own entropy bottlenecks that their CDF tables were made from, if it has
-            any.
+        folds_where_it_stays: whether `harden` folds it into the weights also where it stays.
+        cdf_source_hash: hash of the weights of its own entropy bottlenecks that their CDF tables
+            were made from, if it has any.
     """
 
     needed_for_decoding: ClassVar[bool] = True
-    tables: str = ""
+    folds_where_it_stays: ClassVar[bool] = True
+    cdf_source_hash: str = ""
+
+    def choice(self) -> Choice | None:
+        """Return the dimension of operating points that it adds, if any."""
+        return None
+
+    def select(self) -> dict[str, list[int]]:
+        return {}
 
     def config_after_pruning(self) -> dict[str, Any]:
-        """The settings with which it is attached again behind `harden`."""
+        """Return the settings with which it is attached again after `harden`."""
         return self.config.model_dump()
 
     def transfer_to(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
-        """Hand what was learnt to `other`, the same method on the codec pruned to these
+        """Copy what was learnt to `other`, the same method on the codec pruned to these
         keep-lists.
         """
 
     def on_rescale(self, layer: str, side: str, factor: Tensor) -> None:
-        """Learn that another method's factor at a layer's input or output is in the weights from
-        now on.
+        """Called after another method has folded a per-channel factor, shape (C,), into a layer's
+        input or output.
         """
 
     def by_transform(self) -> dict[str, tuple[int, int]]:
-        """(MACs at 64x64, params) of each transform, as the codec is set now."""
+        """Return (MACs at 64x64, params) of each transform at the operating point that is set."""
         return self.cost.by_transform()
 
     def totals(self) -> Totals | None:
-        """What the codec costs as it is set now; None if it costs what its layers say."""
+        """Return the cost at the operating point that is set; None if it is that of the layers."""
         return None
 
     def aux_loss(self) -> Tensor | None:
-        """The auxiliary loss of entropy bottlenecks of its own."""
+        """Return the auxiliary loss of entropy bottlenecks of its own."""
         return None
 
     def update(self, force: bool = False) -> None:
         """Update CDF tables of its own."""
 
-    def narrowed(self, codec: nn.Module) -> AbstractContextManager[None]:
-        """Let the codec's layers be as they are set, also for what calls them one by one: compress,
-        decompress.
+    def active(self, codec: nn.Module) -> AbstractContextManager[None]:
+        """Make the codec compute at the operating point that is set, inside the block: also in
+        `compress` and `decompress`, which call its layers one by one.
         """
         return nullcontext()
+
+    def lmbda_at(self, value: Any) -> float | None:
+        """Return the lambda that a value of its choice was trained with, where it has its own."""
+        return None
 
 
 class RateModulator(CodecPart):
@@ -211,12 +240,25 @@ class RateModulator(CodecPart):
         levels: the rates, and which is set.
     """
 
-    modulates = True
+    exclusive = {
+        "RateModulator": "a codec has one modulator",
+        "Distiller": "a teacher codes at one rate, a modulator at many: leave one of them out",
+    }
+    rates_field = "lambdas"
+    fold_order = -1  # its bias first: a mask takes it away from the channels that go
+    folds_where_it_stays = False
+    covers_all_rates = True
     levels: Levels
 
+    def choice(self) -> Levels:
+        return self.levels
+
+    def lmbda_at(self, value: float) -> float:
+        return float(self.levels.lmbda(torch.tensor(value)))
+
     def objective(self, out: Mapping[str, Any], x: Tensor, metric: str) -> dict[str, Tensor] | None:
-        """The rate-distortion loss in place of the loop's own, with its parts, as CompressAI names
-        them; None to leave it.
+        """Return the rate-distortion loss that replaces the training loop's own, with its parts as
+        CompressAI names them; None to keep the loop's.
         """
         return None
 
@@ -225,36 +267,46 @@ class MultiWidth(CodecPart):
     """A method with several widths of one codec, or several encoders, one of which is set.
 
     Attributes:
-        widths: what there is, and which is set.
-        slims: whether each width is a codec of its own, that can be taken out.
-        extracting: the width that is being taken out, if one is.
+        widths: the widths, and which is set.
+        extracting: the width that `extract` is taking out, if any.
     """
 
+    exclusive = {
+        "Method": "it goes alone: harden the others first, or attach them to one of its widths"
+        " (extract)"
+    }
     widths: Widths
     extracting: int | None = None
 
+    def choice(self) -> Widths:
+        return self.widths
+
+    @property
+    def stays(self) -> bool:
+        return self.extracting is None and super().stays
+
     def widths_per_step(self) -> list[int]:
-        """The widths that one step trains, one after the other; none: the codec as it is."""
+        """Return the widths that one step trains, in order; none for the codec as it is set."""
         return []
 
     @property
     def wants_validation(self) -> bool:
-        """Whether this step is one at which something depends on validation photographs."""
+        """Whether this step needs figures of validation images."""
         return False
 
     def on_validation(self, figures: Sequence[tuple[float, float]]) -> None:
-        """Take in what validation found: (bpp, PSNR) of each width."""
+        """Take (bpp, PSNR) of each width on validation images."""
 
-    def lmbda_at(self, width: int) -> float | None:
-        """The lambda that a width was trained with, where it has one of its own."""
-        return None
+    def lambda_history(self) -> list[Any]:
+        """Return the steps of a schedule of lambdas, for reports."""
+        return []
 
     def finalize(self, small: nn.Module) -> None:
-        """Put into a hardened codec what neither weights nor keep-lists say."""
+        """Write into a hardened codec what neither weights nor keep-lists hold."""
 
     def objective(self, out: Mapping[str, Any], x: Tensor, metric: str) -> dict[str, Tensor] | None:
-        """The rate-distortion loss in place of the loop's own, with its parts, as CompressAI names
-        them; None to leave it.
+        """Return the rate-distortion loss that replaces the training loop's own, with its parts as
+        CompressAI names them; None to keep the loop's.
         """
         return None
 
@@ -263,11 +315,11 @@ class Gating(CodecPart):
     """A method whose cost depends on the image."""
 
     def calibrate(self, model: nn.Module, images: Sequence[Tensor]) -> None:
-        """Settle on whole images, (1, 3, H, W) each, what was learnt on patches."""
+        """Adjust to whole images, (1, 3, H, W) each, what was learnt on patches."""
 
     def image_cost(self) -> tuple[dict[str, float], dict[str, float]] | None:
-        """What the last image cost: "macs", "encoder", "decoder" at 64x64, and MACs by transform;
-        None if it costs what all do.
+        """Return the cost of the last image: "macs", "encoder", "decoder" at 64x64, and MACs by
+        transform; None if it is the same for all.
         """
         return None
 
@@ -276,20 +328,18 @@ class Taught(Method):
     """A method that learns from another codec."""
 
     def set_teacher(self, teacher: nn.Module) -> None:
-        """Take a codec (a copy, its own to keep) as the teacher; called before `attach`."""
+        """Take a codec as the teacher, a copy of its own; called before `attach`."""
 
 
 class Distiller(Taught):
-    """A method that does nothing but help to train, by a teacher's example; it can go on behind
-    `harden`.
-    """
+    """A method that only helps to train, by a teacher's example; it can go on after `harden`."""
 
-    teaches = True
+    for_training_only = True
 
 
 @dataclass(frozen=True)
 class Roles:
-    """The methods on one codec by what they are, in order of attachment."""
+    """The methods on one codec by role, in order of attachment."""
 
     pruners: list[Pruner]
     parts: list[CodecPart]
@@ -300,7 +350,7 @@ class Roles:
 
     @classmethod
     def of(cls, methods: Sequence[Method]) -> Roles:
-        """Resolve the roles of methods once, when they are attached."""
+        """Sort methods by role; done once, when they are attached."""
         return cls(
             pruners=[m for m in methods if isinstance(m, Pruner)],
             parts=[m for m in methods if isinstance(m, CodecPart)],

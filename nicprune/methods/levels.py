@@ -1,5 +1,6 @@
-"""The rates of a codec that has many: a level is a position among the trained lambdas, and travels
-with the bitstream.
+"""The rates of a variable-rate codec. A level is a position among the trained lambdas.
+
+The bitstream holds it.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 
 from nicprune.common.errors import FileError, RecipeError
+from nicprune.methods.operating_point import Choice
 
 STEPS = 65535
 """A level travels as a 16-bit number: 0 is the lowest trained rate, this the highest."""
 
 
-class Levels:
+class Levels(Choice):
     """Trained lambdas, increasing, and the level that is set now.
 
     A level between two trained ones stands for the lambda that lies as far between theirs, on a
@@ -28,6 +30,10 @@ class Levels:
     Attributes:
         now: levels in use, shape (1,), or one for each image of the batch, shape (B,).
     """
+
+    field = "rate"
+    keywords = ("level", "lmbda")
+    now: Tensor
 
     def __init__(self, lambdas: Sequence[float]):
         self.lambdas = tuple(lambdas)
@@ -42,8 +48,8 @@ class Levels:
         """The highest level."""
         return len(self.lambdas) - 1
 
-    def resolve(self, level: float | None = None, lmbda: float | None = None) -> float:
-        """The level that was asked for; the highest without either.
+    def resolve(self, level: Any = None, lmbda: float | None = None) -> float:
+        """Return the level that is asked for; the highest without either.
 
         Raises:
             RecipeError: both are given, or it lies outside what was trained.
@@ -78,109 +84,38 @@ class Levels:
         return float(level)
 
     def lmbda(self, levels: Tensor) -> Tensor:
-        """The lambda of each level."""
+        """Return the lambda of each level."""
         logs = torch.as_tensor(self._logs, dtype=torch.float32, device=levels.device)
         below = levels.floor().clamp(0, max(self.top - 1, 0)).long()
         above = (below + 1).clamp(max=self.top)
         return torch.exp(torch.lerp(logs[below], logs[above], levels.float() - below))
 
-    def set(self, level: float | None = None, lmbda: float | None = None) -> float:
-        """Set the level of what comes next, for all images alike; return it."""
-        found = self.resolve(level, lmbda)
-        self.now = torch.tensor([found])
-        return found
+    def assign(self, value: float) -> None:
+        self.now = torch.tensor([value])
+
+    def points(self, between: int = 0) -> list[float]:
+        return [i / (between + 1) for i in range(self.top * (between + 1) + 1)]
+
+    def name(self, value: float) -> str:
+        return f"level {value:g}"
 
     def draw(self, count: int, device: torch.device | str = "cpu") -> None:
         """Draw a level for each image of a batch, spread evenly over all rates."""
         places = (torch.randperm(count) + torch.rand(count)) / count
         self.now = (places * self.top).to(device)
 
-    def write(self, level: float | None = None, lmbda: float | None = None) -> bytes:
-        """Set the level, as near as a header can say it, and return the header."""
-        code = round(self.resolve(level, lmbda) / max(self.top, 1) * STEPS)
-        self.set(code / STEPS * self.top)
+    def write(self, value: float) -> bytes:
+        code = round(value / max(self.top, 1) * STEPS)
+        self.assign(code / STEPS * self.top)
         return struct.pack(">H", code)
 
-    def read(self, header: bytes) -> float:
-        """Set the level that a header says; return it.
-
-        Raises:
-            FileError: not a header.
-        """
+    def read(self, header: bytes, asked: Any = None) -> float:
         if not isinstance(header, bytes) or len(header) != 2:
             raise FileError(
                 "this bitstream does not start with a rate: it is of another codec, or of this one"
                 " without its modulator"
             )
         (code,) = struct.unpack(">H", header)
-        return self.set(code / STEPS * self.top)
-
-
-class Widths:
-    """Which of a slimmable codec's widths is set; it travels with the bitstream as one byte.
-
-    Attributes:
-        word: what a width is called; `travels`: whether decoding must know it.
-        shares: what the widths were asked for as, widest first.
-        now: the width that is set, 0 for the widest.
-    """
-
-    word = "width"
-    travels = True
-
-    def __init__(self, count: int, shares: Sequence[float]):
-        self.count, self.shares = count, tuple(shares)
-        self.now: int | None = 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def told(self) -> str:
-        """What there is, for a message."""
-        return ", ".join(f"{i} ({share:g})" for i, share in enumerate(self.shares))
-
-    def name(self, width: int) -> str:
-        """What a table calls a width."""
-        return f"{self.word} {width}"
-
-    def set(self, width: Any) -> int | None:
-        """Set the width of what comes next; None leaves it.
-
-        Raises:
-            RecipeError: the codec has no such width.
-        """
-        if width is not None:
-            if not isinstance(width, int) or not 0 <= width < self.count:
-                raise RecipeError(
-                    f"{self.word} {width!r} is not among those that the codec has: {self.told()}"
-                )
-            self.now = width
-        return self.now
-
-    def write(self, width: int | None) -> bytes:
-        """Set the width and return its header."""
-        return bytes([self.set(width) or 0])
-
-    def read(self, header: bytes, width: int | None = None) -> int:
-        """Set the width that a header says; return it.
-
-        Raises:
-            FileError: not a header, a width that the codec does not have, or not the one asked for.
-        """
-        if not isinstance(header, bytes) or len(header) != 1:
-            raise FileError(
-                "this bitstream does not start with a width: it is of another codec, or of one"
-                " width of this one on its own"
-            )
-        if header[0] >= self.count:
-            raise FileError(
-                f"this bitstream was written at width {header[0]}; this codec has widths 0 to"
-                f" {self.count - 1}"
-            )
-        if width is not None and width != header[0]:
-            raise FileError(
-                f"this bitstream was written at width {header[0]}, and is to be read at width"
-                f" {width}: read it at its own, or leave the width out"
-            )
-        self.set(header[0])
-        return header[0]
+        level = code / STEPS * self.top
+        self.assign(level)
+        return level

@@ -1,6 +1,4 @@
-"""A teacher's help for what is being trained: put beside whatever is attached, and taken
-off again.
-"""
+"""Attach distillation beside a codec's methods for a phase of training, and detach it again."""
 
 from __future__ import annotations
 
@@ -9,23 +7,23 @@ from typing import Any, cast
 
 from torch import nn
 
-from nicprune.common.errors import NicpruneError, RecipeError
-from nicprune.methods.composition import Attached, attach
+from nicprune.common.errors import NicpruneError
+from nicprune.methods.composition import Attached, attach, check_combination
 from nicprune.methods.contract import METHODS, Method
 
 
 def teaching(
     settings: Sequence[tuple[str, Mapping[str, Any]]],
 ) -> list[tuple[str, Mapping[str, Any]]]:
-    """Those of (name, settings) that only help to train."""
-    return [(name, own) for name, own in settings if METHODS[name].teaches]
+    """Return those of (name, settings) that only help to train."""
+    return [(name, own) for name, own in settings if METHODS[name].for_training_only]
 
 
 def taught(
     model: nn.Module, settings: Sequence[tuple[str, Mapping[str, Any]]], teacher: nn.Module
 ) -> nn.Module:
-    """A codec, or one with gates on it, with these attached to it as well; the model itself if
-    there are none. What is on it learns from the teacher, too, if it can.
+    """Return the model with these methods attached as well; the model itself if there are none. A
+    method that is on it already gets the teacher, too, if it can use one.
 
     Args:
         teacher: the codec that it was pruned from.
@@ -40,34 +38,33 @@ def taught(
     if not isinstance(model, Attached):
         return attach(model, settings, teacher=teacher)
     before = cast("list[Method]", list(model.methods))
-    modulators = [method.name for method in before if method.modulates]
-    if modulators:
-        raise RecipeError(
-            f"a teacher codes at one rate, {modulators[0]} at many: leave one of them out"
-        )
-    model.detach()  # the hooks, for the moment: what is attached next must find a plain codec
+    check_combination([type(method) for method in before] + [METHODS[name] for name, _ in settings])
+    model.detach()  # for the moment: attach needs a plain codec
     try:
         added = attach(model.codec, settings, teacher=teacher)
     except NicpruneError:
-        model.hang()
+        model.attach_again()
         raise
     after = cast("list[Method]", list(added.methods))
     both = Attached(model.codec, [*before, *after], model.groups, model.cost).train(model.training)
     added.detach()
-    both.hang()
+    both.attach_again()
     return both
 
 
 def untaught(model: nn.Module) -> nn.Module:
-    """What `taught` was given, trained: a plain codec where nothing else is attached."""
-    if not isinstance(model, Attached) or not any(
-        method.teaches for method in cast("list[Method]", list(model.methods))
-    ):
+    """Return the trained model that `taught` was given: a plain codec where nothing else is
+    attached.
+    """
+    if not isinstance(model, Attached):
         return model
-    left = [method for method in cast("list[Method]", list(model.methods)) if not method.teaches]
+    every = cast("list[Method]", list(model.methods))
+    left = [method for method in every if not method.for_training_only]
+    if len(left) == len(every):
+        return model
     codec = model.detach()
     if not left:
         return codec
     rest = Attached(codec, left, model.groups, model.cost).train(model.training)
-    rest.hang()
+    rest.attach_again()
     return rest

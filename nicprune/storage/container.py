@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from nicprune.codecs.anatomy import CDF_BUFFERS, ENCODER_ONLY, check_codec, transform_of, unwrap
 from nicprune.codecs.cdf import fast_indexes
 from nicprune.codecs.hooks import has_hooks
-from nicprune.common.errors import CodecError, DataError, FileError, RecipeError
+from nicprune.common.errors import CodecError, DataError, FileError
 from nicprune.data.images import read_image
 from nicprune.evaluation.evaluate import crop, pad
 from nicprune.methods import Attached
+from nicprune.methods.composition import resolve_point
 
 MAGIC, VERSION = b"\x8bNIC", 1
 """The first byte is no ASCII: text is never taken for an image."""
@@ -69,17 +70,10 @@ def encode(
         DataError: not such an image, or the file cannot be read.
         RecipeError: a rate that the codec was not trained for, or it has no modulator.
     """
-    rate: dict[str, Any] = {
-        name: value
-        for name, value in (("level", level), ("lmbda", lmbda), ("width", width))
-        if value is not None
-    }
     _check(codec)
-    if rate and not isinstance(codec, Attached):
-        raise RecipeError(
-            f"{' and '.join(rate)} given to a codec without a modulator or widths, which codes in"
-            " one way only: leave that out, or attach one"
-        )
+    asked = {"level": level, "lmbda": lmbda, "width": width}
+    resolve_point(codec, **asked)  # refused before the image is read
+    asked = {name: value for name, value in asked.items() if value is not None}
     if not isinstance(image, Tensor):
         image = read_image(image)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
@@ -90,7 +84,7 @@ def encode(
     ready = _ready(codec)
     x = image.unsqueeze(0).to(next(ready.parameters()).device).float().div(255)
     with fast_indexes():
-        sent = ready.compress(pad(x)[0], **rate)
+        sent = ready.compress(pad(x)[0], **asked)
     header = HEADER.pack(MAGIC, VERSION, fingerprint(ready), _tables(ready))
     data = header + b"".join(
         _pack(value) for value in (image.shape[2], image.shape[1], sent["shape"], sent["strings"])

@@ -133,15 +133,19 @@ def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], 
 
 def frozen_parameters(model: nn.Module, side: str | None) -> list[nn.Parameter]:
     """The codec's parameters that are to stay as they are: see `TrainSettings.side`."""
-    codec, methods = unwrap(model), [m for m in getattr(model, "methods", []) if not m.teaches]
+    codec = unwrap(model)
+    attached: Any = model if getattr(model, "pending", False) else None
     history = provenance(codec).history
-    if side is None and not methods and history:
+    if side is None and attached is None and history:
         side = history[-1].get("side")
-    told = side if side != "both" else None
+    one_side = side if side != "both" else None
     return [
         p
         for name, p in codec.named_parameters()
-        if not (on_side(name, told) and (side == "both" or all(m.trains(name) for m in methods)))
+        if not (
+            on_side(name, one_side)
+            and (side == "both" or attached is None or attached.trains(name))
+        )
     ]
 
 

@@ -66,8 +66,9 @@ def test_each_of_several_levels_has_its_lambda(levels: Levels) -> None:
 
 def test_without_a_wish_it_is_the_highest(levels: Levels) -> None:
     assert levels.resolve() == levels.top == len(levels) - 1 == float(Levels(levels.lambdas).now)
-    levels.set(0)
-    assert levels.set() == levels.top == float(levels.now)
+    levels.assign(0)
+    levels.assign(levels.resolve())
+    assert float(levels.now) == levels.top
 
 
 @pytest.mark.parametrize(
@@ -86,11 +87,10 @@ def test_without_a_wish_it_is_the_highest(levels: Levels) -> None:
 )
 def test_a_rate_that_it_does_not_have_is_refused(wish: dict[str, float], said: list[str]) -> None:
     levels = Levels(TRAINED[1])
-    levels.set(0.5)
-    for call in (levels.resolve, levels.set, levels.write):
-        with pytest.raises(RecipeError) as error:
-            call(**wish)
-        assert all(part in str(error.value) for part in said) and "\n" not in str(error.value)
+    levels.assign(0.5)
+    with pytest.raises(RecipeError) as error:
+        levels.resolve(**wish)
+    assert all(part in str(error.value) for part in said) and "\n" not in str(error.value)
     assert float(levels.now) == 0.5
 
 
@@ -138,9 +138,11 @@ def test_what_is_written_is_read(levels: Levels) -> None:
             other.now, levels.now
         )
         assert abs(float(levels.now) - place) <= 0.51 * levels.top / 65535
-    assert other.read(levels.write()) == levels.top and other.read(levels.write(0)) == 0
+    assert other.read(levels.write(levels.top)) == levels.top and other.read(levels.write(0)) == 0
     middle = math.sqrt(levels.lambdas[0] * levels.lambdas[1])
-    assert other.read(levels.write(lmbda=middle)) == pytest.approx(0.5, abs=levels.top / 65535)
+    assert other.read(levels.write(levels.resolve(lmbda=middle))) == pytest.approx(
+        0.5, abs=levels.top / 65535
+    )
 
 
 def test_every_header_is_a_level_of_its_own(levels: Levels) -> None:
@@ -152,7 +154,7 @@ def test_every_header_is_a_level_of_its_own(levels: Levels) -> None:
 @pytest.mark.parametrize("header", [b"", b"\x00", b"\x00\x00\x00", "ab", 7, None, [b"\x00\x00"]])
 def test_what_is_no_header_is_refused(header: Any) -> None:
     levels = Levels(TRAINED[0])
-    levels.set(0.25)
+    levels.assign(0.25)
     with pytest.raises(FileError, match="does not start with a rate") as error:
         levels.read(header)
     assert "\n" not in str(error.value) and float(levels.now) == 0.25
@@ -160,5 +162,5 @@ def test_what_is_no_header_is_refused(header: Any) -> None:
 
 def test_a_copy_is_independent(levels: Levels) -> None:
     twin = copy.deepcopy(levels)
-    twin.set(0)
+    twin.assign(0)
     assert float(levels.now) == levels.top

@@ -22,7 +22,7 @@ from nicprune.methods.pruners.mask_decay import MaskDecay
 from nicprune.pruning.cost import CostModel
 from nicprune.training.precision import entropy_models_in_float32
 
-MODULATORS = [name for name in sorted(METHODS) if METHODS[name].modulates]
+MODULATORS = [name for name in sorted(METHODS) if METHODS[name].rates_field]
 STAYING = ["channel_gating", "scalable_encoder", "slimmable", *MODULATORS]
 """Methods that are part of the codec when it codes."""
 
@@ -173,11 +173,11 @@ def test_a_copy_is_independent(method: str) -> None:
     assert torch.equal(forward(attached, "eval"), before)
     assert not torch.equal(forward(twin, "eval"), before)
     if twin.levels is not None:
-        twin.levels.set(0)
+        twin.levels.assign(0)
         assert attached.levels is not None and float(attached.levels.now) == attached.levels.top
     twin.detach()
     assert hook_count(twin.codec) == 0
-    assert attached.methods[0].modulates or torch.equal(forward(attached, "eval"), before)
+    assert attached.methods[0].rates_field or torch.equal(forward(attached, "eval"), before)
 
 
 def test_a_state_dict_resumes_identically(method: str) -> None:

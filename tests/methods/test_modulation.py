@@ -24,7 +24,7 @@ from nicprune.methods.levels import Levels
 from nicprune.methods.variable_rate.modulation import Modulation
 from nicprune.storage.checkpoint import load_codec
 
-MODULATORS = sorted(name for name in METHODS if METHODS[name].modulates)
+MODULATORS = sorted(name for name in METHODS if METHODS[name].rates_field)
 
 LAMBDAS_3 = LAMBDAS["mse"][:3]
 

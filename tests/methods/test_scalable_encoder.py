@@ -67,7 +67,7 @@ def latents(attached: Attached, x: Tensor, level: Any) -> Tensor:
     """What the codec's g_a gives at a level."""
     attached.set_width(level)
     codec: Any = attached.codec
-    with torch.no_grad(), method_of(attached).narrowed(codec):
+    with torch.no_grad(), method_of(attached).active(codec):
         return codec.g_a(x)
 
 

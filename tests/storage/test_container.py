@@ -136,7 +136,7 @@ def test_the_rate_travels_inside(level: float) -> None:
     attached, picture = modulated(), photo()
     expected, size = by_hand(attached, picture, level=level)
     data = encode(attached, picture, level=level)
-    attached.levels.set(1.0)  # type: ignore[union-attr]
+    attached.levels.assign(1.0)  # type: ignore[union-attr]
     assert torch.equal(decode(attached, data), expected)
     assert len(data) - size < 40
     other = encode(attached, picture, level=1.3)
@@ -232,7 +232,7 @@ def test_the_fingerprint_tells_codecs_apart(hyperprior: Any) -> None:
 def test_coding_leaves_the_codec_as_it_was() -> None:
     attached, picture = modulated("mbt2018"), photo()
     attached.train()
-    attached.levels.set(0.25)  # type: ignore[union-attr]
+    attached.levels.assign(0.25)  # type: ignore[union-attr]
     before, hooks = state_of(attached), hook_count(attached)
     decode(attached, encode(attached, picture, level=1.0))
     assert (

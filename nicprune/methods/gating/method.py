@@ -67,6 +67,7 @@ from nicprune.methods.gating.gate import (
     sampling_step,
 )
 from nicprune.pruning.budget import calibrate_thresholds
+from nicprune.pruning.budget_controller import deviations, relative_rates, steer
 
 CLOSED = 3.0
 """alpha_t with a budget: closed wherever there is less than 3^4 times a channel's usual energy."""
@@ -80,11 +81,6 @@ SOFT = 1.0
 PHOTOGRAPH = 96
 """Pixels of a photograph (768x512) for each of a 64x64 image's."""
 
-SPREAD, STEER = 30.0, 0.05
-"""As in mask decay: rates stay within this factor of their median; how much rho changes in a step,
-relative.
-"""
-
 
 @METHODS.register("channel_gating")
 class ChannelGating(Gating):
@@ -94,7 +90,7 @@ class ChannelGating(Gating):
     summary = "gates close channels of little energy, per image (ECG); what never opens is removed"
     steps_field = "gating_steps"
     Config = GatingConfig
-    narrows = True
+    attach_last = True
     config: GatingConfig
 
     step: Tensor
@@ -296,18 +292,13 @@ class ChannelGating(Gating):
     # -- learning ---------------------------------------------------------------------------------
 
     def _ahead(self) -> float:
-        """How far the codec is from its planned cost, as a share of the whole way; positive: it
-        costs too much still.
+        """Return the distance from the planned cost as a fraction of the whole way; positive where
+        it is too high.
         """
         assert self.config.budget is not None
         planned = min(1.0, int(self.step) / max(1.0, RAMP * self.config.gating_steps))
-        now = self.expected()
-        gaps = []
-        for name, limit in self.config.budget.limits(self.cost.original).items():
-            whole = getattr(self.cost.totals(), name)
-            way = max(whole - limit, 0.01 * whole)
-            gaps.append((now[name] - (whole - planned * way)) / way)
-        return max(gaps)
+        now, limits = self.expected(), self.config.budget.limits(self.cost.original)
+        return max(deviations(now.__getitem__, self.cost.totals(), limits, planned, 0.01))
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -343,11 +334,8 @@ class ChannelGating(Gating):
         pull = gradient / gradient.square().mean().sqrt().clamp_min(1e-20)
         eta = 2.0 / self.config.gating_steps
         if self.config.budget is not None:
-            self.rho.mul_(float(np.exp(STEER * np.clip(10 * self._ahead(), -1, 1)))).clamp_(
-                1e-3 / self.config.gating_steps, 0.5
-            )
-            rates = torch.from_numpy(self._prices).to(importance) / importance.clamp_min(1e-20)
-            rates = (rates / rates.median().clamp_min(1e-20)).clamp(1 / SPREAD, SPREAD)
+            steer(self.rho, self._ahead(), slowest=1e-3 / self.config.gating_steps)
+            rates = relative_rates(torch.from_numpy(self._prices).to(importance), importance)
             goal = torch.full_like(alpha, CLOSED)
         else:
             rates, goal = (

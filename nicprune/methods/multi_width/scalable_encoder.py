@@ -37,9 +37,9 @@ from nicprune.codecs.layer_kinds.operations import resize, zero
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import LAMBDAS, lmbda_of
 from nicprune.common.config import StrictConfig, parse
-from nicprune.common.errors import CodecError, TrainingError
+from nicprune.common.errors import CodecError, RecipeError, TrainingError
 from nicprune.methods.contract import METHODS, Method, MultiWidth, Taught
-from nicprune.methods.levels import Widths
+from nicprune.methods.widths import Widths
 from nicprune.pruning.budget import ROUND_TO
 from nicprune.pruning.cost import CostModel, Totals
 from nicprune.pruning.surgery import prune
@@ -91,12 +91,14 @@ class ScalableEncoderConfig(StrictConfig):
 
 
 class EncoderLevels(Widths):
-    """Which level is set: 0 the first encoder alone; behind the last, the best of all; None the
-    large encoder. The bitstream does not tell.
+    """The levels of a scalable encoder: 0 the first encoder alone, the last one the best of all for
+    each image, None the large encoder. The bitstream is the same for all.
     """
 
+    field = "effort"
+    keywords = ("level", "width")
     word = "level"
-    travels = False
+    in_bitstream = False
 
     def __init__(self, encoders: int, made: bool):
         super().__init__(encoders + 1, [])
@@ -107,18 +109,24 @@ class EncoderLevels(Widths):
         """The number that stands for the best level of each image."""
         return self.count - 1
 
-    def set(self, width: int | str | None) -> int | None:
-        if width == "best":
-            width = self.best
-        if isinstance(width, float) and width.is_integer():
-            width = int(width)
-        return super().set(width)
+    def resolve(self, width: Any = None, level: Any = None) -> int | None:
+        if level is not None and width is not None:
+            raise RecipeError(
+                f"a scalable encoder's widths are its levels: give one of them (got level {level},"
+                f" width {width})"
+            )
+        asked = width if level is None else level
+        if asked == "best":
+            return self.best
+        return super().resolve(
+            int(asked) if isinstance(asked, float) and asked.is_integer() else asked
+        )
 
-    def told(self) -> str:
+    def describe(self) -> str:
         return f"0 to {self.best - 1}, or best"
 
-    def name(self, width: int) -> str:
-        return "best level" if width == self.best else f"level {width}"
+    def name(self, value: int) -> str:
+        return "best level" if value == self.best else f"level {value}"
 
 
 class Standing(nn.Module):
@@ -157,7 +165,6 @@ class ScalableEncoder(MultiWidth, Taught):
     steps_field = "decay_steps"
     Config = ScalableEncoderConfig
     config: ScalableEncoderConfig
-    alone = True
     needed_for_decoding = False
     widths: EncoderLevels
     step: Tensor
@@ -235,7 +242,7 @@ class ScalableEncoder(MultiWidth, Taught):
     # -- computing at a level ---------------------------------------------------------------------
 
     @contextmanager
-    def narrowed(self, codec: nn.Module) -> Iterator[None]:
+    def active(self, codec: nn.Module) -> Iterator[None]:
         """Let the encoders up to the level that is set be the codec's g_a, inside the block."""
         level = self.widths.now
         if level is None:

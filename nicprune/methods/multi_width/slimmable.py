@@ -43,8 +43,8 @@ from nicprune.codecs.zoo import lmbda_for, lmbda_of
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import BudgetError, CodecError, RecipeError, TrainingError
 from nicprune.methods.contract import METHODS, Method, MultiWidth
-from nicprune.methods.levels import Widths
 from nicprune.methods.multi_width.lambda_schedule import LambdaSchedule, ScheduleConfig
+from nicprune.methods.widths import Widths
 from nicprune.pruning.budget import ROUND_TO
 from nicprune.pruning.cost import Totals
 from nicprune.pruning.masks import importance
@@ -125,7 +125,7 @@ class Slimmable(MultiWidth):
         "one file, several widths, each a whole codec (SlimCAE): leading channels, GDN by width"
     )
     Config = SlimmableConfig
-    slims = alone = True
+    covers_all_rates = True
     widths: Widths
     config: SlimmableConfig
 
@@ -140,7 +140,6 @@ class Slimmable(MultiWidth):
         self.widths = Widths(
             count, [float(w) for w in self.config.widths or self.config.macs or ()]
         )
-        self.extracting: int | None = None
         self._ordered = self.config.order == "index"
         self._teacher: Tensor | None = None
         self._slice()
@@ -337,7 +336,7 @@ class Slimmable(MultiWidth):
     # -- computing at a width ---------------------------------------------------------------------
 
     @contextmanager
-    def narrowed(self, codec: nn.Module) -> Iterator[None]:
+    def active(self, codec: nn.Module) -> Iterator[None]:
         """Let the codec be of the width that is set, inside the block."""
         i = self.widths.now or 0
         modules: dict[str, Any] = dict(codec.named_modules())
@@ -393,8 +392,11 @@ class Slimmable(MultiWidth):
 
     # -- learning ---------------------------------------------------------------------------------
 
-    def lmbda_at(self, width: int) -> float | None:
-        return float(self.schedule.lambdas[width]) or None
+    def lmbda_at(self, value: int) -> float | None:
+        return float(self.schedule.lambdas[value]) or None
+
+    def lambda_history(self) -> list[Any]:
+        return self.schedule.history()
 
     def widths_per_step(self) -> list[int]:
         if not self._ordered:

@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from nicprune.common.errors import TrainingError
 from nicprune.methods.contract import METHODS, Pruner
+from nicprune.pruning.budget_controller import deviations, relative_rates, steer
 from nicprune.pruning.masks import Masks
 from nicprune.pruning.target import Target
 
@@ -49,12 +50,6 @@ EMA = 0.99
 
 FLOOR = 0.05
 """Decay at m = 1, as a share of the decay at m = 0."""
-
-SPREAD = 30.0
-"""Rates are kept within this factor of their median."""
-
-STEER = 0.05
-"""How much rho may change in a step, relative."""
 
 
 class MaskDecayConfig(Target):
@@ -176,16 +171,15 @@ class MaskDecay(Pruner):
                 price += (
                     self.cost.decreases(widths, np.ones_like(widths), name)[self._columns] / over
                 )
-        rates = torch.from_numpy(np.repeat(price, self._sizes)).to(
-            importance
-        ) / importance.clamp_min(1e-20)
-        parts = rates.split(self._sizes) if self.config.widths is not None else (rates,)
-        parts = [part / part.median().clamp_min(1e-20) for part in parts]
-        return torch.cat(parts).clamp(1 / SPREAD, SPREAD)
+        prices = torch.from_numpy(np.repeat(price, self._sizes)).to(importance)
+        if self.config.widths is None:
+            return relative_rates(prices, importance)
+        each = zip(prices.split(self._sizes), importance.split(self._sizes), strict=True)
+        return torch.cat([relative_rates(*part) for part in each])
 
     def _ahead(self, soft: np.ndarray) -> np.ndarray:
-        """How far the codec is from its planned cost, as a share of the whole way; positive: it
-        costs too much still.
+        """Return the distance from the planned cost as a fraction of the whole way; positive where
+        it is too high.
         """
         planned = min(1.0, int(self.step) / self.commit_step)
         if self.config.widths is not None:
@@ -194,12 +188,11 @@ class MaskDecay(Pruner):
                 full - self._goal, 1.0
             )
         assert self.config.budget is not None
-        gaps = []
+        limits = self.config.budget.limits(self.cost.original)
         whole = self.cost.totals()
-        for name, limit in self.config.budget.limits(self.cost.original).items():
-            way = getattr(whole, name) - limit
-            gaps.append((self.cost.soft(soft, name) - (getattr(whole, name) - planned * way)) / way)
-        return np.array([max(gaps)])
+        return np.array(
+            [max(deviations(lambda name: self.cost.soft(soft, name), whole, limits, planned))]
+        )
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -245,8 +238,7 @@ class MaskDecay(Pruner):
     def _decay(self, values: Tensor) -> Tensor:
         """How much each mask decays in this step; rho is steered on the way."""
         soft = self._soft_widths(values)
-        ahead = torch.from_numpy(np.clip(self._ahead(soft) * 10, -1, 1)).to(self.rho)
-        self.rho.mul_(torch.exp(STEER * ahead)).clamp_(1e-4 / self.config.decay_steps, 0.5)
+        steer(self.rho, self._ahead(soft), slowest=1e-4 / self.config.decay_steps)
         rates = self._rates(soft, self.fisher)
         rho = (
             self.rho
