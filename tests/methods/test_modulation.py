@@ -131,11 +131,11 @@ def test_lower_rates_start_with_the_step_that_suits_their_lambda(modulator: str,
     codec: Any = attached.codec
     x = image(codec, 2)
     with torch.no_grad():
-        levels_of(attached).set()
+        levels_of(attached).assign(levels_of(attached).top)
         y = codec.g_a(x)
         back = codec.g_s(y)
         for level in (0, 0.4, 1, 1.7):
-            levels_of(attached).set(level)
+            levels_of(attached).assign(level)
             factor = math.sqrt(
                 float(levels_of(attached).lmbda(torch.tensor(float(level)))) / LAMBDAS_3[-1]
             )

@@ -408,8 +408,8 @@ def test_what_is_no_image_is_refused(image: Any, expected: str, hyperprior: Any)
 def test_a_rate_that_cannot_be_had_is_refused() -> None:
     picture = photo(64, 64)
     for codec, rate, expected in (
-        (ready("bmshj2018-hyperprior"), {"level": 1.0}, "without a modulator"),
-        (ready("bmshj2018-hyperprior"), {"lmbda": 0.01}, "without a modulator"),
+        (ready("bmshj2018-hyperprior"), {"level": 1.0}, "need a modulator"),
+        (ready("bmshj2018-hyperprior"), {"lmbda": 0.01}, "need a modulator"),
         (gated(), {"level": 1.0}, "need a modulator"),
         (modulated(), {"level": 3.0}, "level 3 lies outside"),
         (modulated(), {"lmbda": 0.9}, "lmbda 0.9 lies outside"),
