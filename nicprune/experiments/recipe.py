@@ -1,5 +1,5 @@
-"""Recipes: one YAML file says which codec, which photographs, which methods, how long. Strict: what
-is not known is refused.
+"""Recipes: one YAML file names the codec, images, methods and training lengths. Unknown keys are
+refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FIXED = ("lmbda", "metric", "seed", "steps")
 
 
 class Phase(StrictConfig):
-    """One stretch of training: its steps, and what differs from `training:`."""
+    """One phase of training: its steps, and settings that differ from `training:`."""
 
     steps: int = Field(ge=0)
     lr: float | None = Field(default=None, gt=0)
@@ -36,9 +36,7 @@ class Phase(StrictConfig):
     optimizer: Literal["adam", "soap"] | None = None
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        """Without an optimizer that is not set: adding the field does not make cached runs invalid,
-        whose keys hold this text.
-        """
+        """Omit the optimizer where it is not set: this text is part of the keys of cached runs."""
         return [
             (name, value)
             for name, value in super().__repr_args__()
@@ -47,24 +45,23 @@ class Phase(StrictConfig):
 
 
 class MethodSpec(StrictConfig):
-    """One method, and its own settings."""
+    """One method with its settings."""
 
     name: str
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
 class Variant(StrictConfig):
-    """What to run: a method, or a stack of several on one codec; a label for tables.
+    """One arm of a recipe: a method, or a stack of several on one codec, and its label in tables.
 
     Attributes:
-        between: with a modulator, rates to measure between two qualities.
-        lmbda: where it is not the quality's.
-        seeds: where they are not the recipe's.
-        scratch: no method, but the architecture of the codec that the arm with this label ends
-            with, trained from random weights.
-        phase: takes the place of `finetune` for this arm; one from scratch, which has no other, is
-            trained by it alone (if it is not given, as long as the others, with the settings of
-            `finetune`).
+        between: with a modulator, number of rates to measure between two qualities.
+        lmbda: lambda, where it is not that of the quality.
+        seeds: seeds, where they are not those of the recipe.
+        scratch: no method, but the architecture that the arm with this label ends with, trained
+            from random weights.
+        phase: replaces `finetune` for this arm. An arm from scratch has no other phase; without it,
+            it is trained for as many steps as the others with the settings of `finetune`.
         training: settings of training that differ for this arm, in all its phases.
     """
 
@@ -79,14 +76,14 @@ class Variant(StrictConfig):
 
     @property
     def name(self) -> str:
-        """The method's name; of a stack, all names."""
+        """Name of the method; of a stack, all names."""
         return (
             "scratch" if self.scratch is not None else " + ".join(part.name for part in self.stack)
         )
 
     def cache_fields(self) -> dict[str, Any]:
-        """What a result depends on: what was not said is left out, so that new words do not make
-        old results other ones.
+        """Return the settings that a result depends on. Unset fields are omitted, so that adding a
+        field does not invalidate cached runs.
         """
         content = self.model_dump(
             exclude={
@@ -99,12 +96,12 @@ class Variant(StrictConfig):
 
     @property
     def modulated(self) -> bool:
-        """Whether one codec stands for all rates."""
+        """Whether one codec serves all qualities."""
         return any(METHODS[part.name].covers_all_rates for part in self.stack)
 
     @property
     def stays(self) -> bool:
-        """Whether methods remain on the codec that it ends with."""
+        """Whether methods remain on the final codec."""
         return any(
             METHODS[part.name].stays_with(METHODS[part.name].Config(**part.settings))
             for part in self.stack
@@ -112,29 +109,30 @@ class Variant(StrictConfig):
 
 
 class Recipe(StrictConfig):
-    """What a recipe may say.
+    """The content of a recipe.
 
     Attributes:
         version: of this schema.
         name: of the report; the file's name if not given.
         task: "prune" runs methods on a codec; "train" trains the codec itself, from `weights`.
-        codec, qualities, metric, weights: what `load_codec` takes; `{quality}` in weights is filled
-            in. A codec given as `package.module:factory` may have a single quality, of any number.
+        codec, qualities, metric, weights: arguments of `load_codec`; `{quality}` in weights is
+            replaced. A codec given as `package.module:factory` may have a single quality, of any
+            number.
         lambdas: per quality; CompressAI's if not given.
         photographs: train and test folders, or "samples".
         seeds: every method is run once with each.
-        control: also train the original on for the same steps.
+        control: also fine-tune the original for as many steps.
         training: settings of every phase (see TrainSettings).
         sparsify, finetune: the two phases of "prune": with the method attached, and after the
-            channels are gone. Methods that decide at once are hardened first, and spend both phases
-            on fine-tuning.
+            channels are removed. Methods without training steps are hardened first, and use both
+            phases for fine-tuning.
         methods: what to run: `{name: ..., <its settings>}`, or several on one codec, `{label: ...,
             stack: [{name: ...}, ...]}`. One with a modulator is trained once, for all qualities,
             from the codec of the highest; `between: 1` measures a rate between each two. `{scratch:
             <label of another>, label: ...}` trains that one's small codec from random weights.
         per_quality: for "train": phases by quality, where they differ from `finetune`.
-        chain: for "train": each quality starts from the one before in the list; or which starts
-            from which, {2: 3, 4: 3}, an earlier one in the list.
+        chain: for "train": each quality starts from the one before in the list; or the start of
+            each, {2: 3, 4: 3}, which must come earlier in the list.
         half: for "train": save float16.
     """
 
@@ -216,25 +214,25 @@ class Recipe(StrictConfig):
         return self
 
     def before(self, quality: int) -> int | None:
-        """In a chain, the quality that this one starts from."""
+        """Return the quality that this one starts from, in a chain."""
         if isinstance(self.chain, dict):
             return self.chain.get(quality)
         place = self.qualities.index(quality)
         return self.qualities[place - 1] if self.chain and place else None
 
     def lmbda(self, quality: int) -> float:
-        """The lambda that a quality is trained with."""
+        """Return the lambda that a quality is trained with."""
         return self.lambdas[quality] if quality in self.lambdas else lmbda_for(quality, self.metric)
 
     @property
     def top(self) -> int:
-        """The quality of the highest rate: a codec for all rates starts from it."""
+        """Quality of the highest rate, which a codec for all rates starts from."""
         return max(self.qualities, key=self.lmbda)
 
     def train_settings(
         self, phase: Phase, quality: int, seed: int, arm: Variant | None = None
     ) -> dict[str, Any]:
-        """Everything `fit` is told for one phase, of one arm."""
+        """Return the arguments of `fit` for one phase of one arm."""
         own = {k: v for k, v in phase.model_dump().items() if v is not None}
         arms = (arm.training if arm is not None else None) or {}
         return {
@@ -247,17 +245,16 @@ class Recipe(StrictConfig):
         }
 
     def weights_for(self, quality: int) -> str:
-        """The weights that a quality starts from."""
+        """Return the weights that a quality starts from."""
         return self.weights.replace("{quality}", str(quality))
 
 
 class Photographs(StrictConfig):
-    """Where photographs are: one folder, several, or "samples"; `validation` for what is chosen
-    while training.
+    """Image folders: one, several, or "samples"; `validation` for choices made while training.
 
     Args:
-        crops: whether pieces of the test photographs stand in the report; not where their licence
-            speaks against publishing them.
+        crops: whether the report shows crops of the test images; false where their licence forbids
+            it.
     """
 
     train: str | list[str]
@@ -270,8 +267,8 @@ Recipe.model_rebuild()
 
 
 def recipe_folders() -> list[Path]:
-    """Where recipes are looked for by name: beside the package in a clone, inside it when
-    installed.
+    """Return the folders where recipes are found by name: beside the package in a clone, inside it
+    when installed.
     """
     package = Path(str(resources.files("nicprune")))
     return [
@@ -280,7 +277,7 @@ def recipe_folders() -> list[Path]:
 
 
 def recipe_names() -> dict[str, Path]:
-    """The recipes that come with nicprune."""
+    """Return the names of the recipes that come with nicprune."""
     return {
         path.stem: path
         for folder in reversed(recipe_folders())
@@ -387,7 +384,7 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
 
 
 def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) -> Variant:
-    """A method as a recipe writes it: its settings stand beside its name."""
+    """Parse an arm as a recipe writes it: the settings of a method stand beside its name."""
     here = f"{where}: methods.{number}"
     words = ("between", "lmbda", "seeds", "phase", "training")
     if isinstance(arm, dict) and "stack" in arm:
@@ -469,7 +466,7 @@ def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> MethodSpec:
 
 
 def _lambdas(content: Mapping[str, Any], here: str) -> list[float]:
-    """The recipe's own rates, increasing, for a modulator that names none."""
+    """Return the recipe's own rates, increasing, for a modulator without its own."""
     own, metric = content.get("lambdas") or {}, content.get("metric", "mse")
     try:
         return sorted(own[q] if q in own else lmbda_for(q, metric) for q in content["qualities"])
@@ -481,11 +478,11 @@ def _lambdas(content: Mapping[str, Any], here: str) -> list[float]:
 
 
 def check_paths(recipe: Recipe) -> None:
-    """Raise unless everything that the recipe reads is there, before any work is done; all that is
-    missing is said at once.
+    """Raise unless all files that the recipe reads exist, before any work is done. One error lists
+    all that is missing.
 
     Raises:
-        DataError, FileError: photographs or weights are missing.
+        DataError, FileError: images or weights are missing.
     """
     missing: list[NicpruneError] = []
 
@@ -515,10 +512,10 @@ def _check_exists(path: str, hint: str = "") -> None:
 
 
 def slug_of(label: str) -> str:
-    """A label as part of a file's name."""
+    """Return a label as a part of a file name."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in label)
 
 
 def digest(*parts: Any) -> str:
-    """Hash of anything that JSON can write, for telling runs apart."""
+    """Return a hash of anything that JSON can write, for cache keys."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

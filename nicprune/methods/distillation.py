@@ -1,21 +1,28 @@
-"""Terms that let a smaller codec learn from the codec it is made from, beside any other method.
+"""Distillation: loss terms that let a smaller codec learn from the codec it was pruned from, beside
+any other method.
 
-*Output*: the image to come near to is a mix of the photograph and what the teacher makes of it,
+*Output*: the target is a mix of the image and the teacher's reconstruction of it,
 
     (1 - w) * d(x, x_hat) + w * d(x_teacher, x_hat)      in place of d(x, x_hat),
 
-d the distortion term of the loss (knowledge distillation of Hinton et al., 2015, for a regression).
+with d the distortion term of the loss (knowledge distillation of Hinton et al., 2015, for a
+regression).
+
 *Latent*: the squared distance between the latents y before quantisation, summed over channels, per
-pixel; the quantiser's step is 1. *Features*: what every channel group's last consumer reads,
-channel by channel. A channel that stayed knows its teacher: keep-lists say which it is, so no
-adapters are learnt. While masks decay, a channel counts as much as its mask. Distances are relative
-to the teacher's energy, so that groups compare.
+pixel; the quantiser's step is 1.
+
+*Features*: the distance, channel by channel, between the inputs of the last consumer of every
+channel group. Keep-lists map each channel of the student to its channel of the teacher, so no
+adapters are learnt. While masks decay, a channel is weighted by its mask. Distances are relative to
+the teacher's energy, so that groups are comparable.
 
 *Entropy weights* (after Chen et al., "FEDS", arXiv 2503.06399, whose exact form is not public): a
-channel of y counts as many times as the teacher spends bits on it, relative to the mean; a feature
-channel by the entropy of a Gaussian of its variance, log2(1 + var / mean var) / 2, its own distance
-relative to its own energy. *Adaptive stages* (after arXiv 2312.02605): a group's weight follows how
-far it is off, a running mean relative to that of all.
+channel of y is weighted by the bits that the teacher spends on it, relative to the mean; a feature
+channel by the entropy of a Gaussian of its variance, log2(1 + var / mean var) / 2, with its
+distance relative to its own energy.
+
+*Adaptive stages* (after arXiv 2312.02605): the weight of a group is the running mean of its
+distance, relative to that of all groups.
 """
 
 from __future__ import annotations
@@ -43,16 +50,16 @@ EMA = 0.99
 
 
 class DistillationConfig(StrictConfig):
-    """Which terms, and how strong; at least one.
+    """Settings of distillation: the terms and their weights; at least one.
 
     Attributes:
-        output: w above, from 0 (the photograph alone) to 1 (the teacher's image alone).
+        output: w above, from 0 (the image alone) to 1 (the teacher's reconstruction alone).
         latent: weight of the distance of y, in bits per squared quantisation step.
         features: weight of the mean distance over channel groups.
-        transforms: whose features.
+        transforms: the transforms whose features are compared.
         weights: "even", or "entropy".
         stages: "even", or "adaptive".
-        lmbda: of the distortion term; that of the codec's quality if not given.
+        lmbda: lambda of the distortion term; that of the codec's quality if not given.
     """
 
     output: float = Field(default=0.0, ge=0, le=1)
@@ -75,17 +82,17 @@ class DistillationConfig(StrictConfig):
 
 
 class Listener(Hook):
-    """Keeps what a module reads (or makes) in a training step."""
+    """Keep the input or the output of a module in a training step."""
 
     def __init__(self, owner: nn.Module, store: dict[str, Tensor], name: str):
         self.owner, self.store, self.name = owner, store, name
 
     def before(self, module: nn.Module, args: Any) -> None:
-        """As a hook before a module: what it reads."""
+        """Keep the module's input (a hook before the module)."""
         self.keep(module, args[0])
 
     def keep(self, module: nn.Module, x: Tensor) -> None:
-        """Outside training, there is nobody to ask for it."""
+        """Keep a tensor in training; outside of it nothing reads it."""
         if self.owner.training:
             self.store[self.name] = x
 
@@ -94,7 +101,7 @@ class Listener(Hook):
 
 
 class Stage:
-    """A channel group's last consumer, and which of its inputs are the group's channels in the
+    """The last consumer of a channel group, and the inputs that are the group's channels in the
     student and in the teacher.
     """
 
@@ -105,7 +112,9 @@ class Stage:
         self.mine, self.theirs = torch.from_numpy(mine), torch.from_numpy(theirs)
 
     def share(self, modules: Mapping[str, nn.Module]) -> Tensor | None:
-        """How much each channel still counts, shape (channels,): the masks on what makes it."""
+        """Return the mask of each channel that the module reads, shape (channels,): 1 without
+        masks.
+        """
         found: Tensor | None = None
         for entry in hook_dicts(modules[self.producer])[1].values():
             share = entry.share() if isinstance(entry, Hook) else None
@@ -117,7 +126,7 @@ class Stage:
 
 @METHODS.register("distillation")
 class Distillation(Distiller):
-    """Adds to the loss; decides nothing."""
+    """Add the terms to the loss; no channel is removed."""
 
     name = "distillation"
     summary = (
@@ -231,7 +240,7 @@ class Distillation(Distiller):
         remove_hooks(codec, lambda hook: hook.owner is self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Distillation:
-        """A copy that shares the teacher: it is not changed by anybody."""
+        """Return a copy that shares the teacher, which never changes."""
         memo[id(self._teacher)] = self._teacher
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin

@@ -1,4 +1,4 @@
-"""What gates do to a codec's layers: channels that they close are left out of the computation."""
+"""Run a codec with gates: channels that a gate closes are left out of the computation."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ saves.
 
 
 class GateHook(Hook):
-    """Puts a gate in front of one convolution, and computes with the open channels alone where that
-    is possible.
-    """
+    """Run a gate before a convolution, and compute with the open channels alone where possible."""
 
     def __init__(self, gate: Gate):
         self.owner = self.gate = gate
@@ -34,7 +32,7 @@ class GateHook(Hook):
         self._narrowed = False
 
     def may_skip(self, x: Tensor) -> bool:
-        """Whether channels can be left out: one image, nothing to learn from it."""
+        """Return whether channels can be left out: one image and no gradient."""
         return (
             self.skips
             and x.shape[0] == 1
@@ -43,7 +41,7 @@ class GateHook(Hook):
         )
 
     def pays(self) -> bool:
-        """Whether enough are closed."""
+        """Return whether enough channels are closed for skipping to be faster."""
         return float(self.gate.open.float().mean()) < PAYS_BELOW
 
     def before(self, layer: Any, args: Any) -> Any:
@@ -78,8 +76,8 @@ class GateHook(Hook):
 
 
 class NormHook(Hook):
-    """Lets a GDN compute only those channels that the gate behind it leaves open. Which ones, its
-    output at some pixels says.
+    """Compute only those channels of a GDN that the gate after it leaves open, which the gate
+    decides from the output at some pixels.
     """
 
     def __init__(self, behind: GateHook):
@@ -109,7 +107,7 @@ class NormHook(Hook):
 
 
 class PowerHook(Hook):
-    """Measures what a GDN pools: the mean square (GDN1: absolute value) of each input channel."""
+    """Measure the mean square (GDN1: absolute value) of each input channel of a GDN."""
 
     def __init__(self, power: Power):
         self.owner = self.power = power
@@ -123,8 +121,8 @@ class PowerHook(Hook):
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:
-    """Some channels of (1, C, H, W), in the memory format that it has: rows of pixels are copied
-    several times faster than planes of strides.
+    """Return some channels of (1, C, H, W) in its memory format. Rows of pixels are copied several
+    times faster than strided planes.
     """
     if not x.is_contiguous(memory_format=torch.channels_last) or x.shape[1] == 1:
         return x.index_select(1, index)
@@ -134,8 +132,8 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
 
 
 def pooled_before(codec: nn.Module, groups: Groups, names: Sequence[str]) -> dict[str, str]:
-    """The convolution behind each GDN that nothing else reads and nothing else changes, by the
-    GDN's name, among those named.
+    """Return, by the name of a GDN, the gated convolution after it, where nothing else reads or
+    changes the GDN's output.
     """
     modules = dict(codec.named_modules())
     found = {}
@@ -171,8 +169,8 @@ def attach_gates(
     powers: Mapping[str, Power],
     pools: Mapping[str, str],
 ) -> None:
-    """Put gates in front of convolutions, power meters in front of GDNs, and between the two what
-    lets a GDN skip, by module name.
+    """Attach gates to convolutions, power meters to GDNs, and to a GDN before a gated convolution
+    the hook that lets it skip channels; by module name.
     """
     modules = dict(codec.named_modules())
     hooks = {name: GateHook(gate) for name, gate in gates.items()}
@@ -188,13 +186,13 @@ def attach_gates(
 
 
 def detach_gates(codec: nn.Module, owners: set[int]) -> None:
-    """Take the hooks of these modules (by id) off again."""
+    """Remove the hooks of these modules, given by id."""
     remove_hooks(codec, lambda hook: id(hook.owner) in owners)
 
 
 def set_skipping(codec: nn.Module, skips: bool) -> None:
-    """Whether closed channels are left out of the computation, or multiplied by zero: the same
-    output, for tests and timing.
+    """Set whether closed channels are left out of the computation or multiplied by zero; the output
+    is the same. For tests and timing.
     """
     for module in codec.modules():
         for entry in module._forward_pre_hooks.values():

@@ -1,5 +1,5 @@
-"""Gates in front of convolutions: channels of little energy are closed for the image at hand, and
-not computed with.
+"""Gates before convolutions: for each image, channels of little energy are closed and left out of
+the computation.
 """
 
 from __future__ import annotations
@@ -50,20 +50,21 @@ class GatingConfig(StrictConfig):
     """Settings of channel gating; exactly one of `budget` and `alpha` is its target.
 
     Attributes:
-        budget: shares of the original codec's MACs, gates' own included, on average over images.
-        alpha: alpha_t, the threshold that all are drawn to: larger is sparser; 1 closes what is
-            below its usual energy.
-        gamma: weight of sum (alpha - alpha_t)^2; None takes what brings thresholds there within
+        budget: fractions of the original codec's MACs, those of the gates included, on average over
+            images.
+        alpha: alpha_t, the target of all thresholds: larger is sparser; 1 closes what is below its
+            usual energy.
+        gamma: weight of sum (alpha - alpha_t)^2; None takes the value that reaches alpha_t within
             `gating_steps`. With a budget it adapts.
-        gating_steps: steps during which thresholds learn; they stay as they are from then on.
-        energy: pooled as the "mean" or the "max" of the squares.
+        gating_steps: training steps during which thresholds are learnt; they are fixed afterwards.
+        energy: "mean" or "max" of the squares.
         kernel: taps of the 1-D convolution across channels, 0 for none.
-        relative: energies are relative to the "channel"'s usual one, or to the "layer"'s.
-        transforms: where gates go.
-        freeze: channels open on at most this share of images are removed by `harden`.
-        rest: what `harden` makes of the others: gates stay ("dynamic"), or all are opened and a
-            plain codec is left ("open").
-        round_to: frozen widths are multiples of this.
+        relative: energies are relative to the usual one of the "channel" or of the "layer".
+        transforms: the transforms that get gates.
+        freeze: channels open on at most this fraction of images are removed by `harden`.
+        rest: what `harden` does with the other channels: keep the gates ("dynamic"), or open all
+            and return a plain codec ("open").
+        round_to: widths after removal are multiples of this.
     """
 
     budget: Budget | None = None
@@ -92,28 +93,28 @@ class GatingConfig(StrictConfig):
 
 
 class Gate(nn.Module):
-    """One gate in front of one convolution: which of its input channels are open, per image.
+    """The gate before one convolution: decides for each image which input channels are open.
 
     score = conv1d((energy / scale)^(1/4)), open where score >= threshold; energy is the mean (or
     the largest) square of a channel over the image (over `GRID` evenly spaced pixels of a larger
-    one), scale its running mean over images (or the layer's). At least one channel is always open.
-    While thresholds learn, the step may be a ramp of width `softness`: channels fade before they
-    close.
+    one), scale its running mean over images (or that of the layer). At least one channel is always
+    open. While thresholds are learnt, the step may be a ramp of width `softness`: channels fade
+    before they close.
 
     Args:
         channels: C, input channels of the convolution.
         energy: "mean" or "max" over the pixels.
         kernel: taps of the 1-D convolution across channels, odd; 0 for none.
-        relative: energies are relative to the "channel"'s own running mean or to the "layer"'s.
+        relative: energies are relative to the running mean of the "channel" or of the "layer".
 
     Attributes:
-        threshold: alpha, shape (C,), below every score at the start: everything is open.
+        threshold: alpha, shape (C,); below every score at the start, so that all channels are open.
         scale: usual energy of each channel, or of the layer for all of them, shape (C,).
-        gain: by what the input is to be multiplied before its energy is taken, shape (C,): 1,
-            unless a rate's scaling went into the weights.
-        place: where each channel was among the `width` that the gate was learnt with; those removed
-            since count as usual in the mixing.
-        open_rate: how often each channel was open, running mean, shape (C,).
+        gain: factor on the input before its energy is taken, shape (C,): 1, unless the scale of a
+            rate was folded into the weights.
+        place: index of each channel among the `width` channels that the gate was learnt with; the
+            energy of those removed since counts as usual in the 1-D convolution.
+        open_rate: fraction of images on which each channel was open, running mean, shape (C,).
         importance: squared gradient of the loss by the gate, running mean, shape (C,).
     """
 
@@ -154,13 +155,13 @@ class Gate(nn.Module):
         self.recorded: list[Tensor] | None = None
 
     def current(self) -> Tensor:
-        """Thresholds as they were put last: an optimiser that was given them may have moved them
-        since.
+        """Return the thresholds as they were last written: an optimiser that was given them may
+        have moved them since.
         """
         return self.threshold.data if self._current is None else self._current.to(self.threshold)
 
     def write(self, threshold: Tensor) -> None:
-        """Set the thresholds while they learn; their gradient has been used."""
+        """Set the thresholds while they are learnt, and discard their gradient."""
         self.threshold.data.copy_(threshold)
         self._current = threshold.clone()
         self.threshold.grad = None
@@ -170,14 +171,16 @@ class Gate(nn.Module):
         self._current = None
 
     def sample(self, x: Tensor) -> Tensor:
-        """The pixels that energy is pooled over; `fraction` says how many of all they are."""
+        """Return the pixels that energy is pooled over, and set `fraction`, their share of all
+        pixels.
+        """
         step = sampling_step(x.shape[2], x.shape[3])
         some = x[:, :, ::step, ::step] if step > 1 else x
         self.fraction = some[0, 0].numel() / x[0, 0].numel()
         return some
 
     def pool(self, x: Tensor) -> Tensor:
-        """Energy of each channel of sampled pixels, float32, shape (B, C)."""
+        """Return the energy of each channel of sampled pixels, float32, shape (B, C)."""
         squares = x.float().square() if self.energy_of == "max" else x.square()
         energy = (
             squares.amax((2, 3))
@@ -187,7 +190,7 @@ class Gate(nn.Module):
         return energy * self.gain.to(energy).square()
 
     def scores(self, energy: Tensor) -> Tensor:
-        """What thresholds are compared with, shape (B, C)."""
+        """Return the scores that thresholds are compared with, shape (B, C)."""
         relative = (
             (energy / self.scale.clamp_min(1e-12)).clamp_min(1e-8).pow(1 / ROOT)
             if int(self.seen)
@@ -212,7 +215,7 @@ class Gate(nn.Module):
         return self.decide(self.pool(self.sample(x.detach())))
 
     def decide(self, energy: Tensor) -> Tensor:
-        """The same from energies."""
+        """Return open and closed channels as `forward` does, from energies (B, C)."""
         if self.training and self.learns:
             with torch.no_grad():
                 if self._current is None:
@@ -251,14 +254,14 @@ class Gate(nn.Module):
 
 
 def opened(margin: Tensor) -> Tensor:
-    """1 for channels whose score is not below the threshold, and for the best of each image in any
-    case, shape (B, C).
+    """Return 1 for channels whose score is at least the threshold, and for the channel of each
+    image with the largest margin, shape (B, C).
     """
     return (margin >= 0).to(margin).scatter(1, margin.argmax(1, keepdim=True), 1.0)
 
 
 def sampling_step(height: int, width: int) -> int:
-    """Every how manieth row and column is pooled over."""
+    """Return the stride between the rows and columns of an input of this size that are pooled."""
     step = max(1, math.isqrt(height * width // GRID))
     while -(-height // step) * -(-width // step) > GRID:
         step += 1
@@ -266,7 +269,7 @@ def sampling_step(height: int, width: int) -> int:
 
 
 class Power(nn.Module):
-    """Running mean of what one GDN pools, shape (C,)."""
+    """Running mean of the power of each input channel of one GDN, shape (C,)."""
 
     value: Tensor
     seen: Tensor
@@ -280,11 +283,11 @@ class Power(nn.Module):
 
     @property
     def measures(self) -> bool:
-        """Whether the input is looked at."""
+        """Return whether the power meter reads the input."""
         return (self.training and self.learns) or self.recorded is not None
 
     def add(self, power: Tensor) -> None:
-        """Take one image's power in."""
+        """Add the power of one image to the running mean."""
         if self.recorded is not None:
             self.recorded.append(power)
             return
@@ -294,7 +297,7 @@ class Power(nn.Module):
 
 
 def input_sizes(codec: nn.Module, names: list[str]) -> dict[str, int]:
-    """Pixels of each of these layers' input for a 64x64 image."""
+    """Return the number of input pixels of each of these layers for a 64x64 image."""
     sizes: dict[str, int] = {}
     handles = [
         codec.get_submodule(name).register_forward_pre_hook(
@@ -325,7 +328,7 @@ def input_sizes(codec: nn.Module, names: list[str]) -> dict[str, int]:
 
 @contextmanager
 def recording(gates: Mapping[str, Gate], powers: Mapping[str, Power]) -> Iterator[None]:
-    """Keep every image's margins and powers inside the block, in `recorded`."""
+    """Keep the margins and powers of every image in `recorded`, inside the block."""
     parts: list[Any] = [*gates.values(), *powers.values()]
     for part in parts:
         part.recorded = []
@@ -337,12 +340,12 @@ def recording(gates: Mapping[str, Gate], powers: Mapping[str, Power]) -> Iterato
 
 
 def key_of(name: str) -> str:
-    """A module's name as a key of a ModuleDict, where a dot would be a path."""
+    """Return a module's name as a key of a ModuleDict, which allows no dots."""
     return name.replace(".", "/")
 
 
 def gatable(codec: nn.Module, groups: Groups, transforms: Sequence[str]) -> list[str]:
-    """Names of the convolutions that a gate can stand in front of: in these transforms, not
+    """Return the names of the convolutions that can have a gate: in these transforms, not
     depthwise, not reading the image.
 
     Raises:

@@ -1,39 +1,37 @@
 """Energy-based channel gating (Yin et al., "Universal Efficient Variable-rate Neural Image
 Compression", ICASSP 2022).
 
-In front of each convolution a gate looks at the energy of every input channel over the image
-(global pooling), mixes it with its neighbours' (1-D convolution across channels) and closes the
+Before each convolution a gate measures the energy of every input channel over the image (global
+pooling), mixes it with that of its neighbours (1-D convolution across channels) and closes the
 channels that are below a learnt threshold alpha. The paper's loss adds gamma * sum (alpha -
-alpha_t)^2; its gate formula and settings are not public. Ours, and why:
+alpha_t)^2; its gate formula and settings are not public. This implementation:
 
-*The score* of a channel is a root of its energy relative to its own running mean: alpha = 1 means
-"closed where there is less than usual", alike for all channels, so that how loud a channel is does
-not decide how dispensable it is. The step has the gradient of a sigmoid behind it
-(straight-through). While thresholds learn it is a ramp that narrows to the step: channels fade
-before they close, and the layers behind them have time to do without. A hard step from the start
-ended at a far higher loss.
+*Score.* The score of a channel is a root of its energy relative to its own running mean: alpha = 1
+means "closed where there is less than usual". So the absolute energy of a channel does not decide
+whether it is closed. The gradient of the step is that of a sigmoid (straight-through). While
+thresholds are learnt, the step is a ramp that narrows: channels fade before they close, so that the
+following layers can adapt. A hard step from the start ended at a far higher loss.
 
-*The rule.* After each optimiser step
+*Update.* After each optimiser step
 
     alpha <- alpha + rho * r * (alpha_t - alpha) - eta * clip(g / rms(g))
 
 with g the rate-distortion gradient: the decoupled gradient step of gamma * (alpha - alpha_t)^2, 2 *
-gamma = rho. Within the loss, Adam's normaliser would take gamma out again. With `alpha` as target
-rho is constant and r = 1, as published. With a budget alpha_t closes everything, r is the MACs that
-go with a channel over its importance (running mean of the squared gradient by the gate), relative
-to the median, and rho is steered so that the measured cost follows a straight line from the whole
-to the budget, and stays.
+gamma = rho. As a term of the loss, gamma would be cancelled by Adam's normaliser. With `alpha` as
+target rho is constant and r = 1, as published. With a budget alpha_t closes everything, r is the
+MACs that a channel accounts for over its importance (running mean of the squared gradient by the
+gate), relative to the median, and rho is steered so that the measured cost follows a straight line
+from the whole to the budget, and stays there.
 
-*Skipping.* With one image, closed channels are left out of the convolution, and of the GDN in front
-of it where nothing else reads that (its output at some pixels says which will be open).
+*Skipping.* For a single image, closed channels are left out of the convolution, and of the GDN
+before it if nothing else reads its output. The gate decides from the output at some pixels.
 
-*Whole images* hold less extreme energies than training patches. `calibrate` measures how often each
-channel is open on whole photographs and shifts all thresholds by one amount, so that the budget
-holds there.
+*Whole images* have less extreme energies than training patches. `calibrate` measures how often each
+channel is open on whole images and shifts all thresholds by one amount, so that the budget holds
+there.
 
-*Freezing.* Channels that hardly ever open are removed by `harden`. They no longer reach GDN's pool
-then, as they did when a gate closed them behind it: beta takes over what they added to it on
-average.
+*Freezing.* Channels that hardly ever open are removed by `harden`. They then no longer contribute
+to the GDN's sum over channels; beta takes over their mean contribution.
 """
 
 from __future__ import annotations
@@ -84,7 +82,7 @@ PHOTOGRAPH = 96
 
 @METHODS.register("channel_gating")
 class ChannelGating(Gating):
-    """Closes channels per image; what hardly ever opens can be removed for good."""
+    """Close channels per image; those that hardly ever open can be removed."""
 
     name = "channel_gating"
     summary = "gates close channels of little energy, per image (ECG); what never opens is removed"
@@ -143,8 +141,8 @@ class ChannelGating(Gating):
         self._prices = self._price_channels()
 
     def _price_channels(self) -> np.ndarray:
-        """MACs that each gated channel stands for: the convolution's, its GDN's, and a share of
-        what goes with it if it never opens.
+        """Return the MACs that each gated channel accounts for: those of the convolution and its
+        GDN, and a part of what `harden` removes with it if it never opens.
         """
         prices = {
             name: np.full(gate.channels, float(self.cost.per_input(name)))
@@ -196,7 +194,7 @@ class ChannelGating(Gating):
                 )
 
     def each(self) -> dict[str, Gate]:
-        """The gates by the name of the convolution behind them."""
+        """Return the gates by the name of the convolution after them."""
         return {name: self.gates[key_of(name)] for name in self.gated}  # type: ignore[misc]
 
     def _meters(self) -> dict[str, Power]:
@@ -232,8 +230,8 @@ class ChannelGating(Gating):
         sampled: Mapping[str, float],
         keep: Mapping[str, Sequence[int]] | None = None,
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """MACs with so many open channels, the gates' own included: a multiply-add per square, the
-        1-D convolution, the GDN of the sample.
+        """Return the MACs with so many open channels, those of the gates included: a multiply-add
+        per square, the 1-D convolution, the GDN of the sample.
         """
         outputs = {pool: inputs[name] for pool, name in self._behind.items() if sampled[name] < 1}
         totals, by_transform = self.cost.with_fewer(inputs, outputs, keep)
@@ -268,7 +266,7 @@ class ChannelGating(Gating):
         )
 
     def expected(self) -> dict[str, float]:
-        """Mean MACs as the running rates say, freezing included."""
+        """Return the mean MACs at the running open rates, with frozen channels removed."""
         keep = {} if bool(self.frozen) else self.select()
         inputs = {}
         for name, gate in self.each().items():
@@ -351,8 +349,8 @@ class ChannelGating(Gating):
             self._hold()
 
     def _hold(self) -> None:
-        """Once done, thresholds, scales and the mixing stay as they are; the codec's weights may go
-        on learning.
+        """Fix thresholds, scales and the 1-D convolution once done; the codec's weights may be
+        trained on.
         """
         parts: list[Any] = [*self.each().values(), *self._meters().values()]
         for part in parts:
@@ -381,8 +379,8 @@ class ChannelGating(Gating):
                 module.training = training
 
     def _measure(self, model: nn.Module, images: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Run these images; what is open and pooled becomes theirs. Return each gate's margins,
-        shape (images, C).
+        """Run these images, set open rates and powers to theirs, and return the margins of each
+        gate, shape (images, C).
         """
         gates, meters, looked_at = self.each(), self._meters(), []
         with recording(gates, meters):
@@ -399,7 +397,7 @@ class ChannelGating(Gating):
         return margins
 
     def _used(self) -> float:
-        """The largest share of its limit that a budget's quantity costs by the running rates."""
+        """Return the largest fraction of a limit that is used at the running open rates."""
         assert self.config.budget is not None
         now = self.expected()
         return max(
@@ -422,8 +420,8 @@ class ChannelGating(Gating):
         )
 
     def _shift(self, margins: Mapping[str, Tensor]) -> float:
-        """How much all thresholds would have to move for the recorded images to cost what the
-        budget says, energies staying.
+        """Return the amount by which all thresholds must move for the recorded images to meet the
+        budget at the same energies.
         """
         before = {name: gate.open_rate.clone() for name, gate in self.each().items()}
         low, high = -CLOSED, CLOSED
@@ -508,7 +506,7 @@ class ChannelGating(Gating):
 
 
 def _take(source: nn.Module, target: nn.Module, kept: Tensor) -> None:
-    """Copy state, of what has a value per channel only the kept ones."""
+    """Copy state; of tensors with a value per channel only the kept ones."""
     own = target.state_dict()
     for name, value in source.state_dict().items():
         own[name].copy_(value[kept.to(value.device)] if value.dim() and name != "mix" else value)

@@ -1,10 +1,10 @@
-"""The lambda schedule of slimmable codecs: narrow widths are given lower rates, until the curve
-through all bends where it should.
+"""The lambda schedule of slimmable codecs: the lambdas of narrow widths are lowered until the slope
+of the rate-distortion curve no longer improves.
 
 As in the authors' train_loop (Yang et al., CVPR 2021; SlimCAE.py): training starts with all lambdas
-alike. Then, for each pair of neighbouring widths from the widest on, all narrower lambdas are
-multiplied by 0.8 again and again, with some training in between, as long as the slope (PSNR_i -
-PSNR_i+1) / (bpp_i - bpp_i+1) on a validation set falls; when it rises, or after 7 times, the next
+equal. Then, for each pair of neighbouring widths from the widest on, all narrower lambdas are
+multiplied by 0.8 repeatedly, with some training in between, as long as the slope (PSNR_i -
+PSNR_i+1) / (bpp_i - bpp_i+1) on a validation set falls. When it rises, or after 7 times, the next
 pair follows.
 """
 
@@ -21,13 +21,13 @@ from nicprune.common.config import StrictConfig
 
 
 class ScheduleConfig(StrictConfig):
-    """When lambdas of narrow widths are lowered.
+    """Settings of the lambda schedule.
 
     Attributes:
-        first: steps with the lambdas that were given.
-        every: steps between two decisions.
-        factor: what narrower lambdas are multiplied by.
-        most: how often at most for each pair of neighbours.
+        first: training steps with the given lambdas.
+        every: training steps between two decisions.
+        factor: factor on the narrower lambdas.
+        most: largest number of reductions for each pair of neighbours.
     """
 
     first: int = Field(ge=1)
@@ -37,8 +37,8 @@ class ScheduleConfig(StrictConfig):
 
 
 def mean_figures(codec: nn.Module, images: Sequence[Tensor], **at: int) -> tuple[float, float]:
-    """Mean estimated bpp and PSNR (of images as they are, not rounded) of a codec over photographs,
-    (1, 3, H, W) in [0, 1].
+    """Return the mean estimated bpp and PSNR in dB (without rounding to 8 bits) of a codec over
+    images, (1, 3, H, W) in [0, 1].
     """
     found = []
     for image in images:
@@ -50,11 +50,10 @@ def mean_figures(codec: nn.Module, images: Sequence[Tensor], **at: int) -> tuple
 
 
 class LambdaSchedule(nn.Module):
-    """Lambdas and where the schedule is, all in buffers: a run that resumes goes on as it would
-    have.
+    """The lambdas and the state of the schedule, all in buffers, so that a run resumes exactly.
 
     Attributes:
-        lambdas: of each width, widest first, float64.
+        lambdas: lambda of each width, widest first, float64.
         log: a row for each validation: step, pair in question, then lambdas, bpp and PSNR of each
             width.
     """
@@ -77,12 +76,12 @@ class LambdaSchedule(nn.Module):
 
     @property
     def finished(self) -> bool:
-        """Whether every pair has been settled."""
+        """Whether every pair is decided."""
         return self.config is None or int(self.position[2]) >= self.count - 1
 
     @property
     def wants_validation(self) -> bool:
-        """Whether this step is one to decide at."""
+        """Whether a decision is due at this step."""
         if self.config is None or self.finished:
             return False
         step, last = int(self.position[0]), int(self.position[1])
@@ -94,7 +93,7 @@ class LambdaSchedule(nn.Module):
 
     @property
     def steps_left(self) -> int:
-        """Steps until every pair is settled, at the most."""
+        """Training steps until every pair is decided, at most."""
         if self.config is None or self.finished:
             return 0
         left = (self.count - 1 - max(int(self.position[2]), 0)) * self.config.most - int(
@@ -107,7 +106,7 @@ class LambdaSchedule(nn.Module):
         self.position[0] += 1
 
     def observe(self, bpp: Sequence[float], psnr: Sequence[float]) -> None:
-        """Take in what validation found for each width, and lower lambdas where it is time to."""
+        """Take (bpp, PSNR) of each width; lower lambdas if due."""
         assert self.config is not None
         step, _, pair, times, rows = self.position.tolist()
         if rows < len(self.log):
@@ -126,7 +125,7 @@ class LambdaSchedule(nn.Module):
         self.position.copy_(torch.tensor([step, step, pair, times, rows]))
 
     def history(self) -> list[dict[str, list[float] | float]]:
-        """The log as records, for reports."""
+        """Return the log as records, for reports."""
         k = self.count
         return [
             {
@@ -141,8 +140,6 @@ class LambdaSchedule(nn.Module):
 
 
 def _slope(bpp: Sequence[float], psnr: Sequence[float], pair: int) -> float:
-    """Of the curve between two neighbours; as steep as can be where the narrower one needs as many
-    bits: there is nothing between them yet.
-    """
+    """Return the slope between two neighbours; infinite if the narrower one needs as many bits."""
     rate = bpp[pair] - bpp[pair + 1]
     return (psnr[pair] - psnr[pair + 1]) / rate if rate > 1e-6 else math.inf

@@ -1,22 +1,22 @@
-"""A scalable encoder: several small encoders in place of the large one, each of which makes good
-what those before it lack (Wang et al., "EVC: Towards Real-Time Neural Image Compression with Mask
+"""A scalable encoder: several small encoders in place of the large one, each of which learns the
+residual of those before it (Wang et al., "EVC: Towards Real-Time Neural Image Compression with Mask
 Decay", ICLR 2023, residual representation learning; the authors' scalable_encoder_model.py).
 
-Decoder, hyperprior and entropy models stay as they are: what any level writes, the original decoder
-reads. With encoders e_0 ... e_K-1, level i gives the latents
+Decoder, hyperprior and entropy models stay as they are: the original decoder reads the bitstream of
+every level. With encoders e_0 ... e_K-1, level i computes the latents
 
-    average (EVC's):  y_i = (e_0(x) + ... + e_i(x)) / (i + 1)          sum:  y_i = e_0(x) + ... +
-    e_i(x),
+    average (EVC's):  y_i = (e_0(x) + ... + e_i(x)) / (i + 1)
+    sum:              y_i = e_0(x) + ... + e_i(x)
 
-where the gradient of level i reaches e_i alone. Each is the large encoder decayed to the size asked
-for, by mask decay, one after the other: e_i learns what e_0 ... e_i-1, decided by then, are off by,
-under the rate-distortion loss plus
+where the gradient of level i reaches e_i alone. Each encoder is the large one pruned to the given
+size by mask decay, one after the other: e_i learns the residual of e_0 ... e_i-1, which are fixed
+by then, under the rate-distortion loss plus
 
     pull * |y_i - y_teacher|^2        (summed over channels, per pixel; the quantiser's step is 1).
 
-The authors' training loss is not public; the pull is ours, as is `sum`. Behind `harden`, all levels
-are fine-tuned in each step. To code at the best level, every one is tried, decoder included, and
-the one of the least lambda * 255^2 * MSE + bpp taken, image by image.
+The authors' training loss is not public; the pull and the form `sum` are not theirs. After
+`harden`, each step fine-tunes all levels. At the best level, every level is tried for each image,
+decoder included, and the one of the least lambda * 255^2 * MSE + bpp is taken.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ class ScalableEncoderConfig(StrictConfig):
     """Settings of a scalable encoder; exactly one of `share` and `widths`.
 
     Attributes:
-        encoders: how many.
-        share: MACs of each, as a share of g_a's.
+        encoders: number of small encoders.
+        share: MACs of each, as a fraction of g_a's.
         widths: or the width of each of its channel groups, by name or pattern ("g_a.*": 16).
-        round_to: widths that a share leads to are multiples of this.
+        round_to: widths derived from `share` are multiples of this.
         form: "sum" or "average" of the encoders' latents. A sum starts from the level before.
-        residual: whether each learns what those before it lack; without, each learns to be an
+        residual: whether each learns the residual of those before it; without, each learns to be an
             encoder on its own.
         pull: weight of the distance from the teacher's latents, in bits per squared quantisation
             step.
-        decay_steps: steps of all stages together; each encoder has an equal part of them.
-        lmbda: what the best level is chosen by; that of the codec's quality if not given.
+        decay_steps: training steps of all stages together, divided equally among the encoders.
+        lmbda: lambda by which the best level is chosen; that of the codec's quality if not given.
         made: whether the encoders are small already (set by `harden`).
     """
 
@@ -130,32 +130,32 @@ class EncoderLevels(Widths):
 
 
 class Standing(nn.Module):
-    """Stands in front of a codec's g_a."""
+    """Take the place of a codec's g_a, with a given function."""
 
     def __init__(self, made: Callable[[Tensor], Tensor]):
         super().__init__()
         self.made = made
 
     def forward(self, x: Tensor) -> Tensor:
-        """The latents, (B, M, H / 16, W / 16), of images (B, 3, H, W)."""
+        """Return the latents, (B, M, H / 16, W / 16), of images (B, 3, H, W)."""
         return self.made(x)
 
 
 class Given(nn.Module):
-    """Stands there, too, and has the answer already."""
+    """Take the place of a codec's g_a, with latents computed before."""
 
     def __init__(self, y: Tensor):
         super().__init__()
         self.y = y
 
     def forward(self, x: Tensor) -> Tensor:
-        """The latents that it was given."""
+        """Return the given latents."""
         return self.y
 
 
 @METHODS.register("scalable_encoder")
 class ScalableEncoder(MultiWidth, Taught):
-    """Small encoders that add up; nothing else of the codec changes."""
+    """Small encoders whose outputs add up; the rest of the codec does not change."""
 
     name = "scalable_encoder"
     summary = (
@@ -192,7 +192,7 @@ class ScalableEncoder(MultiWidth, Taught):
             )
 
     def _decay(self, i: int) -> Method:
-        """Mask decay of one encoder."""
+        """Return the mask decay of one encoder."""
         steps = max(2, int(DECAYING * self._stage_steps))
         target: dict[str, Any] = {
             "decay_steps": steps,
@@ -214,7 +214,7 @@ class ScalableEncoder(MultiWidth, Taught):
         )
 
     def _holder(self, i: int) -> Any:
-        """The codec with one of the encoders as its g_a; all else is the codec's own."""
+        """Return the codec with one of the encoders as its g_a; all else is the codec's own."""
         holder = copy.copy(self.codec)
         holder.__dict__["_modules"] = {**self.codec._modules, "g_a": self._encoder(i)}
         return holder
@@ -243,7 +243,7 @@ class ScalableEncoder(MultiWidth, Taught):
 
     @contextmanager
     def active(self, codec: nn.Module) -> Iterator[None]:
-        """Let the encoders up to the level that is set be the codec's g_a, inside the block."""
+        """Replace g_a by the encoders up to the level that is set, inside the block."""
         level = self.widths.now
         if level is None:
             yield
@@ -285,7 +285,7 @@ class ScalableEncoder(MultiWidth, Taught):
 
     @property
     def lmbda(self) -> float:
-        """What the best level is chosen by."""
+        """Lambda by which the best level is chosen."""
         codec = self.codec
         # Levels are compared by squared error, which lambdas for MS-SSIM do not weigh.
         return (
@@ -338,7 +338,7 @@ class ScalableEncoder(MultiWidth, Taught):
         return found
 
     def _costs(self) -> list[tuple[int, int]]:
-        """MACs at 64x64 and parameters of each encoder."""
+        """Return MACs at 64x64 and parameters of each encoder."""
         if not self._macs:
             self._macs = [
                 CostModel(self._holder(i), Groups([])).by_transform()["g_a"]
@@ -354,7 +354,7 @@ class ScalableEncoder(MultiWidth, Taught):
 
     @property
     def stage(self) -> int:
-        """Which encoder learns now."""
+        """Index of the encoder that is being trained."""
         return min(int(self.step) // self._stage_steps, self.config.encoders - 1)
 
     def set_teacher(self, teacher: nn.Module) -> None:
@@ -382,7 +382,7 @@ class ScalableEncoder(MultiWidth, Taught):
 
     @torch.no_grad()
     def _silence(self, i: int) -> None:
-        """Let an encoder that is to be added start from nothing."""
+        """Set the last layer of an encoder that is to be added to zero."""
         modules = dict(self._encoder(i).named_modules())
         for group in self.groups:
             for member in group.members if group.latent == "y" else ():

@@ -1,24 +1,22 @@
-"""One set of parameters, several widths, each a whole codec (Yang et al., "Slimmable Compressive
-Autoencoders for Practical Neural Image Compression", CVPR 2021).
+"""Slimmable codecs: one set of parameters, several widths, each a complete codec (Yang et al.,
+"Slimmable Compressive Autoencoders for Practical Neural Image Compression", CVPR 2021).
 
 Width i keeps the leading channels of every channel group; layers compute with views of their
-parameters, nothing is padded. A step trains all widths, each with a lambda of its own: the loss is
-the sum over widths, gradients are added up width by width.
+parameters, nothing is padded. A training step runs all widths, each with its own lambda: the loss
+is the sum over widths, and gradients are added up width by width.
 
-*GDN* pools other channels at each width. `switch`: beta and gamma of its own for each width.
-`slim`: the leading part of one. `slim+`: the leading part, with a scale and an offset for each
-width,
+*GDN* sums over different channels at each width. `switch`: beta and gamma for each width. `slim`:
+the leading part of one. `slim+`: the leading part, with a scale and an offset for each width,
 
     gamma_i = s_i * gamma[:w, :w] + t_i,    beta_i = u_i * beta[:w] + v_i,
 
-of the values behind the non-negative parametrisation, scales and offsets with one of their own (the
-authors' gdn_slim_plus.py). The widest needs none of either: it is the codec.
+of the values before the non-negative parametrisation, with scales and offsets parametrised in the
+same way (the authors' gdn_slim_plus.py). The widest width has neither: it is the codec.
 
-*Latents* are whole at each width (`fixed`: one entropy model for all), or narrow with the rest
+*Latents* have full width at each width (`fixed`: one entropy model for all), or are narrow too
 (`slim`: an entropy bottleneck for each).
 
-*Lambdas* start as given; `schedule` lowers those of narrow widths until the curve through all bends
-where it should: see `schedule.py`.
+*Lambdas* start as given; `schedule` lowers those of narrow widths: see `lambda_schedule.py`.
 """
 
 from __future__ import annotations
@@ -55,21 +53,21 @@ class SlimmableConfig(StrictConfig):
     """Settings of slimmable codecs; exactly one of `widths` and `macs`.
 
     Attributes:
-        widths: the widest, which is the codec itself, first: shares of each group's width (1.0,
-            0.5), or channels of the widest group of g_a.
-        macs: the same by cost: the largest uniform widths that need at most these shares of the
+        widths: widest first, which is the codec itself: fractions of each group's width (1.0, 0.5),
+            or channels of the widest group of g_a.
+        macs: the same by cost: the largest uniform widths that need at most these fractions of the
             codec's MACs.
         gdn: "switch", "slim" or "slim+".
         latents: y and z are "fixed", or "slim" like the rest.
-        order: what leads: channels as they are numbered ("index"), or the most important ones
-            ("importance", measured by `prepare`).
+        order: the channels that come first: as they are numbered ("index"), or the most important
+            ones ("importance", measured by `prepare`).
         round_to: widths are multiples of this.
-        lambdas, qualities: the trade-off of each width, widest first; without either, all have the
-            training's.
-        sandwich: train the widest, the narrowest and so many drawn ones in between in each step;
+        lambdas, qualities: the trade-off of each width, widest first; without either, all have that
+            of the training.
+        sandwich: train the widest, the narrowest and so many random ones in between in each step;
             None: all.
-        distill: weight of the distance from the widest's image, relative to the distortion.
-        schedule: when lambdas of narrow widths are lowered: {first: 1000, every: 200}.
+        distill: weight of the distance from the image of the widest, relative to the distortion.
+        schedule: settings of the lambda schedule: {first: 1000, every: 200}.
     """
 
     widths: tuple[float, ...] | None = None
@@ -118,7 +116,7 @@ def _same(x: Tensor) -> Tensor:
 
 @METHODS.register("slimmable")
 class Slimmable(MultiWidth):
-    """Leading channels at each width; nothing is decided, the widths stay."""
+    """Several widths made of leading channels; no channel is removed."""
 
     name = "slimmable"
     summary = (
@@ -190,7 +188,7 @@ class Slimmable(MultiWidth):
     # -- widths -----------------------------------------------------------------------------------
 
     def _solve(self) -> list[dict[str, int]]:
-        """How many channels each group has at each width."""
+        """Return the number of channels of each group at each width."""
         if self.config.macs is not None:
             shares = [self._share(budget) for budget in self.config.macs]
         else:
@@ -251,7 +249,7 @@ class Slimmable(MultiWidth):
         return float(share)
 
     def _slice(self) -> None:
-        """Work out what each layer has at each width."""
+        """Compute the slices of each layer's parameters at each width."""
         keeps = []
         for table in self._table:
             orders = {
@@ -337,7 +335,7 @@ class Slimmable(MultiWidth):
 
     @contextmanager
     def active(self, codec: nn.Module) -> Iterator[None]:
-        """Let the codec be of the width that is set, inside the block."""
+        """Run the codec at the width that is set, inside the block."""
         i = self.widths.now or 0
         modules: dict[str, Any] = dict(codec.named_modules())
         attributes: list[tuple[nn.Module, dict[str, Any]]] = []
@@ -360,7 +358,7 @@ class Slimmable(MultiWidth):
         return next(self._table[i][g.name] for g in self._free if g.latent == "y")
 
     def _norm_at(self, i: int, name: str, layer: Any) -> dict[str, Any]:
-        """What stands in front of a GDN's own parameters at a width."""
+        """Return the parameters that replace a GDN's own at a width."""
         sliced = self._slices[i].sliced_parameters(name, layer)
         if self.config.gdn == "slim":
             return sliced

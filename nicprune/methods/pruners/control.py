@@ -1,4 +1,4 @@
-"""No sparsity at all: the control. The original trained on for as long as the others."""
+"""The control: no sparsity. The original is trained for as many steps as the others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from nicprune.methods.contract import METHODS, Method
 
 @METHODS.register("none")
 class NoMethod(Method):
-    """Keeps every channel."""
+    """Keep every channel."""
 
     name = "none"
     summary = "control: the original, trained on"

@@ -1,5 +1,5 @@
-"""One-shot pruning by what the loss says: the squared gradient by a mask on each channel, summed
-over photographs.
+"""One-shot pruning by Fisher information: the squared gradient of the loss by a mask on each
+channel, summed over images.
 
 The first-order criterion of Molchanov et al., "Importance Estimation for Neural Network Pruning"
 (CVPR 2019), over whole channel groups, on the rate-distortion loss. With a budget, channels go by
@@ -22,7 +22,7 @@ from nicprune.pruning.target import Target
 
 @METHODS.register("fisher")
 class Fisher(Pruner):
-    """Decides as soon as it has seen some photographs."""
+    """Choose channels in `prepare`, by the loss on some images."""
 
     name = "fisher"
     summary = (

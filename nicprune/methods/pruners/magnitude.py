@@ -1,9 +1,9 @@
-"""One-shot pruning by group magnitude: the rival that costs nothing.
+"""One-shot pruning by group magnitude, the baseline that needs no data.
 
-A channel's importance is the L2 norm of all weights that go with it, over every member of its group
-(Fang et al., "DepGraph", CVPR 2023, section 4.2), GDN's effective gamma and masked convolutions
-included, relative to its group's mean, so that groups compare; with a budget, channels go by
-importance per MAC saved.
+A channel's importance is the L2 norm of all weights that are removed with it, over every member of
+its group (Fang et al., "DepGraph", CVPR 2023, section 4.2), GDN's effective gamma and masked
+convolutions included, relative to the mean of its group, so that groups are comparable. With a
+budget, channels go by importance per MAC saved.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from nicprune.pruning.target import Target
 
 
 def group_magnitude(codec: nn.Module, group: Group) -> np.ndarray:
-    """Importance of each channel of a group: L2 norm over its members, relative to the group's
-    mean.
+    """Return the importance of each channel of a group: L2 norm over its members, relative to the
+    group's mean.
     """
     modules = dict(codec.named_modules())
     total = np.zeros(group.width)
@@ -35,7 +35,7 @@ def group_magnitude(codec: nn.Module, group: Group) -> np.ndarray:
 
 @METHODS.register("magnitude")
 class Magnitude(Pruner):
-    """Decides at once, by weight norms."""
+    """Choose channels at once, by weight norms."""
 
     name = "magnitude"
     summary = "one shot: smallest group L2 norm per MAC goes first"

@@ -1,33 +1,33 @@
 """Mask decay with the |m - 1| criterion (Wang et al., "EVC: Towards Real-Time Neural Image
 Compression with Mask Decay", ICLR 2023).
 
-Every channel of every free group gets a mask m, 1 at the start, behind its producers' bias. After
-each optimiser step
+Every channel of every prunable group gets a mask m, initially 1, applied after the bias of the
+layers that produce it. After each optimiser step
 
     m <- max(0, m - eta * clip(g / rms(g)) - rho * r * (|m - 1| + floor))
 
 with g the gradient of the rate-distortion loss, rms(g) its running root mean square over all masks.
-|m - 1| is EVC's criterion: it grows as a mask falls and is zero at 1, so that masks part into those
-that stay and those that go; L1 pushes all alike, L2 pushes the large ones most. Three things are
-our own, the paper's settings not being public:
+|m - 1| is EVC's criterion: it grows as a mask falls and is zero at 1, so that masks separate into
+those that stay and those that go; L1 pushes all equally, L2 pushes the large ones most. Three parts
+are not from the paper, whose settings are not public:
 
-*The start.* m = 1 is a fixed point of |m - 1|, and at a trained codec's optimum the mean of g is
-zero there too: nothing would move but by noise. The floor is a nudge.
+*Start.* m = 1 is a fixed point of |m - 1|, and at a trained codec's optimum the mean of g is zero
+too: only noise would move a mask. The floor starts the decay.
 
-*What a channel is worth.* The mean of g is zero at the optimum, its square is not: the running mean
-of g^2 (Fisher information, the curvature along m, the first-order Taylor importance of Molchanov et
-al., CVPR 2019) says how much the loss would rise. The rate r = c / E[g^2], relative to its median,
-sends first what costs many MACs (c, per channel, as the widths are by then) and matters little:
-widths follow rate-distortion loss per MAC. A deficit grows exponentially, so a channel twice as
-dispensable is gone when the other has hardly begun.
+*Importance.* The mean of g is zero at the optimum, its square is not: the running mean of g^2
+(Fisher information, the curvature along m, the first-order Taylor importance of Molchanov et al.,
+CVPR 2019) estimates how much the loss would rise. The rate r = c / E[g^2], relative to its median,
+first removes channels that cost many MACs (c, at the present widths) and matter little: widths
+follow rate-distortion loss per MAC. A deficit grows exponentially, so a channel half as important
+is gone when the other has hardly begun to fall.
 
-*The pace.* rho is steered: it rises while the codec costs more than planned for the step and falls
-when it costs less. For the last part of `decay_steps` the choice is final: keep-lists that meet the
-target exactly are read off the masks, the masks of the others go to zero, and the decay of those
-that stay ends.
+*Pace.* rho is steered: it rises while the codec costs more than planned for the step and falls when
+it costs less. For the last part of `decay_steps` the choice is final: keep-lists that meet the
+target exactly are read off the masks, the masks of the other channels go to zero, and the decay of
+those that stay ends.
 
-Decay is decoupled from the optimiser, as weight decay is in AdamW: Adam's normaliser would make
-|m - 1|, L1 and L2 alike.
+Decay is decoupled from the optimiser, as weight decay is in AdamW: Adam's normaliser would make |m
+- 1|, L1 and L2 equal.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class MaskDecayConfig(Target):
     """Settings of mask decay beside its target.
 
     Attributes:
-        decay_steps: steps until every mask that goes is zero.
-        criterion: the decay's gradient: "decay" is |m - 1|, "l1" is 1, "l2" is m; to each the
-            floor is added.
-        mask_lr: eta, how fast masks follow the rate-distortion gradient; None takes 1 /
-            decay_steps, with which a mask pushed one way all along moves by at most 1.
-        commit: share of `decay_steps` after which the choice is final.
+        decay_steps: training steps until the mask of every removed channel is zero.
+        criterion: the decay's gradient: "decay" is |m - 1|, "l1" is 1, "l2" is m; the floor is
+            added to each.
+        mask_lr: eta, the step size of masks along the rate-distortion gradient; None takes 1 /
+            decay_steps, with which a mask that is always pushed one way moves by at most 1.
+        commit: fraction of `decay_steps` after which the choice is final.
     """
 
     decay_steps: int = Field(default=10_000, ge=2)
@@ -72,7 +72,7 @@ class MaskDecayConfig(Target):
 
 @METHODS.register("mask_decay")
 class MaskDecay(Pruner):
-    """Learns which channels go, while the codec trains."""
+    """Learn which channels to remove while the codec is trained."""
 
     name = "mask_decay"
     summary = "learnt masks decay by |m - 1| (EVC), weighted by MACs, to an exact budget"
@@ -122,7 +122,7 @@ class MaskDecay(Pruner):
 
     @property
     def eta(self) -> float:
-        """How fast masks follow the rate-distortion gradient."""
+        """Step size of masks along the rate-distortion gradient."""
         return (
             self.config.mask_lr
             if self.config.mask_lr is not None
@@ -131,7 +131,7 @@ class MaskDecay(Pruner):
 
     @property
     def commit_step(self) -> int:
-        """The step at which the choice is final."""
+        """Training step at which the choice is final."""
         return min(
             max(1, round(self.config.commit * self.config.decay_steps)), self.config.decay_steps - 1
         )
@@ -145,16 +145,14 @@ class MaskDecay(Pruner):
         return max(0, self.config.decay_steps - int(self.step))
 
     def _soft_widths(self, values: Tensor) -> np.ndarray:
-        """Widths by how many masks still stand: those above 3/4 count whole, those below 1/4 not at
-        all.
-        """
+        """Return the widths by masks: those above 3/4 count as 1, those below 1/4 as 0."""
         widths = self.cost.widths().astype(float)
         standing = ((values - 0.25) * 2).clamp(0, 1)
         widths[self._columns] = [float(part.sum()) for part in standing.split(self._sizes)]
         return widths
 
     def _rates(self, soft: np.ndarray, importance: Tensor) -> Tensor:
-        """r of the module's docstring, for every mask: cost over importance, relative to the
+        """Return r of the module's docstring for every mask: cost over importance, relative to the
         median.
         """
         price = np.ones(len(self._sizes))
@@ -236,7 +234,7 @@ class MaskDecay(Pruner):
         return unbiased.mean().sqrt().clamp_min(1e-20)
 
     def _decay(self, values: Tensor) -> Tensor:
-        """How much each mask decays in this step; rho is steered on the way."""
+        """Return the decay of each mask in this step, and steer rho."""
         soft = self._soft_widths(values)
         steer(self.rho, self._ahead(soft), slowest=1e-4 / self.config.decay_steps)
         rates = self._rates(soft, self.fisher)

@@ -1,4 +1,4 @@
-"""One-shot pruning of channels drawn at random: what any criterion has to beat."""
+"""One-shot pruning of random channels, the baseline for every criterion."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RandomConfig(Target):
 
 @METHODS.register("random")
 class Random(Pruner):
-    """Decides at once, at random; widths follow the budget as for the other methods."""
+    """Choose channels at once, at random; widths follow the budget as for the other methods."""
 
     name = "random"
     summary = "one shot: channels drawn at random"

@@ -22,8 +22,8 @@ from nicprune.methods.variable_rate.modulation import (
 
 @METHODS.register("conditional_autoencoder")
 class ConditionalAutoencoder(Modulation):
-    """Scale and bias of every convolution by the nearest trained rate; the step size alone follows
-    lambda in between.
+    """Scale and bias of every convolution from the nearest trained rate; between rates only the
+    step size follows lambda.
     """
 
     name = "conditional_autoencoder"

@@ -22,7 +22,7 @@ from nicprune.methods.variable_rate.modulation import (
 
 @METHODS.register("modulated_autoencoder")
 class ModulatedAutoencoder(Modulation):
-    """A small network at every convolution of g_a (behind it) and g_s (in front of it)."""
+    """A small network at every convolution: after those of g_a, before those of g_s."""
 
     name = "modulated_autoencoder"
     summary = (

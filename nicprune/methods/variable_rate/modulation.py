@@ -45,7 +45,7 @@ from nicprune.methods.levels import Levels
 
 
 class ModulationConfig(StrictConfig):
-    """Which rates; exactly one of the two.
+    """The rates; exactly one of the two.
 
     Attributes:
         lambdas: increasing trade-offs, at least two.
@@ -84,13 +84,12 @@ class NetworkConfig(ModulationConfig):
 
 
 class Site(Hook):
-    """One place where activations are scaled: in front of a module or behind it, by the module's
-    name in the codec.
+    """One place where activations are scaled: before or after a module.
 
     Attributes:
-        name, side: where; "in" or "out".
-        layer, axis: the convolution, and its axis, that has these channels: what a pruning of it
-            takes, the site loses.
+        name, side: the module, and "in" or "out".
+        layer, axis: the convolution, and its axis, with these channels: what pruning removes there,
+            the site loses too.
         width: channels.
     """
 
@@ -120,7 +119,7 @@ class Site(Hook):
 
 
 class Modulation(RateModulator):
-    """What all modulators share: rates, the loss over them, hooks, and folding one rate into the
+    """Base of all modulators: rates, the loss over them, hooks, and folding one rate into the
     weights.
     """
 
@@ -148,8 +147,8 @@ class Modulation(RateModulator):
                 )
 
     def places(self) -> list[Site]:
-        """Where activations are scaled: behind g_a and in front of g_s, unless a modulator does
-        more.
+        """Return the sites where activations are scaled: the output of g_a and the input of g_s,
+        unless a modulator has more.
         """
         codec: Any = self.codec
         last, first = convolutions_in(codec, ("g_a",))[-1], convolutions_in(codec, ("g_s",))[0]
@@ -160,11 +159,13 @@ class Modulation(RateModulator):
         ]
 
     def build(self) -> None:
-        """Make the parameters."""
+        """Create the parameters."""
         raise NotImplementedError
 
     def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
-        """Scale and bias at a site for the levels set now, shape (images or 1, channels) each."""
+        """Return scale and bias at a site for the levels that are set, shape (images or 1,
+        channels) each.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -179,7 +180,7 @@ class Modulation(RateModulator):
         return self.levels.now.to(self._place)
 
     def _prior(self, levels: Tensor) -> Tensor:
-        """Logarithm of (lambda / highest)^(1/2), exactly 0 at the highest."""
+        """Return the logarithm of (lambda / highest)^(1/2), exactly 0 at the highest."""
         return (
             0.5
             * (self.levels.lmbda(levels).log() - math.log(self.levels.lambdas[-1]))
@@ -187,12 +188,12 @@ class Modulation(RateModulator):
         )
 
     def _step(self, site: Site, levels: Tensor) -> Tensor:
-        """What the prior alone scales a site of the latents by, shape (levels, channels)."""
+        """Return the scale of a site by the prior alone, shape (levels, channels)."""
         factor = self._prior(levels).exp()[:, None].expand(-1, site.width)
         return factor if site.side == "out" else 1 / factor
 
     def _between(self, table: Tensor) -> Tensor:
-        """Rows of a (rates, channels) table for the levels set now, interpolated."""
+        """Return rows of a (rates, channels) table for the levels that are set, interpolated."""
         now = self._now()
         below = now.floor().clamp(0, len(self.levels) - 2).long()
         return torch.lerp(table[below], table[below + 1], (now - below)[:, None].to(table))
@@ -279,8 +280,8 @@ class Modulation(RateModulator):
         other.levels.now = self.levels.now.clone()
 
     def per_channel(self, site: int) -> dict[str, int]:
-        """Parameters that have a value for each channel of a site, with the dimension along
-        which.
+        """Return the names of parameters with a value for each channel of a site, with the
+        dimension of the channels.
         """
         raise NotImplementedError
 
@@ -289,7 +290,7 @@ class Modulation(RateModulator):
 
 
 class Network(nn.Module):
-    """Two fully connected layers from a number to a value per channel, 0 at the start."""
+    """Two fully connected layers from a number to a value per channel, initialised to return 0."""
 
     def __init__(self, hidden: int, channels: int, activation: Any):
         super().__init__()
@@ -299,7 +300,7 @@ class Network(nn.Module):
         nn.init.zeros_(self.second.bias)
 
     def forward(self, t: Tensor) -> Tensor:
-        """(n,) to (n, channels), in float32 whatever the precision around."""
+        """Map (n,) to (n, channels), in float32 whatever the autocast precision."""
         with torch.autocast(t.device.type, enabled=False):
             weight = self.first.weight
             return self.second(self.activation(self.first(t.to(weight)[:, None])))
@@ -310,7 +311,7 @@ ZERO = math.log(math.e - 1)
 
 
 def convolutions_in(codec: nn.Module, transforms: Sequence[str]) -> list[str]:
-    """Names of the convolutions in these transforms, in order."""
+    """Return the names of the convolutions in these transforms, in order."""
     return [
         name
         for name, kind in kinds_in(codec).items()
