@@ -121,8 +121,8 @@ def _stock(codec: Any, state: dict[str, Tensor]) -> nn.Module:
         misfits = _misfits(str(error))
         raise FileError(
             f"stock CompressAI cannot load this {name}: it reads N and M alone and expects every"
-            f" other width to follow{': ' + misfits if misfits else ''}; use nicprune.load, or prune"
-            " to uniform widths (widths: ...)"
+            f" other width to follow{': ' + misfits if misfits else ''}; use nicprune.load, or"
+            " prune to uniform widths (widths: ...)"
         ) from None
 
 

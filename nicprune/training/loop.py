@@ -409,7 +409,7 @@ class _Run:
             if self.attached is not None
             else None
         )
-        figures = own if own is not None else self.loss(out, batch)
+        figures: dict[str, Tensor] = own if own is not None else self.loss(out, batch)
         loss = figures["loss"]
         if self.attached is not None:
             figures["terms"] = self.attached.loss(out, batch)
