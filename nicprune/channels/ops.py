@@ -137,6 +137,7 @@ def reduced_dims(
 
 
 def flatten(value: Any) -> list[Any]:
+    """Return the leaves of nested tuples, lists and dictionaries, in order."""
     if isinstance(value, (tuple, list)):
         return [leaf for item in value for leaf in flatten(item)]
     if isinstance(value, dict):

@@ -122,6 +122,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def plain(text: str) -> str:
+    """Return text that Matplotlib draws as it is, without formulas."""
     return text.replace("$", r"\$")  # not mathematics
 
 
