@@ -146,6 +146,7 @@ def flatten(value: Any) -> list[Any]:
 
 
 def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+    """Return the same nesting of tuples, lists and dictionaries with `function` on each leaf."""
     if isinstance(value, (tuple, list)):
         return type(value)(map_leaves(function, item) for item in value)
     if isinstance(value, dict):
