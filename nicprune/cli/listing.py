@@ -33,7 +33,7 @@ def list_names(
         if what in (title, "all"):
             typer.echo(title)
             for name, note in rows:
-                typer.echo(f"  {name:34} {note}")
+                typer.echo(f"  {name:38} {note}")
 
 
 def _first_comment(path: Path) -> str:

@@ -56,7 +56,7 @@ def hook_dicts(module: nn.Module) -> tuple[Any, Any]:
 
 
 def _hook_of(entry: Any) -> Hook | None:
-    hook = getattr(entry, "__self__", entry)  # a hook may be registered by one of its methods
+    hook = getattr(entry, "__self__", entry)  # the entry may be a bound method of the hook
     return hook if isinstance(hook, Hook) else None
 
 

@@ -92,7 +92,6 @@ def _constructor_arguments(codec: nn.Module) -> dict[str, Any]:
         if name != "self" and parameter.kind is not parameter.VAR_KEYWORD and plain:
             arguments[name] = value
     if "groups" in arguments and "M" in inspect.signature(type(codec).__init__).parameters:
-        arguments["M"] = sum(
-            arguments["groups"]
-        )  # ELIC does not store M, and requires sum(groups) == M
+        # ELIC does not store M, and requires sum(groups) == M.
+        arguments["M"] = sum(arguments["groups"])
     return arguments

@@ -219,7 +219,7 @@ def _fit(
 ) -> None:
     if phase.steps:
         label = f"q{job.quality} {job.arm.label} {name}"
-        # The two phases of pruning get different crops; no two seeds of a recipe share a phase's.
+        # The two phases of pruning, and all seeds of a recipe, get different crops.
         seed = job.seed if recipe.task == "train" else 2 * job.seed + (name == "finetune")
         settings = recipe.train_settings(phase, job.quality, seed, job.arm)
         settings["lmbda"] = job.lmbda

@@ -172,7 +172,7 @@ def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
     """
     parts = codec.roles.parts if isinstance(codec, Attached) else []
     staying = [part for part in parts if part.needed_for_decoding or encoder]
-    # Methods that decoding does not need leave the fingerprint as it is without them.
+    # Methods that decoding does not need do not count.
     state = codec.state_dict() if staying else unwrap(codec).state_dict()
     digest = hashlib.sha256()
     for key in sorted(state):
