@@ -67,7 +67,7 @@ def lmbda_for(quality: int, metric: str = "mse") -> float:
     if not 1 <= quality <= len(LAMBDAS[metric]):
         raise CodecError(
             f"CompressAI has lambdas for the qualities 1 to {len(LAMBDAS[metric])}, none for"
-            f" {quality}: give one"
+            f" {quality}: set lambdas"
         )
     return LAMBDAS[metric][quality - 1]
 

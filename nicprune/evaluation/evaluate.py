@@ -36,7 +36,11 @@ MS_SSIM_SIDE = 176
 class ImageScore:
     """Scores of one image.
 
-    `bpp` counts the bytes of the strings; `bpp_estimated` is the entropy of the likelihoods.
+    Attributes:
+        name, width, height: file name and size in pixels.
+        bpp, bpp_estimated: bits per pixel of the real strings, and entropy of the likelihoods.
+        psnr_db, ms_ssim: see `psnr`; MS-SSIM is None below `MS_SSIM_SIDE` pixels.
+        encode_s, decode_s: seconds.
     """
 
     name: str
@@ -56,8 +60,16 @@ class ImageScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A codec on a set of images: its cost (with gates: the mean over the images), the scores of
-    each image, and their means.
+    """A codec on a set of images.
+
+    Attributes:
+        codec, quality: as in the codec's provenance.
+        cost: MACs and params; with gates, MACs are the mean over the images.
+        original_cost: cost of the codec before any pruning.
+        images: scores of each image.
+        device, threads: where it was evaluated.
+        level, lmbda, width: the operating point, where the codec has several.
+        at: the name of the width or level, for tables.
     """
 
     codec: str

@@ -139,7 +139,7 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
     if wanted not in (own := fingerprint(ready), fingerprint(ready, encoder=True)):
         raise FileError(
             f"{where} was coded with another codec (fingerprint {wanted.hex()}, this one has"
-            f" {own.hex()}): name the one that wrote it"
+            f" {own.hex()}): decode with the codec that encoded it"
         )
     if _tables(ready) != tables:
         raise FileError(

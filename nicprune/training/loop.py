@@ -44,15 +44,28 @@ MAX_SKIPPED = 20
 class TrainSettings(StrictConfig):
     """Settings of `fit`.
 
-    Defaults are CompressAI's where it has one. By default `lmbda` and `metric` are those of the
-    codec's quality, and `lr` is that of the optimiser.
+    Defaults are CompressAI's where it has one.
 
     Attributes:
-        optimizer: "adam", or "soap", which reaches the same loss in several times fewer steps (see
+        steps: number of training steps.
+        lmbda: weight of the distortion; by default CompressAI's for the codec's quality.
+        metric: distortion of the loss, "mse" or "ms-ssim"; by default the codec's.
+        batch_size, patch_size: number of patches per step and device, and their side in pixels.
+        optimizer: "adam", or "soap", which reaches the same loss several times faster (see
             `nicprune.training.optimizers`).
+        lr, aux_lr: learning rates of the network (by default the optimiser's) and of the entropy
+            bottlenecks' quantiles.
+        schedule, warmup: course of `lr` after a linear warm-up of `warmup` steps.
+        clip: largest norm of the network's gradient.
+        precision: "32", "bf16", or "auto": bfloat16 where the device computes in it natively.
+        channels_last: train in this memory format, which is faster on CPU.
+        seed: determines patches and quantisation noise.
+        devices, accelerator: as in Lightning Fabric.
+        checkpoint_every, log_every: steps between two checkpoints, and between two log entries.
+        tensorboard: log to TensorBoard too, in `folder`.
         side: train only the layers that run when encoding alone ("encoder") or decoding alone
-            ("decoder"), and freeze the others. By default, the side that the attached methods
-            declare; for a plain codec, the side of its last pruning.
+            ("decoder"), and freeze the others; "both" trains all. By default, the side that the
+            attached methods declare; for a plain codec, the side of its last pruning.
     """
 
     steps: int = Field(ge=0)
