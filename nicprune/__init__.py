@@ -75,7 +75,7 @@ __all__ = sorted(_HOME)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: `nicprune --help` need not wait for torch."""
+    """Import a public name when it is first used, so that `nicprune --help` does not load torch."""
     if name not in _HOME:
         raise AttributeError(f"module 'nicprune' has no attribute {name!r}")
     return getattr(importlib.import_module(f"nicprune.{_HOME[name]}"), name)

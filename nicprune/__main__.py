@@ -1,5 +1,5 @@
 """`python -m nicprune`."""
 
-from nicprune.cli.commands import main
+from nicprune.cli import main
 
 main()

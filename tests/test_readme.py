@@ -16,7 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from nicprune.cli.commands import app
+from nicprune.cli import app
 from nicprune.data import images as data
 from nicprune.experiments.recipe import read_recipe
 from nicprune.report import page

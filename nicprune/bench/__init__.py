@@ -1,3 +1,3 @@
-"""`nicprune bench`: this machine's ratios against the goals of the project. May use everything but
+"""`nicprune bench`: ratios on this machine beside the project's goals. May use everything but
 `cli`.
 """

@@ -1,5 +1,5 @@
-"""How much sooner an optimiser reaches the loss that Adam ends with: CPU time against CPU time, in
-one run.
+"""CPU time of training with SOAP to the loss that Adam ends with, relative to Adam's, in one
+process.
 """
 
 from __future__ import annotations
@@ -24,32 +24,36 @@ from nicprune.training.optimizers import make_optimizer
 from nicprune.training.precision import autocast_dtype, entropy_models_in_float32
 
 CODECS = {"demo-hyperprior": 64, "bmshj2018-hyperprior": 128}
-"""Codecs that are trained from random weights, and their N."""
+"""Codecs that are trained from random weights, with their N."""
 STEPS = 600
 LOOK_EVERY = 25
 RATES = {"adam": 1e-3, "soap": 2e-3}
-"""Peak learning rates, reached after a warm-up and brought down to zero."""
+"""Peak learning rates: reached after a warm-up, then decayed to zero."""
 QUALITY = 3
 
 
 @dataclass
 class Curve:
-    """Validation losses of one training, and the CPU seconds of training before each."""
+    """Validation losses of one training run, with the step and the CPU seconds of training before
+    each.
+    """
 
     steps: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
     def reached(self, loss: float) -> int | None:
-        """The first look at which the loss was as low as this."""
+        """Return the index of the first validation with at most this loss; None if there is
+        none.
+        """
         return next((i for i, found in enumerate(self.losses) if found <= loss), None)
 
 
 def train(
     name: str, optimizer: str, steps: int, stop_at: float = 0.0, look_every: int = LOOK_EVERY
 ) -> Curve:
-    """Train a codec from random weights on the sample photographs, until its loss on the others is
-    `stop_at`.
+    """Train a codec from random weights on the training samples, until its loss on the test samples
+    is at most `stop_at`.
     """
     wanted = {
         "steps": steps,
@@ -113,8 +117,8 @@ def _middle(image: Tensor, side: int = 256) -> Tensor:
 
 
 def bench_optimizer(steps: int = STEPS) -> Iterator[Measure]:
-    """The CPU time in which SOAP reaches the validation loss that Adam ends with, from random
-    weights; and what a step costs.
+    """Measure the CPU time in which SOAP reaches the validation loss that Adam ends with, from
+    random weights, and the CPU time of a step.
     """
     for name, width in CODECS.items():
         adam = train(name, "adam", steps)
@@ -125,7 +129,7 @@ def bench_optimizer(steps: int = STEPS) -> Iterator[Measure]:
         there = (
             f"SOAP: {soap.losses[where]:.2f} after {soap.steps[where]}, {soap.seconds[where]:.0f} s"
         )
-        told = f"Adam: loss {target:.2f} after {steps} steps, {adam.seconds[-1]:.0f} s; {there}"
+        detail = f"Adam: loss {target:.2f} after {steps} steps, {adam.seconds[-1]:.0f} s; {there}"
         size = "batch 4 of 128x128, from random weights"
         value = adam.seconds[-1] / soap.seconds[where] if found is not None else 0.0
         more: dict[str, Any] = {"size": size, "threads": torch.get_num_threads(), "kept": 1}
@@ -135,15 +139,15 @@ def bench_optimizer(steps: int = STEPS) -> Iterator[Measure]:
             "x",
             goal=3.0,
             at_least=True,
-            detail=told,
+            detail=detail,
             **more,
         )
         each = [curve.seconds[-1] / curve.steps[-1] for curve in (soap, adam)]
-        told = f"{each[0] * 1e3:.0f} ms and {each[1] * 1e3:.0f} ms"
+        detail = f"{each[0] * 1e3:.0f} ms and {each[1] * 1e3:.0f} ms"
         yield Measure(
             f"CPU time of a step, SOAP / Adam, N={width}",
             each[0] / each[1],
             "x",
-            detail=told,
+            detail=detail,
             **more,
         )

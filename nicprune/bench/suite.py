@@ -1,9 +1,9 @@
-"""This machine's ratios: what attaching costs, how long surgery takes, whether time follows MACs.
+"""Ratios on this machine: overhead of attaching, time of surgery, speed-up against FLOP reduction.
 
-Each ratio's two sides are timed in turns in one process, in the same memory format; samples taken
-while other programs kept the processor busy are thrown away; the median of what is left counts. On
-a machine that is never quiet the least disturbed samples count, and every figure made of them says
-so.
+The two sides of each ratio are timed alternately in one process, in the same memory format. Samples
+during which other programs kept the processor busy are discarded; the median of the others counts.
+On a machine that is never quiet the least disturbed samples are used, and every value made from
+them says so.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from nicprune.training.precision import autocast_dtype, entropy_models_in_float3
 SIZE = (512, 768)
 SIZE_TEXT = f"{SIZE[1]}x{SIZE[0]}"
 CODED = (256, 384)
-"""Smaller, for codecs that code pixel by pixel."""
+"""Size of the image for codecs that code pixel by pixel."""
 BATCH = "batch 8 of 128x128"
 
 
@@ -64,7 +64,7 @@ def _training_step(
 
 
 def bench_attach() -> Iterator[Measure]:
-    """A training step with mask decay attached against the bare codec's."""
+    """Measure a training step with mask decay attached, relative to the bare codec's."""
     x = torch.rand(8, 3, 128, 128).to(memory_format=torch.channels_last)
     dtype = autocast_dtype("auto", x.device)
     bare, inner = (_ready("bmshj2018-hyperprior", 3).train() for _ in range(2))
@@ -85,7 +85,7 @@ def bench_attach() -> Iterator[Measure]:
 
 
 def bench_precision() -> Iterator[Measure]:
-    """A training step in float32 against bfloat16 autocast."""
+    """Measure a training step in float32, relative to bfloat16 autocast."""
     x = torch.rand(8, 3, 128, 128).to(memory_format=torch.channels_last)
     codecs = [_ready("bmshj2018-hyperprior", 3).train() for _ in range(2)]
     timer = QuietTimer(5, limit=20)
@@ -110,8 +110,9 @@ def bench_precision() -> Iterator[Measure]:
 
 
 def bench_surgery() -> Iterator[Measure]:
-    """Finding groups and removing half of the MACs, verification apart, and what that is beside one
-    forward pass.
+    """Measure finding the groups and removing half of the MACs, without verification.
+
+    The detail gives the time relative to a forward pass, and that of verification.
     """
     for name in ZOO:
         quality = qualities(name)[-1]
@@ -154,7 +155,7 @@ def bench_surgery() -> Iterator[Measure]:
 
 
 def bench_budget() -> Iterator[Measure]:
-    """Solving a budget."""
+    """Measure the allocation of widths to a budget."""
     for name, quality in (
         ("bmshj2018-hyperprior", 8),
         ("cheng2020-attn", 6),
@@ -176,7 +177,7 @@ def bench_budget() -> Iterator[Measure]:
 
 
 def bench_speedup() -> Iterator[Measure]:
-    """Wall-clock speed-up of g_a + g_s against their FLOP reduction."""
+    """Measure the wall-clock speed-up of g_a + g_s, relative to their FLOP reduction."""
     for name, quality in (("bmshj2018-hyperprior", 1), ("demo-hyperprior", 3)):
         for share in (0.5, 0.25):
             codec = _ready(name, quality)
@@ -211,8 +212,8 @@ def bench_speedup() -> Iterator[Measure]:
 
 
 def bench_gating() -> Iterator[Measure]:
-    """Time saved by gates that leave closed channels out, against the MACs that they save; pooling
-    and gathering included.
+    """Measure the time that gates save by skipping closed channels, relative to the MACs that they
+    save. Pooling and gathering are included.
     """
     for name, quality in (("bmshj2018-hyperprior", 1), ("demo-hyperprior", 3)):
         for share in (0.5, 0.25):
@@ -249,7 +250,7 @@ def bench_gating() -> Iterator[Measure]:
 
 
 def bench_coding() -> Iterator[Measure]:
-    """Coding an image with and without `fast_indexes`; both with the same transforms."""
+    """Measure coding an image with and without `fast_indexes`, with the same transforms."""
     for name in ("bmshj2018-hyperprior", "mbt2018"):
         codec = _ready(name, 1).eval()
         refresh_tables(codec)
@@ -277,8 +278,8 @@ def bench_coding() -> Iterator[Measure]:
 
 
 def bench_slimmable() -> Iterator[Measure]:
-    """Slimmable codecs: the time of a width against its MACs, of a step over all widths, and of
-    switching.
+    """Measure slimmable codecs: the speed-up of each width relative to its FLOP reduction, a step
+    over all widths, and switching the width.
     """
     name, quality, widths = "bmshj2018-hyperprior", 1, (1.0, 0.75, 0.5, 0.25)
     bare = _ready(name, quality).eval()
@@ -415,7 +416,7 @@ def run_bench(
 
 
 def format_bench(results: Sequence[Measure]) -> str:
-    """Put results into a table, with the machine and how samples were taken below."""
+    """Return the results as a table, with the machine and the sampling below it."""
     rows = []
     for r in results:
         goal = (
@@ -438,9 +439,9 @@ def format_bench(results: Sequence[Measure]) -> str:
         sorted({f"{r.device}, {r.threads} thread{'s' if r.threads != 1 else ''}" for r in results})
     )
     taken = (
-        f"during which others used at most {BUSY:.0%} of the processor"
+        f"during which other programs used at most {BUSY:.0%} of the processor"
         if all(r.known for r in results)
-        else "; what others used is not known here"
+        else "; the load of other programs is not known here"
     )
     lines = [
         table,
@@ -449,8 +450,8 @@ def format_bench(results: Sequence[Measure]) -> str:
     ]
     if any(r.busy for r in results):
         lines.append(
-            "busy: others never left the processor alone, the least disturbed samples were taken;"
-            " run again on a quiet machine"
+            "busy: other programs kept the processor busy throughout; the least disturbed samples"
+            " were used; run again on a quiet machine"
         )
     return "\n".join(lines)
 

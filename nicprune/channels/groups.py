@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from torch import nn
@@ -71,7 +72,11 @@ class Groups(Sequence[Group]):
     def __iter__(self) -> Iterator[Group]:
         return iter(self._groups)
 
-    def __getitem__(self, key):  # type: ignore[no-untyped-def, override]
+    @overload
+    def __getitem__(self, key: int | str) -> Group: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[Group, ...]: ...
+    def __getitem__(self, key: int | str | slice) -> Group | tuple[Group, ...]:
         if isinstance(key, str):
             if key not in self._by_name:
                 raise RecipeError(f"no channel group {key!r}; {closest(key, self._by_name)}")

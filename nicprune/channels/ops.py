@@ -137,6 +137,7 @@ def reduced_dims(
 
 
 def flatten(value: Any) -> list[Any]:
+    """Return the leaves of nested tuples, lists and dictionaries, in order."""
     if isinstance(value, (tuple, list)):
         return [leaf for item in value for leaf in flatten(item)]
     if isinstance(value, dict):
@@ -145,6 +146,7 @@ def flatten(value: Any) -> list[Any]:
 
 
 def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+    """Return the same nesting of tuples, lists and dictionaries with `function` on each leaf."""
     if isinstance(value, (tuple, list)):
         return type(value)(map_leaves(function, item) for item in value)
     if isinstance(value, dict):

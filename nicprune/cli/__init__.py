@@ -1,5 +1,5 @@
-"""The command line: each command a thin call. May use everything."""
+"""The command line: one file for each command or pair of commands. May use everything."""
 
-from nicprune.cli.commands import app, main
+from nicprune.cli.application import app, main
 
 __all__ = ["app", "main"]

@@ -1,1 +1,1 @@
-"""What a CompressAI model is. May use `data` and `common`."""
+"""CompressAI models: zoo, anatomy, layer kinds, CDF tables, hooks. May use `data` and `common`."""

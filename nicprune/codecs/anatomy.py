@@ -1,4 +1,4 @@
-"""What a CompressAI model is made of: its transforms, the sides on which they run, its entropy
+"""Anatomy of a CompressAI model: its transforms, the sides on which they run, its entropy
 models.
 """
 
@@ -26,12 +26,12 @@ TRANSFORMS = (
     "entropy_parameters",
     "g_s",
 )
-"""In the order in which they run."""
+"""Names of transforms, in the order in which they run."""
 
 ENCODER_ONLY, DECODER_ONLY = ("g_a", "h_a"), ("g_s",)
 
 CDF_BUFFERS = {"_offset", "_quantized_cdf", "_cdf_length", "scale_table"}
-"""Buffers of entropy models that `update()` makes; their sizes follow the weights."""
+"""Buffers of entropy models that `update()` creates; their sizes depend on the weights."""
 
 SIZE_MULTIPLE = 64
 """Images are padded to a multiple of this many pixels: the largest total stride among the codecs.
@@ -45,8 +45,9 @@ def check_codec(codec: object) -> None:
 
 
 def rate_distortion_loss(lmbda: float, metric: str) -> nn.Module:
-    """CompressAI's loss: lmbda * 255^2 * MSE + bpp, or lmbda * (1 - MS-SSIM) + bpp."""
-    return RateDistortionLoss(lmbda=lmbda, metric=metric)
+    """Return CompressAI's loss: lmbda * 255^2 * MSE + bpp, or lmbda * (1 - MS-SSIM) + bpp."""
+    loss: nn.Module = RateDistortionLoss(lmbda=lmbda, metric=metric)
+    return loss
 
 
 def unwrap(model: nn.Module) -> Any:
@@ -56,20 +57,24 @@ def unwrap(model: nn.Module) -> Any:
 
 
 def transform_of(module_name: str) -> str:
-    """Return the transform that a module belongs to, "other" if none is named in its path."""
+    """Return the transform that a module belongs to; "other" if its path names none."""
     return next((part for part in module_name.split(".") if part in TRANSFORMS), "other")
 
 
 def sides_of(transform: str) -> tuple[bool, bool]:
-    """Whether a transform runs (when encoding, when decoding). What is not known to be one-sided
-    runs on both.
+    """Return whether a transform runs (when encoding, when decoding).
+
+    A transform that is not known to be one-sided runs on both sides.
     """
     return transform not in DECODER_ONLY, transform not in ENCODER_ONLY
 
 
 def on_side(name: str, side: str | None) -> bool:
-    """Whether a layer (or parameter) runs when encoding alone ("encoder") or when decoding alone
-    ("decoder"); always without a side.
+    """Return whether a layer or parameter runs on one side alone.
+
+    Args:
+        name: path of the layer or parameter in the codec.
+        side: "encoder" or "decoder"; None accepts every name.
     """
     return side is None or transform_of(name) in (
         ENCODER_ONLY if side == "encoder" else DECODER_ONLY
@@ -77,16 +82,19 @@ def on_side(name: str, side: str | None) -> bool:
 
 
 def forward_for_analysis(codec: nn.Module, x: Tensor) -> dict[str, Any]:
-    """Run the forward pass whose layers stand for the codec's work.
+    """Run the forward pass that is traced and counted.
 
-    The variable-rate models run their first stage: in the second, mbt2018-vbr calls its context
-    model pixel by pixel on raw weights. Its `scale_to_context`, which joins the context there, is
-    added by hand.
+    The variable-rate models run their first stage. In the second, mbt2018-vbr evaluates its context
+    model pixel by pixel on raw weights. The output of its `scale_to_context`, which enters the
+    context model there, is added in the first stage instead.
     """
+    out: dict[str, Any]
     if not isinstance(codec, ScaleHyperpriorVbr):
-        return codec(x)
+        out = codec(x)
+        return out
     with _scale_to_context(codec):
-        return codec(x, stage=1)
+        out = codec(x, stage=1)
+        return out
 
 
 @contextmanager
@@ -97,9 +105,9 @@ def _scale_to_context(codec: nn.Module) -> Iterator[None]:
     linear = codec.scale_to_context
 
     def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return output + linear(torch.ones(1, 1, dtype=output.dtype, device=output.device)).view(
-            1, -1, 1, 1
-        )
+        one = torch.ones(1, 1, dtype=output.dtype, device=output.device)
+        added: Tensor = linear(one)
+        return output + added.view(1, -1, 1, 1)
 
     handle = codec.context_prediction.register_forward_hook(add)
     try:

@@ -1,5 +1,5 @@
-"""CDF tables: which entropy bottlenecks they were made from, making them anew where those have
-changed, and finding a latent's table quickly.
+"""CDF tables of entropy models: rebuilding them when the entropy bottlenecks have changed, and
+finding the table of a latent quickly.
 """
 
 from __future__ import annotations
@@ -22,33 +22,35 @@ _COMPARED = GaussianConditional.build_indexes
 
 
 def _bisected(self: Any, scales: Tensor) -> Tensor:
-    if scales.dtype != self.scale_table.dtype:  # bisection takes one type alone
-        return _COMPARED(self, scales)
+    if scales.dtype != self.scale_table.dtype:  # torch.bucketize needs a single dtype
+        compared: Tensor = _COMPARED(self, scales)
+        return compared
     scales = self.lower_bound_scale(scales)
     return torch.bucketize(scales.contiguous(), self.scale_table[:-1], out_int32=True)
 
 
 @contextmanager
 def fast_indexes() -> Iterator[None]:
-    """Within it, codecs find the CDF table of each latent by bisection; CompressAI compares its
-    scale with every entry of the scale table (64).
+    """Find the CDF table of each latent by bisection inside the block.
+
+    CompressAI compares the scale of each latent with all 64 entries of the scale table.
 
         with nicprune.fast_indexes():
             sent = codec.compress(x)
 
-    The indexes are the same, and so are the bitstreams. What `nicprune` codes itself is coded
-    within it. An own `build_indexes`, of a subclass or put in place of CompressAI's, stays.
+    The indexes are the same, and so are the bitstreams. nicprune's own functions code inside it. A
+    `build_indexes` of a subclass, or one that replaced CompressAI's, is not changed.
     """
     if GaussianConditional.build_indexes is not _COMPARED:
         yield
         return
-    GaussianConditional.build_indexes = _bisected  # type: ignore[method-assign]
+    GaussianConditional.build_indexes = _bisected
     try:
         yield
     finally:
-        # With several threads it may end early for another one, which then compares: slower, and
-        # the same.
-        GaussianConditional.build_indexes = _COMPARED  # type: ignore[method-assign]
+        # With several threads this may end another thread's block early, which then gets the same
+        # indexes more slowly.
+        GaussianConditional.build_indexes = _COMPARED
 
 
 def _bottleneck_hash(codec: Any) -> str:
@@ -62,8 +64,8 @@ def _bottleneck_hash(codec: Any) -> str:
 
 
 def note_tables(model: nn.Module) -> None:
-    """Remember that the CDF tables of a codec, and of the methods on it, are those of their entropy
-    bottlenecks as they are now.
+    """Record that the CDF tables of a codec, and of the methods on it, were built from its current
+    entropy bottlenecks.
     """
     provenance(unwrap(model)).tables = _bottleneck_hash(unwrap(model))
     for part in _parts(model):
@@ -71,7 +73,9 @@ def note_tables(model: nn.Module) -> None:
 
 
 def _parts(model: nn.Module) -> list[Any]:
-    """Methods on the codec that code with it, and may have entropy bottlenecks of their own."""
+    """Return the methods that take part in coding; they may have entropy bottlenecks of their
+    own.
+    """
     roles = getattr(model, "roles", None)
     return list(roles.parts) if roles is not None else []
 
@@ -82,8 +86,8 @@ def _stale(part: nn.Module, tables: str) -> bool:
 
 
 def update_tables(codec: Any) -> None:
-    """Make all CDF tables of a codec anew, for the scales of its Gaussian conditionals that it has
-    already, if any.
+    """Rebuild all CDF tables of a codec, with the scale table of its Gaussian conditionals if it
+    has one.
     """
     models: list[Any] = entropy_models(codec)
     found = [
@@ -96,11 +100,11 @@ def update_tables(codec: Any) -> None:
 
 
 def refresh_tables(model: nn.Module) -> None:
-    """Make the CDF tables of a codec, and of methods on it, anew, unless the entropy bottlenecks
-    are still those that they were made from.
+    """Rebuild the CDF tables of a codec and of the methods on it if the entropy bottlenecks have
+    changed since the tables were built.
 
-    Made anew they may differ in the last bit, on another machine or from weights that were rounded
-    since: streams would not decode any more.
+    Tables that are up to date are kept. Rebuilt on another machine, or from rounded weights, they
+    may differ in the last bit, and existing bitstreams would no longer decode.
     """
     codec = unwrap(model)
     if _stale(codec, provenance(codec).tables):

@@ -1,4 +1,4 @@
-"""What methods hang on a codec's layers, and how it is found again and taken off."""
+"""Hooks that methods register on a codec: their base class, finding and removing them."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ from torch import Tensor, nn
 
 
 class Hook:
-    """Marks this package's hooks. They are plain objects, so that deepcopy gives a copy hooks of
-    its own.
+    """Base class of this package's hooks.
+
+    Hooks are plain objects, so that a deep copy of a codec has hooks of its own.
 
     Attributes:
-        owner: the module that put the hook there and whose state it reads.
-        scales: whether it changes the layer's input, channel by channel, and so needs all of them.
+        owner: the module that registered the hook and whose state it reads.
+        scales: whether it scales the channels of the layer's input, and therefore needs all of
+            them.
     """
 
     owner: nn.Module
     scales: bool = False
 
     def share(self) -> Tensor | None:
-        """By how much each output channel of the layer is multiplied, shape (C,), if it is."""
+        """Return the factor of each output channel of the layer, shape (C,); None if there is
+        none.
+        """
         return None
 
 
 class NarrowHook(Hook):
-    """Makes a codec's forward pass one of the width that is set: its owner's `active`,
-    for the length of the call.
+    """Hook that runs a codec's forward pass at the operating point that is set, inside its owner's
+    `active` context.
     """
 
     def __init__(self, owner: Any):
@@ -36,7 +40,7 @@ class NarrowHook(Hook):
         self._open: list[Any] = []
 
     def before(self, codec: nn.Module, args: Any) -> None:
-        """Begin."""
+        """Enter the context, as a forward pre-hook."""
         context = self.owner.active(codec)  # type: ignore[operator]
         context.__enter__()
         self._open.append(context)
@@ -47,17 +51,17 @@ class NarrowHook(Hook):
 
 
 def hook_dicts(module: nn.Module) -> tuple[Any, Any]:
-    """A module's tables of forward hooks: those before it, those behind it."""
+    """Return a module's dictionaries of forward pre-hooks and of forward hooks."""
     return module._forward_pre_hooks, module._forward_hooks
 
 
 def _hook_of(entry: Any) -> Hook | None:
-    hook = getattr(entry, "__self__", entry)  # a hook may be registered by one of its methods
+    hook = getattr(entry, "__self__", entry)  # the entry may be a bound method of the hook
     return hook if isinstance(hook, Hook) else None
 
 
 def has_hooks(codec: nn.Module) -> bool:
-    """Whether a method has its hooks on the codec."""
+    """Return whether a method has hooks on the codec."""
     return any(
         _hook_of(entry) is not None
         for module in codec.modules()
@@ -67,7 +71,7 @@ def has_hooks(codec: nn.Module) -> bool:
 
 
 def remove_hooks(codec: nn.Module, mine: Callable[[Hook], bool]) -> None:
-    """Take the hooks that `mine` says yes to off every module."""
+    """Remove the hooks for which `mine` returns True from every module."""
     for module in codec.modules():
         for table in hook_dicts(module):
             for key, entry in list(table.items()):
@@ -79,7 +83,7 @@ def remove_hooks(codec: nn.Module, mine: Callable[[Hook], bool]) -> None:
 
 @contextmanager
 def without_hooks(codec: nn.Module) -> Iterator[None]:
-    """Take every hook of a method off the codec inside the block: counting needs the layers
+    """Remove every hook of a method from the codec inside the block, e.g. to count the layers
     alone.
     """
     taken = []

@@ -1,4 +1,4 @@
-"""Ways around faults of torch's CPU kernels.
+"""Workarounds for faults of torch's CPU kernels.
 
 oneDNN, in torch 2.14.1 on CPU: the backward pass of a 1x1 convolution with a stride and fewer input
 channels than a vector register holds writes outside its memory when the input is channels_last
@@ -10,9 +10,9 @@ such a layer. Reproduction, exit code 139 in one thread:
     for _ in range(25):
         layer(image).sum().backward()
 
-Of 1x1 layers with stride 2 or 4, those with 2 to 7 input channels fail, from 16,384 pixels a batch
-on; those with 1 and with 8 to 100 do not, nor do those of stride 1, larger kernels, grouped or
-transposed convolutions.
+1x1 layers with stride 2 or 4 fail with 2 to 7 input channels, from 16,384 pixels per batch. They do
+not fail with 1 or with 8 to 100 input channels. Layers with stride 1 or larger kernels, grouped
+convolutions and transposed convolutions do not fail.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 VECTOR = 16
-"""float32 numbers in the largest vector register of a CPU (AVX-512)."""
+"""Number of float32 values in the largest vector register of a CPU (AVX-512)."""
 
 
 def is_affected(layer: nn.Module) -> bool:
-    """Whether the backward pass of a layer may write outside its memory."""
+    """Return whether the backward pass of a layer may write outside its memory."""
     return (
         isinstance(layer, nn.Conv2d)
         and max(layer.kernel_size) == 1
@@ -52,8 +52,8 @@ def _every(stride: tuple[int, ...]) -> Callable[[nn.Module, tuple[Tensor, ...]],
 
 @contextmanager
 def strided_pointwise_by_slicing(codec: nn.Module) -> Iterator[None]:
-    """Compute the layers of `codec` that are affected as what they are equal to, a convolution
-    without stride of every n-th pixel, inside the block.
+    """Replace each affected layer of `codec` by an equivalent convolution inside the block: without
+    stride, on every n-th pixel.
     """
     changed: list[tuple[Any, Any, Any]] = []
     try:

@@ -1,4 +1,4 @@
-"""Where a codec comes from and what was done to it."""
+"""Provenance of a codec: its origin and its history."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from torch import nn
 
 @dataclass
 class Provenance:
-    """Where a codec comes from.
+    """Origin and history of a codec.
 
     Attributes:
-        name, quality, metric: as given to `load_codec`; the class name where it came as an object.
+        name, quality, metric: as given to `load_codec`. A codec that was given as an object has the
+            name of its class, or the name under which CompressAI registers the class.
         build: import path and keyword arguments that construct the architecture at its original
             widths.
         original: MACs and params before any pruning (see `cost.Totals`), empty if never pruned.
-        history: what was done, in order; one entry a step.
-        verified: what the last surgery's verification found, in words; empty if there was none.
-        tables: hash of the entropy bottlenecks that the CDF tables were made from; empty if not
-            known.
+        history: what was done, in order; one entry per step.
+        verified: result of the last surgery's verification, as text; empty without one.
+        tables: hash of the entropy bottlenecks that the CDF tables were built from; empty if
+            unknown.
     """
 
     name: str
@@ -49,10 +50,10 @@ class Provenance:
 
 
 def provenance(codec: nn.Module) -> Provenance:
-    """Return the record kept of `codec`; one of its class if nothing is known of it.
+    """Return the record of `codec`; a codec without one gets a record of its class.
 
-    The record is stored as a plain dictionary on the object, so that deepcopy and pickling carry it
-    along, and a pickled codec loads where nicprune is not installed.
+    The record is stored as a plain dictionary on the object: deepcopy and pickle keep it, and a
+    pickled codec loads without nicprune.
     """
     stored = codec.__dict__.get(ATTRIBUTE)
     if stored is None:
@@ -64,18 +65,18 @@ def provenance(codec: nn.Module) -> Provenance:
         }
         return set_provenance(codec, Provenance(name, build=built))
     record = Provenance.__new__(Provenance)
-    record.__dict__ = stored  # what is changed in the record is changed on the codec
+    record.__dict__ = stored  # shared: changes of the record are changes on the codec
     return record
 
 
 def set_provenance(codec: nn.Module, record: Provenance) -> Provenance:
-    """Keep `record` for `codec`; return it."""
+    """Store `record` on `codec`; return it."""
     codec.__dict__[ATTRIBUTE] = record.__dict__
     return record
 
 
 ATTRIBUTE = "_nicprune_provenance"
-"""Name of the attribute on a codec."""
+"""Attribute of a codec that holds its record."""
 
 
 def _constructor_arguments(codec: nn.Module) -> dict[str, Any]:
@@ -91,7 +92,6 @@ def _constructor_arguments(codec: nn.Module) -> dict[str, Any]:
         if name != "self" and parameter.kind is not parameter.VAR_KEYWORD and plain:
             arguments[name] = value
     if "groups" in arguments and "M" in inspect.signature(type(codec).__init__).parameters:
-        arguments["M"] = sum(
-            arguments["groups"]
-        )  # ELIC keeps no M, and refuses groups that do not add up to it
+        # ELIC does not store M, and requires sum(groups) == M.
+        arguments["M"] = sum(arguments["groups"])
     return arguments

@@ -1,5 +1,5 @@
-"""Codecs by name: CompressAI's zoo and the embedded codec, their qualities and lambdas, how each is
-built and its weights are read.
+"""Codecs by name: CompressAI's zoo and the embedded codec, their qualities and lambdas, building
+them and reading their weights.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UNTRAINED = ("cheng2020-anchor-checkerboard", "elic2022-official", "elic2022-cha
 """Architectures of CompressAI for which no official weights exist."""
 
 DEMO = "demo-hyperprior"
-"""The codec that comes with this package."""
+"""The embedded codec, whose weights come with this package."""
 
 DEMO_WIDTHS = (64, 96)
 
@@ -43,16 +43,16 @@ LAMBDAS = {
 """CompressAI's lambda for qualities 1 to 8 (its documentation, section "Training")."""
 
 LARGEST_WIDTH = 1 << 14
-"""More channels than any codec has: a file that asks for them is not believed."""
+"""More channels than any codec has; a file that asks for more is refused."""
 
 
 def codec_names() -> tuple[str, ...]:
-    """All names that `load_codec` knows."""
+    """Return all names that `load_codec` accepts."""
     return (*ZOO, *UNTRAINED, DEMO)
 
 
 def qualities(name: str) -> range:
-    """Quality levels of a named codec."""
+    """Return the quality levels of a named codec."""
     if name == DEMO:
         return range(1, 5)
     return range(1, 7) if name.startswith("cheng2020") and name in ZOO else range(1, 9)
@@ -67,14 +67,14 @@ def lmbda_for(quality: int, metric: str = "mse") -> float:
     if not 1 <= quality <= len(LAMBDAS[metric]):
         raise CodecError(
             f"CompressAI has lambdas for the qualities 1 to {len(LAMBDAS[metric])}, none for"
-            f" {quality}: give one"
+            f" {quality}: set lambdas"
         )
     return LAMBDAS[metric][quality - 1]
 
 
 def lmbda_of(codec: nn.Module, given: float | None = None, metric: str | None = None) -> float:
-    """The lambda to train and judge a codec by: the one given, that of its quality, or that of
-    quality 3 where it has none that CompressAI knows.
+    """Return the lambda to train and evaluate a codec with: `given`, else that of its quality, else
+    CompressAI's for quality 3.
     """
     record = provenance(codec)
     lambdas = LAMBDAS[metric or record.metric]
@@ -109,7 +109,7 @@ def build_named(
     """Build a codec by name, with random weights or the official ones.
 
     Raises:
-        CodecError: name or quality is unknown, or the weights cannot be had.
+        CodecError: the name or quality is unknown, or the weights are unavailable.
     """
     check_name(name, quality, metric)
     if name in ZOO and quality is None:
@@ -145,14 +145,15 @@ def build_named(
             ) from None
     record = provenance(codec)
     record.name, record.quality, record.metric = name, quality, metric
-    return codec.eval()
+    ready: nn.Module = codec.eval()
+    return ready
 
 
 def build_from_path(path: str, quality: int | None = None) -> Any:
-    """Call `package.module:factory` (a function or a class) for a codec.
+    """Build a codec by calling `package.module:factory`, a function or a class.
 
     Raises:
-        CodecError: it cannot be imported, called, or does not return a `CompressionModel`.
+        CodecError: the factory cannot be imported, fails, or does not return a `CompressionModel`.
     """
     module_name, _, attribute = path.partition(":")
     try:
@@ -171,11 +172,12 @@ def build_from_path(path: str, quality: int | None = None) -> Any:
 
 
 def rebuild(build: Mapping[str, Any], factory: Callable[[], nn.Module] | None = None) -> Any:
-    """Construct the architecture that a file names. Only CompressionModel classes are called,
-    nothing is unpickled.
+    """Construct the architecture that a file names.
+
+    Only CompressionModel classes are called; nothing is unpickled.
 
     Raises:
-        CodecError: the class is unknown here; says what to pass.
+        CodecError: the class is not imported, or is not a CompressionModel; names what to pass.
     """
     if factory is not None:
         codec = factory()
@@ -199,24 +201,24 @@ def rebuild(build: Mapping[str, Any], factory: Callable[[], nn.Module] | None = 
         )
     arguments = dict(build.get("kwargs", {}))
     if any(isinstance(v, int) and abs(v) > LARGEST_WIDTH for v in arguments.values()):
-        raise CodecError(f"the file asks for a codec of absurd size ({arguments})")
+        raise CodecError(f"the file asks for a codec of unreasonable size ({arguments})")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return target(**arguments)
 
 
 def read_compressai_file(path: str | Path) -> dict[str, Tensor]:
-    """Read a CompressAI `.pth` or `.pth.tar`: a state dict, bare or below "state_dict", with or
-    without "module.".
+    """Read the state dict of a CompressAI `.pth` or `.pth.tar`: bare or below "state_dict", with or
+    without the prefix "module.".
 
     Raises:
-        FileError: not such a file, damaged, or a pickle that holds more than tensors.
+        FileError: the file is missing, damaged, holds no state dict, or is a pickle that holds more
+            than tensors.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of pickle protocols: what cannot be read is an error below
+            # Warnings about pickle protocols: an unreadable file raises an error below.
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileError(f"no such file: {path}") from None
@@ -242,4 +244,5 @@ def read_compressai_file(path: str | Path) -> dict[str, Tensor]:
         or not all(isinstance(v, Tensor) for v in state.values())
     ):
         raise FileError(f"{path} holds no state dict (found {type(content).__name__})")
-    return rename_keys({str(key): value for key, value in state.items()})
+    renamed: dict[str, Tensor] = rename_keys({str(key): value for key, value in state.items()})
+    return renamed

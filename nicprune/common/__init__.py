@@ -1,3 +1,3 @@
-"""Errors, files, configuration, progress, the machine: nothing that knows torch models. May use
-nothing else of this package.
+"""Errors, files, strict configuration, progress and the machine; nothing specific to torch models.
+May use no other folder of this package.
 """

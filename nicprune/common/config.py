@@ -1,5 +1,5 @@
-"""Strict settings: unknown keys are refused with the closest known one, values are checked on
-assignment.
+"""Strict configuration: values are validated, and an unknown key is refused with the closest known
+one.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ S = TypeVar("S", bound="StrictConfig")
 
 
 class StrictConfig(BaseModel):
-    """Base of everything a user may set, in Python or in a recipe."""
+    """Base class of every configuration that a user writes, in Python or in a recipe."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    """Return the keys that `model` knows at `path` (a pydantic error location), for hints."""
+    """Return the keys of `model` at `path` (a pydantic error location), for hints."""
     current: Any = model
     for part in path:
         fields = getattr(current, "model_fields", None)
@@ -40,10 +40,11 @@ def parse(model: type[S], values: Mapping[str, Any], where: str) -> S:
     """Validate `values` against `model`.
 
     Args:
-        where: what is being read, for the message (a file name, "fit(...)").
+        where: source of the values, for the message (a file name, "fit(...)").
 
     Raises:
-        RecipeError: one line that names the first offending key, what it was, and what would do.
+        RecipeError: a value is invalid; names the first invalid key, its value and what is
+            expected.
     """
     try:
         return model.model_validate(dict(values))
@@ -52,7 +53,7 @@ def parse(model: type[S], values: Mapping[str, Any], where: str) -> S:
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> str:
-    """Put a pydantic error into one line."""
+    """Return a pydantic error as one line."""
     found = error.errors()
     # An unknown key explains a missing one more often than the other way round.
     first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
@@ -99,7 +100,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
 
 
 def _key(part: str) -> str | int:
-    """A key as YAML reads it: qualities are numbers."""
+    """Return a key as YAML parses it: a quality is an integer."""
     return int(part) if part.isascii() and part.isdecimal() else part
 
 

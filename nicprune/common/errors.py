@@ -1,4 +1,4 @@
-"""Errors that a user sees: what was found, what was expected, what to type next."""
+"""Errors for the user. A message says what was found, what was expected and what to do next."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 
 class NicpruneError(Exception):
-    """Base of every error this package raises on purpose; the command line prints it as one
-    line.
+    """Base class of the errors that this package raises deliberately; the command line prints them
+    as one line.
     """
 
 
 class CodecError(NicpruneError):
-    """A codec is unknown, cannot be had, or cannot be analysed."""
+    """A codec is unknown, unavailable, or cannot be analysed."""
 
 
 class SurgeryError(NicpruneError):
@@ -21,15 +21,15 @@ class SurgeryError(NicpruneError):
 
 
 class BudgetError(NicpruneError):
-    """A budget cannot be met, or makes no sense."""
+    """A budget cannot be met, or is invalid."""
 
 
 class FileError(NicpruneError):
-    """A file cannot be read or written, or is not what its name says."""
+    """A file cannot be read or written, or has other contents than expected."""
 
 
 class DataError(NicpruneError):
-    """A folder of photographs is missing, empty or unusable."""
+    """An image or a folder of images is missing, empty or unusable."""
 
 
 class RecipeError(NicpruneError):
@@ -37,13 +37,11 @@ class RecipeError(NicpruneError):
 
 
 class TrainingError(NicpruneError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """Return a hint that names what comes nearest to `name` among `known`, or all of them
-    if few.
-    """
+    """Return a hint for an unknown name: the most similar of the `known` names, or the first 20."""
     options = sorted(known)
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
     if near:

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Atomic writes: a reader finds the old file or the new one, never a part of it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from nicprune.common.errors import FileError
 
 VARIABLES = {
     "NICPRUNE_DATA": (
-        "the folder that holds the photographs of nicprune's recipes: kodak/, val/cid22/,"
-        " train/...; docs/data.md says where each is had"
+        "the folder with the images of nicprune's recipes: kodak/, val/cid22/, train/...;"
+        " docs/data.md lists their sources"
     ),
     "NICPRUNE_START": "the weights that training starts from, a .pth.tar or .safetensors",
 }
-"""Variables that nicprune's own recipes name, and what each stands for."""
+"""Environment variables that nicprune's own recipes use, with their meaning."""
 
 
 def expand(path: str | Path) -> Path:
-    """Fill in `~` and variables of the environment, `$NAME` or `${NAME}`.
+    """Expand `~` and environment variables, `$NAME` or `${NAME}`, in a path.
 
     Raises:
         FileError: a variable is not set.
@@ -38,11 +38,10 @@ def expand(path: str | Path) -> Path:
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Call `write(temporary)` beside `path`, then rename: `path` is always the old file or the new
-    one, whole.
+    """Write a file atomically: call `write` with a temporary path beside `path`, then rename it.
 
     Raises:
-        FileError: the folder cannot be made or written to, or the disk is full.
+        FileError: the folder cannot be created or written to, or the disk is full.
     """
     path = Path(path)
     temporary = None
@@ -54,8 +53,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files private; what a user asked to be written follows the user's umask
-        # instead.
+        # mkstemp creates private files; output files follow the user's umask.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -82,7 +80,7 @@ def append_line(path: str | Path, line: str) -> None:
     """Append a line to a log.
 
     Raises:
-        FileError: it cannot be written, or the disk is full.
+        FileError: the log cannot be written, or the disk is full.
     """
     try:
         with open(path, "a", encoding="utf-8") as file:
@@ -92,8 +90,6 @@ def append_line(path: str | Path, line: str) -> None:
 
 
 def check_writable(*folders: str | Path) -> None:
-    """Raise FileError unless files can be written into these folders, which are made if they are
-    not there.
-    """
+    """Create these folders if necessary; raise FileError unless files can be written into them."""
     for folder in folders:
         write_text(Path(folder) / ".writable", "").unlink(missing_ok=True)

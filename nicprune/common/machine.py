@@ -1,6 +1,4 @@
-"""The process and the machine it runs on: its allocator, its name, its versions. Imports nothing
-heavy.
-"""
+"""The machine and the process: allocator, processor, memory, versions. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,12 +13,14 @@ import psutil
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 PACKAGES = ("nicprune", "torch", "compressai", "torch-pruning", "fvcore", "numpy")
 BUSY = 0.15
-"""Share of the processor that others may use during a sample."""
+"""Largest fraction of the processor that other programs may use during a measurement."""
 
 
 def tune_allocator() -> bool:
-    """Keep glibc from mapping and faulting every large activation anew (2x in time at 768x512); say
-    whether it was done.
+    """Keep large activations in glibc's heap instead of mapping each anew (2x in time at 768x512).
+
+    Returns:
+        Whether the allocator was tuned; False where the C library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -32,7 +32,7 @@ def tune_allocator() -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -43,8 +43,8 @@ def versions() -> dict[str, str]:
 
 
 def describe_machine() -> dict[str, str | int | float]:
-    """The processor, cores, memory (GB), system, Python, and device: the GPU where torch is loaded
-    and sees one, else "cpu".
+    """Return processor, cores, memory (GB), system, Python, and device: the GPU if torch is
+    imported and sees one, else "cpu".
     """
     return {
         "cpu": _cpu_name(),
@@ -57,7 +57,7 @@ def describe_machine() -> dict[str, str | int | float]:
 
 
 def machine_line() -> str:
-    """The processor, cores, memory and system in one line, for reports."""
+    """Return processor, cores, memory and system in one line, for reports."""
     return "{cpu}, {cores} cores, {memory_gb} GB, {platform}".format(**describe_machine())
 
 
@@ -84,7 +84,9 @@ def _memory_gb() -> float:
 
 
 def processor_time() -> tuple[float, float, float] | None:
-    """(busy, all, own) processor seconds so far; None where the system does not say."""
+    """Return processor seconds so far: busy, in total, and of this process. None where the system
+    does not report them.
+    """
     try:
         times = psutil.cpu_times()
     except (OSError, psutil.Error):
@@ -99,8 +101,8 @@ def processor_time() -> tuple[float, float, float] | None:
 def others_share(
     before: tuple[float, float, float] | None, after: tuple[float, float, float] | None
 ) -> float | None:
-    """Share of the processor, all its cores, that other programs used between two readings; None
-    where the system does not say.
+    """Return the fraction of the processor (all cores) that other programs used between two
+    readings of `processor_time`; None where the system does not report it.
     """
     if before is None or after is None:
         return None

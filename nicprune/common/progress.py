@@ -1,9 +1,10 @@
-"""Progress: a bar on a terminal, a line now and then elsewhere."""
+"""Training progress: a bar on a terminal, otherwise a line every 15 seconds."""
 
 from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
 
@@ -12,19 +13,17 @@ SHOWN = ("loss", "bpp", "psnr", "macs")
 
 
 class Progress:
-    """Progress over `total` steps. Everything goes to stderr; nothing is printed when not
-    enabled.
-    """
+    """Show progress over `total` steps on stderr; print nothing unless `enabled`."""
 
     def __init__(self, total: int, label: str = "", *, enabled: bool = True):
         self.total, self.label, self.enabled = total, label, enabled
-        self._bar: tqdm | None = None
+        self._bar: tqdm[Any] | None = None
         self._text = ""
         self._printed = self._started = 0.0
         self._first = 0
 
     def start(self, step: int) -> None:
-        """Begin at `step` (not 0 after a resumption)."""
+        """Start at `step`, which is above 0 in a resumed run."""
         self._started = self._printed = time.monotonic()
         self._first = step
         if self.enabled and sys.stderr.isatty():
@@ -37,7 +36,7 @@ class Progress:
             )
 
     def show(self, step: int, values: dict[str, float] | None = None) -> None:
-        """Show that `step` steps are done, with the given figures (or the last ones)."""
+        """Show that `step` steps are done, with the given metrics (or the last ones)."""
         if values:
             self._text = "  ".join(f"{k} {values[k]:.4g}" for k in SHOWN if k in values)
         if self._bar is not None:
@@ -57,6 +56,6 @@ class Progress:
             self._printed = now
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar and leave it on the screen."""
         if self._bar is not None:
             self._bar.close()

@@ -1,4 +1,4 @@
-"""A table of named things that fill themselves in when their file is imported."""
+"""A registry of named items, filled when the files that define them are imported."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names to things of one kind; a name is taken once, an unknown one is answered with the
-    closest known.
+    """Map names to items of one kind.
+
+    Each name is registered once. Looking up an unknown name raises an error with the closest one.
     """
 
     def __init__(self, kind: str):
@@ -20,7 +21,11 @@ class Registry(Generic[T]):
         self._items: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorate what shall be known as `name`."""
+        """Return a decorator that registers an item under `name`.
+
+        Raises:
+            NicpruneError: the name is taken, or is not lower case.
+        """
         if not name.replace("_", "").isalnum() or name != name.lower():
             raise NicpruneError(
                 f"a {self.kind}'s name is lower case letters, digits and underscores (got {name!r})"

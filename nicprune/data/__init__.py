@@ -1,1 +1,1 @@
-"""Photographs: images and patches. May use `common`."""
+"""Images for training and testing: listing, decoding, random patches. May use `common`."""

@@ -1,4 +1,4 @@
-"""Photographs in folders: found, checked and decoded."""
+"""Image files: listing folders, checking, decoding."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ SAMPLE_TRAIN = (
 
 
 def read_image(path: str | Path) -> Tensor:
-    """Decode a photograph to uint8 RGB, upright, as a tensor of shape (3, H, W).
+    """Decode an image file to uint8 RGB of shape (3, H, W), rotated upright by its EXIF
+    orientation.
 
     Raises:
-        DataError: the file is empty, damaged or not an image.
+        DataError: the file is missing, empty, damaged or not an image.
     """
     try:
         with Image.open(path) as image:
@@ -56,14 +57,13 @@ def read_image(path: str | Path) -> Tensor:
 
 
 def write_png(image: Tensor, path: str | Path) -> Path:
-    """Write an image (3, H, W) with values in [0, 1] as an 8-bit PNG."""
+    """Write an image of shape (3, H, W) with values in [0, 1] as an 8-bit PNG."""
     picture = to_pil_image(image.clamp(0, 1).mul(255).round().byte())
     return write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 
 def sample_photographs(split: str) -> list[Path]:
-    """Paths of the photographs that come with scikit-image, `split` being "train" (6) or "test"
-    (3).
+    """Return the paths of scikit-image's photographs: 6 for the split "train", 3 for "test".
 
     Raises:
         DataError: scikit-image is not installed.
@@ -79,11 +79,11 @@ def sample_photographs(split: str) -> list[Path]:
 
 
 def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[Path]:
-    """List the image files below one folder or several, sorted.
+    """List the image files in one folder or several, sub-folders included, sorted.
 
-    A folder with a sub-folder named `split` ("train" or "test", CompressAI's layout) stands for
-    that sub-folder. The name "samples" stands for the photographs of scikit-image; `~` and
-    variables, `${NAME}`, are filled in.
+    If a folder has a sub-folder named `split` ("train" or "test", CompressAI's layout), only that
+    sub-folder is listed. The name "samples" stands for the photographs of scikit-image. `~` and
+    environment variables (`${NAME}`) are expanded.
 
     Raises:
         DataError: a folder is missing or holds no image, or a variable is not set.
@@ -113,11 +113,12 @@ def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[P
 
 
 def usable_images(paths: Iterable[Path], minimum: int = 1) -> list[Path]:
-    """Return the paths whose header reads as an image of at least `minimum` pixels each way; warn
-    of the others by name.
+    """Return the paths of images that have at least `minimum` pixels in height and width.
+
+    Only headers are read. A warning names the images that are left out.
 
     Raises:
-        DataError: none is usable.
+        DataError: no image is usable.
     """
     usable, refused = [], []
     for path in paths:
@@ -144,11 +145,10 @@ def usable_images(paths: Iterable[Path], minimum: int = 1) -> list[Path]:
 
 
 def readable(paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
-    """Read images one by one; those whose inside is damaged, though their header is whole, are
-    named and skipped.
+    """Decode images one by one; an image with damaged pixel data is skipped with a warning.
 
     Raises:
-        DataError: none can be read.
+        DataError: no image can be decoded.
     """
     found = 0
     for path in paths:
@@ -166,12 +166,17 @@ def readable(paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
 def calibration_images(
     folder: str | Path | Sequence[str | Path], count: int = 8, largest: tuple[int, int] = (512, 768)
 ) -> list[Tensor]:
-    """Whole photographs of a training set, evenly spread over it, cut at the centre to multiples of
-    64: float32 in [0, 1], (1, 3, H, W) each.
+    """Return whole training images for calibration, spread evenly over the set.
+
+    Each is cropped at the centre to multiples of 64 pixels: float32 in [0, 1], shape (1, 3, H, W).
+
+    Args:
+        folder: one folder, several, or "samples" (see `list_images`).
+        count: number of images.
+        largest: largest (height, width) of a crop.
 
     Raises:
-        DataError: none is usable; for "samples" also without scikit-image, whose photographs they
-            are.
+        DataError: no image is usable, or "samples" is asked for without scikit-image.
     """
     paths = usable_images(list_images(folder, "train"))
     images = []

@@ -1,4 +1,4 @@
-"""Random crops of photographs: each batch is a pure function of seed, step and rank."""
+"""Random crops of images: each batch is a pure function of seed, step and rank."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from nicprune.data.images import list_images, read_image, usable_images
 
 
 class Patches:
-    """Random crops of photographs, each batch a pure function of (seed, step, rank).
+    """Random crops of images; each batch is a pure function of (seed, step, rank).
 
-    So a run that resumes at step n sees what the uninterrupted run saw, without a state to save.
+    A run that resumes at step n therefore sees the batches of an uninterrupted run, without saved
+    state.
 
     Args:
         folder: one folder, several, or "samples" (see `list_images`).
         patch_size: side of the square crops in pixels.
-        cache_bytes: decoded photographs kept in memory, as uint8; the least recently used go first.
+        cache_bytes: memory for decoded images (uint8); the least recently used are dropped first.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Patches:
         return len(self.paths)
 
     def image(self, index: int) -> Tensor:
-        """Photograph `index` as uint8 (3, H, W), from the cache if it is there."""
+        """Return image `index` as uint8 of shape (3, H, W), from the cache if possible."""
         path = self.paths[index]
         with self._lock:
             if path in self._cache:
@@ -84,10 +85,9 @@ class Patches:
         return torch.stack(patches).float().div_(255)
 
     def batch(self, size: int, *, seed: int, step: int, rank: int = 0) -> Tensor:
-        """Return the batch of `step`, float32 in [0, 1], shape (size, 3, patch_size, patch_size).
+        """Return the batch of `step`: float32 in [0, 1], shape (size, 3, patch_size, patch_size).
 
-        The next step's batch is drawn meanwhile in a thread (decoding and copying release the
-        interpreter lock).
+        A thread draws the batch of the next step meanwhile; decoding and copying release the GIL.
         """
         key = (size, seed, step, rank)
         if self._worker is None:
@@ -107,8 +107,8 @@ class Patches:
 
 
 def mix(*numbers: int) -> int:
-    """Hash integers into one 63-bit seed, so that neighbours in (seed, step, rank) are unrelated
-    (splitmix64).
+    """Hash integers into one 63-bit seed, so that neighbouring (seed, step, rank) give unrelated
+    seeds (splitmix64).
     """
     state = 0
     for number in numbers:

@@ -1,3 +1,3 @@
-"""What a codec achieves and what it costs in time and memory. May use `methods` and what is below
+"""Evaluation of codecs: rate, distortion, time and memory. May use `methods` and the folders below
 it.
 """

@@ -1,6 +1,4 @@
-"""JPEG and WebP over the same photographs, by the same definitions: what a learned codec has to
-beat.
-"""
+"""JPEG and WebP as baselines, on the same images and by the same definitions."""
 
 from __future__ import annotations
 
@@ -23,8 +21,8 @@ FORMATS: dict[str, dict[str, Any]] = {
     "jpeg-optimized": {"format": "JPEG", "optimize": True},
     "webp": {"format": "WEBP", "method": 6},
 }
-"""What Pillow is told. "jpeg" is as CompressAI measures it (4:2:0, standard Huffman tables);
-optimised tables save up to 0.08 bpp.
+"""Arguments of Pillow's `save`. "jpeg" is measured as CompressAI does (4:2:0, standard Huffman
+tables); optimised tables save up to 0.08 bpp.
 """
 
 QUALITIES = (1, 2, 3, 5, 7, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90)
@@ -32,7 +30,7 @@ QUALITIES = (1, 2, 3, 5, 7, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90)
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of a classical codec: mean bits per pixel of the whole files, mean PSNR in dB."""
+    """One setting of a classical codec: mean bpp of the whole files, mean PSNR in dB."""
 
     quality: int
     bpp: float
@@ -42,11 +40,16 @@ class Point:
 def evaluate_classical(
     name: str, images: str | Path | Sequence[str | Path], qualities: Sequence[int] = QUALITIES
 ) -> list[Point]:
-    """Encode and decode every photograph with Pillow at several settings; `name` is one of FORMATS.
+    """Encode and decode every image with Pillow at several settings.
+
+    Args:
+        name: one of `FORMATS`.
+        images: folder(s) of images, files, or "samples".
+        qualities: Pillow's quality settings.
 
     Raises:
-        CodecError: the name is unknown, or this Pillow has no WebP.
-        DataError: no usable image.
+        CodecError: the name is unknown, or Pillow was built without WebP.
+        DataError: no image is usable.
     """
     if name not in FORMATS:
         raise CodecError(f"unknown classical codec {name!r}; {closest(name, FORMATS)}")
@@ -67,9 +70,7 @@ def evaluate_classical(
 
 
 def psnr_at(points: Sequence[Point], bpp: float) -> float | None:
-    """PSNR at `bpp`, linear between the neighbouring settings in log rate; None outside the
-    curve.
-    """
+    """Return the PSNR at `bpp`, interpolated linearly in log rate; None outside the curve."""
     ordered = sorted(points, key=lambda p: p.bpp)
     rates = np.log([p.bpp for p in ordered])
     if not rates[0] <= np.log(bpp) <= rates[-1]:

@@ -1,6 +1,4 @@
-"""Real bitstreams over a folder of photographs: bpp, PSNR, MS-SSIM and times, per image and in the
-mean.
-"""
+"""Evaluation on real bitstreams: bpp, PSNR, MS-SSIM and times, per image and on average."""
 
 from __future__ import annotations
 
@@ -33,13 +31,18 @@ from nicprune.methods.operating_point import EMPTY, OperatingPoint
 from nicprune.pruning.cost import AREA, COUNTER, Totals, measure
 
 MS_SSIM_SIDE = 176
-"""Smallest side for five-scale MS-SSIM with an 11-pixel window; smaller images have none."""
+"""Smallest side for five-scale MS-SSIM with an 11-pixel window; it is None for smaller images."""
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One image through the codec. bpp counts the bytes of the strings; bpp_estimated is the
-    likelihoods' entropy.
+    """Scores of one image.
+
+    Attributes:
+        name, width, height: file name and size in pixels.
+        bpp, bpp_estimated: bits per pixel of the real strings, and entropy of the likelihoods.
+        psnr_db, ms_ssim: see `psnr`; MS-SSIM is None below `MS_SSIM_SIDE` pixels.
+        encode_s, decode_s: seconds.
     """
 
     name: str
@@ -52,15 +55,23 @@ class ImageScore:
     encode_s: float
     decode_s: float
     macs: dict[str, float] | None = None
-    """With gates: what this image cost at 64x64, "macs", "encoder", "decoder", and each transform
-    by name.
+    """With gates: MACs of this image at 64x64, by "macs", "encoder", "decoder" and the name of each
+    transform.
     """
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A codec over a folder: its cost (with gates: on average over the images), each image, and the
-    means over images.
+    """A codec on a set of images.
+
+    Attributes:
+        codec, quality: as in the codec's provenance.
+        cost: MACs and params; with gates, MACs are the mean over the images.
+        original_cost: cost of the codec before any pruning.
+        images: scores of each image.
+        device, threads: where it was evaluated.
+        level, lmbda, width: the operating point, where the codec has several.
+        at: the name of the width or level, for tables.
     """
 
     codec: str
@@ -75,13 +86,15 @@ class Evaluation:
     width: int | None = None
     at: str = ""
     busy: float | None = None
-    """Share of the processor that other programs used meanwhile, None if not known: times are worth
-    little where it is large.
+    """Fraction of the processor that other programs used meanwhile, None if unknown. Times are
+    unreliable where it is large.
     """
 
     def dynamic(self) -> dict[str, tuple[float, float, float]]:
-        """Mean, smallest and largest MACs at 64x64 over the images, all, per side and per
-        transform; empty where all images cost the same.
+        """Return the mean, smallest and largest MACs at 64x64 over the images: in total, per side
+        and per transform.
+
+        Empty if all images cost the same.
         """
         costs = [image.macs for image in self.images if image.macs is not None]
         each = {what: [cost[what] for cost in costs] for what in (costs[0] if costs else ())}
@@ -91,12 +104,12 @@ class Evaluation:
         }
 
     def mean(self, what: str) -> float | None:
-        """Mean of one figure over the images that have it."""
+        """Return the mean of one score over the images that have it."""
         values = [v for v in (getattr(image, what) for image in self.images) if v is not None]
         return sum(values) / len(values) if values else None
 
     def means(self) -> dict[str, Any]:
-        """All means by name."""
+        """Return all means by name."""
         return {
             what: self.mean(what)
             for what in ("bpp", "bpp_estimated", "psnr_db", "ms_ssim", "encode_s", "decode_s")
@@ -118,9 +131,9 @@ class Evaluation:
         )
 
     def disturbed(self) -> str:
-        """What to say behind times that were taken while other programs ran."""
+        """Return a note on times that were taken while other programs ran; empty if none did."""
         return (
-            f", others used {self.busy:.0%} of the processor"
+            f", other programs used {self.busy:.0%} of the processor"
             if self.busy is not None and self.busy > BUSY
             else ""
         )
@@ -134,8 +147,8 @@ class Evaluation:
         )
 
     def compressai_json(self) -> dict[str, Any]:
-        """The same in the layout of CompressAI's results files, which `compressai.utils.plot`
-        draws.
+        """Return the means in the layout of CompressAI's results files, which
+        `compressai.utils.plot` draws.
         """
         m = self.means()
         results = {
@@ -156,7 +169,8 @@ class Evaluation:
 def pad(x: Tensor, factor: int = SIZE_MULTIPLE) -> tuple[Tensor, tuple[int, int, int, int]]:
     """Pad an image (..., H, W) with zeros to multiples of `factor`, centred as CompressAI does.
 
-    Returns the padded image, and the padding (left, right, top, bottom).
+    Returns:
+        The padded image, and the padding (left, right, top, bottom).
     """
     height, width = x.shape[-2:]
     padding, _ = compute_padding(height, width, min_div=factor)
@@ -170,7 +184,7 @@ def crop(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
 
 
 def psnr(reference: Tensor, decoded: Tensor) -> float:
-    """PSNR in dB over RGB of two images in [0, 1], both rounded to 8 bits: CompressAI's
+    """Return the PSNR in dB over RGB of two images in [0, 1], both rounded to 8 bits: CompressAI's
     definition.
     """
     a, b = (t.detach().cpu().clamp(0, 1).mul(255).round().double() for t in (reference, decoded))
@@ -179,7 +193,7 @@ def psnr(reference: Tensor, decoded: Tensor) -> float:
 
 
 def string_bytes(strings: Any) -> int:
-    """Bytes of the nested lists of strings that `compress` returns."""
+    """Return the number of bytes in the nested lists of strings that `compress` returns."""
     return len(strings) if isinstance(strings, bytes) else sum(string_bytes(s) for s in strings)
 
 
@@ -187,8 +201,16 @@ def string_bytes(strings: Any) -> int:
 def evaluate_image(
     codec: Any, image: Tensor, name: str, point: OperatingPoint = EMPTY
 ) -> tuple[ImageScore, Tensor]:
-    """Encode and decode one uint8 image (3, H, W) at an operating point; return its scores and the
-    decoded image, float in [0, 1] on the CPU.
+    """Encode and decode one image.
+
+    Args:
+        codec: a codec with up-to-date CDF tables.
+        image: uint8, shape (3, H, W).
+        name: name of the image, for its score.
+        point: the operating point to code at.
+
+    Returns:
+        The scores, and the decoded image, float in [0, 1] on the CPU.
     """
     device = next(codec.parameters()).device
     x = image.unsqueeze(0).float().div(255).to(device)
@@ -244,27 +266,28 @@ def evaluate(
     lmbda: float | None = None,
     width: int | None = None,
 ) -> Evaluation:
-    """Write and read real bitstreams of every photograph.
+    """Encode and decode every image with real bitstreams.
 
     Args:
         codec: a `CompressionModel` of any width, or one with gates or a modulator on it (as
-            `attach` or `harden` gave it). A float32 copy is used; the codec is left as it was. A
-            bare codec with masks still on it is evaluated as it is: whole, and masked.
-        images: a folder (its `test/` sub-folder if there is one), files, or "samples". Any size:
-            images are padded to a multiple of 64 and cropped back; bpp counts the pixels of the
-            image, not of the padding. Broken ones are named and skipped.
-        device: where to run; the codec's own device if not given.
+            returned by `attach` or `harden`). A float32 copy is used; the codec is not changed. A
+            bare codec whose masks are still on it is evaluated at full size with the masks applied.
+        images: a folder (its `test/` sub-folder if there is one), files, or "samples". Images of
+            any size are padded to a multiple of 64 and cropped back; bpp counts the pixels of the
+            image without the padding. Broken images are skipped with a warning.
+        device: where to run; by default the codec's own device.
+        progress: show each image on a terminal.
         keep_decoded: called with (name, original, decoded, score) of each image; both images in [0,
             1], (3, H, W).
-        cost: the codec's cost where it is known already.
-        level, lmbda: with a modulator, the rate to code at (the highest if not given); with a
-            scalable encoder, the level: see `Attached.forward`.
-        width: with a slimmable codec, which of its widths (the one that is set if not given).
+        cost: the codec's cost, if it is known already.
+        level, lmbda: with a modulator, the rate (by default the highest); with a scalable encoder,
+            the level: see `Attached.forward`.
+        width: with a slimmable codec, the width (by default the one that is set).
 
     Raises:
-        CodecError: what `attach` returned, with methods on it that only pruning ends.
-        RecipeError: a rate that the codec does not have.
-        DataError: no usable image.
+        CodecError: `codec` has methods attached that must be hardened first.
+        RecipeError: the codec does not have this rate, level or width.
+        DataError: no image is usable.
     """
     if isinstance(codec, Attached) and not codec.stays:
         raise CodecError(
@@ -288,7 +311,7 @@ def evaluate(
     scores: list[ImageScore] = []
     before = processor_time()
     for number, (path, image) in enumerate(readable(paths), 1):
-        if not scores:  # the first call pays for set-up that no later one does
+        if not scores:  # warm-up: the first call does one-time set-up
             evaluate_image(ready, image[:, :SIZE_MULTIPLE, :SIZE_MULTIPLE], "warm-up", point)
         score, decoded = evaluate_image(ready, image, path.name, point)
         scores.append(score)
@@ -336,7 +359,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two codecs over the same photographs."""
+    """Two codecs on the same images."""
 
     before: Evaluation
     after: Evaluation
@@ -393,16 +416,16 @@ class Comparison:
 def compare(
     before: nn.Module, after: nn.Module, images: str | Path | Sequence[str | Path]
 ) -> Comparison:
-    """Evaluate two codecs over the same photographs; print the result for a table."""
-    device = next(after.parameters()).device  # times of two devices do not compare
+    """Evaluate two codecs on the same images; `print` shows the result as a table."""
+    device = next(after.parameters()).device  # times on different devices cannot be compared
     return Comparison(
         evaluate(before, images, device=device), evaluate(after, images, device=device)
     )
 
 
 def write_results(evaluation: Evaluation, path: str | Path) -> Path:
-    """Write an evaluation as CompressAI results JSON, with the images and our own figures below
-    extra keys.
+    """Write an evaluation as CompressAI results JSON, with the scores of each image under the key
+    "nicprune".
     """
     content = evaluation.compressai_json() | {
         "nicprune": {

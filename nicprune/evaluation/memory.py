@@ -1,6 +1,4 @@
-"""How much memory a computation holds at its peak, in tensors: what a smaller codec saves besides
-time.
-"""
+"""Peak memory of a computation, counted in the tensors that it holds."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class _Live(TorchDispatchMode):
-    """Adds up the storages that operators make, for as long as they live."""
+    """Sum of the storages that operators allocate, for as long as they live."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,11 +45,11 @@ class _Live(TorchDispatchMode):
 
 @torch.no_grad()
 def peak_bytes(function: Callable[[], Any]) -> int:
-    """Bytes of the tensors that are alive at once, at the most, while `function` runs; what it was
-    given (weights, input) does not count.
+    """Return the largest number of bytes in tensors that are alive at once while `function` runs.
 
-    Workspaces inside operators are not seen.
+    Tensors that existed before (weights, input) and workspaces inside operators do not count.
     """
-    with _Live() as live:
+    live = _Live()
+    with live:
         function()
     return live.peak

@@ -1,4 +1,4 @@
-"""A codec's anatomy as text: channel groups, what ties them, and what everything costs."""
+"""The text of `nicprune profile`: channel groups, the layers that they couple, and costs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZE = (512, 768)
 
 
 def profile_text(codec: nn.Module, groups: Groups, cost: CostModel) -> str:
-    """Describe a codec in three tables: groups, transforms, encoder and decoder."""
+    """Return a description of a codec in three tables: groups, transforms, encoder and decoder."""
     record, totals = provenance(codec), cost.totals()
     height, width = SIZE
     lines = [
@@ -28,13 +28,15 @@ def profile_text(codec: nn.Module, groups: Groups, cost: CostModel) -> str:
     free = groups.prunable(latents=True)
     pinned = f", {len(groups) - len(free)} cannot" if len(groups) > len(free) else ""
     lines.append(f"{len(free)} channel groups can shrink{pinned}; y and z only with latents: true")
-    lines.append(f"{'group':34}{'width':>6}  {'kMAC/px per channel':>19}  {'what it ties'}")
+    lines.append(
+        f"{'group':34}{'width':>6}  {'kMAC/px per channel':>19}  {'layers that it couples'}"
+    )
     for group in groups:
         share = per_channel[cost.names.index(group.name)] / 4096 / 1000
-        tied = " ".join(str(m) for m in group.members)
+        coupled = " ".join(str(m) for m in group.members)
         mark = f"[{group.latent}] " if group.latent else ""
-        note = f"  (pinned: {group.pinned})" if group.pinned else ""
-        lines.append(f"{group.name:34}{group.width:>6}  {share:>19.4f}  {mark}{tied}{note}")
+        note = f"  (unprunable: {group.pinned})" if group.pinned else ""
+        lines.append(f"{group.name:34}{group.width:>6}  {share:>19.4f}  {mark}{coupled}{note}")
 
     lines += ["", f"{'transform':22}{'runs when':18}{'GMAC':>10}{'kMAC/px':>10}{'params':>14}"]
     for name, (macs, params) in cost.by_transform().items():

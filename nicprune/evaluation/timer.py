@@ -1,5 +1,5 @@
-"""Times that can be trusted: taken in turns in one process, while nothing else kept the processor
-busy.
+"""Reliable times: functions run alternately in one process, and only while no other program keeps
+the processor busy.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from nicprune.common.machine import BUSY, others_share, processor_time
 T = TypeVar("T")
 
 SHORTEST = 0.1
-"""Seconds that a sample lasts at least, by repetition: the system counts processor time in ticks of
-10 ms.
+"""Shortest duration of a sample in seconds, reached by repetition: the system counts processor time
+in ticks of 10 ms.
 """
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure: its value, its unit ("x" for a ratio), its goal, on what input, device and
-    threads it was taken.
+    """One measured value: its unit ("x" for a ratio), goal, input, device and threads.
 
     Attributes:
-        kept, rejected: how many samples counted, and how many were thrown away.
-        busy: others kept the processor busy throughout; the least disturbed samples were taken.
-        known: whether this system says what others use; where it does not, every sample counts.
+        kept, rejected: number of samples that counted, and that were discarded.
+        busy: other programs kept the processor busy throughout; the least disturbed samples were
+            used.
+        known: whether this system reports the load of other programs; if not, every sample counts.
     """
 
     name: str
@@ -50,19 +50,21 @@ class Measure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is met; None without one."""
+        """True if the goal is met; None without a goal."""
         if self.goal is None:
             return None
         return self.value >= self.goal if self.at_least else self.value <= self.goal
 
 
 class QuietTimer:
-    """Times functions in turns; keeps the samples during which the machine was ours. One sampler
-    makes one figure.
+    """Timer that keeps the samples during which no other program was busy. One timer makes one
+    value.
+
+    A turn is one sample of each function that is compared.
 
     Args:
-        repeats: how many quiet turns are wanted.
-        limit: seconds after which the least disturbed of at least `least` turns have to do.
+        repeats: number of quiet turns to take.
+        limit: seconds after which the least disturbed of at least `least` turns are used.
     """
 
     def __init__(self, repeats: int = 7, limit: float = 15.0, least: int = 3):
@@ -71,11 +73,11 @@ class QuietTimer:
         self.busy, self.known = False, True
 
     def medians(self, functions: Sequence[Callable[[], Any]]) -> list[float]:
-        """Median seconds of each function, timed A B A B ...; all of a turn is thrown away if
-        others were busy during it.
+        """Return the median seconds of each function, timed A B A B ...
 
-        Where quiet turns do not come within the time limit, the least disturbed are taken, and
-        `busy` says so if any of them was not.
+        A turn during which other programs were busy is discarded as a whole. If there are too few
+        quiet turns within the time limit, the least disturbed are used; `busy` is True if any of
+        them was not quiet.
         """
         calls = [_calls(function) for function in functions]
         taken = self.quiet(
@@ -87,8 +89,8 @@ class QuietTimer:
         return [statistics.median(seconds[i] for seconds in taken) for i in range(len(functions))]
 
     def quiet(self, turn: Callable[[], T]) -> list[T]:
-        """What `turn` returned each time that nobody else was busy; where that is too seldom, the
-        least disturbed times.
+        """Call `turn` repeatedly; return its results of quiet turns, or of the least disturbed ones
+        if there are too few.
         """
         started = time.perf_counter()
         turns: list[tuple[float, T]] = []
@@ -109,7 +111,7 @@ class QuietTimer:
         return [result for _, result in taken]
 
     def measure(self, name: str, value: float, unit: str, **more: Any) -> Measure:
-        """A result with this sampler's counts."""
+        """Return a value with this timer's counts."""
         counts: dict[str, Any] = {
             "kept": self.kept,
             "rejected": self.rejected,
@@ -120,7 +122,7 @@ class QuietTimer:
 
 
 def seconds_of(function: Callable[[], Any], count: int) -> float:
-    """Seconds that so many calls take."""
+    """Return the seconds that `count` calls take."""
     started = time.perf_counter()
     for _ in range(count):
         function()
@@ -128,8 +130,8 @@ def seconds_of(function: Callable[[], Any], count: int) -> float:
 
 
 def _calls(function: Callable[[], Any]) -> int:
-    """Warm a function up, and say how often a sample has to call it."""
+    """Warm a function up; return the number of calls in one sample."""
     seconds = seconds_of(function, 1)
-    if seconds < SHORTEST:  # what the first call set up does not count
+    if seconds < SHORTEST:  # without the set-up of the first call
         seconds = seconds_of(function, 1)
     return max(1, min(1000, math.ceil(SHORTEST / max(seconds, 1e-6))))

@@ -1,5 +1,4 @@
-"""Where the time of coding goes: each transform, and what is none (entropy coding, context models),
-of several codecs in turns.
+"""Time of coding by transform, for several codecs that are timed alternately.
 
 for times in time_codecs({"original": codec, "pruned": small}, "photo.png"):
     print(times.name, times.encode, times.decode)
@@ -33,21 +32,22 @@ from nicprune.methods import Attached
 from nicprune.pruning.cost import CostModel, Totals
 
 REST = "coding"
-"""What is spent outside of every module: entropy coding, and context models that CompressAI runs
+"""Name of the time outside every module: entropy coding, and context models that CompressAI runs
 pixel by pixel on one thread.
 """
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds for one image, median over turns.
+    """Seconds for one image, medians over turns.
 
     Attributes:
-        encode, decode: seconds by transform (or layer) in the order in which they run, `REST` for
-            what is none; a method's own layers under its name.
-        encode_s, decode_s: seconds of the whole, the sum of these.
-        kept: turns that counted; `busy`: others kept the processor busy throughout; `known`:
-            whether this system says what others use.
+        encode, decode: seconds by transform (or layer) in the order in which they run; `REST` for
+            the time outside them; a method's own layers under the method's name.
+        encode_s, decode_s: seconds in total, the sums of these.
+        kept: number of turns that counted.
+        busy: other programs kept the processor busy throughout.
+        known: whether this system reports the load of other programs.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Named:
-    """A codec as the command line names it."""
+    """A codec as named on the command line."""
 
     label: str
     codec: str
@@ -71,8 +71,8 @@ class Named:
 
     @classmethod
     def read(cls, text: str) -> Named:
-        """Take "[label=]codec[@width]" apart; without a label, the name of the file, or of the
-        codec, stands for it.
+        """Parse "[label=]codec[@width]". Without a label, the name of the codec or the stem of the
+        file is the label.
         """
         if Path(text).is_file():
             return cls(Path(text).stem, text)
@@ -89,8 +89,10 @@ class Named:
 
 
 def _part_of(name: str, module: nn.Module, layers: bool) -> str | None:
-    """What the seconds of a module count for: its transform, or by layers its place in it; None for
-    what is in such a layer, or has them.
+    """Return the name under which a module's seconds are added: its transform, or with `layers` its
+    path.
+
+    With `layers`, None for a module inside a layer and for one that contains layers.
     """
     if not layers:
         return transform_of(name)
@@ -100,8 +102,8 @@ def _part_of(name: str, module: nn.Module, layers: bool) -> str | None:
 
 @contextmanager
 def _watched(model: nn.Module, spent: dict[str, float], layers: bool) -> Iterator[None]:
-    """Add to `spent` the seconds of every module that no other module runs, by transform or layer,
-    and of those of methods by the method's name.
+    """Add the seconds of modules to `spent`, by transform or layer; those of a method's modules by
+    its name. A module that runs inside another counts with the outer one.
     """
     depth, started, hooks = 0, 0.0, []
 
@@ -130,8 +132,7 @@ def _watched(model: nn.Module, spent: dict[str, float], layers: bool) -> Iterato
         for method in model.methods if isinstance(model, Attached) else ():
             parts = {module: str(method.name) for module in method.modules()} | parts
         for module, part in parts.items():
-            # Before all other hooks going in, behind all others coming out: gates count with their
-            # transform.
+            # The first pre-hook and the last hook, so that gates count with their transform.
             if id(module) not in coders:
                 hooks += [
                     module.register_forward_pre_hook(before, prepend=True),
@@ -153,13 +154,13 @@ def _now() -> float:
 def stage_times(
     codec: Any, image: Tensor, *, layers: bool = False, **rate: Any
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Code one image (1, 3, H, W), sides multiples of 64, and decode it again; return the seconds
-    of each, by transform, and of the rest.
+    """Encode and decode one image; return the seconds of each, by transform and for `REST`.
 
     Args:
-        layers: by the layers of the transforms instead ("g_a.0"); what a transform does between
-            them counts with the rest.
-        rate: for `compress`.
+        codec: a codec with up-to-date CDF tables.
+        image: shape (1, 3, H, W), H and W multiples of 64.
+        layers: by layer ("g_a.0") instead of by transform; time between layers counts as `REST`.
+        rate: arguments of `compress`.
     """
     with fast_indexes():
         with _timed(codec, layers) as encode:
@@ -179,13 +180,13 @@ def _timed(codec: nn.Module, layers: bool) -> Iterator[dict[str, float]]:
 
 
 def _cost(codec: Any, image: Tensor) -> Totals:
-    """What a codec costs for this image, warmed up on the way."""
+    """Return a codec's cost for this image. The codec is warmed up too."""
     stage_times(codec, image)
     if not isinstance(codec, Attached):
         return CostModel(codec, Groups([])).totals()
     with torch.no_grad():
         codec(image)
-    spent = codec.image_cost()  # where gates decide by image
+    spent = codec.image_cost()  # None unless gates decide per image
     return (
         codec.totals()
         if spent is None
@@ -204,20 +205,21 @@ def time_codecs(
     repeats: int = 7,
     limit: float = 60.0,
 ) -> list[Times]:
-    """Time codecs in turns on one photograph, in float32 and channels_last; turns during which
-    others were busy do not count.
+    """Time codecs alternately on one image, in float32 and channels_last.
+
+    Turns during which other programs were busy do not count.
 
     Args:
         codecs: by name; each a `CompressionModel`, or one with gates, a modulator or widths on it,
             at the width or level that is set. They are copied.
-        image: a photograph; None takes one of scikit-image's (the demo extra brings it).
-        layers: seconds of each layer of the transforms, instead of each transform.
-        repeats: quiet turns that are wanted.
-        limit: seconds after which the least disturbed turns have to do.
+        image: an image file; None takes one of scikit-image's photographs (extra "demo").
+        layers: report each layer of the transforms instead of each transform.
+        repeats: number of quiet turns to take.
+        limit: seconds after which the least disturbed turns are used.
 
     Raises:
         RecipeError: no codec is given.
-        DataError: no photograph there.
+        DataError: the image cannot be read.
     """
     if not codecs:
         raise RecipeError("name at least one codec")
@@ -264,8 +266,10 @@ def time_codecs(
 
 
 def times_table(times: list[Times], conditions: str) -> str:
-    """Two tables, encoding and decoding: seconds by part, and speed-up beside FLOP reduction
-    against the first codec; below them the conditions.
+    """Return two tables, for encoding and decoding, and the conditions below them.
+
+    They show seconds by part, and the speed-up beside the FLOP reduction, relative to the first
+    codec.
     """
     blocks = []
     for side, sides in (
@@ -319,13 +323,13 @@ def times_table(times: list[Times], conditions: str) -> str:
 
 
 def taken_under(times: list[Times], image: str) -> str:
-    """A sentence on what was timed, how and on what machine."""
-    taken = f"during which others used at most {BUSY:.0%} of the processor"
+    """Return a sentence on the image, the timing and the machine."""
+    taken = f"during which other programs used at most {BUSY:.0%} of the processor"
     if times[0].busy or not times[0].known:
         taken = (
-            "while others kept the processor busy (run again on a quiet machine)"
+            "while other programs kept the processor busy (run again on a quiet machine)"
             if times[0].busy
-            else "(what others used is not known here)"
+            else "(the load of other programs is not known here)"
         )
     return (
         f"Seconds for {image}, medians of {times[0].kept} turns {taken}; {torch.get_num_threads()}"

@@ -1,1 +1,1 @@
-"""A recipe to measured runs. May use everything but `cli` and `bench`."""
+"""Experiments: from a recipe to measured runs. May use everything but `cli` and `bench`."""

@@ -1,5 +1,5 @@
-"""What a recipe amounts to: one job for each codec that is to be made and measured, in a folder
-named by what it depends on.
+"""The runs of a recipe: one for each codec to be trained and measured, in a folder named by what
+its result depends on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nicprune.storage.checkpoint import embedded_file, load_codec
 
 @dataclass(frozen=True)
 class Run:
-    """One codec to be made and measured."""
+    """One codec to be trained and measured."""
 
     quality: int
     seed: int
@@ -34,8 +34,8 @@ class Run:
 
     @property
     def settings(self) -> list[tuple[str, dict[str, Any]]]:
-        """What to attach; a method that draws lots draws them from the job's seed, and one that
-        weighs distortion takes the job's lambda.
+        """Methods to attach, with their settings. A setting `seed` or `lmbda` of a method is the
+        run's own unless the recipe gives it.
         """
         own: dict[str, Any] = {"seed": self.seed, "lmbda": self.lmbda}
         return [
@@ -55,8 +55,9 @@ def _bare(label: str) -> Variant:
 
 
 def plan_runs(recipe: Recipe, runs: Path) -> list[Run]:
-    """List what a recipe does, in order; the folder of each is its own, named by what it depends
-    on.
+    """List the runs of a recipe, in order.
+
+    The name of each run's folder ends with a hash of all that its result depends on.
     """
     listed = []
     train, test, validation = (
@@ -69,7 +70,7 @@ def plan_runs(recipe: Recipe, runs: Path) -> list[Run]:
             for seed in recipe.seeds:
                 if recipe.control:
                     arms.append(("control", seed, _bare("control")))
-                # One codec for all rates starts from that of the highest.
+                # A codec for all rates starts from the codec of the highest quality.
                 run = [
                     arm
                     for arm in recipe.methods
@@ -77,11 +78,10 @@ def plan_runs(recipe: Recipe, runs: Path) -> list[Run]:
                     and seed in (arm.seeds or recipe.seeds)
                 ]
                 arms += [("modulated" if arm.modulated else "pruned", seed, arm) for arm in run]
-        keys: dict[
-            tuple[str, int], str
-        ] = {}  # what is trained from scratch depends on the arm whose architecture it takes
+        # Training from scratch depends on the variant whose architecture it takes.
+        keys: dict[tuple[str, int], str] = {}
         for role, seed, arm in arms:
-            told = (
+            fields = (
                 [arm.cache_fields(), keys[arm.scratch, seed]]
                 if arm.scratch is not None
                 else arm.cache_fields()
@@ -94,7 +94,7 @@ def plan_runs(recipe: Recipe, runs: Path) -> list[Run]:
                 quality,
                 recipe.lmbda(quality),
                 role,
-                told,
+                fields,
                 seed,
                 train
                 + test
@@ -102,9 +102,8 @@ def plan_runs(recipe: Recipe, runs: Path) -> list[Run]:
                 file_digests(recipe, quality),
                 recipe.training,
                 recipe.half,
-                trained.get(
-                    recipe.before(quality), ""
-                ),  # in a chain, a quality depends on the one it starts from
+                # In a chain, a quality depends on the one that it starts from.
+                trained.get(recipe.before(quality), ""),
                 []
                 if role == "original" and recipe.task == "prune"
                 else [recipe.sparsify, recipe.finetune, recipe.per_quality.get(quality)],
@@ -144,8 +143,8 @@ def _photographs(recipe: Recipe, split: str) -> list[list[Any]]:
 
 
 def file_digests(recipe: Recipe, quality: int) -> list[str]:
-    """Hashes of the weights that a quality starts from: the same path may hold another file by the
-    next run.
+    """Return hashes of the weight files that a quality starts from, since a path may hold another
+    file in the next run.
     """
     named = [recipe.codec] if recipe.codec.endswith(".safetensors") else []
     named += [recipe.weights_for(quality)] if recipe.weights not in ("official", "none") else []
@@ -158,9 +157,7 @@ def file_digests(recipe: Recipe, quality: int) -> list[str]:
 
 
 def load_base_codec(recipe: Recipe, job: Run) -> nn.Module:
-    """The codec that a job starts from, with weights drawn from the job's seed if they are
-    random.
-    """
+    """Return the codec that a run starts from; random weights are drawn with the run's seed."""
     torch.manual_seed(job.seed)
     return load_codec(
         recipe.codec, job.quality, metric=recipe.metric, weights=recipe.weights_for(job.quality)

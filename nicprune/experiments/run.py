@@ -1,5 +1,5 @@
-"""A recipe from start to finish: attach, train, harden, fine-tune, evaluate, report, for each
-quality. Skips what is done.
+"""Running a recipe: attach, train, harden, fine-tune and evaluate for each quality, then report.
+Finished runs are skipped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from nicprune.storage.checkpoint import load, save
 from nicprune.training.loop import fit
 
 MADE = "made.json"
-"""Says that a job's codec is trained; without the record beside it, it is only measured again."""
+"""File that marks a run's codec as trained. Without the record beside it, the codec is only
+measured again.
+"""
 
 
 def run_recipe(
@@ -46,13 +48,15 @@ def run_recipe(
     """Run a recipe and write its report.
 
     Args:
+        recipe: as `read_recipe` returns it.
         text: the recipe as written, for the report.
-        reports: the report goes to a folder below, named after the recipe.
-        runs: checkpoints and results of each part go below; parts that are finished there are not
-            done again.
-        say: where lines of progress go.
+        reports: folder for reports; this one goes to a sub-folder with the recipe's name.
+        runs: folder for checkpoints and results; runs that are finished there are skipped.
+        say: called with each line of progress.
+        progress: show progress bars.
 
-    Returns: the report's index.html.
+    Returns:
+        The report's index.html.
     """
     check_paths(recipe)
     runs, reports = Path(runs), Path(reports)
@@ -75,7 +79,7 @@ def run_recipe(
 def report(
     recipe: Recipe, listed: list[Run], folder: Path, say: Callable[[str], None] = print
 ) -> Path:
-    """Write the report of finished jobs, codecs beside it."""
+    """Write the report of finished runs, with their codecs beside it; return its index.html."""
     records = []
     for job in listed:
         found = collect([job.folder / "record.json"])
@@ -88,9 +92,8 @@ def report(
             file = f"codecs/{name}"
         for record in found:
             record["file"] = file
-            record["recipe"] = (
-                recipe.name
-            )  # its folder may have been copied from another recipe's, which does the same job
+            # The folder may be a copy of another recipe's, where the run is the same.
+            record["recipe"] = recipe.name
         records += found
     page = write_report(records, folder, crops=recipe.photographs.crops)
     say("")
@@ -100,16 +103,19 @@ def report(
 
 
 def finished(job: Run) -> bool:
-    """Whether a job's result is there, whole, and of the same settings."""
+    """Return whether a run's result exists, is complete, and has the run's key."""
     try:
         content = json.loads((job.folder / "record.json").read_text(encoding="utf-8"))
-        return (content[0] if isinstance(content, list) else content).get("key") == job.key
+        record = content[0] if isinstance(content, list) else content
+        return bool(record.get("key") == job.key)
     except (OSError, ValueError, AttributeError, IndexError):
         return False
 
 
 def load_trained(recipe: Recipe, job: Run) -> tuple[nn.Module, int] | None:
-    """The codec of a job and its steps, if it was trained and only measuring it is left."""
+    """Return a run's codec and its number of steps if the codec is trained and not yet measured;
+    else None.
+    """
     try:
         made = json.loads((job.folder / MADE).read_text(encoding="utf-8"))
         if made["key"] != job.key:
@@ -122,7 +128,7 @@ def load_trained(recipe: Recipe, job: Run) -> tuple[nn.Module, int] | None:
 
 
 def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tuple[nn.Module, int]:
-    """Train and prune the codec of one job; return it and the steps it was trained for."""
+    """Train and prune the codec of one run; return it and the number of its training steps."""
     if recipe.task == "train":
         return train(recipe, job, listed, progress)
     if job.role == "original":
@@ -137,7 +143,7 @@ def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tu
         codec = load_base_codec(recipe, job)
         attached = attach(codec, job.settings)
         prepare(attached, recipe)
-        if attached.done:  # decides at once: what is left spends this phase on fine-tuning
+        if attached.done:  # one-shot methods: the pruned codec is fine-tuned in this phase
             codec = taught(attached.harden(), teaching(job.settings), load_base_codec(recipe, job))
             _fit(codec, recipe, recipe.sparsify, job, "sparsify", progress)
             codec = untaught(codec)
@@ -146,7 +152,7 @@ def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tu
             calibrate(attached, recipe)
             codec = attached.harden()
         save(codec, hardened)
-        # What comes next starts from the file, whether the run was interrupted here or not.
+        # Continue from the file, so that an interrupted run gives the same result.
         codec = load(hardened, factory=lambda: load_base_codec(recipe, job))
     phase = job.arm.phase or recipe.finetune
     if phase.steps:
@@ -158,13 +164,13 @@ def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tu
 
 
 def prepare(model: Any, recipe: Recipe) -> None:
-    """Let methods look at photographs of the training set before they train."""
+    """Let methods collect what they need from training images before training."""
     if isinstance(model, Attached):
         model.prepare(calibration_images(recipe.photographs.train))
 
 
 def calibrate(model: Any, recipe: Recipe) -> None:
-    """Let what was learnt on patches settle on whole photographs, of the training set."""
+    """Let methods that were trained on patches calibrate themselves on whole training images."""
     if isinstance(model, Attached):
         model.calibrate(calibration_images(recipe.photographs.train))
 
@@ -172,7 +178,7 @@ def calibrate(model: Any, recipe: Recipe) -> None:
 def from_scratch(
     recipe: Recipe, job: Run, listed: list[Run], progress: bool
 ) -> tuple[nn.Module, int]:
-    """Train the architecture that another job ended with, from random weights."""
+    """Train the architecture of another run's codec from random weights."""
     like = next(
         other
         for other in listed
@@ -194,7 +200,7 @@ def from_scratch(
 
 
 def train(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tuple[nn.Module, int]:
-    """Train a codec itself, from its weights or from the quality before."""
+    """Train the codec itself, from its own weights or from those of the quality before it."""
     before = next((other for other in listed if other.quality == recipe.before(job.quality)), None)
     codec = load_base_codec(
         recipe if before is None else recipe.model_copy(update={"weights": "none"}), job
@@ -214,7 +220,7 @@ def _fit(
 ) -> None:
     if phase.steps:
         label = f"q{job.quality} {job.arm.label} {name}"
-        # The two phases of pruning see different crops; a recipe's seeds stay apart.
+        # The two phases of pruning, and all seeds of a recipe, get different crops.
         seed = job.seed if recipe.task == "train" else 2 * job.seed + (name == "finetune")
         settings = recipe.train_settings(phase, job.quality, seed, job.arm)
         settings["lmbda"] = job.lmbda
@@ -236,9 +242,7 @@ def _fit(
 def measure_and_record(
     recipe: Recipe, text: str, job: Run, codec: nn.Module, steps: int, progress: bool
 ) -> str:
-    """Evaluate a codec on the test photographs, write its file and its record; return a line about
-    it.
-    """
+    """Evaluate a codec on the test images, write its file and its record; return a summary."""
     codec = codec.cpu().eval()
     written = save(codec, job.folder / "codec.safetensors", half=recipe.half)
     size = written.stat().st_size
@@ -247,9 +251,8 @@ def measure_and_record(
     else:
         write_text(job.folder / MADE, json.dumps({"key": job.key, "steps": steps}) + "\n")
         if recipe.half:
-            codec = load(
-                written, factory=lambda: load_base_codec(recipe, job)
-            )  # measure what the file holds
+            # Measure the weights as the file holds them.
+            codec = load(written, factory=lambda: load_base_codec(recipe, job))
     points = operating_points(codec, job.arm.between)
     records = [
         measure_at(recipe, text, job, codec, steps, size, progress, point) for point in points
@@ -259,12 +262,8 @@ def measure_and_record(
         job.folder / "record.json",
         json.dumps([r for r, _ in records] if several else records[0][0], indent=1) + "\n",
     )
-    # Optimiser state is of no use any more, and large.
-    for name in (
-        "sparsify",
-        "finetune",
-        "train",
-    ):
+    # The optimiser state is large and no longer needed.
+    for name in ("sparsify", "finetune", "train"):
         (job.folder / name / "checkpoint.pt").unlink(missing_ok=True)
     (job.folder / "hardened.safetensors").unlink(missing_ok=True)
     verified = last_change(unwrap(codec), job).get("verified")
@@ -274,15 +273,14 @@ def measure_and_record(
 
 
 def plan(recipe: Recipe) -> list[str]:
-    """Say what a recipe would do, after checking each method against each codec; nothing is trained
-    or written.
+    """Return a line for each run of a recipe, after checking every method on every codec.
+
+    Nothing is trained or written.
     """
     check_paths(recipe)
     lines = []
     for job in plan_runs(recipe, Path("runs")):
-        phase = recipe.per_quality.get(
-            job.quality, recipe.finetune
-        )  # task: prune has none per quality
+        phase = recipe.per_quality.get(job.quality, recipe.finetune)  # empty for task: prune
         steps = (
             0
             if job.role == "original" and recipe.task == "prune"

@@ -183,7 +183,8 @@ class Attached(Coding):
         codec: Any = self.codec
         for part in self.roles.parts:
             part.update(force=bool(args[1] if len(args) > 1 else kwargs.get("force", False)))
-        return codec.update(*args, **kwargs)
+        updated: bool = codec.update(*args, **kwargs)
+        return updated
 
     def objective(
         self, out: Mapping[str, Any], x: Tensor, metric: str = "mse"
@@ -362,7 +363,8 @@ class Attached(Coding):
         with self.at_width(width):
             method.extracting = width
             try:
-                return self.harden(verify=verify)
+                small: nn.Module = self.harden(verify=verify)
+                return small
             finally:
                 method.extracting = None
 

@@ -1,1 +1,1 @@
-"""A codec or a coded image on disk. May use `evaluation` and what is below it."""
+"""Codecs and coded images on disk. May use `evaluation` and the folders below it."""

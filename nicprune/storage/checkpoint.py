@@ -1,6 +1,7 @@
-"""One safe file a codec: weights, structure, history and CDF tables; it loads with one argument.
+"""Checkpoints: weights, structure, history and CDF tables in one safe file, loaded with one
+argument.
 
-The format is safetensors: tensors and a JSON header, nothing that could run. The architecture is
+The format is safetensors: tensors and a JSON header, no executable content. The architecture is
 rebuilt from its class, then every layer is given the shapes found in the file.
 """
 
@@ -48,20 +49,21 @@ from nicprune.pruning.surgery import follow_widths
 
 FORMAT = "nicprune"
 PLAIN, WITH_METHODS = 1, 2
-"""Versions of the format: a codec alone, and one with gates or a modulator on it."""
+"""Versions of the format: a codec alone, and one with methods on it."""
 
 STATE = "nicprune.methods."
-"""What the keys of methods' state start with; no codec's keys do."""
+"""Prefix of the keys of methods' state; no codec's keys start with it."""
 
 
 def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
-    """Write a codec to a `.safetensors` file, whole or not at all.
+    """Write a codec to a `.safetensors` file, atomically.
 
-    CDF tables are brought up to date first, so that the file decodes bitstreams as it stands.
+    CDF tables are brought up to date first, so that the file decodes bitstreams without `update()`.
 
     Args:
         codec: a plain `CompressionModel`, pruned or not; or one with gates or a modulator on it, as
-            `attach` or `harden` gave it.
+            returned by `attach` or `harden`.
+        path: the file to write.
         half: store weights as float16 (the loaded codec is then not bit-identical).
 
     Raises:
@@ -115,10 +117,10 @@ def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """Read what a file says of its codec, without its weights.
+    """Read the header of a file, which describes its codec, without its weights.
 
     Raises:
-        FileError: missing, damaged, or not made by `save`.
+        FileError: the file is missing, damaged, or was not written by `save`.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -141,16 +143,20 @@ def read_header(path: str | Path) -> dict[str, Any]:
 
 
 def load(path: str | Path, *, factory: Callable[[], nn.Module] | None = None) -> nn.Module:
-    """Load a codec that `save` wrote, in evaluation mode, identical to the one saved: a plain
-    `CompressionModel`, or what `attach` returns where gates or a modulator are part of it.
+    """Load a codec that `save` wrote, in evaluation mode, identical to the one saved.
 
     Args:
-        factory: makes the architecture, for codecs of classes that are not CompressAI's (any
-            widths: they are resized).
+        path: the file.
+        factory: returns the architecture, for codecs of classes outside CompressAI; its layers are
+            resized to the file's widths.
+
+    Returns:
+        A plain `CompressionModel`; what `attach` returns if gates, a modulator or widths are part
+        of the codec.
 
     Raises:
-        FileError: missing, damaged, or not made by `save`.
-        CodecError: the codec's class is not known here.
+        FileError: the file is missing, damaged, or was not written by `save`.
+        CodecError: the codec's class is not imported; pass `factory`.
     """
     header = read_header(path)
     try:
@@ -218,10 +224,10 @@ def _with_methods(
 
 
 def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Give `codec` the shapes and values of `state`.
+    """Resize `codec` to the shapes of `state` and load its values.
 
     Raises:
-        FileError: keys are missing or left over; names the first ones.
+        FileError: keys are missing or unknown; names the first ones.
     """
     own = codec.state_dict()
     missing = [k for k in own if k not in state]
@@ -261,12 +267,12 @@ def load_codec(
         name: a name from `nicprune list`; a file (`.safetensors` of `save`); or
             `package.module:factory`.
         quality: quality level, for named codecs.
-        metric: "mse" or "ms-ssim": what the official weights were trained for.
-        weights: "official" (downloaded by CompressAI; the embedded codec's own), "none" (random),
-            or a file: CompressAI's `.pth`/`.pth.tar` or a `.safetensors` of `save`.
+        metric: "mse" or "ms-ssim": the metric that the official weights were trained for.
+        weights: "official" (downloaded by CompressAI; for the embedded codec, its own), "none"
+            (random), or a file: CompressAI's `.pth`/`.pth.tar` or a `.safetensors` of `save`.
 
     Raises:
-        CodecError: unknown name or quality, or the weights cannot be had.
+        CodecError: the name or quality is unknown, or the weights are unavailable.
         FileError: the file cannot be read or does not fit.
     """
     if str(name).endswith(".safetensors"):
@@ -301,7 +307,7 @@ def load_codec(
 
 
 def embedded_file(quality: int) -> Path:
-    """Where the embedded codec's weights lie."""
+    """Return the path of the embedded codec's weights."""
     return Path(str(resources.files("nicprune"))) / "weights" / f"{DEMO}-q{quality}.safetensors"
 
 
@@ -323,8 +329,8 @@ def _embedded(quality: int | None) -> nn.Module:
 
 
 def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
-    """Fill a codec of the right architecture from a file, at whatever widths the file has; return
-    it, with the file's methods on it.
+    """Load weights from a file into a codec of the same architecture, at the file's widths; return
+    it with the file's methods on it.
     """
     record = provenance(codec).copy()
     loaded = codec
@@ -376,7 +382,7 @@ def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
 
 
 def _modern_keys(codec: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename entropy bottleneck keys of older CompressAI files (`_matrix0`) to today's
+    """Rename entropy bottleneck keys of older CompressAI files (`_matrix0`) to the current ones
     (`matrices.0`).
     """
     lists = {"_matrix": "matrices", "_bias": "biases", "_factor": "factors"}

@@ -1,11 +1,11 @@
-"""A photograph coded into one file: what `compress` returns, the image's size, and which codec can
-read it.
+"""Container for one coded image: what `compress` returns, the size of the image, and which codec
+can decode it.
 
     magic (4) | version (1) | fingerprint of the codec (8) | CRC-32 of its CDF tables (4)
     | width, height, shape, strings | CRC-32 of all before (4)
 
-The four in the middle are values: a varint n << 2 | kind, then n values (list), n bytes (string), n
-    pairs (table), or nothing (n itself).
+Width, height, shape and strings are stored as values. A value is a varint n << 2 | kind, followed
+by n values (list), n bytes (string), n pairs of values (table), or nothing (the integer n).
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from nicprune.methods import Attached
 from nicprune.methods.composition import resolve_point
 
 MAGIC, VERSION = b"\x8bNIC", 1
-"""The first byte is no ASCII: text is never taken for an image."""
+"""The first byte is not ASCII, so that no text is taken for an image."""
 
 HEADER = struct.Struct(">4sB8sI")
 
 INTEGER, LIST, STRING, TABLE = range(4)
 
 DEEPEST = 8
-"""Levels of nesting; codecs' strings and shapes have three at the most."""
+"""Largest depth of nested values; strings and shapes of codecs have at most three levels."""
 
 MISFIT = "its contents do not fit together"
 
@@ -52,23 +52,23 @@ def encode(
     lmbda: float | None = None,
     width: int | None = None,
 ) -> bytes:
-    """Code one photograph; `decode` with the same codec reads it.
+    """Encode one image; `decode` with the same codec reads it.
 
     Args:
         codec: a `CompressionModel`, pruned or not, or one with gates or a modulator on it, as
-            `attach`, `harden` or `load` gave it. A float32 copy is used. After training,
+            returned by `attach`, `harden` or `load`. A float32 copy is used. After training, call
             `codec.update(force=True)` first, as for `compress`.
-        image: uint8 RGB, shape (3, H, W), of any size; or a file.
-        level, lmbda: with a modulator, the rate, as in `Attached.forward`; the highest if not
-            given. It travels inside. With a scalable encoder, the level; the original codec decodes
-            what any of them wrote.
-        width: with a slimmable codec, which of its widths; the one that is set if not given. It
-            travels inside.
+        image: uint8 RGB, shape (3, H, W), of any size; or an image file.
+        level, lmbda: with a modulator, the rate, as in `Attached.forward`; by default the highest.
+            The bitstream holds it. With a scalable encoder, the level; the original codec decodes
+            the bitstreams of every level.
+        width: with a slimmable codec, the width; by default the one that is set. The bitstream
+            holds it.
 
     Raises:
         CodecError: not a codec, or masks still decay on it.
-        DataError: not such an image, or the file cannot be read.
-        RecipeError: a rate that the codec was not trained for, or it has no modulator.
+        DataError: the image has another shape or type, or the file cannot be read.
+        RecipeError: the codec was not trained for this rate, or has no modulator or widths.
     """
     _check(codec)
     asked = {"level": level, "lmbda": lmbda, "width": width}
@@ -94,19 +94,19 @@ def encode(
 
 @torch.no_grad()
 def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
-    """Read a photograph that `encode` wrote; return it as uint8 RGB, shape (3, H, W), on the CPU.
+    """Decode an image that `encode` wrote; return it as uint8 RGB, shape (3, H, W), on the CPU.
 
     As with every learned codec, decoding repeats the encoder's floating-point arithmetic to find
-    each symbol's distribution: it is sure to work only where that gives the same bits, that is with
-    the same library versions on the same kind of hardware.
+    the distribution of each symbol. It is guaranteed only where this arithmetic gives the same
+    bits: with the same library versions on the same kind of hardware.
 
     Args:
-        codec: the codec that it was coded with. The rate need not be told.
+        codec: the codec that encoded the image. The rate is read from `data`.
         data: what `encode` returned; or a file of it.
 
     Raises:
         CodecError: not a codec, or masks still decay on it.
-        FileError: missing, damaged, not made by `encode`, or coded with another codec.
+        FileError: `data` is missing, damaged, not made by `encode`, or encoded with another codec.
     """
     where = "this bitstream" if isinstance(data, bytes) else str(data)
     _check(codec)
@@ -133,7 +133,7 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
     if wanted not in (own := fingerprint(ready), fingerprint(ready, encoder=True)):
         raise FileError(
             f"{where} was coded with another codec (fingerprint {wanted.hex()}, this one has"
-            f" {own.hex()}): name the one that wrote it"
+            f" {own.hex()}): decode with the codec that encoded it"
         )
     if _tables(ready) != tables:
         raise FileError(
@@ -148,9 +148,7 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
             x_hat = ready.decompress(strings, shape)["x_hat"]
         if x_hat.shape != padded.shape:
             raise ValueError(f"decoded {tuple(x_hat.shape)}, expected {tuple(padded.shape)}")
-    except (
-        Exception
-    ) as error:  # of the codec's own making, where it reads what its encoder did not write
+    except Exception as error:  # a codec may raise anything on data that its encoder did not write
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileError(
             f"{where} cannot be decoded here ({reason}): was it coded with other library versions,"
@@ -160,16 +158,15 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
 
 
 def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
-    """Eight bytes that differ between codecs whose decoders differ in weights, gates or modulators,
-    but not with CDF tables or the device.
+    """Return eight bytes that identify a codec's decoder: its weights, gates and modulators,
+    without the CDF tables and the device.
 
-    A codec whose encoder alone was changed writes what the original reads. With `encoder`, its
-    weights count too, as they did in the first files.
+    The encoder's weights do not count, since the original codec decodes what a changed encoder
+    writes. With `encoder` they count too, as they did in the first files.
     """
     parts = codec.roles.parts if isinstance(codec, Attached) else []
     staying = [part for part in parts if part.needed_for_decoding or encoder]
-    # A codec whose methods do not take part in decoding is to be told from others as if it had
-    # none.
+    # Methods that decoding does not need do not count.
     state = codec.state_dict() if staying else unwrap(codec).state_dict()
     digest = hashlib.sha256()
     for key in sorted(state):
@@ -178,7 +175,7 @@ def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
             continue
         value = state[key].float()
         mask = state.get(f"{owner}.mask")
-        # Masked convolutions clear what the mask hides only when they first run.
+        # Masked convolutions zero their masked weights only when they first run.
         if last == "weight" and mask is not None and mask.shape == value.shape:
             value = value * mask
         digest.update(f"{key} {tuple(value.shape)} ".encode())
@@ -189,7 +186,7 @@ def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
 
 
 def _tables(codec: nn.Module) -> int:
-    """CRC-32 of the CDF tables: with others, the very same weights read garbage."""
+    """Return the CRC-32 of the CDF tables: with other tables, the same weights decode garbage."""
     state = codec.state_dict()
     return zlib.crc32(
         b"".join(
@@ -216,10 +213,10 @@ def _check(codec: nn.Module) -> None:
 
 
 def _ready(codec: nn.Module) -> Any:
-    """A copy whose arithmetic is alike for encoder and decoder, whatever was done to the codec in
-    between: precision, memory format.
+    """Return a copy with the same arithmetic for encoder and decoder, whatever the precision and
+    memory format of the codec.
 
-    In channels_last a 1x1 convolution takes the format of its input, which a context model's
+    In channels_last, a 1x1 convolution takes the format of its input, which a context model's
     encoder and decoder build differently.
     """
     ready: Any = copy.deepcopy(codec).float().eval().to(memory_format=torch.contiguous_format)
@@ -228,7 +225,9 @@ def _ready(codec: nn.Module) -> Any:
 
 
 def _number(n: int) -> bytes:
-    """A varint: seven bits a byte, the lowest first, the top bit where more follow."""
+    """Return a varint: seven bits per byte, the lowest first; the top bit is set where more bytes
+    follow.
+    """
     found = bytearray()
     while n > 127:
         found.append(n & 127 | 128)
@@ -237,7 +236,7 @@ def _number(n: int) -> bytes:
 
 
 def _pack(value: Any) -> bytes:
-    """A value and all in it."""
+    """Return a value, with all values in it, as bytes."""
     if isinstance(value, int) and value >= 0:
         return _number(value << 2 | INTEGER)
     if isinstance(value, bytes):
@@ -249,16 +248,16 @@ def _pack(value: Any) -> bytes:
             _pack(str(key).encode()) + _pack(item) for key, item in value.items()
         )
     raise CodecError(
-        f"the codec's compress() returned {value!r:.60}, which has no place in a file: expected"
+        f"the codec's compress() returned {value!r:.60}, which cannot be stored in a file: expected"
         " bytes and sizes, in lists or dicts"
     )
 
 
 def _unpack_all(data: bytes, count: int) -> list[Any]:
-    """As many values as there must be.
+    """Return `count` values.
 
     Raises:
-        FileError: what lies there is something else.
+        FileError: the data have another structure.
     """
     values, at = [], 0
     for _ in range(count):

@@ -1,5 +1,5 @@
-"""Codecs for other tools: CompressAI's own checkpoint where widths allow, and ONNX, one file a
-transform, each checked.
+"""Export for other tools: CompressAI's own checkpoint where widths allow it, and ONNX, one checked
+file per transform.
 """
 
 from __future__ import annotations
@@ -23,21 +23,26 @@ from nicprune.common.files import write_atomically
 
 EXPORTED = ("g_a", "h_a", "h_s", "g_s")
 SIZES = ((2 * SIZE_MULTIPLE, 3 * SIZE_MULTIPLE), (SIZE_MULTIPLE, SIZE_MULTIPLE))
-"""Images whose transforms' inputs are tried; the first is traced. There z is 2x3: a side of 1 would
-be taken for a constant.
+"""Image sizes (H, W) at which transforms are compared. The first is traced: z is 2x3 there, since a
+side of 1 would become a constant.
 """
 TOLERANCE = 1e-4
 """Largest difference between ONNX Runtime and torch, relative to the output's largest value."""
 
 
 def export_compressai(codec: nn.Module, path: str | Path) -> Path:
-    """Write {"state_dict", "N", "M"} for stock CompressAI, after loading it back with the class's
-    own `from_state_dict`.
+    """Write {"state_dict", "N", "M"} for stock CompressAI.
+
+    The class's own `from_state_dict` must load it before it is written.
+
+    Args:
+        codec: a plain `CompressionModel`.
+        path: the `.pth.tar` file to write.
 
     Raises:
         CodecError: not a plain codec (harden it first).
-        FileError: stock CompressAI cannot load these widths (it reads only N and M); names the
-            layers in the way.
+        FileError: stock CompressAI, which reads only N and M, cannot load these widths; names the
+            first layers that do not fit.
     """
     ready = _plain_copy(codec)
     refresh_tables(ready)
@@ -68,7 +73,7 @@ def export_compressai(codec: nn.Module, path: str | Path) -> Path:
 
 
 def _plain_copy(codec: nn.Module) -> Any:
-    """A copy on the CPU in float32, in evaluation mode.
+    """Return a copy on the CPU in float32, in evaluation mode.
 
     Raises:
         CodecError: not a codec, or one with methods attached, whose masks no other tool knows.
@@ -102,39 +107,40 @@ def _stock(codec: Any, state: dict[str, Tensor]) -> nn.Module:
     options: dict[str, Any] = {}
     if "vr_entbttlnck" in inspect.signature(loader).parameters:
         options["vr_entbttlnck"] = bool(codec.vr_entbttlnck)
-        # The variable-rate bottleneck's tables are not resized when loading: stock tools update()
-        # after it.
+        # Stock CompressAI does not resize the tables of the variable-rate bottleneck when loading;
+        # they are left empty, and update() rebuilds them.
         tables = ("_offset", "_quantized_cdf", "_cdf_length")
         for path, module in codec.named_modules():
             if is_bottleneck(module) and options["vr_entbttlnck"]:
                 for table in tables:
                     state[f"{path}.{table}"] = state[f"{path}.{table}"].new_empty(0)
     try:
-        return loader(dict(state), **options)
-    except Exception as error:  # of a foreign class, whatever its constructor raises
-        told = _misfits(str(error))
+        stock: nn.Module = loader(dict(state), **options)
+        return stock
+    except Exception as error:  # a class outside CompressAI may raise anything
+        misfits = _misfits(str(error))
         raise FileError(
             f"stock CompressAI cannot load this {name}: it reads N and M alone and expects every"
-            f" other width to follow{': ' + told if told else ''}; use nicprune.load, or prune to"
-            " uniform widths (widths: ...)"
+            f" other width to follow{': ' + misfits if misfits else ''}; use nicprune.load, or"
+            " prune to uniform widths (widths: ...)"
         ) from None
 
 
 def _misfits(message: str) -> str:
-    """The first layers that a size mismatch names; else the error's first line."""
+    """Return the first layers that a size mismatch names; if none, the error's first line."""
     lines = [line.strip() for line in message.splitlines() if "size mismatch for" in line]
-    told = []
+    found = []
     for line in lines[:3]:
         name = line.split("size mismatch for ")[1].split(":")[0]
         shapes = [part.split("]")[0] for part in line.split("torch.Size([")[1:]]
-        told.append(
+        found.append(
             f"{name} is [{shapes[0]}] where [{shapes[1]}] would follow"
             if len(shapes) == 2
             else name
         )
     if not lines:
         return message.splitlines()[0] if message else ""
-    return "; ".join(told) + ("; ..." if len(lines) > 3 else "")
+    return "; ".join(found) + ("; ..." if len(lines) > 3 else "")
 
 
 def export_onnx(
@@ -150,15 +156,17 @@ def export_onnx(
     Entropy coding stays in Python: only transforms are exported.
 
     Args:
-        folder: where the files go; files of these names are replaced.
-        check: run each file in ONNX Runtime at two sizes and compare, before it gets its name.
-        say: is told, for each file, how far ONNX Runtime and torch are apart.
+        codec: a plain `CompressionModel`.
+        folder: folder for the files; files of these names are replaced.
+        check: run each file in ONNX Runtime at two sizes and compare it with torch before it gets
+            its name.
+        say: called with a line per file: the difference between ONNX Runtime and torch.
 
     Raises:
         CodecError: the codec has no transforms of these names, has methods attached, or onnx is not
             installed.
-        FileError: a transform cannot be exported, a file cannot be written or does not compute the
-            same.
+        FileError: a transform cannot be exported, or a file cannot be written or computes something
+            else.
     """
     ready = _plain_copy(codec)
     _require("onnx", "onnxscript", *(["onnxruntime"] if check else []))
@@ -218,7 +226,7 @@ def _require(*packages: str) -> None:
 
 
 def _example(codec: nn.Module, name: str, size: tuple[int, int]) -> Tensor:
-    """What a transform is given for an image of this size, values of its usual kind."""
+    """Return an input for a transform: its input for a random image of this size, plus noise."""
     taken: list[Tensor] = []
 
     def take(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -230,7 +238,7 @@ def _example(codec: nn.Module, name: str, size: tuple[int, int]) -> Tensor:
             codec(torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)))
     finally:
         handle.remove()
-    # An untrained codec's latents all round to zero; any values do for comparing.
+    # The latents of an untrained codec all round to zero; noise makes the comparison meaningful.
     return taken[0] + torch.randn(taken[0].shape, generator=torch.Generator().manual_seed(1))
 
 
@@ -249,11 +257,11 @@ def _write(module: nn.Module, x: Tensor, path: Path) -> None:
 
 
 def _differences(name: str, module: nn.Module, inputs: list[Tensor], path: Path) -> list[float]:
-    """Run a file in ONNX Runtime; the largest |difference| to torch for each input, relative to the
-    output's largest value.
+    """Run a file in ONNX Runtime; return its largest |difference| from torch for each input,
+    relative to the largest value of the output.
 
     Raises:
-        FileError: one is over the tolerance.
+        FileError: a difference is above `TOLERANCE`.
     """
     import onnxruntime
 

@@ -1,1 +1,3 @@
-"""The training loop, its optimisers and its precision. May use `pruning` and what is below it."""
+"""The training loop, its optimisers and its precision. May use `pruning` and the folders below
+it.
+"""

@@ -1,7 +1,7 @@
 """The training loop: rate-distortion loss plus a method's terms, an auxiliary step, a schedule,
 exact resumption.
 
-Readable from top to bottom: `fit` sets up, `_step` is one step, the rest is bookkeeping.
+`fit` sets up a run, `_Run.advance` takes one step; the rest is bookkeeping.
 """
 
 from __future__ import annotations
@@ -38,19 +38,34 @@ from nicprune.training.optimizers import DEFAULT_LR, make_optimizer
 from nicprune.training.precision import autocast_dtype, entropy_models_in_float32
 
 MAX_SKIPPED = 20
-"""Steps in a row that may be skipped for a gradient that is not finite."""
+"""Largest number of consecutive steps that are skipped because their gradient is not finite."""
 
 
 class TrainSettings(StrictConfig):
-    """How to train. Defaults are CompressAI's where it has any; those of `lmbda` and `metric` are
-    the codec's own, by its quality, that of `lr` is the optimiser's.
+    """Settings of `fit`.
+
+    Defaults are CompressAI's where it has one.
 
     Attributes:
-        optimizer: "adam", or "soap", which learns several times as fast (see
+        steps: number of training steps.
+        lmbda: weight of the distortion; by default CompressAI's for the codec's quality.
+        metric: distortion of the loss, "mse" or "ms-ssim"; by default the codec's.
+        batch_size, patch_size: number of patches per step and device, and their side in pixels.
+        optimizer: "adam", or "soap", which reaches the same loss several times faster (see
             `nicprune.training.optimizers`).
-        side: what runs when encoding alone, or decoding alone, is trained, and the rest left as it
-            is; if not given, as the methods attached say, or the last one that a plain codec was
-            pruned by.
+        lr, aux_lr: learning rates of the network (by default the optimiser's) and of the entropy
+            bottlenecks' quantiles.
+        schedule, warmup: course of `lr` after a linear warm-up of `warmup` steps.
+        clip: largest norm of the network's gradient.
+        precision: "32", "bf16", or "auto": bfloat16 where the device computes in it natively.
+        channels_last: train in this memory format, which is faster on CPU.
+        seed: determines patches and quantisation noise.
+        devices, accelerator: as in Lightning Fabric.
+        checkpoint_every, log_every: steps between two checkpoints, and between two log entries.
+        tensorboard: log to TensorBoard too, in `folder`.
+        side: train only the layers that run when encoding alone ("encoder") or decoding alone
+            ("decoder"), and freeze the others; "both" trains all. By default, the side that the
+            attached methods declare; for a plain codec, the side of its last pruning.
     """
 
     steps: int = Field(ge=0)
@@ -91,8 +106,8 @@ class TrainSettings(StrictConfig):
 
 @dataclass(frozen=True)
 class FitResult:
-    """What `fit` did: the step it ended at, the last logged figures, and how many steps were
-    skipped.
+    """Result of `fit`: the step that it ended at, the last logged metrics, the number of skipped
+    steps, and the duration in seconds.
     """
 
     step: int
@@ -102,13 +117,15 @@ class FitResult:
 
 
 def _target(settings: TrainSettings) -> tuple[float, str]:
-    """Lambda and metric, which `fit` has filled in."""
+    """Return lambda and metric, which `fit` has filled in."""
     assert settings.lmbda is not None and settings.metric is not None
     return settings.lmbda, settings.metric
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
-    """Learning rate at `step` (from 0): linear warm-up, then the schedule down to zero."""
+    """Return the learning rate at `step` (from 0): linear warm-up, then the schedule down to
+    zero.
+    """
     peak = settings.lr
     assert peak is not None  # filled in by fit
     if step < settings.warmup:
@@ -132,7 +149,7 @@ def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], 
 
 
 def frozen_parameters(model: nn.Module, side: str | None) -> list[nn.Parameter]:
-    """The codec's parameters that are to stay as they are: see `TrainSettings.side`."""
+    """Return the codec's parameters that are not trained: see `TrainSettings.side`."""
     codec = unwrap(model)
     attached: Any = model if getattr(model, "pending", False) else None
     history = provenance(codec).history
@@ -151,7 +168,7 @@ def frozen_parameters(model: nn.Module, side: str | None) -> list[nn.Parameter]:
 
 @contextmanager
 def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Let these parameters have no gradient inside the block."""
+    """Disable the gradients of these parameters inside the block."""
     changed = [p for p in parameters if p.requires_grad]
     try:
         for parameter in changed:
@@ -176,20 +193,20 @@ def fit(
 
     Args:
         model: a `CompressionModel`, or what `attach` returned.
-        train: folder(s) of photographs, or "samples".
-        validation: photographs that a schedule of lambdas decides by, not to be those that results
-            are reported on.
-        folder: where `checkpoint.pt` and `metrics.jsonl` go. A run that finds its checkpoint there
-            resumes from it, bit-equal on CPU in float32 to the run that was never interrupted.
-            None: nothing is written.
+        train: folder(s) of images, or "samples".
+        validation: images that a schedule of lambdas decides by. Do not report results on these
+            images.
+        folder: folder for `checkpoint.pt` and `metrics.jsonl`. A run that finds its checkpoint
+            there resumes from it; on CPU in float32 the result is bit-equal to that of an
+            uninterrupted run. None: nothing is written.
         progress: show progress; a string is shown in front of it.
-        until_done: end as soon as every attached method says that it is done, not at `steps`.
+        until_done: stop as soon as every attached method is done, instead of after `steps` steps.
         settings: see `TrainSettings`.
 
     Raises:
         RecipeError: a setting is unknown or out of range.
-        DataError: no usable photographs.
-        FileError: the checkpoint is of another run, or cannot be written.
+        DataError: no image is usable.
+        FileError: the checkpoint belongs to another run, or cannot be written.
         TrainingError: the loss stayed non-finite.
     """
     options = parse(TrainSettings, settings, "fit(...)")
@@ -203,7 +220,7 @@ def fit(
         getattr(m.config, "schedule", None) is not None for m in getattr(model, "methods", [])
     ):
         raise RecipeError(
-            "a schedule of lambdas decides by validation photographs: fit(..., validation=folder)"
+            "a schedule of lambdas needs validation images: fit(..., validation=folder)"
         )
     if options.devices > 1 and getattr(model, "widths", None) is not None:
         raise TrainingError("slimmable codecs train on one device")
@@ -256,9 +273,9 @@ def fit(
                 run.save()
         except KeyboardInterrupt:
             kept = (
-                f"run again to go on from step {run.saved_step}"
+                f"run again to continue from step {run.saved_step}"
                 if folder
-                else "nothing was kept (no folder was given)"
+                else "nothing was saved (no folder was given)"
             )
             raise TrainingError(
                 f"interrupted at step {run.step} of {options.steps}; {kept}"
@@ -267,7 +284,7 @@ def fit(
             run.close()
             model.train(was_training)
         refresh_tables(model)
-        # The same arithmetic as before, to the bit: what others wrote is still read.
+        # The arithmetic stays the same to the bit, so that existing bitstreams still decode.
         if options.channels_last and not was_last:
             run.codec.to(memory_format=torch.contiguous_format)
         return FitResult(run.step, run.last, run.skipped, time.monotonic() - started)
@@ -291,7 +308,7 @@ def _fabric(options: TrainSettings) -> Fabric:
 
 
 class _Run:
-    """The state of one `fit`: model, optimisers, step."""
+    """State of one `fit`: model, optimisers, step."""
 
     def __init__(
         self,
@@ -310,7 +327,7 @@ class _Run:
             if self.attached is not None
             else []
         )
-        # What a checkpoint must have been made from, to be gone on from here.
+        # A checkpoint with another identity belongs to another run.
         self.identity = json.dumps(
             [
                 provenance(self.codec).name,
@@ -330,8 +347,8 @@ class _Run:
         if not net:
             raise TrainingError("nothing to train: no parameter of the codec requires a gradient")
         if options.devices > 1:
-            # Quantiles learn from the auxiliary loss alone, outside the wrapped forward: the
-            # reducer would wait for them.
+            # Quantiles get gradients from the auxiliary loss alone, outside the wrapped forward
+            # pass; DDP's reducer would wait for them.
             ignored = [name for name, p in model.named_parameters() if any(p is q for q in aux)]
             nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
                 model, ignored
@@ -348,12 +365,14 @@ class _Run:
         self._writer = self._tensorboard() if options.tensorboard else None
 
     def advance(self, batch: Tensor) -> dict[str, Tensor]:
-        """Take one step. A gradient that is not finite is skipped, not taken; too many in a row end
-        the run.
+        """Take one training step; a step with a non-finite gradient is skipped.
+
+        Raises:
+            TrainingError: more than `MAX_SKIPPED` steps in a row were skipped.
         """
         options = self.options
-        # Quantisation noise depends on (seed, step, rank) alone: nothing to save, nothing to
-        # restore.
+        # Quantisation noise depends on (seed, step, rank) alone, so that resuming needs no random
+        # state.
         torch.manual_seed(mix(options.seed, self.step, self.fabric.global_rank, 1))
         for optimizer in (self.optimizer, self.aux_optimizer):
             if optimizer is not None:
@@ -378,12 +397,12 @@ class _Run:
                     f" {self.step} had no usable gradient (lr {options.lr:g}, clip"
                     f" {options.clip:g}); try a lower lr"
                 )
-        if self.attached is not None:  # a skipped step counts too: schedules go on
+        if self.attached is not None:  # a skipped step counts: schedules continue
             self.attached.after_step()
         if self.aux_optimizer is not None:
             self.aux_optimizer.zero_grad(set_to_none=True)
             aux = (self.attached or self.codec).aux_loss()
-            # Variable-rate bottlenecks have none: CompressAI gives the number 0.
+            # Variable-rate bottlenecks have no auxiliary loss: CompressAI returns the number 0.
             if isinstance(aux, Tensor):
                 aux.backward()
                 self.aux_optimizer.step()
@@ -392,8 +411,9 @@ class _Run:
         return figures
 
     def _learn(self, batch: Tensor, width: int | None) -> dict[str, Tensor]:
-        """Add the gradients of one forward pass, at one width; return its figures. Memory is that
-        of one width.
+        """Add the gradients of one forward pass at one width; return its metrics.
+
+        Several widths take one pass each, so that the memory is that of one width.
         """
         at = {} if width is None else {"width": width}
         with torch.autocast(
@@ -406,7 +426,7 @@ class _Run:
             if self.attached is not None
             else None
         )
-        figures = own if own is not None else self.loss(out, batch)
+        figures: dict[str, Tensor] = own if own is not None else self.loss(out, batch)
         loss = figures["loss"]
         if self.attached is not None:
             figures["terms"] = self.attached.loss(out, batch)
@@ -415,7 +435,7 @@ class _Run:
         return figures
 
     def log(self, figures: dict[str, Tensor]) -> dict[str, float]:
-        """Turn a step's figures into numbers, append them to metrics.jsonl, and return them."""
+        """Convert a step's metrics to numbers, append them to metrics.jsonl, and return them."""
         now, (then, step) = time.monotonic(), self._clock
         self._clock = (now, self.step)
         values = {
@@ -442,7 +462,7 @@ class _Run:
         return values
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint atomically."""
         if self.folder is None or self.step == self.saved_step or not self.fabric.is_global_zero:
             return
         state = {
@@ -460,9 +480,7 @@ class _Run:
         self.saved_step = self.step
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if there is one; forget what metrics.jsonl says of later
-        steps.
-        """
+        """Resume from the checkpoint, if there is one; remove later steps from metrics.jsonl."""
         path = self.folder / "checkpoint.pt" if self.folder is not None else None
         if path is None or not path.exists():
             if self._metrics_file is not None:
@@ -473,27 +491,28 @@ class _Run:
             before, identity = json.loads(state["settings"]), state["identity"]
         except Exception as error:
             raise FileError(
-                f"cannot read the checkpoint {path}: {error}. Remove it to start anew"
+                f"cannot read the checkpoint {path}: {error}. Remove it to start again"
             ) from None
         free = {"checkpoint_every", "log_every", "tensorboard", "devices", "accelerator"}
         now = self.options.model_dump()
         defaults = {
             name: field.default for name, field in TrainSettings.model_fields.items()
-        }  # of settings newer than the checkpoint
+        }  # for settings that are newer than the checkpoint
         changed = [k for k in now if k not in free and before.get(k, defaults[k]) != now[k]]
         if changed:
-            told = ", ".join(f"{k} {before.get(k)!r} there, {now[k]!r} now" for k in changed)
+            differences = ", ".join(f"{k} {before.get(k)!r} there, {now[k]!r} now" for k in changed)
             raise RecipeError(
-                f"{path} is of a run with other settings ({told}); use another folder or remove it"
+                f"{path} belongs to a run with other settings ({differences}); use another folder"
+                " or remove it"
             )
         if identity != self.identity:
             raise RecipeError(
-                f"{path} is of another run (codec, method or photographs differ); use another"
+                f"{path} belongs to another run (codec, method or images differ); use another"
                 " folder or remove it"
             )
         try:
-            # CDF tables follow from the weights, at the end: those of the checkpoint need not have
-            # the codec's size.
+            # CDF tables are rebuilt from the weights at the end; those of the checkpoint may have
+            # another size.
             tables = {
                 k: v
                 for k, v in self.model.state_dict().items()
@@ -506,13 +525,13 @@ class _Run:
         except (RuntimeError, KeyError, ValueError) as error:
             raise FileError(
                 f"{path} does not fit this model: {str(error).splitlines()[0]}. Remove it to start"
-                " anew"
+                " again"
             ) from None
         self.step = self.saved_step = state["step"]
         self.skipped = state["skipped"]
         self._clock = (time.monotonic(), self.step)
         if self.fabric.is_global_zero:
-            for left in path.parent.glob(f".{path.name}.*"):  # of a write that kill -9 cut short
+            for left in path.parent.glob(f".{path.name}.*"):  # of a write that was killed
                 left.unlink(missing_ok=True)
         if self._metrics_file is not None and self._metrics_file.exists():
             lines = self._metrics_file.read_text(encoding="utf-8").splitlines()
@@ -543,4 +562,4 @@ def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return math.inf  # a line cut short by kill -9
+        return math.inf  # a line that a killed process left incomplete

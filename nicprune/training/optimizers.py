@@ -1,8 +1,8 @@
-"""The optimisers that training offers, by name.
+"""The optimisers for training, by name.
 
 `soap` is Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., "SOAP: Improving and
-Stabilizing Shampoo using Adam", 2024, arXiv 2409.11321), as the package pytorch-optimizer has it,
-with the products of a convolution's weight computed where they lie in memory.
+Stabilizing Shampoo using Adam", 2024, arXiv 2409.11321), from the package pytorch-optimizer. The
+matrix products of a convolution's weight are computed here, without copying the weight.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from nicprune.common.errors import RecipeError, closest
 
 MAX_PRECONDITIONED = 1024
-"""Axes longer than this are left as they are, as in Adam."""
+"""Axes longer than this are not preconditioned, as in Adam."""
 
 
 class ConvolutionSOAP(SOAP):
     """SOAP for weights of convolutions.
 
-    A weight (O, I, H, W) counts as a tensor of three axes: channels, channels and the H·W places of
-    the kernel. They are multiplied as they lie in memory, channels_last or not. The parent class
-    moves every one of four axes to the front by copying, and its step takes about twice as long.
+    A weight (O, I, H, W) is treated as a tensor of three axes: channels, channels and the H·W
+    positions of the kernel, in memory order, channels_last or not. The parent class copies the
+    weight to move each of four axes to the front, and its step takes about twice as long.
     """
 
     def project(
@@ -36,7 +36,9 @@ class ConvolutionSOAP(SOAP):
         max_precondition_dim: int = MAX_PRECONDITIONED,
         project_type: str = "forward",
     ) -> Tensor:
-        """Rotate `grad` into the eigenbases `state["Q"]`, or back: one product an axis."""
+        """Rotate `grad` into the eigenbases `state["Q"]`, or back unless `project_type` is
+        "forward".
+        """
         out = _axes(grad)
         for axis, basis in enumerate(state["Q"]):
             if len(basis):
@@ -46,15 +48,15 @@ class ConvolutionSOAP(SOAP):
     def get_orthogonal_matrix_qr(
         self, state: Any, max_precondition_dim: int = MAX_PRECONDITIONED, merge_dims: bool = False
     ) -> list[Any]:
-        """One step of power iteration for each eigenbasis; see the parent class."""
+        """Take one step of power iteration for each eigenbasis; see the parent class."""
         squares = state["exp_avg_sq"]
         seen = {**state, "exp_avg_sq": _axes(squares)}
-        bases = super().get_orthogonal_matrix_qr(seen, max_precondition_dim, False)
+        bases: list[Any] = super().get_orthogonal_matrix_qr(seen, max_precondition_dim, False)
         state["exp_avg_sq"] = _like(seen["exp_avg_sq"], squares)
         return bases
 
     def init_pre_conditioner(self, grad: Tensor, state: Any, *args: Any, **settings: Any) -> None:
-        """See the parent class."""
+        """Create the state of the preconditioner; see the parent class."""
         super().init_pre_conditioner(_axes(grad), state, *args, **settings)
 
     def update_pre_conditioner(
@@ -66,8 +68,8 @@ class ConvolutionSOAP(SOAP):
         precondition_1d: bool = False,
         merge_dims: bool = False,
     ) -> None:
-        """Follow the gradient's second moments along each axis, and every few steps their
-        eigenbases.
+        """Update the gradient's second moments along each axis, and their eigenbases every
+        `precondition_frequency` steps.
         """
         axes = _axes(grad)
         for axis, moments in enumerate(state["GG"]):
@@ -80,8 +82,8 @@ class ConvolutionSOAP(SOAP):
 
 
 def _axes(tensor: Tensor) -> Tensor:
-    """A convolution's weight as a tensor of three axes in the order in which they lie in memory;
-    anything else as it is.
+    """Return a convolution's weight as a tensor of three axes in memory order; any other tensor as
+    it is.
     """
     if tensor.ndim != 4:
         return tensor
@@ -101,7 +103,7 @@ def _like(axes: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _times(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
-    """Multiply one axis by the columns of a matrix."""
+    """Multiply one axis by a matrix."""
     if axis == tensor.ndim - 1:
         return tensor @ matrix
     if axis == 0:
@@ -110,7 +112,9 @@ def _times(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
 
 
 def _outer(tensor: Tensor, axis: int) -> Tensor:
-    """Second moments along an axis: the sum over all others of the outer products."""
+    """Return the second moments along an axis: the sum over all other axes of the outer
+    products.
+    """
     if axis == tensor.ndim - 1:
         rows = tensor.flatten(0, -2)
         return rows.T @ rows
@@ -134,7 +138,7 @@ def _soap(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimize
 
 
 DEFAULT_LR = {"adam": 1e-4, "soap": 1e-3}
-"""CompressAI's learning rate for Adam; SOAP's for training and pruning alike
+"""CompressAI's learning rate for Adam; for SOAP, the same for training and for pruning
 (`reports/evidence_optimizer`).
 """
 
@@ -151,7 +155,7 @@ def make_optimizer(
 
     Args:
         name: one of `OPTIMIZERS`.
-        parameters: what it updates; entropy bottlenecks' quantiles are not among them.
+        parameters: the parameters to update, without the quantiles of entropy bottlenecks.
         lr: the learning rate.
 
     Raises:

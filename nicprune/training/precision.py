@@ -1,4 +1,4 @@
-"""bfloat16 where it is safe: entropy models always see float32."""
+"""bfloat16 autocast for training; entropy models stay in float32."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from nicprune.codecs.layer_kinds import entropy_models
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the autocast type for `precision` ("auto", "32", "bf16") on `device`, None for plain
+    """Return the autocast type for `precision` ("auto", "32", "bf16") on `device`; None for plain
     float32.
 
-    "auto" takes bfloat16 where the device computes in it natively (GPUs since Ampere, CPUs with
+    "auto" is bfloat16 where the device computes in it natively (GPUs since Ampere, CPUs with
     AVX512_BF16 or AMX).
     """
     if precision == "32":
@@ -36,9 +36,9 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 @contextmanager
 def entropy_models_in_float32(codec: nn.Module) -> Iterator[None]:
-    """Run every entropy model of `codec` outside autocast on float32 inputs, inside the block.
+    """Run every entropy model of `codec` outside autocast, on float32 inputs, inside the block.
 
-    Their 3x3 matrix products and the tails of their distributions lose everything in bfloat16.
+    In bfloat16, their 3x3 matrix products and the tails of their distributions lose all precision.
     """
     handles = []
 

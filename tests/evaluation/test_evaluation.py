@@ -81,8 +81,8 @@ def test_times_taken_while_others_ran_say_so(
     both = compare(codec, codec, photos / "0.png")
     assert (
         both.after.busy == 0.5
-        and "others used 50% of the processor" in str(both)
-        and "others used 50%" in str(both.after)
+        and "other programs used 50% of the processor" in str(both)
+        and "other programs used 50%" in str(both.after)
     )
     assert (
         json.loads(write_results(both.after, tmp_path / "r.json").read_text())["nicprune"]["busy"]

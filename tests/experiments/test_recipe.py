@@ -276,8 +276,8 @@ def test_everything_that_is_missing_is_said_at_once(
         "weights",
     ]
     assert (
-        "${NICPRUNE_DATA}/train: the variable NICPRUNE_DATA is not set (the folder that holds the"
-        " photographs" in lines[0]
+        "${NICPRUNE_DATA}/train: the variable NICPRUNE_DATA is not set (the folder with the"
+        " images" in lines[0]
     )
     assert "export NICPRUNE_DATA=... or name another path" in lines[1]
     assert lines[2].endswith(f"no such folder: {tmp_path / 'none'}") and lines[4].endswith(

@@ -442,7 +442,7 @@ def test_a_codec_whose_strings_are_something_else_is_told_so(hyperprior: Any) ->
             return {**super().compress(x), "shape": [1.5]}
 
     hyperprior.__class__ = Odd
-    with pytest.raises(NicpruneError, match="1.5, which has no place in a file"):
+    with pytest.raises(NicpruneError, match="1.5, which cannot be stored in a file"):
         encode(hyperprior, photo(64, 64))
 
 

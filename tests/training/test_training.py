@@ -60,7 +60,7 @@ def test_resume_is_bit_equal(photos: Path, tmp_path: Path, optimizer: str) -> No
     quick = {**QUICK, "optimizer": optimizer}
     fit(whole, photos, steps=8, folder=tmp_path / "whole", **quick)
     with pytest.raises(
-        TrainingError, match="interrupted at step 5 of 8; run again to go on from step 4"
+        TrainingError, match="interrupted at step 5 of 8; run again to continue from step 4"
     ):
         interrupted = _Interrupting(parts, at=5)
         fit(interrupted, photos, steps=8, folder=tmp_path / "parts", checkpoint_every=2, **quick)
@@ -394,7 +394,7 @@ def test_checkpoint_of_another_run_is_refused(photos: Path, tmp_path: Path) -> N
         fit(codec(), photos, steps=1, folder=tmp_path, **{**QUICK, "lmbda": 0.02})
     with pytest.raises(FileError, match="does not fit this model"):
         fit(ScaleHyperprior(8, 8), photos, steps=1, folder=tmp_path, **QUICK)
-    with pytest.raises(RecipeError, match="codec, method or photographs differ"):
+    with pytest.raises(RecipeError, match="codec, method or images differ"):
         fit(attach(codec(), "none"), photos, steps=1, folder=tmp_path, **QUICK)
     (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(FileError, match="cannot read the checkpoint"):

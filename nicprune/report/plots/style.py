@@ -122,6 +122,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def plain(text: str) -> str:
+    """Return text that Matplotlib draws as it is, without formulas."""
     return text.replace("$", r"\$")  # not mathematics
 
 
@@ -154,6 +155,7 @@ def pruned_arms(lines: Sequence[Line]) -> list[tuple[str, str]]:
 
 
 def quality_of(line: Line) -> str:
+    """Return the quality for a label, e.g. "q3"; empty without one."""
     return "" if line.quality is None else f"q{line.quality}"
 
 

@@ -1,0 +1,72 @@
+"""`nicprune encode` and `nicprune decode`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nicprune.cli.options import Codec, Level, Lmbda, Metric, Quality, Weights, Width
+
+
+def encode_image(
+    codec: Codec,
+    image: Annotated[str, typer.Argument(help="Image file.")],
+    output: Annotated[Path, typer.Argument(help="File to write.")],
+    quality: Quality = None,
+    weights: Weights = "official",
+    metric: Metric = "mse",
+    level: Level = None,
+    lmbda: Lmbda = None,
+    width: Width = None,
+) -> None:
+    """Encode an image into a file.
+
+    The same codec decodes it (see decode).
+    """
+    from nicprune.common.files import write_atomically
+    from nicprune.data.images import read_image
+    from nicprune.storage.checkpoint import load_codec
+    from nicprune.storage.container import encode
+
+    picture = read_image(image)
+    data = encode(
+        load_codec(codec, quality, metric=metric, weights=weights),
+        picture,
+        level=level,
+        lmbda=lmbda,
+        width=width,
+    )
+    write_atomically(output, lambda temporary: temporary.write_bytes(data))
+    _, height, columns = picture.shape
+    typer.echo(
+        f"{output}: {len(data):,} bytes, {8 * len(data) / (height * columns):.4f} bpp, header"
+        f" included ({columns}x{height} pixels)"
+    )
+
+
+def decode_file(
+    codec: Annotated[
+        str,
+        typer.Argument(
+            help="The codec that encoded the file: name, file, or package.module:factory."
+        ),
+    ],
+    file: Annotated[str, typer.Argument(help="File that encode wrote.")],
+    output: Annotated[Path, typer.Argument(help="PNG to write.")],
+    quality: Quality = None,
+    weights: Weights = "official",
+    metric: Metric = "mse",
+) -> None:
+    """Decode a file that encode wrote into a PNG."""
+    from nicprune.common.errors import RecipeError
+    from nicprune.data.images import write_png
+    from nicprune.storage.checkpoint import load_codec
+    from nicprune.storage.container import decode
+
+    if output.suffix.lower() != ".png":
+        raise RecipeError(f"decode writes PNG; {output} must end in .png")
+    picture = decode(load_codec(codec, quality, metric=metric, weights=weights), file)
+    write_png(picture.float() / 255, output)
+    typer.echo(f"wrote {output} ({picture.shape[2]}x{picture.shape[1]} pixels)")

@@ -1,0 +1,78 @@
+"""`nicprune eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nicprune.cli.options import Codec, Level, Lmbda, Metric, Quality, Weights, Width
+
+
+def evaluate_codec(
+    codec: Codec,
+    images: Annotated[str, typer.Argument(help='Folder of images, a file, or "samples".')],
+    quality: Quality = None,
+    weights: Weights = "official",
+    metric: Metric = "mse",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write CompressAI results JSON here.")
+    ] = None,
+    level: Level = None,
+    lmbda: Lmbda = None,
+    width: Width = None,
+    per_image: Annotated[
+        bool, typer.Option("--per-image", help="Print a line for each image.")
+    ] = False,
+    at: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--at",
+            help="jpeg and webp: PSNR at this rate in bpp, interpolated between their settings.",
+        ),
+    ] = None,
+) -> None:
+    """Evaluate a codec on real bitstreams.
+
+    Codes and decodes every image: bpp, PSNR, MS-SSIM, times. The classical codecs "jpeg",
+    "jpeg-optimized" and "webp" are evaluated at every setting.
+    """
+    from nicprune.evaluation.classical import FORMATS
+
+    if codec in FORMATS:
+        _evaluate_classical(codec, images, at)
+        return
+    from nicprune.evaluation.evaluate import evaluate, write_results
+    from nicprune.storage.checkpoint import load_codec
+
+    result = evaluate(
+        load_codec(codec, quality, metric=metric, weights=weights),
+        images,
+        progress=True,
+        level=level,
+        lmbda=lmbda,
+        width=width,
+    )
+    if per_image:
+        for image in result.images:
+            ms = f"{image.ms_ssim:.4f}" if image.ms_ssim is not None else "-"
+            typer.echo(
+                f"{image.name:32} {image.width}x{image.height}  {image.bpp:.4f} bpp "
+                f" {image.psnr_db:.3f} dB  MS-SSIM {ms}"
+            )
+    typer.echo(str(result))
+    if output is not None:
+        write_results(result, output)
+
+
+def _evaluate_classical(name: str, images: str, at: list[float] | None) -> None:
+    from nicprune.evaluation.classical import evaluate_classical, psnr_at
+
+    points = evaluate_classical(name, images)
+    for point in points if at is None else []:
+        typer.echo(f"{name} quality {point.quality:3}  {point.bpp:.4f} bpp  {point.psnr_db:.3f} dB")
+    for rate in at or []:
+        psnr = psnr_at(points, rate)
+        reach = f"its settings reach {points[0].bpp:.3f} to {points[-1].bpp:.3f} bpp"
+        typer.echo(f"{name} at {rate:g} bpp: {reach if psnr is None else f'{psnr:.3f} dB'}")

@@ -1,0 +1,34 @@
+"""`nicprune export`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def export(
+    file: Annotated[str, typer.Argument(help="A .safetensors file that nicprune saved.")],
+    output: Annotated[str, typer.Argument(help="File (compressai) or folder (onnx) to write.")],
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="compressai (.pth.tar for stock tools) or onnx (one file per transform).",
+        ),
+    ] = "compressai",
+) -> None:
+    """Write a codec for other tools."""
+    from nicprune.common.errors import RecipeError, closest
+    from nicprune.storage.checkpoint import load
+    from nicprune.storage.export import export_compressai, export_onnx
+
+    if format_ not in ("compressai", "onnx"):
+        raise RecipeError(f"unknown format {format_!r}; {closest(format_, ['compressai', 'onnx'])}")
+    codec = load(file)
+    if format_ == "compressai":
+        written = [export_compressai(codec, output)]
+    else:
+        written = export_onnx(codec, output, say=typer.echo)
+    for path in written:
+        typer.echo(f"wrote {path}")

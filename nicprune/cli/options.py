@@ -1,0 +1,44 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+
+def _level(text: str) -> float | str:
+    try:
+        return text if text == "best" else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"a level is a number, or best (got {text!r})") from None
+
+
+Codec = Annotated[str, typer.Argument(help="Name, file, or package.module:factory.")]
+Quality = Annotated[
+    int | None, typer.Option("--quality", "-q", help="Quality level, for named codecs.")
+]
+Weights = Annotated[str, typer.Option(help="official, none (random), or a file.")]
+Metric = Annotated[
+    str, typer.Option(help="Metric that the official weights were trained for: mse or ms-ssim.")
+]
+Level = Annotated[
+    Any,
+    typer.Option(
+        parser=_level,
+        metavar="LEVEL",
+        help=(
+            "With a modulator: the rate, from 0 (lowest); fractions lie between two rates. With a"
+            " scalable encoder: the number of encoders beside the first, or best (the cheapest in"
+            " rate-distortion cost for each image)."
+        ),
+    ),
+]
+Lmbda = Annotated[float | None, typer.Option(help="With a modulator: the rate, by its lambda.")]
+Width = Annotated[
+    int | None, typer.Option(help="With a slimmable codec: the width; 0 is the widest.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a recipe key: key=value, e.g. finetune.steps=100."),
+]

@@ -1,0 +1,55 @@
+"""`nicprune check` and `nicprune run`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nicprune.cli.options import Overrides
+
+Recipe = Annotated[str, typer.Argument(help="Recipe file or name (see nicprune list recipes).")]
+
+
+def check(recipe: Recipe, set_: Overrides = None) -> None:
+    """Check a recipe and the paths it names, without running it."""
+    from nicprune.experiments.recipe import check_paths, read_recipe
+
+    parsed, _ = read_recipe(recipe, set_ or [])
+    check_paths(parsed)
+    typer.echo(
+        f"{recipe}: fine ({parsed.task} {parsed.codec}, qualities"
+        f" {', '.join(map(str, parsed.qualities))})"
+    )
+
+
+def run(
+    recipe: Recipe,
+    set_: Overrides = None,
+    reports: Annotated[str, typer.Option(help="Folder for reports.")] = "reports",
+    runs: Annotated[str, typer.Option(help="Folder for checkpoints and finished runs.")] = "runs",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print the planned runs.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Run a recipe and write its report.
+
+    For each quality: attach, train, harden, fine-tune, evaluate. Finished runs are skipped.
+    """
+    from nicprune.experiments.recipe import read_recipe
+    from nicprune.experiments.run import plan, run_recipe
+
+    parsed, text = read_recipe(recipe, set_ or [])
+    if dry_run:
+        for line in plan(parsed):
+            typer.echo(line)
+        return
+    run_recipe(
+        parsed,
+        text,
+        reports=reports,
+        runs=runs,
+        say=lambda line: print(line, flush=True),
+        progress=not quiet,
+    )

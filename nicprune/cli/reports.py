@@ -1,0 +1,48 @@
+"""`nicprune report` and `nicprune overview`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def report(
+    paths: Annotated[
+        list[str], typer.Argument(help="Folders of runs or reports, or record files.")
+    ],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Folder for the report.")
+    ] = "reports/report",
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
+    crops: Annotated[
+        bool, typer.Option(help="Show crops of the images, where the records have them.")
+    ] = True,
+) -> None:
+    """Join finished runs into one report.
+
+    Runs are joined by quality. The report holds tables, plots and a page.
+    """
+    from nicprune.report import collect, text_table, write_report
+
+    records = collect(paths)
+    page = write_report(records, output, title=title, crops=crops)
+    typer.echo(text_table(records))
+    typer.echo(f"\nreport: {page}")
+
+
+def overview(
+    folder: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of reports, with an overview.yaml that names the figures to show."
+        ),
+    ] = "reports",
+) -> None:
+    """Write an overview of several reports.
+
+    It goes to README.md in the folder and shows their figures beside published ones.
+    """
+    from nicprune.report.overview import write_overview
+
+    typer.echo(f"wrote {write_overview(folder)}")

@@ -1,0 +1,119 @@
+"""Exit codes, one-line errors without a traceback, help, start-up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from helpers_cli import fails
+from typer.testing import CliRunner
+
+from nicprune.cli import app
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["profile", "bmshj2018-hyperpior"], "did you mean 'bmshj2018-hyperprior'"),
+        (["profile", "mbt2018", "--quality", "12"], "has no quality 12; it has 1 to 8"),
+        (["run", "quickstrat"], "did you mean 'quickstart'"),
+        (["run", "quickstart", "--set", "finetune.stepps=3"], "did you mean 'steps'"),
+        (
+            ["check", "quickstart", "--set", "photographs.train=/nowhere"],
+            "no such folder: /nowhere",
+        ),
+        (["eval", "nowhere.safetensors", "samples"], "no such file"),
+        (["prune", "demo-hyperprior", "a.safetensors", "-q", "1"], "give either budget"),
+        (
+            [
+                "prune",
+                "demo-hyperprior",
+                "a.safetensors",
+                "-q",
+                "1",
+                "--method",
+                "fisher",
+                "--set",
+                "budget.macs=0.5",
+            ],
+            "--images folder",
+        ),
+        (
+            [
+                "prune",
+                "demo-hyperprior",
+                "a.safetensors",
+                "-q",
+                "1",
+                "--method",
+                "mask_decay",
+                "--set",
+                "budget.macs=0.5",
+            ],
+            "masks are not at zero yet",
+        ),
+        (
+            [
+                "prune",
+                "demo-hyperprior",
+                "a.safetensors",
+                "-q",
+                "1",
+                "--method",
+                "bit_rate_modulator",
+                "--set",
+                "qualities=[1, 2]",
+            ],
+            "stays on the codec",
+        ),
+        (["list", "codec"], "did you mean 'codecs'"),
+        (["report", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_errors_are_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    expected: str,
+) -> None:
+    err = fails(monkeypatch, capsys, *arguments)
+    assert expected in err and err.startswith("nicprune: ") and err.count("\n") == 1
+
+
+def test_unknown_commands_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "prnue" in fails(monkeypatch, capsys, "prnue")
+
+
+def test_help_says_what_is_written() -> None:
+    out = (
+        CliRunner().invoke(app, ["time", "--help"]).output
+        + CliRunner().invoke(app, ["decode", "--help"]).output
+    )
+    assert "[label=]codec[@width]" in out and "package.module:factory" in out
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = """
+import sys
+sys.argv = ["nicprune", "--help"]
+from nicprune.cli import main
+try:
+    main()
+except SystemExit:
+    assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_module_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nicprune", "report", "nowhere"], capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("nicprune: ")
+        and done.stderr.count("\n") == 1
+    )

@@ -1,0 +1,75 @@
+"""`nicprune encode` and `nicprune decode`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers import built
+from helpers_cli import call, fails
+
+from nicprune.storage.checkpoint import save
+
+
+def test_encode_and_decode(tmp_path: Path) -> None:
+    import torch
+
+    from nicprune.data.images import read_image, write_png
+    from nicprune.evaluation.evaluate import evaluate
+    from nicprune.methods import attach
+    from nicprune.storage.container import decode, encode
+
+    picture = write_png(torch.rand(3, 67, 130), tmp_path / "a.png")
+    codec = built("bmshj2018-hyperprior")[0]
+    path = str(save(codec, tmp_path / "c.safetensors"))
+    coded, decoded = tmp_path / "a.nic", tmp_path / "out.png"
+    coded.write_text("something older")
+    out = call("encode", path, str(picture), str(coded))
+    size = coded.stat().st_size
+    assert (
+        f"{size:,} bytes" in out and f"{8 * size / (67 * 130):.4f} bpp" in out and "130x67" in out
+    )
+    assert coded.read_bytes() == encode(codec, picture)
+    assert "wrote" in call("decode", path, str(coded), str(decoded))
+    assert torch.equal(read_image(decoded), decode(codec, coded))
+    modulated = attach(codec, "bit_rate_modulator", lambdas=[0.0018, 0.0067, 0.025])
+    path = str(save(modulated, tmp_path / "m.safetensors"))
+    for rate in (["--level", "0.5"], ["--lmbda", "0.0067"]):
+        call("encode", path, str(picture), str(coded), *rate)
+        assert coded.read_bytes() == encode(
+            modulated, picture, **{rate[0].removeprefix("--"): float(rate[1])}
+        )
+        call("decode", path, str(coded), str(decoded))
+        assert torch.equal(read_image(decoded), decode(modulated, coded))
+        assert str(
+            evaluate(modulated, str(picture), **{rate[0].removeprefix("--"): float(rate[1])})
+        ).split(" dB")[0] in call("eval", path, str(picture), *rate)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "a.nic",
+        "a.png",
+        "c.safetensors",
+        "m.safetensors",
+        "out.png",
+    ]
+
+
+def test_encode_and_decode_fail_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from nicprune.data.images import write_png
+
+    picture = str(write_png(torch.rand(3, 64, 64), tmp_path / "a.png"))
+    codec = str(save(built("bmshj2018-hyperprior")[0], tmp_path / "c.safetensors"))
+    out, png = tmp_path / "a.nic", tmp_path / "b.png"
+    for arguments, expected in (
+        (["encode", codec, str(tmp_path / "nowhere.png"), str(out)], "no such image"),
+        (["encode", codec, picture, str(out), "--level", "1"], "without a modulator"),
+        (["decode", codec, picture, str(png)], "not an image that nicprune encoded"),
+        (["decode", codec, str(out), str(png)], "no such file"),
+        (["decode", codec, picture, str(tmp_path / "b.jpg")], "must end in .png"),
+    ):
+        err = fails(monkeypatch, capsys, *arguments)
+        assert expected in err and err.startswith("nicprune: ") and err.count("\n") == 1
+    assert not out.exists() and not png.exists()

@@ -1,0 +1,57 @@
+"""`nicprune time`, and other commands on a file with several widths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from helpers_cli import call
+from typer.testing import CliRunner
+
+from nicprune.cli import app
+
+
+def test_a_file_with_widths_is_profiled_evaluated_and_coded(tmp_path: Path) -> None:
+    from nicprune import attach, load_codec, save
+    from nicprune.data.images import write_png
+
+    file = str(
+        save(
+            attach(load_codec("demo-hyperprior", 3), "slimmable", widths=[1.0, 0.5]),
+            tmp_path / "slim.safetensors",
+        )
+    )
+    picture = str(write_png(torch.rand(3, 64, 64), tmp_path / "a.png"))
+    assert "g_a.0" in call("profile", file)
+    assert "width 1: " in call("eval", file, picture, "--width", "1")
+    whole, half = (
+        call("time", file, "--image", picture, "--seconds", "0", "--width", width).splitlines()[2]
+        for width in "01"
+    )
+    assert float(whole.split("|")[2]) > 1.5 * float(half.split("|")[2]), (
+        "kMAC/pixel of the width that was timed"
+    )
+    named = call(
+        "time",
+        f"whole={file}@0",
+        f"half={file}@1",
+        "--image",
+        picture,
+        "--seconds",
+        "0",
+        "--width",
+        "0",
+        "--out",
+        str(tmp_path / "times"),
+    )
+    assert [line.split("|")[2] for line in named.splitlines()[2:4]] == [
+        whole.split("|")[2],
+        half.split("|")[2],
+    ]
+    assert "| half" in (tmp_path / "times" / "times.md").read_text()
+    result = CliRunner().invoke(app, ["time", "demo-hyperprior@1", "--quality", "1"])
+    assert "has no widths" in str(result.exception)
+    call("encode", file, picture, str(tmp_path / "a.nic"), "--width", "1")
+    call("decode", file, str(tmp_path / "a.nic"), str(tmp_path / "b.png"))
+    result = CliRunner().invoke(app, ["export", file, str(tmp_path / "onnx")])
+    assert "extract(0)" in str(result.exception)
