@@ -26,6 +26,7 @@ from nicprune.experiments.recipe import Phase, Recipe, check_paths
 from nicprune.methods import Attached, attach
 from nicprune.methods.with_teacher import taught, teaching, untaught
 from nicprune.report import collect, text_table, write_report
+from nicprune.report.record_files import record_json
 from nicprune.storage.checkpoint import load, save
 from nicprune.training.loop import fit
 
@@ -85,12 +86,8 @@ def report(
             name = f"{codec}{level}-{job.folder.name.rsplit('-', 1)[0]}.safetensors"
             write_atomically(folder / "codecs" / name, partial(shutil.copyfile, made))
             file = f"codecs/{name}"
-        for record in found:
-            record["file"] = file
-            record["recipe"] = (
-                recipe.name
-            )  # its folder may have been copied from another recipe's, which does the same job
-        records += found
+        # The folder may have been copied from another recipe's, which does the same job.
+        records += [r.model_copy(update={"file": file, "recipe": recipe.name}) for r in found]
     page = write_report(records, folder, crops=recipe.photographs.crops)
     say("")
     say(text_table(records))
@@ -261,13 +258,14 @@ def measure_and_record(
         if widths is None
         else [{"width": width} for width in range(len(widths))]
     )
-    records = [
+    measured = [
         measure_at(recipe, text, job, codec, steps, size, progress, **point) for point in points
     ]
+    records = [record for record, _ in measured]
     several = job.role == "modulated" or widths is not None
     write_text(
         job.folder / "record.json",
-        json.dumps([r for r, _ in records] if several else records[0][0], indent=1) + "\n",
+        record_json(records if several else records[0]),
     )
     # Optimiser state is of no use any more, and large.
     for name in (
@@ -279,7 +277,7 @@ def measure_and_record(
     (job.folder / "hardened.safetensors").unlink(missing_ok=True)
     verified = last_change(unwrap(codec), job).get("verified")
     return "; ".join(
-        [*(str(evaluation) for _, evaluation in records), *([verified] if verified else [])]
+        [*(str(evaluation) for _, evaluation in measured), *([verified] if verified else [])]
     )
 
 
