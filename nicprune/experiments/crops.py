@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nicprune.data.images import write_png
 from nicprune.evaluation.evaluate import ImageScore
-from nicprune.report.record import Crop
+from nicprune.report.record_parts import Crop
 
 SIZE = (192, 192)
 """Height and width of a crop, in pixels."""

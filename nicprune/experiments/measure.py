@@ -24,7 +24,8 @@ from nicprune.experiments.recipe import Recipe, digest
 from nicprune.methods import Attached
 from nicprune.methods.gating.execution import set_skipping
 from nicprune.pruning.cost import COUNTER, CostModel
-from nicprune.report.record import FORMAT, VERSION, Cost, Crop, ImageResult, Record, Role, Skipping
+from nicprune.report.record import FORMAT, VERSION, Record, Role
+from nicprune.report.record_parts import Cost, Crop, ImageResult, Skipping
 
 CROPPED_IMAGES = 3
 """Test images that crops are made of."""

@@ -8,6 +8,7 @@ from typing import Any
 from nicprune.report.column import Column
 from nicprune.report.derived import Derived, derive, number_or_nan
 from nicprune.report.record import Record
+from nicprune.report.record_parts import Cost
 
 COLUMNS = (
     "codec",
@@ -73,7 +74,10 @@ FIGURES = ("bpp", "bpp_estimated", "psnr_db", "ms_ssim", "encode_s", "decode_s")
 
 def column_of(name: str) -> Column:
     """Return a column: its title, unit, header and definition."""
-    return Column.of(Derived if name in Derived.model_fields else Record, name)
+    for model in (Derived, Cost):
+        if name in model.model_fields:
+            return Column.of(model, name)
+    return Column.of(Record, name)
 
 
 def columns_of(records: Sequence[Record]) -> list[str]:
@@ -88,8 +92,8 @@ def values_of(record: Record, records: Sequence[Record]) -> dict[str, Any]:
 
     Missing numbers are NaN.
     """
-    derived = derive(record, records)
+    values: dict[str, Any] = dict(record) | dict(record.cost) | dict(derive(record, records))
     names = [*COLUMNS, *(name for names in OPTIONAL_COLUMNS for name in names)]
     return {
-        name: getattr(derived if name in Derived.model_fields else record, name) for name in names
-    } | {name: number_or_nan(getattr(record, name)) for name in FIGURES}
+        name: number_or_nan(values[name]) if name in FIGURES else values[name] for name in names
+    }

@@ -31,6 +31,4 @@ def table(records: Records) -> pd.DataFrame:
     )
     columns = columns_of(ready)
     frame = pd.DataFrame([values_of(record, ready) for record in ordered], columns=columns)
-    if len(columns) > len(columns_of([])):
-        frame = frame.astype({name: "Int64" for name in WHOLE if name in columns})
-    return frame
+    return frame.astype({name: "Int64" for name in WHOLE if name in columns})

@@ -24,7 +24,6 @@ class Derived(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    macs: int = column("MACs", "Multiply-accumulates of all transforms for 64 x 64 pixels")
     kmac_per_pixel: float = column(
         "MACs",
         "Thousand multiply-accumulates for each pixel of the image, all transforms, counted at"
@@ -62,7 +61,6 @@ class Derived(BaseModel):
         "×",
         header="decoder reduction",
     )
-    params: int = column("params", "Number of parameters")
     params_reduction: float = column(
         "params reduction",
         "Parameters of the original divided by parameters of the codec",
@@ -105,14 +103,12 @@ def derive(record: Record, records: Sequence[Record]) -> Derived:
     clock = base if base is not None and _timed_alike(base, record) else None
     _, least, most = record.dynamic.get("macs", (math.nan,) * 3)
     return Derived(
-        macs=cost.macs,
         kmac_per_pixel=cost.macs / AREA / 1000,
         kmac_per_pixel_encoder=cost.encoder / AREA / 1000,
         kmac_per_pixel_decoder=cost.decoder / AREA / 1000,
         flop_reduction=_ratio(before.macs, cost.macs),
         encoder_reduction=_ratio(before.encoder, cost.encoder),
         decoder_reduction=_ratio(before.decoder, cost.decoder),
-        params=cost.params,
         params_reduction=_ratio(before.params, cost.params),
         bpp_change_pct=100 * (_ratio(record.bpp, None if base is None else base.bpp) - 1),
         psnr_drop_db=drop,

@@ -10,21 +10,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    PrivateAttr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, PrivateAttr, ValidationError, model_validator
 
 from nicprune.common.config import explain
 from nicprune.common.errors import FileError
 from nicprune.common.machine import BUSY
 from nicprune.report.column import column
+from nicprune.report.record_parts import (
+    Cost,
+    Crop,
+    ImageResult,
+    Number,
+    Pair,
+    RecordModel,
+    ScheduleStep,
+    Skipping,
+    Triple,
+)
 from nicprune.report.setup import Setup
 
 FORMAT: Final = "nicprune-record"
@@ -32,13 +34,6 @@ VERSION: Final = 1
 
 Role = Literal["original", "control", "pruned", "modulated"]
 ROLES: tuple[str, ...] = get_args(Role)
-
-
-def _number(value: Any) -> Any:
-    """Keep a number as it is: 3 and 3.0 are written differently."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("expected a number")
-    return value
 
 
 def _one_line(text: str) -> str:
@@ -58,83 +53,10 @@ def _range(values: dict[str, tuple[float, float, float]]) -> dict[str, tuple[flo
     return values
 
 
-Number = Annotated[float, PlainValidator(_number, json_schema_input_type=float)]
-Count = Annotated[int, Field(ge=0)]
-Pair = Annotated[tuple[Number, Number], Field(strict=False)]
-"""A pair of numbers; JSON has lists in place of tuples."""
-Triple = Annotated[tuple[Number, Number, Number], Field(strict=False)]
 OneLine = Annotated[str, AfterValidator(_one_line)]
 
 
-class _Model(BaseModel):
-    """Base of a record and its parts. Fields of later versions are kept, not refused."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-
-
-class Cost(_Model):
-    """MACs for 64 x 64 pixels, and parameters."""
-
-    macs: Count = column("MACs", "Multiply-accumulates of all transforms for 64 x 64 pixels")
-    encoder: Count = column("encoder MACs", "Multiply-accumulates of encoding 64 x 64 pixels")
-    decoder: Count = column("decoder MACs", "Multiply-accumulates of decoding 64 x 64 pixels")
-    params: Count = column("params", "Number of parameters")
-
-
-class ImageResult(_Model):
-    """One test image. The figures are defined as the means of `Record` are."""
-
-    name: str
-    width: int | None = None
-    height: int | None = None
-    bpp: Number | None = None
-    bpp_estimated: Number | None = None
-    psnr_db: Number | None = None
-    ms_ssim: Number | None = None
-    encode_s: Number | None = None
-    decode_s: Number | None = None
-    macs: dict[str, Number] | None = Field(
-        None, description="With gates: MACs for 64 x 64 pixels, of each transform and of all"
-    )
-
-
-class Crop(_Model):
-    """A piece of a test image, original and decoded, as picture files beside the record."""
-
-    image: str = Field(description="Name of the image")
-    original: str = Field(description="Path of the original piece, relative to the record")
-    decoded: str = Field(description="Path of the decoded piece, relative to the record")
-    bpp: Number | None = Field(None, description="Rate of the whole image, in bpp")
-    psnr_db: Number | None = Field(None, description="PSNR of the whole image, in dB")
-
-
-class ScheduleStep(_Model):
-    """One validation of a lambda schedule; lists have an entry for each width."""
-
-    step: Number = Field(description="Training step")
-    pair: Number | None = Field(
-        None, description="Index of the pair of widths compared; -1 for none"
-    )
-    lambdas: list[Number] = Field(description="Lambda of each width")
-    bpp: list[Number] = Field(description="Estimated rate on validation images, in bpp")
-    psnr_db: list[Number] = Field(description="PSNR on validation images, in dB")
-
-
-class Skipping(_Model):
-    """Times with closed channels skipped, and with them multiplied by zero."""
-
-    images: int = Field(0, description="Number of images timed")
-    encode_s: Pair = Field(description="Encoding: skipped, multiplied by zero, in s per image")
-    decode_s: Pair = Field(description="Decoding: skipped, multiplied by zero, in s per image")
-
-    @model_validator(mode="after")
-    def _positive(self) -> Skipping:
-        if min(*self.encode_s, *self.decode_s) <= 0:
-            raise ValueError("expected times above zero")
-        return self
-
-
-class Record(_Model):
+class Record(RecordModel):
     """One evaluated codec.
 
     Fields that were not given are left out when the record is written, so that adding a field

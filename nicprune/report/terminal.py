@@ -58,7 +58,7 @@ def _fitted(group: Sequence[Row]) -> str:
 
 
 def _broken(header: str) -> str:
-    """Break a header into two lines: "kMAC/pixel" before the slash, others before the unit."""
+    """Break a header into two lines: before a slash, or else before the unit."""
     if "/" in header:
         return header.replace("/", "\n/")
     first, _, _ = header.removesuffix(" (%)").rpartition(" ")

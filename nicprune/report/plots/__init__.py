@@ -1,5 +1,6 @@
-"""Plots of a report, one file each. May use `report.aggregate`, `report.columns` and what is below
-them.
+"""Plots of a report, one file each.
+
+May use `report.aggregate`, `report.columns` and what is below them.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from nicprune.report.plots.figure import MAX_PANELS, draw_grid, new_figure, plai
 from nicprune.report.plots.look import DASHES, MARKERS
 from nicprune.report.plots.plot import PLOTS, Plot
 from nicprune.report.plots.theme import LIGHT, Theme, themed
-from nicprune.report.record import ScheduleStep
+from nicprune.report.record_parts import ScheduleStep
 
 
 def lambda_schedule(rows: Sequence[Row], theme: Theme = LIGHT) -> bytes | None:
