@@ -13,7 +13,7 @@ from helpers import ARCHITECTURES, built
 from torch import nn
 
 from nicprune.data import images as data
-from nicprune.report import page
+from nicprune.report import folder as report_folder
 from nicprune.report.plots.plot import plots_in_order
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -51,7 +51,7 @@ def small_samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without plots, most of whose time they take."""
     blank = [replace(p, draw=lambda lines, theme=None: None) for p in plots_in_order()]
-    monkeypatch.setattr(page, "plots_in_order", lambda: blank)
+    monkeypatch.setattr(report_folder, "plots_in_order", lambda: blank)
 
 
 @pytest.fixture(params=sorted(ARCHITECTURES))

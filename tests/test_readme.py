@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from nicprune.cli import app
 from nicprune.data import images as data
 from nicprune.experiments.recipe import read_recipe
-from nicprune.report import page
+from nicprune.report import folder as report_folder
 
 README = Path(__file__).parent.parent / "README.md"
 pytest.importorskip("skimage", reason="the README's examples use scikit-image's photographs")
@@ -131,7 +131,7 @@ def test_commands_run_in_the_order_given(
         " mask_decay}]}\n"
     )
     (tmp_path / "reports" / "overview.yaml").write_text(shown, encoding="utf-8")
-    plots = page.plots_in_order
+    plots = report_folder.plots_in_order
     request.getfixturevalue("undrawn")
     for command in commands():
         assert command[0] == "nicprune"
@@ -153,7 +153,7 @@ def test_commands_run_in_the_order_given(
                 "training.batch_size=1",
             ]
         if arguments[0] == "report":
-            monkeypatch.setattr(page, "plots_in_order", plots)  # once is enough
+            monkeypatch.setattr(report_folder, "plots_in_order", plots)  # once is enough
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0 and result.exception is None, (
             f"{' '.join(command)}: {result.output}{result.exception!r}"

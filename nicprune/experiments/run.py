@@ -27,6 +27,7 @@ from nicprune.methods import Attached, attach
 from nicprune.methods.composition import operating_points
 from nicprune.methods.with_teacher import taught, teaching, untaught
 from nicprune.report import collect, text_table, write_report
+from nicprune.report.record_files import record_json
 from nicprune.storage.checkpoint import load, save
 from nicprune.training.loop import fit
 
@@ -90,11 +91,8 @@ def report(
             name = f"{codec}{level}-{job.folder.name.rsplit('-', 1)[0]}.safetensors"
             write_atomically(folder / "codecs" / name, partial(shutil.copyfile, made))
             file = f"codecs/{name}"
-        for record in found:
-            record["file"] = file
-            # The folder may be a copy of another recipe's, where the run is the same.
-            record["recipe"] = recipe.name
-        records += found
+        # The folder may have been copied from another recipe's, which does the same job.
+        records += [r.model_copy(update={"file": file, "recipe": recipe.name}) for r in found]
     page = write_report(records, folder, crops=recipe.photographs.crops)
     say("")
     say(text_table(records))
@@ -254,13 +252,14 @@ def measure_and_record(
             # Measure the weights as the file holds them.
             codec = load(written, factory=lambda: load_base_codec(recipe, job))
     points = operating_points(codec, job.arm.between)
-    records = [
+    measured = [
         measure_at(recipe, text, job, codec, steps, size, progress, point) for point in points
     ]
+    records = [record for record, _ in measured]
     several = job.role == "modulated" or len(points) > 1
     write_text(
         job.folder / "record.json",
-        json.dumps([r for r, _ in records] if several else records[0][0], indent=1) + "\n",
+        record_json(records if several else records[0]),
     )
     # The optimiser state is large and no longer needed.
     for name in ("sparsify", "finetune", "train"):
@@ -268,7 +267,7 @@ def measure_and_record(
     (job.folder / "hardened.safetensors").unlink(missing_ok=True)
     verified = last_change(unwrap(codec), job).get("verified")
     return "; ".join(
-        [*(str(evaluation) for _, evaluation in records), *([verified] if verified else [])]
+        [*(str(evaluation) for _, evaluation in measured), *([verified] if verified else [])]
     )
 
 

@@ -116,6 +116,6 @@ class Levels(Choice):
                 " without its modulator"
             )
         (code,) = struct.unpack(">H", header)
-        level = code / STEPS * self.top
+        level: float = code / STEPS * self.top
         self.assign(level)
         return level

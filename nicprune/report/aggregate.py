@@ -1,126 +1,36 @@
-"""Every figure of each record, against its original, and records joined into the lines of a table
-for people.
-"""
+"""Aggregate records over seeds into the rows of a table."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nicprune.report.records import Record, Setting, arms, as_records, reference_for
-
-AREA = 64 * 64
-
-COLUMNS = (
-    "codec",
-    "quality",
-    "method",
-    "label",
-    "role",
-    "macs",
-    "kmac_per_pixel",
-    "kmac_per_pixel_encoder",
-    "kmac_per_pixel_decoder",
-    "flop_reduction",
-    "encoder_reduction",
-    "decoder_reduction",
-    "params",
-    "params_reduction",
-    "bpp",
-    "bpp_estimated",
-    "bpp_change_pct",
-    "psnr_db",
-    "psnr_drop_db",
-    "psnr_drop_pct",
-    "ms_ssim",
-    "encode_s",
-    "decode_s",
-    "encode_speedup",
-    "decode_speedup",
-    "steps",
-    "seed",
-    "lmbda",
-    "metric",
-    "test",
-    "images",
-    "counter",
-    "device",
-    "threads",
-    "machine",
-    "recipe",
-    "recipe_sha256",
-    "file",
-    "date",
-)
-FIRST_LATER = ("level", "kmac_per_pixel_min", "kmac_per_pixel_max", "file_bytes")
-LATER_COLUMNS = (*FIRST_LATER, "width", "encode_peak_bytes", "decode_peak_bytes", "busy")
-"""Columns behind all others, where a record has something for them."""
-NUMERIC = COLUMNS[COLUMNS.index("macs") : COLUMNS.index("seed")]
-
-
-def _ratio(before: float | None, after: float | None) -> float:
-    return before / after if before is not None and after else math.nan
-
-
-def _value(value: Any) -> float:
-    return math.nan if value is None else float(value)
-
-
-def row(record: Record, records: Sequence[Record]) -> dict[str, Any]:
-    """Every figure of one record; drops and speed-ups against its original among `records`, NaN
-    where there is none.
-    """
-    cost, before = record["cost"], record["original_cost"]
-    original = reference_for(record, records, "original")
-    base: Mapping[str, Any] = original if original is not None else dict.fromkeys(record)
-    # Seconds of another machine or thread count, or of one that others kept busy, would make a
-    # speed-up that nobody measured.
-    alike = original is not None and all(
-        base[k] == record[k] for k in ("machine", "device", "threads")
-    )
-    clock = (
-        base
-        if original is not None and alike and record.quiet() and original.quiet()
-        else dict.fromkeys(record)
-    )
-    drop = _value(base["psnr_db"]) - _value(record["psnr_db"])
-    _, least, most = record["dynamic"].get("macs", (None, None, None))
-    return {key: record[key] for key in (*COLUMNS, *LATER_COLUMNS) if key in record} | {
-        "macs": cost["macs"],
-        "params": cost["params"],
-        "params_reduction": _ratio(before["params"], cost["params"]),
-        "kmac_per_pixel": cost["macs"] / AREA / 1000,
-        "kmac_per_pixel_encoder": cost["encoder"] / AREA / 1000,
-        "kmac_per_pixel_decoder": cost["decoder"] / AREA / 1000,
-        "flop_reduction": _ratio(before["macs"], cost["macs"]),
-        "encoder_reduction": _ratio(before["encoder"], cost["encoder"]),
-        "decoder_reduction": _ratio(before["decoder"], cost["decoder"]),
-        **{
-            key: _value(record[key])
-            for key in ("bpp", "bpp_estimated", "psnr_db", "ms_ssim", "encode_s", "decode_s")
-        },
-        "bpp_change_pct": 100 * (_ratio(record["bpp"], base["bpp"]) - 1),
-        "psnr_drop_db": drop,
-        "psnr_drop_pct": 100 * _ratio(drop, base["psnr_db"]),
-        "encode_speedup": _ratio(clock["encode_s"], record["encode_s"]),
-        "decode_speedup": _ratio(clock["decode_s"], record["decode_s"]),
-        "images": len(record["images"]),
-        "test": record.setting().test,
-        "kmac_per_pixel_min": _value(least) / AREA / 1000,
-        "kmac_per_pixel_max": _value(most) / AREA / 1000,
-    }
+from nicprune.report.columns import NUMERIC, values_of
+from nicprune.report.derived import number_or_nan
+from nicprune.report.matching import Records, arms, as_records
+from nicprune.report.record import Record
+from nicprune.report.setup import Setup
 
 
 @dataclass(frozen=True)
-class Line:
-    """The records of one arm at one quality, or at one rate between two: their figures' mean, and
-    spread (sample standard deviation) over seeds.
+class Row:
+    """The records of one arm at one quality, or at one rate between two qualities.
+
+    Attributes:
+        setup: codec, training metric and test images.
+        quality: quality level; None between two levels.
+        role: role of the records.
+        arm: name of the arm.
+        seeds: number of seeds.
+        mean: mean over seeds of each numeric column.
+        spread: sample standard deviation over seeds; empty for one seed.
+        members: the records.
     """
 
-    setting: Setting
+    setup: Setup
     quality: int | None
     role: str
     arm: str
@@ -129,50 +39,48 @@ class Line:
     spread: dict[str, float]
     members: tuple[Record, ...]
 
-    def show(self, key: str, form: str, plus_minus: str = "±", missing: str = "–") -> str:
-        """One figure as text, with its spread where there are several seeds."""
-        if not math.isfinite(self.mean[key]):
+    def show(self, name: str, form: str, plus_minus: str = "±", missing: str = "–") -> str:
+        """Return one figure as text, followed by its spread where there are several seeds."""
+        if not math.isfinite(self.mean[name]):
             return missing
-        spread = self.spread.get(key, 0.0)
-        return format(self.mean[key], form) + (
+        spread = self.spread.get(name, 0.0)
+        return format(self.mean[name], form) + (
             f" {plus_minus}{format(spread, form.lstrip('+'))}" if spread > 0 else ""
         )
 
     @property
     def label(self) -> str:
-        """What a table calls it: the arm, of a slimmable codec with its width."""
-        width = self.members[0]["width"]
+        """Name in a table: the arm, and the width of a slimmable codec."""
+        width = self.members[0].width
         return self.arm if width is None else f"{self.arm}, width {width}"
 
     def between(self) -> bool:
-        """Whether this is a rate between those of the qualities: a point of a curve, and no line of
-        a table.
-        """
+        """Return True for a rate between two qualities: a point of a curve, not of a table."""
         return self.members[0].between()
 
-    def dynamic(self, part: str = "macs") -> tuple[float, float, float] | None:
-        """Mean, smallest and largest MACs at 64x64 over the images, of everything or of a
-        transform; None where all images cost the same by design.
+    def macs_over_images(self, part: str = "macs") -> tuple[float, float, float] | None:
+        """Return mean, smallest and largest MACs for 64 x 64 pixels over the images.
+
+        Args:
+            part: a transform, or "macs" for all.
+
+        Returns None where every image costs the same by design.
         """
-        found = [record["dynamic"][part] for record in self.members if part in record["dynamic"]]
-        return (
-            (
-                statistics.fmean(f[0] for f in found),
-                min(f[1] for f in found),
-                max(f[2] for f in found),
-            )
-            if found
-            else None
-        )
+        found = [record.dynamic[part] for record in self.members if part in record.dynamic]
+        if not found:
+            return None
+        means, smallest, largest = zip(*found, strict=True)
+        return statistics.fmean(means), min(smallest), max(largest)
 
     def reductions(self) -> tuple[float, float] | None:
-        """With gates: smallest and largest FLOP reduction over the images."""
-        spread, before = self.dynamic(), self.members[0]["original_cost"]["macs"]
+        """Return smallest and largest FLOP reduction over the images; None without gates."""
+        spread, before = self.macs_over_images(), self.members[0].original_cost.macs
         return (before / spread[2], before / spread[1]) if spread else None
 
     def show_reductions(self, dash: str = "–") -> str:
-        """The range of the FLOP reduction over the images, as in " (2.2–2.7)"; empty where there is
-        none to see.
+        """Return the range of the FLOP reduction over the images, for example " (2.2–2.7)".
+
+        Empty where both ends look the same.
         """
         for form in (".1f", ".2f"):
             low, high = (format(r, form) for r in self.reductions() or (1, 1))
@@ -181,53 +89,53 @@ class Line:
         return ""
 
 
-def lines(records: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """Join records into one line per setting, quality and arm, in the order of a table for
-    people.
-    """
+def aggregate(records: Records) -> list[Row]:
+    """Return one row for each setup, quality and arm, in the order of a table."""
     ready = as_records(records)
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record, arm in zip(ready, arms(ready), strict=True):
-        groups.setdefault((record.setting(), record.rate(), record["role"], arm), []).append(record)
-    joined = []
-    for (setting, (quality, _, _), role, arm), members in groups.items():
-        rows = [row(record, ready) for record in members]
-        seeds = len({record["seed"] for record in members})
-        values = {key: [_value(r[key]) for r in rows] for key in NUMERIC}
-        mean = {k: statistics.fmean(v) for k, v in values.items()}
+        key = (record.setup(), record.rate_point(), record.role, arm)
+        groups.setdefault(key, []).append(record)
+    rows = []
+    for (setup, (quality, _, _), role, arm), members in groups.items():
+        values = [values_of(record, ready) for record in members]
+        seeds = len({record.seed for record in members})
+        columns = {name: [number_or_nan(v[name]) for v in values] for name in NUMERIC}
+        mean = {name: statistics.fmean(column) for name, column in columns.items()}
         spread = (
-            {k: statistics.stdev(v) for k, v in values.items() if math.isfinite(mean[k])}
+            {n: statistics.stdev(column) for n, column in columns.items() if math.isfinite(mean[n])}
             if seeds > 1
             else {}
         )
-        joined.append(Line(setting, quality, role, arm, seeds, mean, spread, tuple(members)))
-    return joined
+        rows.append(Row(setup, quality, role, arm, seeds, mean, spread, tuple(members)))
+    return rows
 
 
-def settings(all_lines: Sequence[Line]) -> dict[Setting, list[Line]]:
-    """Lines by setting: each is a table of its own."""
-    parts: dict[Setting, list[Line]] = {}
-    for line in all_lines:
-        parts.setdefault(line.setting, []).append(line)
-    return parts
+def by_setup(rows: Sequence[Row]) -> dict[Setup, list[Row]]:
+    """Return the rows of each setup: the content of one table."""
+    groups: dict[Setup, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.setup, []).append(row)
+    return groups
 
 
-def compact(records: Sequence[Mapping[str, Any]]) -> dict[Setting, list[Line]]:
-    """Lines by setting without the rates between qualities: what tables for people show."""
-    return settings([line for line in lines(records) if not line.between()])
+def compact_rows(records: Records) -> dict[Setup, list[Row]]:
+    """Return the rows of each setup's compact table: those at a quality."""
+    return by_setup([row for row in aggregate(records) if not row.between()])
 
 
-def blank(line: Line, group: Sequence[Line]) -> str:
-    """Why a line has no drop, if so. One codec for all rates is compared only where the codec of a
-    quality has the architecture it started from.
+def why_no_drop(row: Row, group: Sequence[Row]) -> str:
+    """Return the reason why a row has no PSNR drop.
+
+    One codec for all rates is compared only with originals of the architecture it started from.
     """
-    started = line.members[0]["original_cost"]
-    there = any(
+    started = row.members[0].original_cost
+    other_architecture = any(
         other.role == "original"
-        and other.quality == line.quality
-        and other.members[0]["cost"] != started
+        and other.quality == row.quality
+        and other.members[0].cost != started
         for other in group
     )
-    if line.role == "modulated" and there:
+    if row.role == "modulated" and other_architecture:
         return "the codec of that quality has another architecture"
     return "the original was not evaluated on the same images"

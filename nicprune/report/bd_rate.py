@@ -1,14 +1,20 @@
-"""BD-rate and BD-PSNR between rate-distortion curves, with what casts doubt on them said beside."""
+"""BD-rate and BD-PSNR between rate-distortion curves, each with cautions about its reliability.
+
+Bjøntegaard, "Calculation of average PSNR differences between RD-curves", VCEG-M33, 2001; fitted
+by the package `bjontegaard` with piecewise cubic Hermite interpolation (pchip).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from nicprune.report.records import Record, arms, as_records, closeness, number
+from nicprune.report.derived import number_or_nan
+from nicprune.report.matching import Records, arms, as_records, closeness, none_first
+from nicprune.report.record import Record
 
 FIT = "pchip"
 ENOUGH_POINTS = 4
@@ -30,22 +36,22 @@ COLUMNS = (
     "caution",
 )
 RATES = "rates"
-"""A column behind the others where there is one codec for all rates: how many of its rates its
-curve goes through; "points" counts the shorter curve's.
+"""Column behind the others for one codec for all rates: number of points of its curve. "points" is
+the number of points of the shorter curve.
 """
 AGAINST = {
     "pruned": ("original", "control"),
     "modulated": ("original", "control"),
     "control": ("original",),
 }
-"""What the curves of a role stand against; roles in the order of the table."""
+"""Anchors of the curves of each role; roles in the order of the table."""
 
 Curve = list[tuple[float, float]]
-"""(bpp, PSNR in dB), one point per quality; of one codec for all rates, one per rate."""
+"""Points (bpp, PSNR in dB): one for each quality, or for each rate of one codec for all rates."""
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Length of the intersection of two ranges over the length of their union."""
+    """Return the length of the intersection of two ranges over the length of their union."""
     union = max(*a, *b) - min(*a, *b)
     return max(min(max(a), max(b)) - max(min(a), min(b)), 0.0) / union if union > 0 else 0.0
 
@@ -55,17 +61,21 @@ def _rising(values: Sequence[float]) -> bool:
 
 
 def bjontegaard(anchor: Curve, test: Curve) -> dict[str, Any]:
-    """BD-rate (per cent; negative is better) and BD-PSNR (dB; positive is better) of `test` against
-    `anchor`.
+    """Return BD-rate and BD-PSNR of `test` against `anchor`.
 
-    Both are fitted by pchip over log10(bpp). Below 3 points on either curve there are none; at 3
-    they stand with a caution. PSNR that does not rise with bpp leaves BD-rate blank, because the
-    rate is then no function of PSNR; curves without overlap leave both blank.
+    Both are fitted over log10(bpp). Either curve needs at least 3 points; 3 give a caution. Where
+    PSNR does not rise with bpp, the rate is not a function of PSNR and there is no BD-rate.
+    Curves that do not overlap have neither.
 
-    Returns: points, bd_rate_pct, bd_psnr_db (NaN where blank), fit, overlap_pct (the smaller of the
-        overlaps in PSNR and in log rate), caution.
+    Returns: a mapping of
+        points: number of points of the shorter curve.
+        bd_rate_pct: mean change of rate at equal PSNR, in per cent (negative is better), or NaN.
+        bd_psnr_db: mean change of PSNR at equal rate, in dB (positive is better), or NaN.
+        fit: "pchip", or "none".
+        overlap_pct: smaller of the overlaps in PSNR and in log rate, in per cent.
+        caution: reasons to doubt the figures; empty if there are none.
     """
-    import bjontegaard as bd  # imports pyplot: only when there is something to compute
+    import bjontegaard as bd  # imports pyplot: only where it is needed
 
     nan = math.nan
     points = min(len(anchor), len(test))
@@ -91,7 +101,7 @@ def bjontegaard(anchor: Curve, test: Curve) -> dict[str, Any]:
     )
     cautions = []
     if points < ENOUGH_POINTS:
-        cautions.append(f"only {points} points: indicative, {ENOUGH_POINTS} are the custom")
+        cautions.append(f"only {points} points: indicative, {ENOUGH_POINTS} are usual")
     log_a, log_t = ([math.log10(r) for r in rates] for rates in (rates_a, rates_t))
     in_psnr, in_rate = overlap(psnr_a, psnr_t), overlap(log_a, log_t)
     result["overlap_pct"] = 100 * min(in_psnr, in_rate)
@@ -121,35 +131,35 @@ def bjontegaard(anchor: Curve, test: Curve) -> dict[str, Any]:
     return result | {"caution": "; ".join(cautions)}
 
 
-def bd_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """BD-rate and BD-PSNR of each pruned or modulated curve against the original and the control,
-    and of the control against the original.
+def bd_table(records: Records) -> pd.DataFrame:
+    """Return a table of BD-rate and BD-PSNR.
 
-    One row per codec, arm, seed and anchor ("against"); the caution is empty where nothing casts
-    doubt on the figures. Curves go through the means over images, one point per quality; that of
-    one codec for all rates goes through those between the qualities too, and the column "rates"
-    says through how many. An anchor that has no record gives no row.
+    Pruned and modulated codecs stand against the original and the control; controls stand against
+    the original. The table has one row for each setup, arm, seed and anchor ("against"); an
+    anchor without records gives no row. The points of a curve are means over images, one for each
+    quality. The curve of one codec for all rates also has points between the qualities; the
+    column "rates" gives their number.
     """
     ready = as_records(records)
     curves: dict[tuple[Any, ...], list[Record]] = {}
     for record, arm in zip(ready, arms(ready), strict=True):
-        if record["role"] != "original":
+        if record.role != "original":
             curves.setdefault(
-                (record.setting(), list(AGAINST).index(record["role"]), arm, record["seed"]), []
+                (record.setup(), list(AGAINST).index(record.role), arm, record.seed), []
             ).append(record)
     rows: list[dict[str, Any]] = []
-    for (setting, _, arm, seed), members in sorted(
-        curves.items(), key=lambda c: (c[0][0], c[0][1], c[0][2], number(c[0][3]))
+    for (setup, _, arm, seed), members in sorted(
+        curves.items(), key=lambda c: (c[0][0], c[0][1], c[0][2], none_first(c[0][3]))
     ):
-        role = members[0]["role"]
+        role = members[0].role
         for against in AGAINST[role]:
-            anchors = [r for r in ready if r["role"] == against and r.setting() == setting]
+            anchors = [r for r in ready if r.role == against and r.setup() == setup]
             if anchors:
                 curve = _curve(members[0], members)
                 figures = bjontegaard(_curve(members[0], anchors), curve) | (
                     {RATES: len(curve)} if role == "modulated" else {}
                 )
-                where = {"codec": setting.codec, "metric": setting.metric, "test": setting.test}
+                where = {"codec": setup.codec, "metric": setup.metric, "test": setup.test}
                 rows.append(
                     where | {"role": role, "label": arm, "seed": seed, "against": against} | figures
                 )
@@ -159,16 +169,10 @@ def bd_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _curve(of: Record, records: Sequence[Record]) -> Curve:
-    """One point per quality or rate; where it has several records, the one closest to `of` in
-    recipe, seed and steps.
-    """
+    """Return one point for each quality or rate, of the record closest to `of`."""
     best: dict[Any, Record] = {}
     for record in records:
-        held = best.get(record.rate())
+        held = best.get(record.rate_point())
         if held is None or closeness(of, record) > closeness(of, held):
-            best[record.rate()] = record
-
-    def number(value: float | None) -> float:
-        return math.nan if value is None else float(value)
-
-    return [(number(r["bpp"]), number(r["psnr_db"])) for r in best.values()]
+            best[record.rate_point()] = record
+    return [(number_or_nan(r.bpp), number_or_nan(r.psnr_db)) for r in best.values()]

@@ -1,5 +1,7 @@
-"""What share of the way from the same small codec trained from scratch to the original a pruned
-codec has gone.
+"""The gap to the same small codec trained from scratch, and how much of it a pruned codec closes.
+
+cost = λ · 255² · MSE + bpp
+gap closed = (cost from scratch − cost of the codec) / (cost from scratch − cost of the original)
 """
 
 from __future__ import annotations
@@ -9,43 +11,47 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nicprune.report.aggregate import Line
-from nicprune.report.records import Record
+from nicprune.report.aggregate import Row
+from nicprune.report.columns import column_of
+from nicprune.report.record import Record
 
-ALIKE = 0.03
-"""Codecs of the same budget may differ by this share of their MACs."""
+TOLERANCE = 0.03
+"""Largest relative difference of the MACs of two codecs of the same size."""
 
 NOTE = (
-    "Cost: lambda * 255^2 * MSE + bpp, real bits and 8-bit images, mean over images. Gap closed:"
-    " (from scratch - codec) / (from scratch - original); 100 % is as good as the original, 0 % no"
-    " better than the same small codec trained from scratch, for as many steps as are given"
-    " beside it."
+    "Cost: λ · 255² · MSE + bpp, real bits and 8-bit images, mean over images. Gap closed: (from"
+    " scratch - codec) / (from scratch - original). 100 % is as good as the original; 0 % is no"
+    " better than the same small codec trained from scratch for the steps given."
 )
 
 
 def cost(record: Record) -> float | None:
-    """lambda * 255^2 * MSE + bpp of a record, mean over images; None where it was not trained for
-    squared error, or a figure is missing.
+    """Return λ · 255² · MSE + bpp of a record, mean over images.
+
+    None where the codec was not trained for squared error, or where a figure is missing.
     """
-    errors = [
-        10 ** (-image["psnr_db"] / 10)
-        for image in record["images"]
-        if isinstance(image.get("psnr_db"), int | float)
-    ]
+    errors = [10 ** (-image.psnr_db / 10) for image in record.images if image.psnr_db is not None]
     if (
-        record["metric"] not in ("mse", None)
-        or record["lmbda"] is None
-        or record["bpp"] is None
+        record.metric not in ("mse", None)
+        or record.lmbda is None
+        or record.bpp is None
         or not errors
     ):
         return None
-    return float(record["lmbda"] * 255**2 * statistics.fmean(errors) + record["bpp"])
+    return float(record.lmbda * 255**2 * statistics.fmean(errors) + record.bpp)
 
 
 @dataclass(frozen=True)
 class Gap:
-    """A pruned codec beside one of its size that was trained from scratch; costs are means over
-    seeds.
+    """A pruned codec beside one of the same size that was trained from scratch.
+
+    Attributes:
+        quality: quality level.
+        arm: name of the pruned codec.
+        scratch: name of the codec trained from scratch.
+        steps: training steps of the codec trained from scratch.
+        reduction: FLOP reduction of the pruned codec.
+        original, from_scratch, codec: costs, mean over seeds.
     """
 
     quality: int | None
@@ -58,12 +64,12 @@ class Gap:
     codec: float
 
     def closed(self) -> float | None:
-        """The share of the gap that is closed, in per cent; None where there is none."""
+        """Return the fraction of the gap that is closed, in per cent; None without a gap."""
         gap = self.from_scratch - self.original
         return 100 * (self.from_scratch - self.codec) / gap if gap > 0 else None
 
     def cells(self) -> list[str]:
-        """The line of a table under HEADERS."""
+        """Return the row of a table below `headers()`."""
         closed = self.closed()
         return [
             "–" if self.quality is None else str(self.quality),
@@ -78,72 +84,71 @@ class Gap:
         ]
 
 
-HEADERS = (
-    "q",
-    "codec",
-    "FLOP reduction",
-    "same size, from scratch",
-    "its steps",
-    "cost of the original",
-    "of the codec",
-    "from scratch",
-    "gap closed",
-)
+def headers() -> list[str]:
+    """Return the headers of a table of gaps."""
+    return [
+        *(column_of(name).header for name in ("quality", "label", "flop_reduction")),
+        "same size, from scratch",
+        "its steps",
+        "cost of the original",
+        "cost of the codec",
+        "cost from scratch",
+        "gap closed",
+    ]
 
 
-def _mean(line: Line) -> float | None:
-    found = [value for value in map(cost, line.members) if value is not None]
-    return statistics.fmean(found) if found else None
+def scratch_gaps(group: Sequence[Row]) -> list[Gap]:
+    """Return every pruned codec beside each codec from scratch of its quality, size and lambda.
 
-
-def gaps(group: Sequence[Line]) -> list[Gap]:
-    """Every pruned codec beside each of its quality and size from scratch, among the lines of one
-    setting.
+    Args:
+        group: the rows of one setup.
     """
     found = []
-    scratches = [line for line in group if line.members[0]["method"] == "scratch"]
-    for line in group:
-        if line.role != "pruned" or line in scratches:
+    scratches = [row for row in group if row.members[0].method == "scratch"]
+    for row in group:
+        if row.role != "pruned" or row in scratches:
             continue
         original = next(
-            (
-                other
-                for other in group
-                if other.role == "original" and other.quality == line.quality
-            ),
+            (other for other in group if other.role == "original" and other.quality == row.quality),
             None,
         )
         for scratch in scratches:
-            macs = [other.mean["macs"] for other in (line, scratch)]
-            values = [_mean(other) for other in (original, scratch, line) if other is not None]
-            if (
-                scratch.quality != line.quality
-                or abs(macs[0] / macs[1] - 1) > ALIKE
-                or len(values) < 3
-                or None in values
-            ):
-                continue
-            # Costs by different lambdas say nothing about each other.
-            if any(
-                not math.isclose(
-                    other.members[0]["lmbda"] or 0, line.members[0]["lmbda"] or 0, rel_tol=1e-4
-                )
-                for other in (original, scratch)
-                if other
-            ):
-                continue
-            before, from_scratch, after = (float(value) for value in values if value is not None)
-            steps = int(scratch.members[0]["steps"] or 0)
-            found.append(
-                Gap(
-                    line.quality,
-                    line.arm,
-                    scratch.arm,
-                    steps,
-                    line.mean["flop_reduction"],
-                    before,
-                    from_scratch,
-                    after,
-                )
-            )
+            gap = _gap(row, original, scratch)
+            if gap is not None:
+                found.append(gap)
     return sorted(found, key=lambda gap: (gap.quality or 0, gap.steps, gap.scratch, gap.codec))
+
+
+def _gap(row: Row, original: Row | None, scratch: Row) -> Gap | None:
+    """Return the gap of one pair; None where the two cannot be compared."""
+    if (
+        original is None
+        or scratch.quality != row.quality
+        or abs(row.mean["macs"] / scratch.mean["macs"] - 1) > TOLERANCE
+        # Costs at different lambdas cannot be compared.
+        or not _same_lambda(original, row)
+        or not _same_lambda(scratch, row)
+    ):
+        return None
+    before, from_scratch, after = map(_mean_cost, (original, scratch, row))
+    if before is None or from_scratch is None or after is None:
+        return None
+    return Gap(
+        row.quality,
+        row.arm,
+        scratch.arm,
+        int(scratch.members[0].steps or 0),
+        row.mean["flop_reduction"],
+        before,
+        from_scratch,
+        after,
+    )
+
+
+def _same_lambda(a: Row, b: Row) -> bool:
+    return math.isclose(a.members[0].lmbda or 0, b.members[0].lmbda or 0, rel_tol=1e-4)
+
+
+def _mean_cost(row: Row) -> float | None:
+    found = [value for value in map(cost, row.members) if value is not None]
+    return statistics.fmean(found) if found else None

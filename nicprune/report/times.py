@@ -1,10 +1,9 @@
-"""A report of `nicprune time`: its table, its figures for others to read, and a plot of where the
-time goes.
+"""The report of `nicprune time`: a table, the times as JSON, and a plot.
 
-    write_times(
-        times, "reports/times", conditions="Seconds for photo.png ...",
-        command="nicprune time a.safetensors b.safetensors --out reports/times",
-    )
+write_times(
+    times, "reports/times", conditions="Seconds for photo.png ...",
+    command="nicprune time a.safetensors b.safetensors --out reports/times",
+)
 """
 
 from __future__ import annotations
@@ -20,21 +19,18 @@ from nicprune.common.errors import FileError
 from nicprune.common.files import write_atomically, write_text
 from nicprune.evaluation.transform_times import REST, Times, times_table
 from nicprune.pruning.cost import Totals
-from nicprune.report.plots.style import LIGHT, new_figure, themed, to_png
+from nicprune.report.plots.transform_times import SIDES, transform_times
 
 FILE = "times.json"
-SIDES = ("encode", "decode")
-HATCHES = ("", "///", "...")
-FOLLOWING = "if it followed the MACs"
 
 
 def write_times(times: list[Times], folder: str | Path, *, conditions: str, command: str) -> Path:
     """Write times.md, times.json and times.png into a folder; return the folder.
 
     Args:
-        times: the first is what the others are compared with.
-        conditions: what was timed, how and on what machine.
-        command: what makes these files again.
+        times: the first is the reference of the others.
+        conditions: images, procedure and machine of the timing.
+        command: command that makes these files again.
 
     Raises:
         FileError: the folder cannot be written to.
@@ -49,16 +45,16 @@ def write_times(times: list[Times], folder: str | Path, *, conditions: str, comm
         + "\n",
     )
     write_text(folder / "times.md", f"{times_table(times, conditions)}\n\nMade by `{command}`.\n")
-    picture = plot_times(times)
+    picture = transform_times(times)
     write_atomically(folder / "times.png", lambda temporary: temporary.write_bytes(picture))
     return folder
 
 
 def read_times(folder: str | Path) -> tuple[list[Times], str, str]:
-    """Times, conditions and command that `write_times` wrote.
+    """Return the times, conditions and command that `write_times` wrote.
 
     Raises:
-        FileError: the folder has no such file, or it is not one of `write_times`.
+        FileError: the folder has no such file, or `write_times` did not write it.
     """
     path = Path(folder) / FILE
     try:
@@ -76,8 +72,10 @@ def read_times(folder: str | Path) -> tuple[list[Times], str, str]:
 
 
 def times_lines(times: list[Times]) -> str:
-    """One line a codec: on either side FLOP reduction, seconds of all modules and of the rest, and
-    speed-up.
+    """Return a Markdown table with a row for each codec.
+
+    For encoding and for decoding it has the FLOP reduction, the seconds of the modules and of the
+    rest, and the speed-up.
     """
     rows = []
     for one in times:
@@ -107,81 +105,3 @@ def times_lines(times: list[Times]) -> str:
     return tabulate(
         rows, headers, tablefmt="pipe", disable_numparse=True, colalign=("left", *["right"] * 6)
     )
-
-
-def plot_times(times: list[Times]) -> bytes:
-    """A PNG: seconds of encoding and decoding by part, codec by codec; a mark where they would end
-    if they followed the MACs.
-    """
-    parts = [
-        part
-        for part in dict.fromkeys(
-            part for one in times for side in SIDES for part in getattr(one, side)
-        )
-        if part != REST
-    ] + [REST]
-    looks = {
-        part: {
-            "color": LIGHT.hues[n % len(LIGHT.hues)],
-            "hatch": HATCHES[n // len(LIGHT.hues) % len(HATCHES)],
-        }
-        for n, part in enumerate(parts)
-    }
-    looks[REST] = {"color": LIGHT.muted, "hatch": ""}
-    with themed(LIGHT):
-        figure = new_figure(10.4, 1.3 + 0.34 * len(times) + 0.2 * ((len(parts) + 1) // 8))
-        places = list(range(len(times)))
-        for axes, side in zip(figure.subplots(1, 2, sharey=True), SIDES, strict=True):
-            left = [0.0] * len(times)
-            for part in parts:
-                seconds = [getattr(one, side).get(part, 0.0) for one in times]
-                if any(seconds):
-                    axes.barh(
-                        places,
-                        seconds,
-                        left=left,
-                        height=0.66,
-                        edgecolor=LIGHT.background,
-                        linewidth=0,
-                        label=part,
-                        **looks[part],
-                    )
-                left = [a + b for a, b in zip(left, seconds, strict=True)]
-            first = times[0]
-            follow = [
-                getattr(first, f"{side}_s")
-                * getattr(one.cost, f"{side}r")
-                / getattr(first.cost, f"{side}r")
-                for one in times
-            ]
-            axes.plot(
-                follow,
-                places,
-                linestyle="",
-                marker="|",
-                markersize=17,
-                markeredgewidth=2,
-                color=LIGHT.ink,
-                label=FOLLOWING,
-            )
-            axes.set_title(f"{side}, seconds")
-            axes.set_xlim(left=0)
-        axes.set_yticks(places, [one.name.replace("$", r"\$") for one in times])
-        axes.invert_yaxis()
-        handles: dict[str, Any] = {}
-        for axes in figure.axes:
-            handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        longest = max(getattr(one, f"{side}_s") for one in times for side in SIDES)
-        seen = [
-            part
-            for part in parts
-            if max(getattr(one, side).get(part, 0.0) for one in times for side in SIDES)
-            > 0.005 * longest
-        ] + [FOLLOWING]
-        figure.legend(
-            [handles[label] for label in seen],
-            seen,
-            loc="outside lower center",
-            ncols=min(len(seen), 8),
-        )
-        return to_png(figure)

@@ -259,7 +259,7 @@ def test_times_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
         (
             HEAD + "- {title: A, report: both, rows: [{arm: mask_decay}]}",
             RecipeError,
-            "several sets of photographs",
+            "several sets of images",
         ),
     ],
 )

@@ -1,4 +1,7 @@
-"""Plots of a report, one file each. May use `report.aggregate` and what is below `report`."""
+"""Plots of a report, one file each.
+
+May use `report.aggregate`, `report.columns` and what is below them.
+"""
 
 from __future__ import annotations
 

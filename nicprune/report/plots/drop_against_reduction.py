@@ -6,143 +6,134 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from nicprune.report.aggregate import Line, settings
-from nicprune.report.plots.plot import PLOTS, Plot
-from nicprune.report.plots.style import (
-    LIGHT,
-    Theme,
-    annotate,
-    legend,
-    look_of,
+from matplotlib.axes import Axes
+
+from nicprune.report.aggregate import Row, by_setup
+from nicprune.report.columns import column_of
+from nicprune.report.plots.figure import (
+    draw_error_bars,
+    draw_grid,
+    draw_legend,
     new_figure,
     plain,
-    pruned_arms,
-    quality_of,
-    themed,
     to_png,
 )
+from nicprune.report.plots.labels import Label, place_labels
+from nicprune.report.plots.look import compared_arms, curves_of, look_of, quality_name
+from nicprune.report.plots.plot import PLOTS, Plot
+from nicprune.report.plots.theme import LIGHT, Theme, themed
 
-ROOM = 14
-"""Points in a panel that can all have the change of bpp beside them."""
+MAX_RATE_LABELS = 14
+"""Most points of a panel that can all have the change of bpp beside them."""
+
+RIGHT = 0
+"""Preferred direction of a label, in degrees."""
 
 
-def drop_against_reduction(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
-    """PSNR drop over FLOP reduction of each pruned codec and the controls, with the change of bpp
-    beside each; one panel per codec and test folder.
+def drop_against_reduction(rows: Sequence[Row], theme: Theme = LIGHT) -> bytes | None:
+    """Draw PSNR drop over FLOP reduction of pruned codecs and controls; a panel for each setup.
 
-    With gates, the bar through a point goes from the image with the smallest reduction to that with
-    the largest.
+    The change of bpp stands beside each point where there is room. With gates, a bar goes from
+    the image with the smallest reduction to the image with the largest.
     """
     shown = [
-        line
-        for line in lines
-        if line.role != "original"
-        and math.isfinite(line.mean["psnr_drop_db"])
-        and math.isfinite(line.mean["flop_reduction"])
+        row
+        for row in rows
+        if row.role != "original"
+        and math.isfinite(row.mean["psnr_drop_db"])
+        and math.isfinite(row.mean["flop_reduction"])
     ]
     if not any(
-        line.role == "pruned" or (line.role == "modulated" and line.mean["flop_reduction"] > 1.005)
-        for line in shown
+        row.role == "pruned" or (row.role == "modulated" and row.mean["flop_reduction"] > 1.005)
+        for row in shown
     ):
         return None
-    groups = settings(shown)
+    groups = by_setup(shown)
     with themed(theme):
         figure = new_figure(7.6, 0.6 + 3.9 * len(groups))
-        rows = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
+        panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
         handles: dict[tuple[str, str], Any] = {}
-        pruned = pruned_arms(lines)
-        later = []
-        for (setting, group), axes in zip(groups.items(), rows, strict=True):
-            points, obstacles = [], [(1.0, 0.0)]
-            several = len({line.quality for line in group}) > 1
-            curves: dict[tuple[str, str], list[Line]] = {}
-            for line in group:
-                curves.setdefault((line.role, line.arm), []).append(line)
-            for (role, arm), members in reversed(curves.items()):
-                look = look_of(members[0], pruned, theme) | {"linestyle": "none"}
-                xy = [(line.mean["flop_reduction"], line.mean["psnr_drop_db"]) for line in members]
-                spread = [line.spread.get("psnr_drop_db", 0.0) for line in members]
-                if any(spread):
-                    axes.errorbar(
-                        *zip(*xy, strict=True),
-                        yerr=spread,
-                        fmt="none",
-                        ecolor=look["color"],
-                        elinewidth=0.9,
-                        capsize=2.5,
-                    )
-                for line, (x, y) in zip(members, xy, strict=True):
-                    if reach := line.reductions():
-                        bar = [[max(x - reach[0], 0)], [max(reach[1] - x, 0)]]
-                        axes.errorbar(
-                            x,
-                            y,
-                            xerr=bar,
-                            fmt="none",
-                            ecolor=look["color"],
-                            elinewidth=0.9,
-                            capsize=2.5,
-                        )
-                        obstacles += [
-                            (reach[0] + (reach[1] - reach[0]) * part / 12, y) for part in range(13)
-                        ]
-                (handle,) = axes.plot(*zip(*xy, strict=True), markersize=7, zorder=3, **look)
-                handles.setdefault((role, arm), handle)
-                obstacles += xy
-                # All of them stand close to (1, 0): the table tells them apart.
-                if role == "control":
-                    continue
-                for line, p in zip(members, xy, strict=True):
-                    # Of about the same cost at every rate.
-                    if (
-                        role == "modulated"
-                        and len(group) > ROOM
-                        and line not in (members[0], members[-1])
-                    ):
-                        continue
-                    change = line.mean["bpp_change_pct"]
-                    rate = (
-                        f"{change:+.1f} % bpp"
-                        if len(group) <= ROOM and math.isfinite(change)
-                        else ""
-                    )
-                    text = ", ".join(
-                        filter(None, (quality_of(line) if several or rate else "", rate))
-                    )
-                    if text:
-                        points.append((*p, text, look["color"]))
-            axes.axhline(0, color=theme.muted, linewidth=0.9, zorder=1)
-            (handles["original", "original"],) = axes.plot(
-                [1], [0], "o", color=theme.ink, markersize=7, zorder=3
-            )
-            top = max(
-                max(line.mean["flop_reduction"], *(line.reductions() or (1,))) for line in group
-            )
-            axes.set_xlim(1 - 0.12 * max(top - 1, 0.25), top + 0.35 * max(top - 1, 0.25))
-            axes.margins(y=0.16)
-            axes.set(
-                xlabel="FLOP reduction (original MACs ÷ MACs, ×)",
-                ylabel="PSNR drop (dB), lower is better",
-            )
-            axes.grid(color=theme.grid, linewidth=0.7)
-            axes.set_axisbelow(True)
+        arms = compared_arms(rows)
+        labels = []
+        for (setup, group), axes in zip(groups.items(), panels, strict=True):
             if len(groups) > 1:
-                axes.set_title(plain(str(setting)))
-            later.append((axes, sorted(points, key=lambda p: -p[1]), obstacles))
-        legend(figure, handles)
-        for axes, points, obstacles in later:
-            annotate(axes, points, obstacles, 0)
+                axes.set_title(plain(str(setup)))
+            labels.append((axes, *_draw_panel(axes, group, arms, theme, handles)))
+        draw_legend(figure, handles)
+        for axes, texts, obstacles in labels:
+            texts.sort(key=lambda label: -label.y)
+            place_labels(axes, texts, obstacles, RIGHT)
         return to_png(figure)
 
 
-def _caption(lines: Sequence[Line]) -> str:
-    told = (
-        "What each codec loses for what it saves. The change of bpp stands beside each point where"
-        " there is room: the same drop at fewer bits is a smaller loss."
+def _draw_panel(
+    axes: Axes,
+    group: Sequence[Row],
+    arms: Sequence[tuple[str, str]],
+    theme: Theme,
+    handles: dict[tuple[str, str], Any],
+) -> tuple[list[Label], list[tuple[float, float]]]:
+    """Draw the points of one setup; return labels, and points that they keep clear of."""
+    labels: list[Label] = []
+    obstacles = [(1.0, 0.0)]
+    for (role, arm), members in reversed(curves_of(group).items()):
+        look = look_of(members[0], arms, theme) | {"linestyle": "none"}
+        colour = look["color"]
+        points = [(row.mean["flop_reduction"], row.mean["psnr_drop_db"]) for row in members]
+        xs, ys = zip(*points, strict=True)
+        spread = [row.spread.get("psnr_drop_db", 0.0) for row in members]
+        if any(spread):
+            draw_error_bars(axes, xs, ys, colour, yerr=spread)
+        for row, (x, y) in zip(members, points, strict=True):
+            if reach := row.reductions():
+                low, high = reach
+                draw_error_bars(axes, x, y, colour, xerr=[[max(x - low, 0)], [max(high - x, 0)]])
+                obstacles += [(low + (high - low) * part / 12, y) for part in range(13)]
+        (handle,) = axes.plot(xs, ys, markersize=7, zorder=3, **look)
+        handles.setdefault((role, arm), handle)
+        obstacles += points
+        labels += [
+            Label(*point, text, colour)
+            for row, point in zip(members, points, strict=True)
+            if (text := _label(row, members, group))
+        ]
+    axes.axhline(0, color=theme.muted, linewidth=0.9, zorder=1)
+    (handles["original", "original"],) = axes.plot(
+        [1], [0], "o", color=theme.ink, markersize=7, zorder=3
     )
-    if any(line.show_reductions() for line in lines):
-        told += " With gates, the bar goes from the dearest image to the cheapest."
-    return told
+    top = max(max(row.mean["flop_reduction"], *(row.reductions() or (1,))) for row in group)
+    axes.set_xlim(1 - 0.12 * max(top - 1, 0.25), top + 0.35 * max(top - 1, 0.25))
+    axes.margins(y=0.16)
+    axes.set(
+        xlabel=column_of("flop_reduction").axis,
+        ylabel=f"{column_of('psnr_drop_db').axis}, lower is better",
+    )
+    draw_grid(axes, theme)
+    return labels, obstacles
+
+
+def _label(row: Row, members: Sequence[Row], group: Sequence[Row]) -> str:
+    """Return quality and change of bpp, as far as there is room for them; empty for no label."""
+    crowded = len(group) > MAX_RATE_LABELS
+    if row.role == "control":  # all close to (1, 0); the table has their figures
+        return ""
+    # One codec for all rates has about the same reduction at each: label both ends of its points.
+    if row.role == "modulated" and crowded and row not in (members[0], members[-1]):
+        return ""
+    quality = quality_name(row) if len({other.quality for other in group}) > 1 else ""
+    change = row.mean["bpp_change_pct"]
+    rate = "" if crowded or not math.isfinite(change) else f"{change:+.1f} % bpp"
+    return ", ".join(filter(None, (quality, rate)))
+
+
+def _caption(rows: Sequence[Row]) -> str:
+    caption = (
+        "PSNR drop of each codec for its FLOP reduction. The change of bpp stands beside each point"
+        " where there is room: at fewer bits, the same drop is a smaller loss."
+    )
+    if any(row.show_reductions() for row in rows):
+        caption += " With gates, the bar goes from the image that costs most to the cheapest."
+    return caption
 
 
 PLOTS.register("drop_vs_reduction")(

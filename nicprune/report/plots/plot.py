@@ -1,7 +1,7 @@
-"""What a plot of a report is.
+"""The interface of a plot, and the registry of all plots.
 
-A new one is a file in this folder that registers a `Plot`; the page shows it, and the report's
-folder holds it, wherever it has something to draw.
+A new plot is a file in this folder that registers a `Plot`. Page and folder of a report have it
+wherever it has something to draw.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from nicprune.common.registry import Registry
-from nicprune.report.aggregate import Line
+from nicprune.report.aggregate import Row
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot of the lines of a report.
+    """A plot of the rows of a report.
 
     Attributes:
-        file: its name in the report's folder.
-        draw: lines and a theme to a PNG; None where there is nothing to show.
-        alt: what it shows, for those who do not see it.
-        caption: the sentence below it, given the report's lines.
-        place: where it stands among the others on the page, the smallest first.
-        heading: its own heading on the page; none if empty.
+        file: file name in the report's folder.
+        draw: function of rows and a theme; returns a PNG file, or None with nothing to show.
+        alt: alternative text.
+        caption: function of the rows; returns the text below the plot.
+        place: position on the page; the smallest comes first.
+        heading: heading on the page; none if empty.
     """
 
     file: str
     draw: Callable[..., bytes | None]
     alt: str
-    caption: Callable[[Sequence[Line]], str]
+    caption: Callable[[Sequence[Row]], str]
     place: float
     heading: str = ""
 
@@ -40,5 +40,5 @@ PLOTS: Registry[Any] = Registry("plot")
 
 
 def plots_in_order() -> list[Plot]:
-    """Every plot, as they stand on the page."""
+    """Return every plot, in the order of the page."""
     return sorted((PLOTS[name] for name in PLOTS), key=lambda plot: (plot.place, plot.file))

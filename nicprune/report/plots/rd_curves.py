@@ -6,95 +6,106 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nicprune.report.aggregate import Line, settings
-from nicprune.report.plots.plot import PLOTS, Plot
-from nicprune.report.plots.style import (
-    LIGHT,
-    Theme,
-    annotate,
-    legend,
-    look_of,
+from matplotlib.axes import Axes
+
+from nicprune.report.aggregate import Row, by_setup
+from nicprune.report.columns import column_of
+from nicprune.report.plots.figure import (
+    draw_error_bars,
+    draw_grid,
+    draw_legend,
     new_figure,
     plain,
-    pruned_arms,
-    quality_of,
-    themed,
     to_png,
 )
+from nicprune.report.plots.labels import Label, place_labels
+from nicprune.report.plots.look import compared_arms, curves_of, look_of, quality_name
+from nicprune.report.plots.plot import PLOTS, Plot
+from nicprune.report.plots.theme import LIGHT, Theme, themed
+
+ABOVE = 110
+"""Preferred direction of a label, in degrees: above a rising curve."""
+
+Panel = tuple[str, str, Callable[[float], float]]
+"""Column, label of the axis, and scale of the values."""
 
 
-def rd_curves(lines: Sequence[Line], theme: Theme = LIGHT) -> bytes | None:
-    """PSNR, and MS-SSIM where every codec has it, over bpp; one row of panels per codec and test
-    folder.
-    """
-    groups = settings(
+def rd_curves(rows: Sequence[Row], theme: Theme = LIGHT) -> bytes | None:
+    """Draw PSNR, and MS-SSIM where every codec has it, over bpp; a row of panels for each setup."""
+    groups = by_setup(
         [
-            line
-            for line in lines
-            if math.isfinite(line.mean["psnr_db"]) and math.isfinite(line.mean["bpp"])
+            row
+            for row in rows
+            if math.isfinite(row.mean["psnr_db"]) and math.isfinite(row.mean["bpp"])
         ]
     )
     if not groups:
         return None
-    structural = all(0 < line.mean["ms_ssim"] < 1 for group in groups.values() for line in group)
-    panels: list[tuple[str, str, Callable[[float], float]]] = [
-        ("psnr_db", "PSNR, RGB (dB)", lambda v: v)
-    ]
-    if structural:
-        panels.append(
-            ("ms_ssim", "MS-SSIM, −10·log₁₀(1 − MS-SSIM) (dB)", lambda v: -10 * math.log10(1 - v))
-        )
+    panels = _panels(groups.values())
     with themed(theme):
-        figure = new_figure(5.2 * len(panels) if structural else 7.0, 0.6 + 3.9 * len(groups))
-        rows = figure.subplots(len(groups), len(panels), squeeze=False)
+        width = 7.0 if len(panels) == 1 else 5.2 * len(panels)
+        figure = new_figure(width, 0.6 + 3.9 * len(groups))
+        grid = figure.subplots(len(groups), len(panels), squeeze=False)
         handles: dict[tuple[str, str], Any] = {}
-        pruned = pruned_arms(lines)
-        later = []
-        for (setting, group), row in zip(groups.items(), rows, strict=True):
-            for axes, (key, label, scale) in zip(row, panels, strict=True):
-                points, obstacles = [], []
-                curves: dict[tuple[str, str], list[Line]] = {}
-                for line in group:
-                    curves.setdefault((line.role, line.arm), []).append(line)
-                for (role, arm), members in reversed(curves.items()):  # the original lies on top
-                    one = (
-                        role == "modulated"
-                    )  # one codec: its rates, those between qualities too, are points of one curve
-                    members = sorted(members, key=lambda line: line.mean["bpp"]) if one else members
-                    xy = [(line.mean["bpp"], scale(line.mean[key])) for line in members]
-                    look = look_of(members[0], pruned, theme)
-                    spread = [line.spread.get(key, 0.0) for line in members]
-                    if key == "psnr_db" and any(spread):
-                        axes.errorbar(
-                            *zip(*xy, strict=True),
-                            yerr=spread,
-                            fmt="none",
-                            ecolor=look["color"],
-                            elinewidth=0.9,
-                            capsize=2.5,
-                        )
-                    (handle,) = axes.plot(
-                        *zip(*xy, strict=True), linewidth=1.5, markersize=3.5 if one else 6, **look
-                    )
-                    handles.setdefault((role, arm), handle)
-                    obstacles += xy
-                    if role == "original" or "original" not in {r for r, _ in curves}:
-                        points += [
-                            (*p, quality_of(line), theme.muted)
-                            for p, line in zip(xy, members, strict=True)
-                            if quality_of(line)
-                        ]
-                axes.set(xlabel="rate (bpp)", ylabel=label)
-                axes.margins(0.09, 0.12)
-                axes.grid(color=theme.grid, linewidth=0.7)
-                axes.set_axisbelow(True)
-                if len(groups) > 1 and axes is row[0]:
-                    axes.set_title(plain(str(setting)))
-                later.append((axes, points, obstacles))
-        legend(figure, handles)
-        for axes, points, obstacles in later:
-            annotate(axes, points, obstacles, 110)
+        arms = compared_arms(rows)
+        labels = []
+        for (setup, group), panel_row in zip(groups.items(), grid, strict=True):
+            if len(groups) > 1:
+                panel_row[0].set_title(plain(str(setup)))
+            for axes, panel in zip(panel_row, panels, strict=True):
+                labels.append((axes, *_draw_panel(axes, panel, group, arms, theme, handles)))
+        draw_legend(figure, handles)
+        for axes, texts, obstacles in labels:
+            place_labels(axes, texts, obstacles, ABOVE)
         return to_png(figure)
+
+
+def _panels(groups: Any) -> list[Panel]:
+    panels: list[Panel] = [("psnr_db", column_of("psnr_db").axis, lambda v: v)]
+    if all(0 < row.mean["ms_ssim"] < 1 for group in groups for row in group):
+        title = column_of("ms_ssim").title
+        panels.append(
+            ("ms_ssim", f"−10·log₁₀(1 − {title}) (dB)", lambda v: -10 * math.log10(1 - v))
+        )
+    return panels
+
+
+def _draw_panel(
+    axes: Axes,
+    panel: Panel,
+    group: Sequence[Row],
+    arms: Sequence[tuple[str, str]],
+    theme: Theme,
+    handles: dict[tuple[str, str], Any],
+) -> tuple[list[Label], list[tuple[float, float]]]:
+    """Draw the curves of one setup; return labels, and points that they keep clear of."""
+    name, axis, scale = panel
+    labels: list[Label] = []
+    obstacles: list[tuple[float, float]] = []
+    curves = curves_of(group)
+    labelled = "original" if any(role == "original" for role, _ in curves) else None
+    for (role, arm), members in reversed(curves.items()):  # the original lies on top
+        one = role == "modulated"  # one curve through all rates
+        members = sorted(members, key=lambda row: row.mean["bpp"]) if one else members
+        points = [(row.mean["bpp"], scale(row.mean[name])) for row in members]
+        xs, ys = zip(*points, strict=True)
+        look = look_of(members[0], arms, theme)
+        spread = [row.spread.get(name, 0.0) for row in members]
+        if name == "psnr_db" and any(spread):
+            draw_error_bars(axes, xs, ys, look["color"], yerr=spread)
+        (handle,) = axes.plot(xs, ys, linewidth=1.5, markersize=3.5 if one else 6, **look)
+        handles.setdefault((role, arm), handle)
+        obstacles += points
+        if labelled in (role, None):
+            labels += [
+                Label(*point, quality_name(row), theme.muted)
+                for point, row in zip(points, members, strict=True)
+                if quality_name(row)
+            ]
+    axes.set(xlabel=column_of("bpp").axis, ylabel=axis)
+    axes.margins(0.09, 0.12)
+    draw_grid(axes, theme)
+    return labels, obstacles
 
 
 PLOTS.register("rd")(
@@ -102,9 +113,9 @@ PLOTS.register("rd")(
         file="rd.png",
         draw=rd_curves,
         alt="Rate-distortion curves of the original, control and pruned codecs",
-        caption=lambda lines: (
-            "Rate and distortion, mean over images; q marks the original's quality levels. Up and"
-            " to the left is better."
+        caption=lambda rows: (
+            "Rate and distortion, mean over images; q marks the quality levels of the original."
+            " Up and to the left is better."
         ),
         place=1,
     )

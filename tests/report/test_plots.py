@@ -1,0 +1,46 @@
+"""Plots: looks of arms, legends, global state."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib
+import matplotlib.image
+import numpy as np
+from helpers_report import record, sweep
+
+from nicprune.report.aggregate import aggregate
+from nicprune.report.plots.drop_against_reduction import drop_against_reduction
+from nicprune.report.plots.look import look_of
+from nicprune.report.plots.rd_curves import rd_curves
+from nicprune.report.plots.theme import LIGHT
+
+
+def test_many_arms_are_told_apart_and_leave_the_panels_their_room() -> None:
+    def drawn(count: int) -> tuple[list[Any], int, int]:
+        ready = aggregate(
+            [
+                record("original"),
+                *(record("pruned", drop=0.1 * n, label=f"arm {n:02}") for n in range(count)),
+            ]
+        )
+        made = [("pruned", line.arm) for line in ready if line.role == "pruned"]
+        looks = [look_of(line, made, LIGHT) for line in ready]
+        whole, above = (
+            matplotlib.image.imread(io.BytesIO(draw(ready) or b""))
+            for draw in (rd_curves, drop_against_reduction)
+        )
+        return [(look["color"], look["marker"]) for look in looks], whole.shape[0], above.shape[0]
+
+    few, low, low_drop = drawn(2)
+    many, high, high_drop = drawn(40)
+    assert len(set(many)) == 41 and len(set(few)) == 3
+    assert high > low + 100 and high_drop > low_drop + 100, "a longer legend makes a higher figure"
+
+
+def test_plots_leave_global_state_alone_and_take_any_label() -> None:
+    before = dict(matplotlib.rcParams)
+    drawn = rd_curves(aggregate(sweep(label="$\\frac{$ 漢字 _x_")))
+    assert drawn is not None and np.frombuffer(drawn[16:24], ">u4").min() > 400
+    assert dict(matplotlib.rcParams) == before
