@@ -40,8 +40,11 @@ SIZES = {
     "evc-l": (192, 192, 192, 192),
     "evc-m": (128, 128, 192, 192),
     "evc-s": (64, 64, 128, 192),
+    "evc-xs": (32, 32, 64, 96),
 }
-"""Widths at 1/2, 1/4, 1/8 and 1/16 of the image's size; the last is that of the latents."""
+"""Widths at 1/2, 1/4, 1/8 and 1/16 of the image's size; the last is that of the latents. XS is not
+the paper's: half of S everywhere, to try things on without a GPU.
+"""
 
 LEAST_STEP = 0.5
 """Lower bound of the quantisation steps that the prior predicts."""
@@ -326,8 +329,3 @@ class EVC(CompressionModel):
 
         y_hat, _, _ = self._two_passes(step, scales, means, decode)
         return {"x_hat": self.g_s(y_hat * step).clamp_(0, 1)}
-
-
-def narrow() -> EVC:
-    """Return a codec of this architecture that trains on a CPU: S at half its widths."""
-    return EVC([width // 2 for width in SIZES["evc-s"]])

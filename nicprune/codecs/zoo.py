@@ -36,7 +36,7 @@ UNTRAINED = (
     "elic2022-chandelier",
     *EVC_SIZES,
 )
-"""Architectures without official weights: three of CompressAI's, and EVC in its three sizes."""
+"""Architectures without official weights: three of CompressAI's, and EVC in its sizes."""
 
 DEMO = "demo-hyperprior"
 """The codec that comes with this package."""
