@@ -182,6 +182,7 @@ LAYER_ATTRIBUTES = set(
     "gamma_reparam beta_reparam quantiles mask in_channels out_channels in_features".split()
 )
 KNOWS_LAYERS = {
+    "codecs.evc": "is an architecture, built of layers",
     "codecs.kernel_faults": "goes around a fault of one class",
     "codecs.cdf": "replaces a method of the Gaussian conditional while it codes",
 }

@@ -21,6 +21,8 @@ TRANSFORMS = (
     "h_a",
     "entropy_bottleneck",
     "h_s",
+    "prior_fusion",
+    "spatial_prior",
     "context_prediction",
     "channel_context",
     "entropy_parameters",

@@ -1,5 +1,5 @@
-"""Codecs by name: CompressAI's zoo and the embedded codec, their qualities and lambdas, building
-them and reading their weights.
+"""Codecs by name: CompressAI's zoo, EVC and the embedded codec, their qualities and lambdas,
+building them and reading their weights.
 """
 
 from __future__ import annotations
@@ -22,14 +22,21 @@ from compressai.zoo import load_state_dict as rename_keys
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import check_codec
+from nicprune.codecs.evc import EVC
+from nicprune.codecs.evc import SIZES as EVC_SIZES
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError, FileError, closest
 
 ZOO = tuple(image_models)
 """The ten names of CompressAI's image zoo."""
 
-UNTRAINED = ("cheng2020-anchor-checkerboard", "elic2022-official", "elic2022-chandelier")
-"""Architectures of CompressAI for which no official weights exist."""
+UNTRAINED = (
+    "cheng2020-anchor-checkerboard",
+    "elic2022-official",
+    "elic2022-chandelier",
+    *EVC_SIZES,
+)
+"""Architectures without official weights: three of CompressAI's, and EVC in its sizes."""
 
 DEMO = "demo-hyperprior"
 """The embedded codec, whose weights come with this package."""
@@ -123,7 +130,7 @@ def build_named(
             raise CodecError(
                 f"{name} has no official weights; use weights='none' (random) or a file of your own"
             )
-        codec = MODELS[name]()
+        codec = EVC(EVC_SIZES[name]) if name in EVC_SIZES else MODELS[name]()
     else:
         try:
             codec = image_models[name](

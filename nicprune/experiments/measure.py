@@ -25,7 +25,7 @@ from nicprune.methods import Attached
 from nicprune.methods.gating.execution import set_skipping
 from nicprune.methods.operating_point import OperatingPoint
 from nicprune.pruning.cost import COUNTER, CostModel
-from nicprune.report.record import FORMAT, VERSION, Record
+from nicprune.report.record import FORMAT, VERSION, Record, Role
 from nicprune.report.record_parts import Cost, Crop, ImageResult, Skipping
 
 CROPPED_IMAGES = 3
