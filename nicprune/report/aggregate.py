@@ -10,9 +10,9 @@ from typing import Any
 
 from nicprune.report.columns import NUMERIC, values_of
 from nicprune.report.derived import number_or_nan
+from nicprune.report.experimental_setup import Setup
 from nicprune.report.matching import Records, arms, as_records
 from nicprune.report.record import Record
-from nicprune.report.setup import Setup
 
 
 @dataclass(frozen=True)

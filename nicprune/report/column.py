@@ -11,6 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+RATIO = "×"
+"""Unit of a ratio, written behind it: 2.41×."""
+
 
 def column(
     title: str, description: str, unit: str = "", *, header: str | None = None, **options: Any
@@ -26,7 +29,7 @@ def column(
     """
     return Field(
         title=title,
-        description=f"{description}, in {unit}" if unit else description,
+        description=f"{description}, in {unit}" if unit not in ("", RATIO) else description,
         json_schema_extra={"unit": unit, "header": header or f"{title} {unit}".strip()},
         **options,
     )

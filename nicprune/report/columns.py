@@ -70,6 +70,7 @@ NUMERIC = COLUMNS[COLUMNS.index("macs") : COLUMNS.index("seed")]
 """Columns that are averaged over seeds."""
 
 FIGURES = ("bpp", "bpp_estimated", "psnr_db", "ms_ssim", "encode_s", "decode_s")
+"""Columns of measured figures: NaN, not None, where one is missing."""
 
 
 def column_of(name: str) -> Column:

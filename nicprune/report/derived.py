@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from nicprune.report.column import column
+from nicprune.report.column import RATIO, column
 from nicprune.report.matching import reference_for
 from nicprune.report.record import Record
 
@@ -46,25 +46,25 @@ class Derived(BaseModel):
     flop_reduction: float = column(
         "FLOP reduction",
         "MACs of the original divided by MACs of the codec",
-        "×",
+        RATIO,
         header="FLOP reduction",
     )
     encoder_reduction: float = column(
         "encoder reduction",
         "Encoder MACs of the original divided by those of the codec",
-        "×",
+        RATIO,
         header="encoder reduction",
     )
     decoder_reduction: float = column(
         "decoder reduction",
         "Decoder MACs of the original divided by those of the codec",
-        "×",
+        RATIO,
         header="decoder reduction",
     )
     params_reduction: float = column(
         "params reduction",
         "Parameters of the original divided by parameters of the codec",
-        "×",
+        RATIO,
         header="params reduction",
     )
     bpp_change_pct: float = column("change of rate", "Change of bpp against the original", "%")
@@ -74,14 +74,14 @@ class Derived(BaseModel):
         "encoding speed-up",
         "Encoding time of the original divided by that of the codec, on the same machine with"
         " the same thread count",
-        "×",
+        RATIO,
         header="encoding speed-up",
     )
     decode_speedup: float = column(
         "decoding speed-up",
         "Decoding time of the original divided by that of the codec, on the same machine with"
         " the same thread count",
-        "×",
+        RATIO,
         header="decoding speed-up",
     )
     images: int = column("images", "Number of test images")

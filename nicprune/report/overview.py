@@ -23,13 +23,14 @@ from nicprune.report.record_files import read
 from nicprune.report.times import read_times, times_lines
 
 NOTE = (
-    "PSNR drop, and change of bpp, against the original, which no training touched since; control:"
-    " the original trained on for as many steps. Cost: lambda · 255² · MSE + bpp against that"
-    " control, mean over qualities; empty where no control was trained for as many steps. Gap"
-    " closed: (from scratch - codec) / (from scratch - original), in cost, the same small codec"
-    " trained from scratch. BD-rate: over four qualities and more, against the original, the"
-    " control; where two curves overlap over little of their range, over how much. ± is the sample"
-    " standard deviation over seeds; without, there is one seed."
+    "PSNR drop and change of bpp are against the original. Control: the original fine-tuned for the"
+    " same number of steps without pruning. Cost over control: λ · 255² · MSE + bpp of the codec"
+    " against that of the control, mean over qualities; empty where no control was trained for the"
+    " same number of steps. Gap closed: (from scratch - codec) / (from scratch - original), in"
+    ' cost; "from scratch" is the same small codec trained from random weights. BD-rate: over four'
+    " qualities or more, against the original, then against the control; where two curves overlap"
+    " over little of their range, the overlap is given. ± is the sample standard deviation over"
+    " seeds; figures without it are of one seed."
 )
 
 

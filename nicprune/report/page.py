@@ -18,13 +18,13 @@ from nicprune.report.bd_rate import RATES
 from nicprune.report.columns import column_of, columns_of
 from nicprune.report.compact_table import footnote
 from nicprune.report.crops import Crops, media_type
+from nicprune.report.experimental_setup import Setup
 from nicprune.report.file_sizes import file_sizes, format_bytes
 from nicprune.report.headline import headline
 from nicprune.report.matching import arms
 from nicprune.report.plots.figure import DPI
 from nicprune.report.plots.plot import Plot
 from nicprune.report.record import Record
-from nicprune.report.setup import Setup
 from nicprune.report.transforms import transforms
 
 MAX_CROP_IMAGES = 4

@@ -16,6 +16,7 @@ from nicprune.common.config import explain
 from nicprune.common.errors import FileError
 from nicprune.common.machine import BUSY
 from nicprune.report.column import column
+from nicprune.report.experimental_setup import Setup
 from nicprune.report.record_parts import (
     Cost,
     Crop,
@@ -27,7 +28,6 @@ from nicprune.report.record_parts import (
     Skipping,
     Triple,
 )
-from nicprune.report.setup import Setup
 
 FORMAT: Final = "nicprune-record"
 VERSION: Final = 1

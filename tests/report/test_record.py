@@ -89,9 +89,8 @@ def test_every_column_has_a_definition_with_its_unit() -> None:
     for name in names:
         column = column_of(name)
         assert column.title and column.header and column.description[0].isalpha(), name
-        assert column.description.endswith(
-            f" in {column.unit}" if column.unit else column.description
-        )
+        if column.unit not in ("", "×"):
+            assert column.description.endswith(f", in {column.unit}"), name
         for pattern, unit in UNITS.items():
             assert column.unit == unit or not re.fullmatch(pattern, name), name
     assert column_of("psnr_db").axis == "PSNR (dB)" and column_of("psnr_db").header == "PSNR dB"
