@@ -21,11 +21,7 @@ QUESTION = re.compile(r"(What|How|Whether|Where|Which|Why|When)\b")
 NOT_YET = (
     "channels/",
     "codecs/layer_kinds/",
-    "experiments/measure",
-    "experiments/recipe",
-    "methods/",
     "pruning/",
-    "report/",
 )
 """Folders and files whose docstrings are still to be rewritten."""
 

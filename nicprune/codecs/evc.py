@@ -211,7 +211,7 @@ class EVC(CompressionModel):
 
     @property
     def downsampling_factor(self) -> int:
-        """What both sides of an image must be multiples of."""
+        """Both sides of an image must be multiples of this."""
         return 64
 
     @classmethod

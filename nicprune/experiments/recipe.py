@@ -96,12 +96,12 @@ class Variant(StrictConfig):
 
     @property
     def modulated(self) -> bool:
-        """Whether one codec serves all qualities."""
+        """True if one codec serves all qualities."""
         return any(METHODS[part.name].covers_all_rates for part in self.stack)
 
     @property
     def stays(self) -> bool:
-        """Whether methods remain on the final codec."""
+        """True if methods remain on the final codec."""
         return any(
             METHODS[part.name].stays_with(METHODS[part.name].Config(**part.settings))
             for part in self.stack

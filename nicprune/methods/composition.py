@@ -67,7 +67,7 @@ class Attached(Coding):
 
     @property
     def stays(self) -> bool:
-        """Whether all methods are part of the codec when it codes, as gates and modulators are;
+        """True if all methods are part of the codec when it codes, as gates and modulators are;
         false while masks still decay.
         """
         return all(method.stays for method in self._each)
@@ -208,7 +208,7 @@ class Attached(Coding):
 
     @property
     def done(self) -> bool:
-        """Whether every method is done."""
+        """True once every method is done."""
         return all(method.done for method in self._each)
 
     @property
@@ -235,7 +235,7 @@ class Attached(Coding):
 
     @property
     def pending(self) -> bool:
-        """Whether a method is attached that does more than help to train."""
+        """True if a method is attached that does more than help to train."""
         return bool(self._lasting)
 
     def manually_updated(self) -> list[nn.Parameter]:
@@ -257,7 +257,7 @@ class Attached(Coding):
 
     @property
     def wants_validation(self) -> bool:
-        """Whether `validate` is due."""
+        """True if `validate` is due."""
         multi_width = self.roles.multi_width
         return multi_width is not None and multi_width.wants_validation
 

@@ -123,7 +123,7 @@ class Method(nn.Module):
 
     @property
     def done(self) -> bool:
-        """Whether it has learnt all it needs."""
+        """True once it has learnt all it needs."""
         return True
 
     @property
@@ -148,7 +148,7 @@ class Method(nn.Module):
 
     @property
     def stays(self) -> bool:
-        """Whether it remains on the codec after `harden`."""
+        """True if it remains on the codec after `harden`."""
         return self.stays_with(self.config)
 
 
@@ -291,7 +291,7 @@ class MultiWidth(CodecPart):
 
     @property
     def wants_validation(self) -> bool:
-        """Whether this step needs figures of validation images."""
+        """True if this step needs figures of validation images."""
         return False
 
     def on_validation(self, figures: Sequence[tuple[float, float]]) -> None:

@@ -76,12 +76,12 @@ class LambdaSchedule(nn.Module):
 
     @property
     def finished(self) -> bool:
-        """Whether every pair is decided."""
+        """True once every pair is decided."""
         return self.config is None or int(self.position[2]) >= self.count - 1
 
     @property
     def wants_validation(self) -> bool:
-        """Whether a decision is due at this step."""
+        """True if a decision is due at this step."""
         if self.config is None or self.finished:
             return False
         step, last = int(self.position[0]), int(self.position[1])
