@@ -4,15 +4,16 @@ with each.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
 
 from nicprune.channels.tracer import Tracer
 from nicprune.codecs.anatomy import check_codec
-from nicprune.codecs.layer_kinds import channel_kind
+from nicprune.codecs.layer_kinds import channel_kind, layers_of
 from nicprune.common.errors import CodecError, RecipeError, closest
 
 MIN_LATENTS = 2
@@ -58,10 +59,32 @@ class Group:
     pinned: str | None = None
 
 
-class Groups(Sequence[Group]):
-    """The channel groups of one codec, in the order of its forward pass."""
+@dataclass(frozen=True)
+class ProductShares:
+    """A matrix product without parameters whose multiply-adds follow channel groups.
 
-    def __init__(self, groups: Sequence[Group]):
+    Attributes:
+        module: where it runs.
+        macs: its multiply-adds in the traced codec.
+        widths: the sizes of its two dimensions that may shrink, 1 where there is no second.
+        shares: for each of them, how many of its entries go with a channel of each group.
+    """
+
+    module: str
+    macs: int
+    widths: tuple[int, int]
+    shares: tuple[Mapping[str, int], ...]
+
+
+class Groups(Sequence[Group]):
+    """The channel groups of one codec, in the order of its forward pass.
+
+    Attributes:
+        products: the matrix products, as in attention, that shrink with them.
+    """
+
+    def __init__(self, groups: Sequence[Group], products: Sequence[ProductShares] = ()):
+        self.products = tuple(products)
         self._groups = tuple(groups)
         self._by_name = {group.name: group for group in self._groups}
 
@@ -126,7 +149,7 @@ def find_groups(codec: nn.Module) -> Groups:
     """Find the channel groups of any `CompressionModel` built of convolutions, GDN and CompressAI's
     entropy models.
 
-    The codec is traced once on a 64x64 image and left as it was.
+    The codec is traced once on a small image and left as it was.
 
     Raises:
         CodecError: nothing in the codec can be pruned safely; names the layers that stand in the
@@ -136,16 +159,18 @@ def find_groups(codec: nn.Module) -> Groups:
     tracer = Tracer(codec)
     try:
         tracer.run()
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+    except CodecError:
+        raise
+    except Exception as error:  # a foreign codec's own code may raise anything
         raise CodecError(
             f"the forward pass of {type(codec).__name__} cannot be followed, at {tracer.where}:"
             f" {error}"
         ) from error
     pins: dict[int, str] = {}
-    for number, reason in tracer.pins.items():
+    for number, reason in tracer.unprunable.items():
         pins.setdefault(tracer.root(number), reason)
     latents = {tracer.root(number): name for number, name in tracer.latents.items()}
-    modules = dict(codec.named_modules())
+    modules = layers_of(codec)
 
     # Channels with the same members, the same reason to stay and the same role are one group.
     sets: dict[tuple[object, str | None, str | None], list[list[tuple[str, str, int]]]] = {}
@@ -173,14 +198,15 @@ def find_groups(codec: nn.Module) -> Groups:
             for module, axis in order
         )
         if pinned is None and not any(
-            m.axis == "out" and channel_kind(modules[m.module]).convolution for m in shares
+            m.axis == "out" and channel_kind(modules[m.module]).flow in ("dense", "grouped")
+            for m in shares
         ):
             pinned = "no convolution produces these channels"
         first = next((m for m in shares if m.axis == "out"), shares[0])
         groups.append((first, Group(first.module, len(channels), shares, latent, pinned)))
 
     named = _unique_names([(first, g) for first, g in groups if g.pinned != "image"])
-    found = Groups(named)
+    found = Groups(named, _shares_of(tracer, named))
     if not found.prunable():
         reasons = sorted({g.pinned for g in named if g.pinned})
         raise CodecError(
@@ -190,17 +216,48 @@ def find_groups(codec: nn.Module) -> Groups:
     return found
 
 
+def _shares_of(tracer: Tracer, groups: Sequence[Group]) -> list[ProductShares]:
+    """What matrix products have of each group."""
+    group_of: dict[int, str] = {}
+    for group in groups:
+        for member in group.members:
+            ids = tracer.uses[member.module, member.axis].ids[member.index.ravel()]
+            group_of |= dict.fromkeys(map(tracer.root, ids.tolist()), group.name)
+    widths = {group.name: group.width for group in groups}
+    found = []
+    for product in tracer.products:
+        shares = []
+        for ids in product.ids:
+            names = [group_of.get(tracer.root(number)) for number in ids.tolist()]
+            shares.append({n: names.count(n) // widths[n] for n in dict.fromkeys(names) if n})
+        sizes = [len(ids) for ids in product.ids] + [1]
+        found.append(
+            ProductShares(product.module, product.macs, (sizes[0], sizes[1]), tuple(shares))
+        )
+    return found
+
+
 def _unique_names(groups: Sequence[tuple[Member, Group]]) -> list[Group]:
-    count: dict[str, int] = {}
-    for _, group in groups:
-        count[group.name] = count.get(group.name, 0) + 1
-    named = []
-    for first, group in groups:
-        name = group.name
-        if count[name] > 1:
-            name = f"{name}[{int(first.index.min())}:{int(first.index.max()) + 1}]"
-        named.append(Group(name, group.width, group.members, group.latent, group.pinned))
-    return named
+    """Name groups by the layer that makes their channels. Where several have that in common, the
+    range of its channels tells them apart, then the side of the layer, then a number.
+    """
+    plain = Counter(group.name for _, group in groups)
+    ranged = [
+        f"{group.name}[{int(first.index.min())}:{int(first.index.max()) + 1}]"
+        if plain[group.name] > 1
+        else group.name
+        for first, group in groups
+    ]
+    again = Counter(ranged)
+    named: dict[str, Group] = {}
+    for (first, group), name in zip(groups, ranged, strict=True):
+        if again[name] > 1 and first.axis == "in":
+            name = f"{group.name}.in"
+        base, number = name, 2
+        while name in named:
+            name, number = f"{base}-{number}", number + 1
+        named[name] = replace(group, name=name)
+    return list(named.values())
 
 
 def removed_inputs(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[str, str]:

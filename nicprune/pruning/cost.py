@@ -11,7 +11,6 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +25,13 @@ from nicprune.codecs.anatomy import (
     sides_of,
     transform_of,
 )
+from nicprune.codecs.example import example_image, image_shape
 from nicprune.codecs.hooks import without_hooks
+from nicprune.codecs.layer_kinds import channel_kind, layers_of
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError
+from nicprune.pruning.operators import HANDLES, uncounted
 
 COUNTER = "fvcore"
 AREA = SIZE_MULTIPLE * SIZE_MULTIPLE
@@ -69,14 +71,13 @@ class _Forward(nn.Module):
         return [out["x_hat"], *out["likelihoods"].values()]
 
 
-def image_for(codec: nn.Module, size: int = SIZE_MULTIPLE) -> Tensor:
-    """A grey image on the codec's device, in its type."""
-    parameter = next(codec.parameters())
-    return torch.full((1, 3, size, size), 0.5, device=parameter.device, dtype=parameter.dtype)
-
-
 def count_modules(codec: nn.Module) -> dict[str, int]:
-    """Count the MACs of every module at 64x64 with fvcore; "" is the whole codec."""
+    """Count the MACs of every module with fvcore, on the image that `example_image` returns (64x64
+    pixels for most codecs); "" is the whole codec.
+
+    Warns if an operator runs that may multiply and accumulate and that is not counted.
+    """
+    image = example_image(codec)
     modes = {module: module.training for module in codec.modules()}
     codec.eval()
     logger = logging.getLogger("fvcore.nn.jit_analysis")
@@ -86,15 +87,20 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
         with warnings.catch_warnings(), torch.no_grad(), without_hooks(codec):
             warnings.simplefilter("ignore")
             logger.setLevel(logging.ERROR)
-            analysis = FlopCountAnalysis(_Forward(codec).eval(), image_for(codec))
+            analysis = FlopCountAnalysis(_Forward(codec).eval(), image).set_op_handle(**HANDLES)
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(
                 False
             ).tracer_warnings("none")
             counts = analysis.by_module()
+            missing = uncounted(analysis.unsupported_ops())
     finally:
         logger.setLevel(level)
         for module, training in modes.items():
             module.training = training
+    if missing:
+        warnings.warn(
+            f"MACs of {', '.join(missing)} in {type(codec).__name__} are not counted", stacklevel=2
+        )
     found = {
         name.removeprefix("codec").removeprefix("."): int(n)
         for name, n in counts.items()
@@ -102,6 +108,18 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
     }
     found[""] = int(counts[""])
     return found
+
+
+def _own_counts(counts: Mapping[str, int], codec: nn.Module) -> dict[str, int]:
+    """What each module does itself, without its parts."""
+    own = dict(counts)
+    for name, _ in codec.named_modules():
+        if name and name in counts:
+            parent = name.rpartition(".")[0]
+            while parent and parent not in counts:
+                parent = parent.rpartition(".")[0]
+            own[parent] -= counts[name]
+    return own
 
 
 def measure(codec: nn.Module) -> Totals:
@@ -151,20 +169,36 @@ class CostModel:
         self.groups = groups
         self.names = [g.name for g in groups]
         counts = count_modules(codec)
-        modules: dict[str, Any] = dict(codec.named_modules())
+        self._pixels = image_shape(codec)[1] ** 2
+        modules = layers_of(codec)
+        named = dict.fromkeys(m.module for group in groups for m in group.members)
         kinds = {name: kind for name, kind in kinds_in(codec).items() if kind.has_channels}
+        kinds |= {name: channel_kind(modules[name]) for name in named if name not in kinds}
         layers = [(name, modules[name]) for name in kinds]
         self._row = row = {name: i for i, (name, _) in enumerate(layers)}
-        n, k = len(layers), len(groups)
+        products = groups.products
+        n, k = len(layers) + len(products), len(groups)
         self._share_out, self._share_in = np.zeros((n, k), np.int64), np.zeros((n, k), np.int64)
         for column, group in enumerate(groups):
             for member in group.members:
                 if member.axis != "in":
                     self._share_out[row[member.module], column] += member.index.shape[1]
                 if member.axis != "out":
-                    self._share_in[row[member.module], column] += member.index.shape[1]
+                    once = kinds[member.module].inputs_at_once(modules[member.module])
+                    self._share_in[row[member.module], column] += member.index.shape[1] // once
+        for i, shared in enumerate(products, len(layers)):
+            for shares, share in zip(
+                (self._share_out, self._share_in), shared.shares, strict=False
+            ):
+                for name, count in share.items():
+                    shares[i, self.names.index(name)] += count
         self._full = np.array([g.width for g in groups], np.int64)
-        widths = [kinds[name].widths(m) for name, m in layers]
+        widths = [
+            (out, inn // kinds[name].inputs_at_once(m))
+            for name, m in layers
+            for out, inn in [kinds[name].widths(m)]
+        ]
+        widths += [product.widths for product in products]
         out, inn = (np.array([w[side] for w in widths], np.int64).reshape(n) for side in (0, 1))
         self._rest_out, self._rest_in = (
             out - self._share_out @ self._full,
@@ -183,22 +217,33 @@ class CostModel:
                     f"the MACs of {name} are not a multiple of its widths; they cannot be predicted"
                 )
             product_params[i], linear_params[i] = kinds[name].parameter_terms(module)
-        sides = [sides_of(transform_of(name)) for name, _ in layers]
+        for i, shared in enumerate(products, len(layers)):
+            product[i] = shared.macs // (out[i] * inn[i])
+        self._transforms = [transform_of(name) for name, _ in layers]
+        self._transforms += [transform_of(product.module) for product in products]
+        sides = [sides_of(transform) for transform in self._transforms]
         encodes, decodes = (np.array([s[i] for s in sides], np.int64).reshape(n) for i in (0, 1))
-        counted = product * out * inn + linear * out
-        other = counts[""] - int(
-            counted.sum()
-        )  # what no layer of a known kind does: constant, its channels are pinned
+        # What no layer of a known kind does is constant: its channels are unprunable.
+        self._constants = dict.fromkeys(self._transforms, 0)
+        for name, macs in _own_counts(counts, codec).items():
+            if name not in row:
+                transform = transform_of(name)
+                self._constants[transform] = self._constants.get(transform, 0) + macs
+        for shared in products:
+            self._constants[transform_of(shared.module)] -= shared.macs
+        other = [
+            sum(macs for name, macs in self._constants.items() if all_ or sides_of(name)[side])
+            for all_, side in ((True, 0), (False, 0), (False, 1))
+        ]
         other_params = sum(p.numel() for p in codec.parameters()) - int(
             (product_params * out * inn + linear_params * out).sum()
         )
         self._terms = {
-            "macs": _Terms(product, linear, other),
-            "encoder": _Terms(product * encodes, linear * encodes, other),
-            "decoder": _Terms(product * decodes, linear * decodes, other),
+            "macs": _Terms(product, linear, other[0]),
+            "encoder": _Terms(product * encodes, linear * encodes, other[1]),
+            "decoder": _Terms(product * decodes, linear * decodes, other[2]),
             "params": _Terms(product_params, linear_params, other_params),
         }
-        self._transforms = [transform_of(name) for name, _ in layers]
         self._full_totals = self.totals()
         record = provenance(codec)
         self.original = Totals(**record.original) if record.original else self._full_totals  # type: ignore[arg-type]
@@ -220,7 +265,17 @@ class CostModel:
         """Cost with these keep-lists (or widths); groups not named are whole."""
         widths = keep if isinstance(keep, np.ndarray) else self.widths(keep)
         out, inn = self._layer_widths(widths)
-        return Totals(**{name: terms.total(out, inn) for name, terms in self._terms.items()})
+        found = {name: terms.total(out, inn) for name, terms in self._terms.items()}
+        return Totals(
+            **{
+                name: value if name == "params" else value * AREA // self._pixels
+                for name, value in found.items()
+            }
+        )
+
+    def _scale(self, what: str) -> float:
+        """By what counts on the codec's own image become those of 64x64 pixels."""
+        return 1 if what == "params" or self._pixels == AREA else AREA / self._pixels
 
     def soft(self, widths: np.ndarray, what: str = "macs") -> float:
         """The same for widths that are not whole, as while masks decay."""
@@ -229,7 +284,8 @@ class CostModel:
             self._rest_in + self._share_in @ widths,
         )
         terms = self._terms[what]
-        return float(terms.product @ (out * inn) + terms.linear @ out) + terms.constant
+        total = float(terms.product @ (out * inn) + terms.linear @ out) + terms.constant
+        return total * self._scale(what)
 
     def with_fewer(
         self,
@@ -250,10 +306,11 @@ class CostModel:
         found = {}
         for what in ("macs", "encoder", "decoder"):
             terms = self._terms[what]
-            found[what] = float(terms.product @ (out * inn) + terms.linear @ out) + terms.constant
+            total = float(terms.product @ (out * inn) + terms.linear @ out) + terms.constant
+            found[what] = total * self._scale(what)
         terms, by_transform = self._terms["macs"], dict.fromkeys(self._transforms, 0.0)
         for i, transform in enumerate(self._transforms):
-            by_transform[transform] += float(
+            by_transform[transform] += self._scale("macs") * float(
                 terms.product[i] * out[i] * inn[i] + terms.linear[i] * out[i]
             )
         return found, by_transform
@@ -261,19 +318,20 @@ class CostModel:
     def per_input(self, name: str) -> int:
         """MACs that one input channel of a layer costs."""
         out, _ = self._layer_widths(self._full)
-        return int((self._terms["macs"].product * out)[self._row[name]])
+        return int((self._terms["macs"].product * out)[self._row[name]] * self._scale("macs"))
 
     def per_output(self, name: str) -> int:
         """MACs that one output channel of a layer costs."""
         _, inn = self._layer_widths(self._full)
-        return int((self._terms["macs"].product * inn)[self._row[name]])
+        return int((self._terms["macs"].product * inn)[self._row[name]] * self._scale("macs"))
 
     def decreases(self, widths: np.ndarray, deltas: np.ndarray, what: str) -> np.ndarray:
         """How much less `what` is if each group alone lost `deltas` channels."""
         out, inn = self._layer_widths(widths)
-        return self._terms[what].decrease(
+        found = self._terms[what].decrease(
             out, inn, self._share_out * deltas, self._share_in * deltas
         )
+        return found if self._scale(what) == 1 else found * self._scale(what)
 
     def per_channel(self, what: str = "macs") -> np.ndarray:
         """What one channel of each group costs in the whole codec, the average over removing it
@@ -294,9 +352,13 @@ class CostModel:
                 before + int(t.product[i] * out[i] * inn[i] + t.linear[i] * out[i])
                 for before, t in ((macs, self._terms["macs"]), (params, self._terms["params"]))
             )
-        rest = (self._terms["macs"].constant, self._terms["params"].constant)
-        if any(rest):
+        for transform, constant in self._constants.items():
+            macs, params = table.get(transform, (0, 0))
+            table[transform] = (macs + constant, params)
+        if rest := self._terms["params"].constant:
             macs, params = table.get("other", (0, 0))
-            table["other"] = (macs + rest[0], params + rest[1])
+            table["other"] = (macs, params + rest)
+        if self._pixels != AREA:
+            table = {name: (m * AREA // self._pixels, p) for name, (m, p) in table.items()}
         order = [*TRANSFORMS, "other"]
         return {name: table[name] for name in sorted(table, key=order.index) if any(table[name])}

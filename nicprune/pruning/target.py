@@ -71,7 +71,7 @@ class Target(StrictConfig):
         resolved: dict[str, int] = {}
         free = {g.name: g for g in self.open(groups)}
         for pattern, width in (self.widths or {}).items():
-            matched = [pattern] if pattern in free else fnmatch.filter(free, pattern)
+            matched = [name for name in free if matches(name, pattern)]
             if not matched:
                 raise RecipeError(
                     f"widths: no channel group matches {pattern!r}; {closest(pattern, free)}"
@@ -99,14 +99,12 @@ class Target(StrictConfig):
         ]
         if self.only is not None:
             for pattern in self.only:
-                if not fnmatch.filter([g.name for g in found], pattern):
+                if not any(matches(g.name, pattern) for g in found):
                     raise RecipeError(
                         f"only: no channel group matches {pattern!r};"
                         f" {closest(pattern, [g.name for g in found])}"
                     )
-            found = [
-                g for g in found if any(fnmatch.fnmatch(g.name, pattern) for pattern in self.only)
-            ]
+            found = [g for g in found if any(matches(g.name, pattern) for pattern in self.only)]
         if not found and self.side is not None:
             raise RecipeError(f"side: {self.side} has no channel group of its own in this codec")
         return found
@@ -161,6 +159,14 @@ class Target(StrictConfig):
         return allocate_widths(
             cost, self.free(groups), scores, self.budget, self.round_to, per_cost=per_cost
         )
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Return whether a group's name fits a pattern with * and ?. Brackets are those of names, as in
+    "g_a.13[0:8]"; a pattern without a match of that sort may use them as sets, as in "g_[as].*".
+    """
+    literal = pattern.replace("[", "[[]")
+    return fnmatch.fnmatchcase(name, literal) or fnmatch.fnmatchcase(name, pattern)
 
 
 SPLITS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
