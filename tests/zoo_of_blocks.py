@@ -320,7 +320,7 @@ class Heads(nn.Module):
 
 
 class Split(nn.Module):
-    """TCM's: one part of the channels through a convolution, the other through an MLP, by numbers."""
+    """TCM's: some channels through a convolution, the others through an MLP, by numbers."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -279,8 +279,8 @@ class ChannelPropagator(TorchFunctionMode):
         self._elementwise(tensors, output, additive=name in ADDITIVE, name=name)
         labels = self.labels(output)
         if labels is not None and shifted:
-            nonzero = labels.nonzero or f"{name} in {self.where}"
-            self.label(output, ChannelIds(labels.dim, labels.ids, nonzero))
+            reason = labels.nonzero or f"{name} in {self.where}"
+            self.label(output, ChannelIds(labels.dim, labels.ids, reason))
         if labels is not None and "div" in name and len(tensors) > 1:
             # Zero divided is zero, divided by zero it is not.
             numerator = self.labels(tensors[0])

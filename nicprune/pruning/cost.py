@@ -22,7 +22,6 @@ from nicprune.codecs.anatomy import (
     SIZE_MULTIPLE,
     TRANSFORMS,
     forward_for_analysis,
-    sides_of,
     transform_of,
 )
 from nicprune.codecs.example import example_image, image_shape
@@ -32,6 +31,7 @@ from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError
 from nicprune.pruning.operators import HANDLES, uncounted
+from nicprune.pruning.sides import sides_of_modules
 
 COUNTER = "fvcore"
 AREA = SIZE_MULTIPLE * SIZE_MULTIPLE
@@ -221,20 +221,22 @@ class CostModel:
             product[i] = shared.macs // (out[i] * inn[i])
         self._transforms = [transform_of(name) for name, _ in layers]
         self._transforms += [transform_of(product.module) for product in products]
-        sides = [sides_of(transform) for transform in self._transforms]
-        encodes, decodes = (np.array([s[i] for s in sides], np.int64).reshape(n) for i in (0, 1))
         # What no layer of a known kind does is constant: its channels are unprunable.
-        self._constants = dict.fromkeys(self._transforms, 0)
-        for name, macs in _own_counts(counts, codec).items():
-            if name not in row:
-                transform = transform_of(name)
-                self._constants[transform] = self._constants.get(transform, 0) + macs
+        constants = {n: m for n, m in _own_counts(counts, codec).items() if n not in row and m}
         for shared in products:
-            self._constants[transform_of(shared.module)] -= shared.macs
-        other = [
-            sum(macs for name, macs in self._constants.items() if all_ or sides_of(name)[side])
-            for all_, side in ((True, 0), (False, 0), (False, 1))
-        ]
+            constants[shared.module] = constants.get(shared.module, 0) - shared.macs
+        owners = [name for name, _ in layers] + [shared.module for shared in products]
+        costly = [name for i, name in enumerate(owners) if product[i] or linear[i]]
+        sides = sides_of_modules(codec, [*costly, *constants])
+        encodes, decodes = (
+            np.array([sides.get(name, (1, 1))[i] for name in owners], np.int64) for i in (0, 1)
+        )
+        other = [sum(constants.values())]
+        other += [sum(macs for name, macs in constants.items() if sides[name][i]) for i in (0, 1)]
+        self._constants: dict[str, int] = {}
+        for name, macs in constants.items():
+            transform = transform_of(name)
+            self._constants[transform] = self._constants.get(transform, 0) + macs
         other_params = sum(p.numel() for p in codec.parameters()) - int(
             (product_params * out * inn + linear_params * out).sum()
         )

@@ -56,6 +56,22 @@ def _vector(inputs: list[Any], outputs: list[Any]) -> int:
     return _product(_shape(inputs[0]))
 
 
+def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
+    """A product of two operands: the sizes of all letters. Of more, one after the other."""
+    parts, _, result = inputs[0].toIValue().replace(" ", "").partition("->")
+    shapes = [_shape(operand) for operand in inputs[1].node().inputs()]
+    letters = parts.split(",")
+    sizes: dict[str, int] = {}
+    for part, shape in zip(letters, shapes, strict=True):
+        for letter, size in zip(part, shape, strict=True):
+            sizes[letter] = max(sizes.get(letter, 1), size)
+    total, left = 0, set(letters[0])
+    for i, part in enumerate(letters[1:], 1):
+        total += _product(sizes[letter] for letter in left | set(part))
+        left = (left | set(part)) & set("".join([*letters[i + 1 :], result]))
+    return total
+
+
 def _nothing(inputs: list[Any], outputs: list[Any]) -> int:
     return 0
 
@@ -64,6 +80,7 @@ HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     **dict.fromkeys(ELEMENTWISE, _nothing),
     "aten::_convolution_mode": _convolution_mode,
     "aten::scaled_dot_product_attention": _attention,
+    "aten::einsum": _einsum,
     "aten::baddbmm": _added_matmul,
     "aten::addmv": _added_matmul,
     "aten::mv": _vector,
