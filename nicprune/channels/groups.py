@@ -238,22 +238,21 @@ def _shares_of(tracer: Tracer, groups: Sequence[Group]) -> list[ProductShares]:
 
 
 def _unique_names(groups: Sequence[tuple[Member, Group]]) -> list[Group]:
-    """Name groups by the layer that makes their channels. Where several have that in common, the
-    range of its channels tells them apart, then the side of the layer, then a number.
+    """Name groups by the layer that makes their channels; by the layer that reads them and ".in"
+    where nothing makes them and the layer makes others. Where several still have a name in common,
+    the range of channels tells them apart, and then a number.
     """
-    plain = Counter(group.name for _, group in groups)
-    ranged = [
-        f"{group.name}[{int(first.index.min())}:{int(first.index.max()) + 1}]"
-        if plain[group.name] > 1
-        else group.name
+    made = {group.name for first, group in groups if first.axis != "in"}
+    plain = [
+        f"{group.name}.in" if first.axis == "in" and group.name in made else group.name
         for first, group in groups
     ]
-    again = Counter(ranged)
+    count = Counter(plain)
     named: dict[str, Group] = {}
-    for (first, group), name in zip(groups, ranged, strict=True):
-        if again[name] > 1 and first.axis == "in":
-            name = f"{group.name}.in"
-        base, number = name, 2
+    for (first, group), base in zip(groups, plain, strict=True):
+        name, number = base, 2
+        if count[base] > 1:
+            name = base = f"{base}[{int(first.index.min())}:{int(first.index.max()) + 1}]"
         while name in named:
             name, number = f"{base}-{number}", number + 1
         named[name] = replace(group, name=name)

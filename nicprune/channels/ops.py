@@ -14,7 +14,8 @@ KEEPS_ZERO = set(
     " selu mish hardswish erf expm1 log1p positive requires_grad data nan_to_num interpolate"
     " upsample avg_pool2d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d pad zero clamp clip"
     " softsign tan sinh asinh arcsinh atan arctan asin arcsin dropout1d dropout2d dropout3d"
-    " feature_dropout clamp_min clamp_max cpu cuda new_tensor softshrink hardshrink tanhshrink fix deg2rad".split()
+    " feature_dropout clamp_min clamp_max cpu cuda new_tensor softshrink hardshrink tanhshrink fix"
+    " deg2rad".split()
 )
 BREAKS_ZERO = set(
     "sigmoid exp softplus cos rsqrt reciprocal log log2 log10 logsigmoid hardsigmoid erfc uniform"

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from nicprune.channels.ops import BREAKS_ZERO, KEEPS_ZERO
+
 ELEMENTWISE = (
     "aten::batch_norm",
     "aten::group_norm",
@@ -117,7 +119,9 @@ def uncounted(operators: Iterable[str]) -> list[str]:
     found = []
     for name in operators:
         space, _, plain = name.partition("::")
-        if space != "aten" or plain in COUNTS_NOTHING or name in HANDLES:
+        if space != "aten" or name in HANDLES:
+            continue
+        if {plain, plain.rstrip("_")} & (COUNTS_NOTHING | KEEPS_ZERO | BREAKS_ZERO):
             continue
         packet = getattr(torch.ops.aten, plain, None)
         tags = [getattr(packet, o).tags for o in packet.overloads()] if packet is not None else []
