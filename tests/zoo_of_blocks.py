@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from compressai.entropy_models import EntropyBottleneck
 from compressai.layers import AttentionBlock
 from compressai.models import CompressionModel
+from einops import rearrange
 from helpers import make_telling
 from torch import Tensor, nn
 
@@ -319,6 +320,45 @@ class Heads(nn.Module):
         return x + y.transpose(1, 2).view(b, -1, h, w)
 
 
+class Windows(nn.Module):
+    """TCM's attention: the size of heads is a number, their number follows; by einops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding_layer, self.linear = nn.Linear(C, 24), nn.Linear(8, C)
+        self.size = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = rearrange(x, "b c (w1 p1) (w2 p2) -> b w1 w2 p1 p2 c", p1=4, p2=4)
+        h, w = x.shape[1:3]
+        x = rearrange(x, "b w1 w2 p1 p2 c -> b (w1 w2) (p1 p2) c", p1=4, p2=4)
+        qkv = self.embedding_layer(x)
+        q, k, v = rearrange(qkv, "b nw np (threeh c) -> threeh b nw np c", c=self.size).chunk(3, 0)
+        probs = (torch.einsum("hbwpc,hbwqc->hbwpq", q, k) * 0.7).softmax(-1)
+        output = rearrange(torch.einsum("hbwij,hbwjc->hbwic", probs, v), "h b w p c -> b w p (h c)")
+        return rearrange(
+            self.linear(output),
+            "b (w1 w2) (p1 p2) c -> b c (w1 p1) (w2 p2)",
+            w1=h,
+            w2=w,
+            p1=4,
+        )
+
+
+class TorchAttention(nn.Module):
+    """`nn.MultiheadAttention`, whose heads are as wide as its input by their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(C, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(C, 2 * C), nn.GELU(), nn.Linear(2 * C, C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return (tokens + self.mlp(tokens)).transpose(1, 2).view(x.shape)
+
+
 class Split(nn.Module):
     """TCM's: some channels through a convolution, the others through an MLP, by numbers."""
 
@@ -356,6 +396,8 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], tuple[str, ...
     "fused heads": (lambda: Heads("fused"), ("", "q"), ()),
     "heads": (lambda: Heads("products"), ("", "q"), ()),
     "heads by einsum": (lambda: Heads("einsum"), ("", "q"), ()),
+    "heads by einops": (Windows, ("", "embedding_layer"), ()),
+    "torch's attention": (TorchAttention, ("mlp.0",), ("",)),
     "TCM": (Split, ("", "conv.0", "mlp.0"), ("conv1",)),
 }
 """Each block, with the layers in it whose output channels are free, and those whose are not; "" is

@@ -25,6 +25,16 @@ class Width(int):
         made.ids, made.scale = ids, Fraction(scale)
         return made
 
+    def __hash__(self) -> int:
+        # Caches by shape, as einops has, must not give back plain numbers for it.
+        return hash((int(self), id(self.ids)))
+
+    def __eq__(self, other: object) -> bool:
+        return int(self) == other
+
+    def __ne__(self, other: object) -> bool:
+        return int(self) != other
+
     def __floordiv__(self, other: Any) -> int:
         found = int(self) // other
         if isinstance(other, Width) or not isinstance(other, int) or int(self) % other:

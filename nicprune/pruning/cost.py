@@ -30,7 +30,7 @@ from nicprune.codecs.layer_kinds import channel_kind, layers_of
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError
-from nicprune.pruning.operators import HANDLES, uncounted
+from nicprune.pruning.operators import HANDLES, uncounted, without_fused_attention
 from nicprune.pruning.sides import sides_of_modules
 
 COUNTER = "fvcore"
@@ -84,7 +84,12 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
     level = logger.level
     try:
         # Masks are not the codec's work, and fvcore cannot trace them.
-        with warnings.catch_warnings(), torch.no_grad(), without_hooks(codec):
+        with (
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            without_hooks(codec),
+            without_fused_attention(),
+        ):
             warnings.simplefilter("ignore")
             logger.setLevel(logging.ERROR)
             analysis = FlopCountAnalysis(_Forward(codec).eval(), image).set_op_handle(**HANDLES)

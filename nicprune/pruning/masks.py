@@ -16,6 +16,7 @@ from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.hooks import Hook, remove_hooks
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
 from nicprune.codecs.layer_kinds import channel_kind, holder, layers_of
+from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.layer_kinds.operations import zero
 
 
@@ -167,13 +168,17 @@ def importance(
     """
     masks = Masks(which).to(next(codec.parameters()).device)
     total = [torch.zeros_like(value) for value in masks.values]
-    loss, training = rate_distortion_loss(lmbda, metric), codec.training
+    loss = rate_distortion_loss(lmbda, metric)
+    modes = {module: module.training for module in codec.modules()}
     masks.attach(codec, groups)
     try:
         # Noise in place of rounding has gradients; it is drawn apart from everybody else's.
         with torch.enable_grad(), torch.random.fork_rng(), strided_pointwise_by_slicing(codec):
             torch.manual_seed(0)
             codec.train()
+            for name, kind in kinds_in(codec).items():
+                if kind.adapts:  # the codec is looked at, not trained
+                    codec.get_submodule(name).eval()
             for image in images:
                 found = torch.autograd.grad(
                     loss(codec(image), image)["loss"], list(masks.values), allow_unused=True
@@ -183,5 +188,6 @@ def importance(
                         sum_ += gradient.square()
     finally:
         masks.detach(codec)
-        codec.train(training)
+        for module, training in modes.items():
+            module.training = training
     return {name: value.detach() for name, value in zip(masks.names, total, strict=True)}

@@ -4,7 +4,8 @@ what it counts that is no multiply-add, and what is not known to anyone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -110,6 +111,19 @@ COUNTS_NOTHING = set(
     " unsqueeze_ squeeze_ lift_fresh detach_ view_as reshape_as ravel hsplit ceil_divide".split()
 )
 """Operators that move values, make them, or reduce or change each of them."""
+
+
+@contextmanager
+def without_fused_attention() -> Iterator[None]:
+    """Let `nn.MultiheadAttention` run as linear layers and products inside the block: they have
+    handles, the fused operator has none.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def uncounted(operators: Iterable[str]) -> list[str]:

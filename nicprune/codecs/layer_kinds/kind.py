@@ -65,6 +65,7 @@ class LayerKind:
         mask_on_weight: whether a mask on its outputs may multiply weight and bias instead.
         pools: whether it divides or multiplies by a weighted sum over channels, as GDN does.
         codes: whether it is an entropy model with parameters for each channel.
+        adapts: whether it computes statistics of its input while training, and keeps them.
         inherited: whether subclasses are of this kind whatever they compute. Other kinds cover
             those subclasses that compute as the layer does: see `computes`.
         computes: methods that say what the layer computes. A subclass that overrides one of them
@@ -80,6 +81,7 @@ class LayerKind:
     mask_on_weight: ClassVar[bool] = False
     pools: ClassVar[bool] = False
     codes: ClassVar[bool] = False
+    adapts: ClassVar[bool] = False
     inherited: ClassVar[bool] = False
     computes: ClassVar[tuple[str, ...]] = ("__call__", "forward", "_conv_forward")
 

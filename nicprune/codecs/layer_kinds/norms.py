@@ -91,6 +91,7 @@ class ChannelNorm(PerChannel):
 
     needs_zero = False
     absorbs = True
+    adapts = True
     tensors = ("weight", "bias", "running_mean", "running_var")
     width = "num_features"
 

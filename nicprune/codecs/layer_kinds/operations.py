@@ -96,9 +96,20 @@ def reinitialise(codec: nn.Module) -> None:
                     .named_parameters(recurse=False)
                 )
                 for key, parameter in module.named_parameters(recurse=False):
-                    if key not in fresh or fresh[key].shape != parameter.shape:
+                    value = _narrowed(fresh.get(key), parameter)
+                    if value is None:
                         raise CodecError(
                             f"how {key} of a {type(module).__name__} starts is not known here: it"
                             " cannot be trained from scratch"
                         )
-                    parameter.copy_(fresh[key])
+                    parameter.copy_(value)
+
+
+def _narrowed(fresh: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """A new parameter for as many channels as there are: the first ones of a value per channel."""
+    if fresh is None or fresh.shape == parameter.shape:
+        return fresh
+    per_channel = fresh.dim() == parameter.dim() and fresh.numel() == max(fresh.shape)
+    if not per_channel or parameter.numel() > fresh.numel():
+        return None
+    return fresh.flatten()[: parameter.numel()].view(parameter.shape)
