@@ -13,6 +13,7 @@ from torch import nn
 
 from nicprune.channels.tracer import Tracer
 from nicprune.codecs.anatomy import check_codec
+from nicprune.codecs.example import forget_image
 from nicprune.codecs.layer_kinds import channel_kind, layers_of
 from nicprune.common.errors import CodecError, RecipeError, closest
 
@@ -102,11 +103,11 @@ class Groups(Sequence[Group]):
         return self._groups[key]
 
     def prunable(self, *, latents: bool = False) -> list[Group]:
-        """The groups that may shrink, the latents y and z among them only if asked."""
+        """Return the groups that may shrink, the latents y and z among them only if asked."""
         return [g for g in self._groups if g.pinned is None and (latents or g.latent is None)]
 
     def full(self) -> dict[str, list[int]]:
-        """The keep-list of every group that keeps everything."""
+        """Return the keep-list of every group that keeps everything."""
         return {g.name: list(range(g.width)) for g in self._groups}
 
     def check(
@@ -156,6 +157,7 @@ def find_groups(codec: nn.Module) -> Groups:
             way.
     """
     check_codec(codec)
+    forget_image(codec)
     tracer = Tracer(codec)
     try:
         tracer.run()
@@ -166,9 +168,9 @@ def find_groups(codec: nn.Module) -> Groups:
             f"the forward pass of {type(codec).__name__} cannot be followed, at {tracer.where}:"
             f" {error}"
         ) from error
-    pins: dict[int, str] = {}
+    unprunable: dict[int, str] = {}
     for number, reason in tracer.unprunable.items():
-        pins.setdefault(tracer.root(number), reason)
+        unprunable.setdefault(tracer.root(number), reason)
     latents = {tracer.root(number): name for number, name in tracer.latents.items()}
     modules = layers_of(codec)
 
@@ -181,7 +183,7 @@ def find_groups(codec: nn.Module) -> Groups:
                 for m, a in {x[:2] for x in members}
             )
         )
-        sets.setdefault((shape, pins.get(root), latents.get(root)), []).append(members)
+        sets.setdefault((shape, unprunable.get(root), latents.get(root)), []).append(members)
 
     groups: list[tuple[Member, Group]] = []
     for (_, pinned, latent), channels in sets.items():
@@ -217,7 +219,7 @@ def find_groups(codec: nn.Module) -> Groups:
 
 
 def _shares_of(tracer: Tracer, groups: Sequence[Group]) -> list[ProductShares]:
-    """What matrix products have of each group."""
+    """Return what matrix products have of each group."""
     group_of: dict[int, str] = {}
     for group in groups:
         for member in group.members:
@@ -260,8 +262,8 @@ def _unique_names(groups: Sequence[tuple[Member, Group]]) -> list[Group]:
 
 
 def removed_inputs(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[str, str]:
-    """Which input channels every layer loses under keep-lists, by its name, as ranges ("0-3,7"):
-    what a pruned codec tells of itself.
+    """Return the input channels that every layer loses under keep-lists, by its name, as ranges
+    ("0-3,7"): what a pruned codec tells of itself.
     """
     gone: dict[str, set[int]] = {}
     for name, kept in keep.items():
@@ -274,7 +276,7 @@ def removed_inputs(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[st
 
 
 def to_ranges(indices: Sequence[int]) -> str:
-    """Increasing indices in short: "0-3,7"."""
+    """Write increasing indices in short: "0-3,7"."""
     runs: list[list[int]] = []
     for i in indices:
         if runs and runs[-1][1] == i - 1:
@@ -285,7 +287,7 @@ def to_ranges(indices: Sequence[int]) -> str:
 
 
 def from_ranges(text: str) -> list[int]:
-    """What `to_ranges` was given."""
+    """Return the indices that `to_ranges` was given."""
     ends = [part.partition("-") for part in text.split(",") if part]
     return [i for first, _, last in ends for i in range(int(first), int(last or first) + 1)]
 
@@ -293,7 +295,7 @@ def from_ranges(text: str) -> list[int]:
 def kept_channels(
     groups: Groups, keep: Mapping[str, Sequence[int]], module: str, axis: str, width: int
 ) -> np.ndarray:
-    """Which of a layer's channels along an axis ("out", "in", "both") stay under keep-lists,
+    """Return which of a layer's channels along an axis ("out", "in", "both") stay under keep-lists,
     increasing.
     """
     gone = np.zeros(width, bool)

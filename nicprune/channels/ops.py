@@ -1,4 +1,4 @@
-"""What torch's operations do to channels: the tables and small readers that the tracer goes by."""
+"""Tables of what torch's operations do to channels, and readers of their arguments."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def canonical(func: Any) -> str:
 
 
 def breaks_zero(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operation on one tensor turns zero into something else, given its bounds, exponent
-    or padding value.
+    """Return whether an operation on one tensor turns zero into something else, given its bounds,
+    exponent or padding value.
     """
     if name in BREAKS_ZERO:
         return True
@@ -112,7 +112,7 @@ def breaks_zero(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bo
 
 
 def writes_in_place(func: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operation changes a tensor that it was given."""
+    """Return whether an operation changes a tensor that it was given."""
     name = getattr(func, "__name__", "")
     operator = name.startswith("__i") and name[3:-2] in (
         "add",
@@ -137,7 +137,7 @@ def writes_in_place(func: Any, kwargs: Mapping[str, Any]) -> bool:
 def reduced_dims(
     args: Sequence[Any], kwargs: Mapping[str, Any], ndim: int, position: int = 1
 ) -> list[int] | None:
-    """The dimensions that a reduction goes over, None for all of them."""
+    """Return the dimensions that a reduction goes over, None for all of them."""
     given = kwargs.get("dim", kwargs.get("axis", args[position] if len(args) > position else None))
     if given is None or isinstance(given, bool):
         return None

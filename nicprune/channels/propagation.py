@@ -65,20 +65,22 @@ class Product:
 
 
 def _spread(values: np.ndarray, dim: int, like: Tensor) -> Tensor:
-    """Values along one dimension, the same along all others, in the shape of a tensor."""
+    """Return values along one dimension, the same along all others, in the shape of a tensor."""
     shape = [1] * like.dim()
     shape[dim] = -1
     return torch.from_numpy(values.copy()).view(shape).expand(like.shape).contiguous()
 
 
 def _shuffled(x: Tensor, groups: int) -> Tensor:
-    """What `F.channel_shuffle` does, for numbers."""
+    """Shuffle numbers as `F.channel_shuffle` shuffles channels."""
     parts = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
     return parts.transpose(1, 2).reshape(x.shape)
 
 
 def _derived_dims(name: str, args: Any, kwargs: Any, output: Tensor) -> list[int]:
-    """The dimensions of a reshaped tensor whose size is computed from a width, or left to torch."""
+    """Return the dimensions of a reshaped tensor whose size is computed from a width, or left to
+    torch.
+    """
     sizes = flatten(args[1:]) or flatten(kwargs.get("shape", kwargs.get("size", ())))
     first = 0
     if name == "unflatten":
@@ -140,7 +142,7 @@ class ChannelPropagator(TorchFunctionMode):
             self.unprunable.setdefault(number, reason)
 
     def labels(self, tensor: Any) -> ChannelIds | None:
-        """Channel numbers of a tensor, None for a constant."""
+        """Return the channel numbers of a tensor, None for a constant."""
         entry = self._labels.get(id(tensor))
         return entry[1] if entry is not None else None
 
@@ -154,7 +156,7 @@ class ChannelPropagator(TorchFunctionMode):
 
     @property
     def where(self) -> str:
-        """The module that runs now."""
+        """Name of the module that runs now."""
         return self._stack[-1]
 
     # -- functions --------------------------------------------------------------------------------
@@ -245,7 +247,7 @@ class ChannelPropagator(TorchFunctionMode):
     def _pointwise(
         self, name: str, args: Any, kwargs: Any, tensors: Sequence[Tensor], output: Tensor
     ) -> None:
-        """An operation that changes each value of one tensor by itself."""
+        """Follow an operation that changes each value of one tensor by itself."""
         labels = self.labels(tensors[0])
         dim = labels.dim if labels else 0
         padded_channels = name == "pad" and output.shape[dim] != tensors[0].shape[dim]
@@ -262,7 +264,7 @@ class ChannelPropagator(TorchFunctionMode):
     def _arithmetic(
         self, name: str, args: Any, kwargs: Any, tensors: Sequence[Tensor], output: Tensor
     ) -> None:
-        """A sum, a product or a quotient of tensors and numbers."""
+        """Follow a sum, a product or a quotient of tensors and numbers."""
         given = flatten((args, {k: v for k, v in kwargs.items() if k != "alpha"}))
         for width in given:
             if isinstance(width, Width):
@@ -288,7 +290,7 @@ class ChannelPropagator(TorchFunctionMode):
             self.label(output, ChannelIds(labels.dim, labels.ids, nonzero))
 
     def _own(self, tensor: Tensor, labels: ChannelIds) -> bool:
-        """Whether a tensor holds parameters of a module alone: it may be per channel, or not."""
+        """Return whether a tensor holds parameters of a module alone: per channel or not."""
         return all(number in self._parameters for number in labels.ids.tolist())
 
     def _elementwise(
@@ -354,8 +356,8 @@ class ChannelPropagator(TorchFunctionMode):
     def _mix(
         self, name: str, args: Any, kwargs: Any, tensors: Sequence[Tensor], output: Tensor
     ) -> None:
-        """An operation over several values of one tensor: over places it leaves channels apart,
-        over channels it does not.
+        """Follow an operation over several values of one tensor: over places it leaves channels
+        apart, over channels it does not.
         """
         labels = self.labels(tensors[0])
         if labels is None or output.shape != tensors[0].shape:
@@ -374,7 +376,7 @@ class ChannelPropagator(TorchFunctionMode):
         self.label(output, ChannelIds(labels.dim, labels.ids, nonzero))
 
     def _glu(self, args: Any, kwargs: Any, output: Tensor) -> None:
-        """The first half times the sigmoid of the second."""
+        """Follow `F.glu`: the first half times the sigmoid of the second."""
         labels = self.labels(args[0])
         dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
         if labels is None:
@@ -389,7 +391,7 @@ class ChannelPropagator(TorchFunctionMode):
     # -- matrix products --------------------------------------------------------------------------
 
     def _product(self, name: str, args: Any, kwargs: Any, output: Tensor) -> None:
-        """A product of two tensors of which some dimensions meet."""
+        """Follow a product of two tensors of which some dimensions meet."""
         if name == "scaled_dot_product_attention":
             self._attend(args, kwargs, output)
             return
@@ -452,8 +454,8 @@ class ChannelPropagator(TorchFunctionMode):
         self._count(macs_of(letters, first, second), [s[2] for s in sides], at == of)
 
     def _attend(self, args: Any, kwargs: Any, output: Tensor) -> None:
-        """softmax(q k^T) v. Channels of v may be removed; the scale depends on the number of those
-        of q and k, if none is given.
+        """Follow softmax(q k^T) v. Channels of v may be removed; the scale depends on the number of
+        those of q and k, if none is given.
         """
         names = ("query", "key", "value", "attn_mask")
         given = dict(zip(names, args, strict=False)) | kwargs
@@ -498,8 +500,8 @@ class ChannelPropagator(TorchFunctionMode):
             self.products.append(Product(self.where, macs, tuple(ids[:1] if same else ids)))
 
     def _written(self, name: str, target: Tensor) -> None:
-        """Channels seen through another view of a tensor that is written to: their numbers tell no
-        more what they hold.
+        """Mark channels unprunable that another view of a written tensor shows: their numbers no
+        longer say what they hold.
         """
         if name in KEEPS_ZERO and not breaks_zero(name, (target,), {}):
             return
@@ -513,7 +515,7 @@ class ChannelPropagator(TorchFunctionMode):
                 self.mark_unprunable(labels.ids, f"{name} in {self.where} writes to a part of them")
 
     def _numbers(self, tensor: Any) -> Any:
-        """A tensor of channel numbers of the same shape, -1 where there are none."""
+        """Return a tensor of channel numbers of the same shape, -1 where there are none."""
         if not isinstance(tensor, Tensor):
             return tensor
         labels = self.labels(tensor)
@@ -635,8 +637,8 @@ class ChannelPropagator(TorchFunctionMode):
         return True
 
     def _check_parts(self, name: str, tensors: Sequence[Tensor], moved: Sequence[Tensor]) -> None:
-        """Parts of a tensor's channels keep their borders only if they stay equally wide; a roll
-        has no such border.
+        """Couple the parts of a tensor's channels: they keep their borders only if they stay
+        equally wide. A roll has no such border.
         """
         labels = self.labels(tensors[0])
         if (
@@ -702,8 +704,8 @@ class ChannelPropagator(TorchFunctionMode):
         self.label(output, ChannelIds(dim, np.array(ids), nonzero))
 
     def _unit_dim(self, where: Tensor, table: np.ndarray, derived: Sequence[int]) -> int:
-        """The dimension that shrinks where channels have been spread over several: the one whose
-        size follows the width, or else the one along which channels differ still, or else the
+        """Return the dimension that shrinks where channels have been spread over several: the one
+        whose size follows the width, or else the one along which channels differ still, or else the
         longest. Whatever is wrong here, trial prunings of the codec show.
         """
         varying = [d for d in range(where.dim()) if bool((where != where.narrow(d, 0, 1)).any())]

@@ -276,8 +276,8 @@ class Tracer(ChannelPropagator):
     # -- result -----------------------------------------------------------------------------------
 
     def classes(self) -> dict[int, list[tuple[str, str, int]]]:
-        """For every set of coupled channels: (layer, axis, index) of each, in the order the layers
-        ran.
+        """Return for every set of coupled channels: (layer, axis, index) of each, in the order the
+        layers ran.
         """
         members: dict[int, list[tuple[str, str, int]]] = defaultdict(list)
         order = {name: position for position, name in reversed(list(enumerate(self.calls)))}

@@ -56,8 +56,13 @@ def example_image(codec: nn.Module, seed: int | None = None) -> Tensor:
     return torch.rand(1, channels, size, size, generator=generator).to(parameter)
 
 
+def forget_image(codec: nn.Module) -> None:
+    """Find out anew what a codec runs on: its parts may have been replaced."""
+    codec.__dict__.pop(ATTRIBUTE, None)
+
+
 def _first_input(codec: nn.Module) -> int | None:
-    """The input channels of the first convolution of the analysis, or of the codec."""
+    """Return the input channels of the first convolution of the analysis, or of the codec."""
     modules = dict(codec.named_modules())
     found = [(name, kind) for name, kind in kinds_in(codec).items() if kind.convolution]
     analysis = [pair for pair in found if "g_a" in pair[0].split(".")]
@@ -65,7 +70,9 @@ def _first_input(codec: nn.Module) -> int | None:
 
 
 def _failure(codec: nn.Module, image: Tensor) -> tuple[str, str] | None:
-    """The module that raised while the codec ran on an image, and the error; None if it ran."""
+    """Return the module that raised while the codec ran on an image, and the error; None if it
+    ran.
+    """
     stack: list[str] = []
     handles = []
     modes = {module: module.training for module in codec.modules()}

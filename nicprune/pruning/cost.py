@@ -1,8 +1,11 @@
-"""What a codec costs: MACs and parameters per transform, counted once, then exact arithmetic for
+"""Cost of a codec: MACs and parameters per transform, counted once, then exact arithmetic for
 every keep-list.
 
-MACs are fvcore's (a multiply-add is one; GDN is counted as the 1x1 convolution that it runs). They
-scale exactly with the area, so one count at 64x64 stands for every size that is a multiple of 64.
+MACs are fvcore's: a multiply-add of a convolution or a matrix product is one, GDN is counted as the
+1x1 convolution that it runs; resampling, pooling and norms are not counted (see `operators`). MACs
+of convolutions scale exactly with the area, so one count at 64x64 stands for every size that is a
+multiple of 64. Layers behind a mean over all pixels, as in squeeze-and-excitation, run once an
+image; products of attention over all pixels grow with the square of the area.
 """
 
 from __future__ import annotations
@@ -49,15 +52,15 @@ class Totals:
     params: int
 
     def kmac_per_pixel(self, what: str = "macs") -> float:
-        """kMAC per pixel of the image, for "macs", "encoder" or "decoder"."""
+        """Return kMAC per pixel of the image, for "macs", "encoder" or "decoder"."""
         return getattr(self, what) / AREA / 1000
 
     def gmac(self, height: int = 512, width: int = 768, what: str = "macs") -> float:
-        """GMAC for an image of this size (both sides multiples of 64)."""
+        """Return GMAC for an image of this size (both sides multiples of 64)."""
         return getattr(self, what) * height * width / AREA / 1e9
 
     def as_dict(self) -> dict[str, int]:
-        """The four numbers by name."""
+        """Return the four numbers by name."""
         return asdict(self)
 
 
@@ -116,7 +119,7 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
 
 
 def _own_counts(counts: Mapping[str, int], codec: nn.Module) -> dict[str, int]:
-    """What each module does itself, without its parts."""
+    """Return the MACs of each module itself, without its parts."""
     own = dict(counts)
     for name, _ in codec.named_modules():
         if name and name in counts:
@@ -148,7 +151,7 @@ class _Terms:
     def decrease(
         self, out: np.ndarray, inn: np.ndarray, d_out: np.ndarray, d_in: np.ndarray
     ) -> np.ndarray:
-        """How much less it is when each group alone narrows: d_out and d_in are (layers,
+        """Return how much less it is when each group alone narrows: d_out and d_in are (layers,
         groups).
         """
         return (
@@ -269,7 +272,7 @@ class CostModel:
         return widths
 
     def totals(self, keep: Mapping[str, Sequence[int] | int] | np.ndarray | None = None) -> Totals:
-        """Cost with these keep-lists (or widths); groups not named are whole."""
+        """Return the cost with these keep-lists (or widths); groups not named are whole."""
         widths = keep if isinstance(keep, np.ndarray) else self.widths(keep)
         out, inn = self._layer_widths(widths)
         found = {name: terms.total(out, inn) for name, terms in self._terms.items()}
@@ -281,11 +284,13 @@ class CostModel:
         )
 
     def _scale(self, what: str) -> float:
-        """By what counts on the codec's own image become those of 64x64 pixels."""
+        """Return what counts on the codec's own image are multiplied by to be those of 64x64
+        pixels.
+        """
         return 1 if what == "params" or self._pixels == AREA else AREA / self._pixels
 
     def soft(self, widths: np.ndarray, what: str = "macs") -> float:
-        """The same for widths that are not whole, as while masks decay."""
+        """Return the same for widths that are not whole, as while masks decay."""
         out, inn = (
             self._rest_out + self._share_out @ widths,
             self._rest_in + self._share_in @ widths,
@@ -300,8 +305,8 @@ class CostModel:
         outputs: Mapping[str, float],
         keep: Mapping[str, Sequence[int] | int] | None = None,
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """MACs where the layers named compute with so many input channels only, or so many outputs
-        (on average, say), others with all they have.
+        """Return MACs where the layers named compute with so many input channels only, or so many
+        outputs (on average, say), others with all they have.
 
         Returns ("macs", "encoder", "decoder") by name, and the MACs of each transform.
         """
@@ -323,17 +328,17 @@ class CostModel:
         return found, by_transform
 
     def per_input(self, name: str) -> int:
-        """MACs that one input channel of a layer costs."""
+        """Return the MACs that one input channel of a layer costs."""
         out, _ = self._layer_widths(self._full)
         return int((self._terms["macs"].product * out)[self._row[name]] * self._scale("macs"))
 
     def per_output(self, name: str) -> int:
-        """MACs that one output channel of a layer costs."""
+        """Return the MACs that one output channel of a layer costs."""
         _, inn = self._layer_widths(self._full)
         return int((self._terms["macs"].product * inn)[self._row[name]] * self._scale("macs"))
 
     def decreases(self, widths: np.ndarray, deltas: np.ndarray, what: str) -> np.ndarray:
-        """How much less `what` is if each group alone lost `deltas` channels."""
+        """Return how much less `what` is if each group alone lost `deltas` channels."""
         out, inn = self._layer_widths(widths)
         found = self._terms[what].decrease(
             out, inn, self._share_out * deltas, self._share_in * deltas
@@ -341,8 +346,8 @@ class CostModel:
         return found if self._scale(what) == 1 else found * self._scale(what)
 
     def per_channel(self, what: str = "macs") -> np.ndarray:
-        """What one channel of each group costs in the whole codec, the average over removing it
-        all.
+        """Return what one channel of each group costs in the whole codec, the average over removing
+        it all.
         """
         share = self.decreases(self._full, np.ones_like(self._full), what).astype(float)
         return np.maximum(share, 1.0)
@@ -350,7 +355,7 @@ class CostModel:
     def by_transform(
         self, keep: Mapping[str, Sequence[int] | int] | None = None
     ) -> dict[str, tuple[int, int]]:
-        """(MACs at 64x64, params) of each transform."""
+        """Return (MACs at 64x64, params) of each transform."""
         out, inn = self._layer_widths(self.widths(keep))
         table: dict[str, tuple[int, int]] = {}
         for i, transform in enumerate(self._transforms):

@@ -1,6 +1,4 @@
-"""Masks on channel groups: what learns which channels go, folded into the weights when it
-is known.
-"""
+"""Masks on channel groups: they learn which channels go, and are folded into the weights then."""
 
 from __future__ import annotations
 
@@ -50,7 +48,7 @@ class Masks(nn.Module):
     def _sources(
         self, modules: Mapping[str, Any], groups: Groups
     ) -> dict[str, list[tuple[int, np.ndarray]]]:
-        """Which masks, by position, govern which channels of each layer that is masked."""
+        """Return the masks, by position, that govern channels of each layer that is masked."""
         sources: dict[str, list[tuple[int, np.ndarray]]] = {}
         for position, name in enumerate(self.names):
             for member in groups[name].members:
@@ -63,7 +61,9 @@ class Masks(nn.Module):
         remove_hooks(codec, lambda hook: hook.owner is self)
 
     def factors(self, codec: nn.Module, groups: Groups) -> dict[str, Tensor]:
-        """By what each producer's output channels are multiplied, by its name, shape (C,)."""
+        """Return what each producer's output channels are multiplied by, by its name, shape
+        (C,).
+        """
         modules = layers_of(codec)
         found: dict[str, Tensor] = {}
         for position, name in enumerate(self.names):
@@ -120,7 +120,7 @@ class MaskHook(Hook):
         self.gather = None if whole else torch.from_numpy(gather)
 
     def share(self) -> Tensor:
-        """The mask of each output channel."""
+        """Return the mask of each output channel."""
         if self.gather is None:
             return self.masks.values[self.position]
         values = [self.masks.values[p] for p in self.parts]
@@ -158,7 +158,7 @@ def importance(
     lmbda: float,
     metric: str,
 ) -> dict[str, Tensor]:
-    """How much the rate-distortion loss minds the loss of each channel: the squared gradient by a
+    """Return how much the rate-distortion loss depends on each channel: the squared gradient by a
     mask on it, summed over images.
 
     Args:

@@ -1,5 +1,5 @@
-"""Which of torch's operators multiply and accumulate, and how much: what fvcore has no handle for,
-what it counts that is no multiply-add, and what is not known to anyone.
+"""Operators of torch that multiply and accumulate, and how much: those that fvcore has no handle
+for, those that it counts and that do not, and those that nobody knows.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "aten::mv": _vector,
     "aten::dot": _vector,
 }
-"""What is set on fvcore's counter."""
+"""Handles that are set on fvcore's counter."""
 
 COUNTS_NOTHING = set(
     "view reshape permute transpose t expand expand_as repeat repeat_interleave tile cat stack"

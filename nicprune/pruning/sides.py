@@ -1,4 +1,4 @@
-"""Which layers run when encoding and which when decoding."""
+"""The sides, encoding and decoding, on which layers run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sides_of_modules(codec: nn.Module, names: Iterable[str]) -> dict[str, tuple[
 
 
 def _watch(codec: Any, names: Iterable[str]) -> tuple[set[str], set[str]] | None:
-    """The modules among those named that `compress` and `decompress` call."""
+    """Return the modules among those named that `compress` and `decompress` call."""
     if not (hasattr(codec, "compress") and hasattr(codec, "decompress")):
         return None
     calls: tuple[set[str], set[str]] = set(), set()

@@ -33,13 +33,13 @@ value.
 """
 
 TRIALS = 3
-"""How many random prunings a foreign codec has to stand."""
+"""Random prunings that a foreign codec has to stand."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked: the largest |masked - pruned| in float64, and how many bytes went through
-    the bitstream, None for a codec that writes none.
+    """The checks of a pruned codec: the largest |masked - pruned| in float64, and how many bytes
+    went through the bitstream, None for a codec that writes none.
     """
 
     max_difference: float
@@ -160,17 +160,32 @@ def has_foreign_code(codec: nn.Module) -> bool:
     for module in codec.modules():
         if "forward" in module.__dict__:
             return True
-        package = type(module).__module__.partition(".")[0]
-        if package == "compressai" or kind_of(module) is not None:
+        package = type(module).__module__
+        if package.startswith("compressai.") or kind_of(module) is not None:
             continue
-        if package != "torch" or not (
-            isinstance(module, CONTAINERS) or not any(True for _ in module.parameters())
-        ):
+        if isinstance(module, CONTAINERS):
+            continue
+        if package not in PLAIN or any(True for _ in module.parameters()):
             return True
     return False
 
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+PLAIN = {
+    f"torch.nn.modules.{name}"
+    for name in (
+        "activation",
+        "channelshuffle",
+        "dropout",
+        "linear",
+        "padding",
+        "pixelshuffle",
+        "pooling",
+        "upsampling",
+    )
+}
+"""Modules of torch that hold no number of channels, unless they have parameters."""
 
 
 def check_runs(codec: Any) -> None:
@@ -201,7 +216,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _failing(codec: nn.Module, groups: Groups, keep: Mapping[str, list[int]]) -> dict[str, str]:
-    """Which of these groups cannot be pruned, and why, by halving; those that fail only together
+    """Return the groups that cannot be pruned, and why, by halving; those that fail only together
     all count.
     """
     if not keep:
@@ -267,7 +282,7 @@ def _follow_inputs(codec: nn.Module) -> None:
 
 
 def _latent_width(codec: nn.Module) -> int | None:
-    """Channels of y: what the synthesis reads."""
+    """Return the channels of y: what the synthesis reads."""
     g_s = getattr(codec, "g_s", None)
     if g_s is None:
         return None
@@ -305,8 +320,8 @@ class _SmoothRounding(TorchFunctionMode):
 
 
 def difference(first: nn.Module, second: nn.Module) -> float:
-    """Largest |difference| of two codecs in float64, rounding made smooth, each tensor relative to
-    its largest value.
+    """Return the largest |difference| of two codecs in float64, rounding made smooth, each tensor
+    relative to its largest value.
 
     Compared are the image and all that entropy models are given and return. Channels that are zero
     throughout are left out there: the bitstream of the one codec may carry removed latents, that of

@@ -1,5 +1,5 @@
-"""How a method is told what to reach: a budget, or a width for each group. The same words for every
-pruning method.
+"""The target of a pruning method: a budget, or a width for each group. The same words for every
+method.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nicprune.pruning.surgery import masked_copy
 
 
 class Target(StrictConfig):
-    """What a pruning method aims at; exactly one of `budget` and `widths`.
+    """The aim of a pruning method; exactly one of `budget` and `widths`.
 
     Attributes:
         budget: shares of the original codec, see `Budget`.
@@ -87,7 +87,7 @@ class Target(StrictConfig):
         return resolved
 
     def open(self, groups: Groups) -> list[Group]:
-        """The groups that are on the side asked for, and among those named.
+        """Return the groups that are on the side asked for, and among those named.
 
         Raises:
             RecipeError: there is none.
@@ -110,7 +110,7 @@ class Target(StrictConfig):
         return found
 
     def free(self, groups: Groups) -> list[Group]:
-        """The groups that may shrink under this target."""
+        """Return the groups that may shrink under this target."""
         if self.widths is not None:
             chosen = self.fixed_widths(groups)
             return [groups[name] for name in chosen if chosen[name] < groups[name].width]
@@ -181,9 +181,9 @@ def resolve_split(
     images: Sequence[Tensor],
     lmbda: float | None = None,
 ) -> Target:
-    """The target with `split: auto` replaced by a share: that whose codec, channels closed by
-    squared mask gradient and nothing trained, has the least rate-distortion loss on these images,
-    (1, 3, H, W) in [0, 1].
+    """Return the target with `split: auto` replaced by a share: that whose codec, channels closed
+    by squared mask gradient and nothing trained, has the least rate-distortion loss on these
+    images, (1, 3, H, W) in [0, 1].
 
     Raises:
         BudgetError: no split meets the budget.

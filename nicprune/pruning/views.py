@@ -15,7 +15,7 @@ from nicprune.codecs.layer_kinds import Index, channel_kind, holder, index_of, l
 
 
 class Slices:
-    """What each layer of a codec has left under keep-lists.
+    """The channels that each layer of a codec has left under keep-lists.
 
     Attributes:
         keep: the keep-lists.
@@ -45,7 +45,7 @@ class Slices:
                 self.layers[name] = (found[0], found[1])
 
     def sliced_parameters(self, name: str, layer: Any) -> dict[str, Any]:
-        """The attributes of a layer as it is when it has these channels alone."""
+        """Return the attributes of a layer as it is when it has these channels alone."""
         return channel_kind(layer).sliced(layer, *self.layers.get(name, (None, None)))
 
 

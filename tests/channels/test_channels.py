@@ -396,6 +396,54 @@ def shuffled(s, x):
     return s.b(y.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w))
 
 
+@case(FREE, a=conv, p=lambda: nn.ChannelShuffle(4), b=conv)
+def shuffled_by_a_layer(s, x):
+    return s.b(s.p(s.a(x)))
+
+
+@case(FREE)
+def halves_swapped(s, x):
+    y = s.a(x)
+    half = y.shape[1] // 2
+    return s.b(torch.cat([y[:, half:], y[:, :half]], 1))
+
+
+@case(FREE)
+def split_by_half_the_width(s, x):
+    y = s.a(x)
+    p, q = torch.split(y, y.size(1) // 2, 1)
+    return s.b(torch.cat([q, p], 1))
+
+
+@case(FREE)
+def every_other_channel_first(s, x):
+    y = s.a(x)
+    return s.b(torch.cat([y[:, 1::2], y[:, 0::2]], 1))
+
+
+@case("getitem")
+def every_third_channel(s, x):
+    y = s.a(x)
+    return s.b(torch.cat([y[:, 0::3], y[:, 1::3], y[:, 2::3]], 1))
+
+
+@case("computes with their number")
+def divided_by_the_width(s, x):
+    y = s.a(x)
+    return s.b(y / y.shape[1])
+
+
+@case(FREE, a=conv, b=lambda: conv(32, 8))
+def pixel_unshuffle(s, x):
+    return F.interpolate(s.b(F.pixel_unshuffle(s.a(x), 2)), scale_factor=2)
+
+
+@case("div")
+def zero_by_zero(s, x):
+    y = s.a(x)
+    return s.b(y / (y + 0.0 * x.mean()).abs())
+
+
 @case("roll")
 def rolled(s, x):
     return s.b(torch.roll(s.a(x), 2, 1))

@@ -1,4 +1,4 @@
-"""What nicprune knows of each type of layer, one file a family. May use what is below `codecs`."""
+"""Knowledge of each type of layer, one file a family. May use what is below `codecs`."""
 
 from nicprune.codecs.layer_kinds.convolutions import (
     Convolution,

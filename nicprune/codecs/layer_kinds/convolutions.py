@@ -213,7 +213,7 @@ class GroupedConvolution(Convolution):
         return self
 
     def by_group(self, layer: Any) -> bool:
-        """Whether whole groups come and go: each has one input."""
+        """Return whether whole groups come and go: each has one input."""
         return bool(layer.in_channels == layer.groups)
 
     def is_product(self, layer: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What nicprune must know of a type of layer, and the table of all types it knows.
+"""The interface of a type of layer, and the table of all types that are known.
 
 A layer of your own is registered once:
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 Index = slice | Tensor | None
-"""Which channels along one axis: the first n (a view), any (a copy), or None for all."""
+"""Channels along one axis: the first n (a view), any (a copy), or None for all."""
 
 Axis = Literal["out", "in", "both"]
 
@@ -45,7 +45,7 @@ def take(x: Tensor, dim: int, index: Index) -> Tensor:
 
 
 class LayerKind:
-    """How one type of layer treats channels.
+    """The way in which one type of layer treats channels.
 
     Channel groups, surgery, cost, masks, views, gates and importance ask this object. No other code
     looks at a layer's class or attributes. The base class describes a layer without channels.
@@ -89,7 +89,7 @@ class LayerKind:
 
     @property
     def has_channels(self) -> bool:
-        """Whether it has parameters that belong to channels."""
+        """True if it has parameters that belong to channels."""
         return True
 
     def of(self, layer: Any) -> LayerKind:
@@ -97,11 +97,11 @@ class LayerKind:
         return self
 
     def traceable(self, layer: Any) -> bool:
-        """Whether its parameters are its own, not computed from others at every call."""
+        """Return whether its parameters are its own, not computed from others at every call."""
         return True
 
     def covers(self, layer: type, known: type) -> bool:
-        """Whether a class that derives from a known one computes as it does."""
+        """Return whether a class that derives from a known one computes as it does."""
         return self.inherited or all(
             getattr(layer, name, None) is getattr(known, name, None) for name in self.computes
         )
@@ -115,17 +115,21 @@ class LayerKind:
         raise NotImplementedError
 
     def exposed(self, layer: Any) -> list[Tensor]:
-        """Tensors with a value for each channel that a codec reads outside the layer's call."""
+        """Return tensors with a value for each channel that a codec reads outside the layer's
+        call.
+        """
         return []
 
     def masked(self, axis: str) -> bool:
-        """Whether a mask on the channels of this axis is put here: at their producers."""
+        """Return whether a mask on the channels of this axis is put here: at their producers."""
         return axis == "out"
 
     # -- what it costs ----------------------------------------------------------------------------
 
     def is_product(self, layer: Any) -> bool:
-        """Whether its MACs are proportional to output times input channels, not to outputs."""
+        """Return whether its MACs are proportional to output times input channels, not to
+        outputs.
+        """
         return True
 
     def inputs_at_once(self, layer: Any) -> int:
@@ -156,7 +160,7 @@ class LayerKind:
         """Set the layer's attributes that repeat the shapes of its parameters."""
 
     def reads_width(self, layer: Any) -> bool:
-        """Whether a width of the layer shows in its input alone: see `follow_input`."""
+        """Return whether a width of the layer shows in its input alone: see `follow_input`."""
         return False
 
     def follow_input(self, layer: Any, x: Tensor) -> None:

@@ -31,6 +31,9 @@ class PerChannel(LayerKind):
     tensors: tuple[str, ...] = ()
     width = ""
 
+    def traceable(self, layer: Any) -> bool:
+        return set(layer._parameters) <= set(self.tensors)
+
     def channel_dim(self, layer: Any, x: Tensor) -> int:
         return 1
 

@@ -42,7 +42,7 @@ class OwnParameter:
         return max(range(self.value.dim()), key=lambda d: self.value.shape[d])
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameter, as a module lists its own."""
+        """List the parameter, as a module lists its own."""
         value = self.owner._parameters.get(self.name)
         if value is not None:
             yield self.name, value
