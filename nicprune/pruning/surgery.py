@@ -199,7 +199,12 @@ def check_runs(codec: Any) -> None:
         raise CodecError(
             f"{name} does not run in float64 as it is, before any pruning: {_first_line(error)}"
         ) from error
-    if not found <= TOLERANCE:
+    if not np.isfinite(found):
+        raise CodecError(
+            f"{name} returns values that are not finite, before any pruning, or nothing that can be"
+            " compared"
+        )
+    if found > TOLERANCE:
         raise CodecError(
             f"{name} returns something else each time, before any pruning: its forward pass in"
             " evaluation mode is random, or changes the codec"

@@ -105,7 +105,9 @@ def own_parameters(codec: nn.Module) -> dict[str, OwnParameter]:
             if name not in module._non_persistent_buffers_set
         }
         for name, value in tensors.items():
-            if value is not None and value.dim() and value.numel() == max(value.shape) > 1:
+            if value is None or not value.dim() or not value.is_floating_point():
+                continue
+            if value.numel() == max(value.shape) > 1:
                 found[f"{dot}{name}"] = OwnParameter(module, name)
     return found
 
