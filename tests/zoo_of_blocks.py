@@ -321,12 +321,20 @@ class Heads(nn.Module):
 
 
 class Windows(nn.Module):
-    """TCM's attention: the size of heads is a number, their number follows; by einops."""
+    """TCM's attention: the size of heads is a number, their number follows; each has a table of
+    relative positions; by einops.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.embedding_layer, self.linear = nn.Linear(C, 24), nn.Linear(8, C)
+        self.relative_position_params = nn.Parameter(torch.rand(4, 7, 7))
         self.size = 2
+
+    def relative_embedding(self) -> Tensor:
+        cord = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+        relation = cord[:, None, :] - cord[None, :, :] + 3
+        return self.relative_position_params[:, relation[:, :, 0], relation[:, :, 1]]
 
     def forward(self, x: Tensor) -> Tensor:
         x = rearrange(x, "b c (w1 p1) (w2 p2) -> b w1 w2 p1 p2 c", p1=4, p2=4)
@@ -334,7 +342,10 @@ class Windows(nn.Module):
         x = rearrange(x, "b w1 w2 p1 p2 c -> b (w1 w2) (p1 p2) c", p1=4, p2=4)
         qkv = self.embedding_layer(x)
         q, k, v = rearrange(qkv, "b nw np (threeh c) -> threeh b nw np c", c=self.size).chunk(3, 0)
-        probs = (torch.einsum("hbwpc,hbwqc->hbwpq", q, k) * 0.7).softmax(-1)
+        sim = torch.einsum("hbwpc,hbwqc->hbwpq", q, k) * 0.7
+        sim = sim + rearrange(self.relative_embedding(), "h p q -> h 1 1 p q")
+        mask = torch.ones(1, 1, 1, 16, 16, dtype=torch.bool).triu(9)
+        probs = sim.masked_fill_(mask, float("-inf")).softmax(-1)
         output = rearrange(torch.einsum("hbwij,hbwjc->hbwic", probs, v), "h b w p c -> b w p (h c)")
         return rearrange(
             self.linear(output),
@@ -396,7 +407,7 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], tuple[str, ...
     "fused heads": (lambda: Heads("fused"), ("", "q"), ()),
     "heads": (lambda: Heads("products"), ("", "q"), ()),
     "heads by einsum": (lambda: Heads("einsum"), ("", "q"), ()),
-    "heads by einops": (Windows, ("", "embedding_layer"), ()),
+    "heads by einops": (Windows, ("", "embedding_layer", "relative_position_params"), ()),
     "torch's attention": (TorchAttention, ("mlp.0",), ("",)),
     "TCM": (Split, ("", "conv.0", "mlp.0"), ("conv1",)),
 }

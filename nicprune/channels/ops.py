@@ -19,7 +19,8 @@ KEEPS_ZERO = set(
 )
 BREAKS_ZERO = set(
     "sigmoid exp softplus cos rsqrt reciprocal log log2 log10 logsigmoid hardsigmoid erfc uniform"
-    " normal fill bernoulli eq ne lt le gt ge logical_not isfinite isnan threshold".split()
+    " normal fill bernoulli eq ne lt le gt ge logical_not isfinite isnan threshold"
+    " masked_fill".split()
 )
 BOUNDED = {
     "clamp": ("min", "max"),

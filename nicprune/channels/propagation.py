@@ -71,6 +71,11 @@ def _spread(values: np.ndarray, dim: int, like: Tensor) -> Tensor:
     return torch.from_numpy(values.copy()).view(shape).expand(like.shape).contiguous()
 
 
+def _varies(constant: Tensor, dim: int) -> bool:
+    """Return whether a constant has several values along a dimension, counted from the end."""
+    return constant.dim() >= -dim and constant.shape[dim] > 1
+
+
 def _shuffled(x: Tensor, groups: int) -> Tensor:
     """Shuffle numbers as `F.channel_shuffle` shuffles channels."""
     parts = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
@@ -256,7 +261,7 @@ class ChannelPropagator(TorchFunctionMode):
             self._unknown(name, tensors)
             return
         broken = breaks_zero(name, args, kwargs)
-        if any(t.dim() and t.numel() > 1 for t in tensors[1:]):
+        if any(_varies(t, labels.dim - output.dim()) for t in tensors[1:]):
             self.mark_unprunable(labels.ids, f"a constant with a value per channel in {self.where}")
         nonzero = f"{name} in {self.where}" if broken else labels.nonzero
         self.label(output, ChannelIds(labels.dim, labels.ids, nonzero))

@@ -106,7 +106,7 @@ class Tracer(ChannelPropagator):
         """
         self._own_labels: dict[str, np.ndarray] = {}
         for name, parameter in own_parameters(self.codec).items():
-            ids = self.new(parameter.value.numel())
+            ids = self.new(parameter.width)
             self._own_labels[name] = ids
             self._parameters |= dict.fromkeys(ids.tolist(), name.rpartition(".")[0])
             self.label(parameter.value, ChannelIds(parameter.dim, ids))

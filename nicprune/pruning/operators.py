@@ -92,7 +92,11 @@ HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
 """Handles that are set on fvcore's counter."""
 
 COUNTS_NOTHING = set(
-    "view reshape permute transpose t expand expand_as repeat repeat_interleave tile cat stack"
+    "cartesian_prod combinations tril_indices triu_indices logspace scalar_tensor randint randperm"
+    " equal unique_consecutive _unique2 isin count_nonzero nansum nanmean median kthvalue cummax"
+    " cummin diff trace numpy_T adaptive_avg_pool3d avg_pool3d max_pool3d upsample_nearest3d"
+    " upsample_trilinear3d view reshape permute transpose t expand expand_as repeat"
+    " repeat_interleave tile cat stack"
     " split split_with_sizes chunk tensor_split unbind select slice index index_select index_put"
     " index_put_ index_fill_ gather scatter take narrow unfold roll flip rot90 pad constant_pad_nd"
     " reflection_pad2d replication_pad2d flatten unflatten squeeze unsqueeze contiguous clone"

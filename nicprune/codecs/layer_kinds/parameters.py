@@ -20,6 +20,11 @@ from nicprune.codecs.layer_kinds.kind import (
 )
 
 
+def is_vector(value: Tensor) -> bool:
+    """Return whether one dimension alone is longer than 1."""
+    return value.numel() == max(value.shape)
+
+
 class OwnParameter:
     """One parameter of a module, by name.
 
@@ -38,8 +43,20 @@ class OwnParameter:
 
     @property
     def dim(self) -> int:
-        """The dimension that holds channels."""
-        return max(range(self.value.dim()), key=lambda d: self.value.shape[d])
+        """The dimension that holds channels: the only one that is longer than 1, or the first."""
+        shape = self.value.shape
+        return max(range(len(shape)), key=lambda d: shape[d]) if is_vector(self.value) else 0
+
+    @property
+    def width(self) -> int:
+        """The number of channels."""
+        return self.value.shape[self.dim]
+
+    def spread(self, factor: Tensor) -> Tensor:
+        """Return a value for each channel, shape (C,), in a shape that multiplies the parameter."""
+        shape = [1] * self.value.dim()
+        shape[self.dim] = -1
+        return factor.view(shape)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """List the parameter, as a module lists its own."""
@@ -49,27 +66,27 @@ class OwnParameter:
 
 
 class PerChannelParameter(LayerKind):
-    """A parameter with one value for each channel: a mask on it makes what it adds zero."""
+    """A parameter with values for each channel: a mask on it makes what it adds zero."""
 
     flow = "coupled"
     needs_zero = False
     absorbs = True
 
     def widths(self, layer: Any) -> tuple[int, int]:
-        return layer.value.numel(), layer.value.numel()
+        return layer.width, layer.width
 
     def is_product(self, layer: Any) -> bool:
         return False
 
     def parameter_terms(self, layer: Any) -> tuple[int, int]:
-        return 0, int(isinstance(layer.value, nn.Parameter))
+        each = layer.value.numel() // layer.width
+        return 0, each if isinstance(layer.value, nn.Parameter) else 0
 
     def masked(self, axis: str) -> bool:
         return axis == "both"
 
     def remove(self, layer: Any, axis: str, removed: Sequence[int]) -> None:
-        dim, width = layer.dim, layer.value.numel()
-        cut(layer.owner, layer.name, kept_indices(width, removed), dim)
+        cut(layer.owner, layer.name, kept_indices(layer.width, removed), layer.dim)
 
     def zero(self, layer: Any, channels: Tensor) -> None:
         layer.value.index_fill_(layer.dim, channels.to(layer.value.device), 0.0)
@@ -78,21 +95,22 @@ class PerChannelParameter(LayerKind):
         return {layer.name: take(layer.value, layer.dim, out)}
 
     def along(self, layer: Any, axis: str, factor: Tensor) -> Tensor:
-        return factor.view(layer.value.shape)
+        return layer.spread(factor)
 
     def masked_attributes(self, layer: Any, factor: Tensor) -> dict[str, Tensor] | None:
-        return {layer.name: layer.value * factor.view(layer.value.shape)}
+        return {layer.name: layer.value * layer.spread(factor)}
 
     def norms(self, layer: Any, axis: str) -> Tensor:
-        return layer.value.flatten().square()
+        squares = layer.value.square().movedim(layer.dim, 0)
+        return squares.reshape(layer.width, -1).sum(1)
 
 
 KINDS[OwnParameter] = PerChannelParameter()
 
 
 def own_parameters(codec: nn.Module) -> dict[str, OwnParameter]:
-    """Return the parameters and saved buffers of layers of no known kind that may have a value for
-    each channel, by dotted name: those with one dimension that is longer than 1.
+    """Return the parameters and saved buffers of layers of no known kind that may have values for
+    each channel, by dotted name: along the only dimension that is longer than 1, or the first.
     """
     found = {}
     for prefix, module in codec.named_modules():
@@ -107,7 +125,7 @@ def own_parameters(codec: nn.Module) -> dict[str, OwnParameter]:
         for name, value in tensors.items():
             if value is None or not value.dim() or not value.is_floating_point():
                 continue
-            if value.numel() == max(value.shape) > 1:
+            if value.numel() > 1 and (is_vector(value) or value.shape[0] > 1):
                 found[f"{dot}{name}"] = OwnParameter(module, name)
     return found
 
