@@ -102,6 +102,10 @@ def make_telling(codec: nn.Module, seed: int = 0) -> nn.Module:
                 module.weight.copy_((rand(module.weight.shape) - 0.5) * 3.4 / fan**0.5)
                 if module.bias is not None:
                     module.bias.copy_((rand(module.bias.shape) - 0.5) * 0.4)
+            elif isinstance(module, (nn.modules.batchnorm._NormBase, nn.PReLU)):
+                for value in (*module.parameters(), *module.buffers()):
+                    if value.is_floating_point():
+                        value.copy_(0.5 + rand(value.shape))
             elif is_bottleneck(module):
                 module.quantiles[:, 0, 1] = rand((module.channels,)) * 2 - 1
                 for name, parameter in module.named_parameters():

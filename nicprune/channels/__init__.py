@@ -1,1 +1,1 @@
-"""Which channels depend on each other. May use `codecs` and what is below it."""
+"""Channels that depend on each other. May use `codecs` and what is below it."""

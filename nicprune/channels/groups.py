@@ -4,8 +4,9 @@ with each.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import nn
 
 from nicprune.channels.tracer import Tracer
 from nicprune.codecs.anatomy import check_codec
-from nicprune.codecs.layer_kinds import channel_kind
+from nicprune.codecs.example import forget_image
+from nicprune.codecs.layer_kinds import channel_kind, layers_of
 from nicprune.common.errors import CodecError, RecipeError, closest
 
 MIN_LATENTS = 2
@@ -59,10 +61,32 @@ class Group:
     pinned: str | None = None
 
 
-class Groups(Sequence[Group]):
-    """The channel groups of one codec, in the order of its forward pass."""
+@dataclass(frozen=True)
+class ProductShares:
+    """A matrix product without parameters whose multiply-adds follow channel groups.
 
-    def __init__(self, groups: Sequence[Group]):
+    Attributes:
+        module: where it runs.
+        macs: its multiply-adds in the traced codec.
+        widths: the sizes of its two dimensions that may shrink, 1 where there is no second.
+        shares: for each of them, how many of its entries go with a channel of each group.
+    """
+
+    module: str
+    macs: int
+    widths: tuple[int, int]
+    shares: tuple[Mapping[str, int], ...]
+
+
+class Groups(Sequence[Group]):
+    """The channel groups of one codec, in the order of its forward pass.
+
+    Attributes:
+        products: the matrix products, as in attention, that shrink with them.
+    """
+
+    def __init__(self, groups: Sequence[Group], products: Sequence[ProductShares] = ()):
+        self.products = tuple(products)
         self._groups = tuple(groups)
         self._by_name = {group.name: group for group in self._groups}
 
@@ -84,11 +108,11 @@ class Groups(Sequence[Group]):
         return self._groups[key]
 
     def prunable(self, *, latents: bool = False) -> list[Group]:
-        """The groups that may shrink, the latents y and z among them only if asked."""
+        """Return the groups that may shrink, the latents y and z among them only if asked."""
         return [g for g in self._groups if g.pinned is None and (latents or g.latent is None)]
 
     def full(self) -> dict[str, list[int]]:
-        """The keep-list of every group that keeps everything."""
+        """Return the keep-list of every group that keeps everything."""
         return {g.name: list(range(g.width)) for g in self._groups}
 
     def check(
@@ -131,26 +155,29 @@ def find_groups(codec: nn.Module) -> Groups:
     """Find the channel groups of any `CompressionModel` built of convolutions, GDN and CompressAI's
     entropy models.
 
-    The codec is traced once on a 64x64 image and left as it was.
+    The codec is traced once on a small image and left as it was.
 
     Raises:
         CodecError: nothing in the codec can be pruned safely; names the layers that stand in the
             way.
     """
     check_codec(codec)
+    forget_image(codec)
     tracer = Tracer(codec)
     try:
         tracer.run()
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+    except CodecError:
+        raise
+    except Exception as error:  # a foreign codec's own code may raise anything
         raise CodecError(
             f"the forward pass of {type(codec).__name__} cannot be followed, at {tracer.where}:"
             f" {error}"
         ) from error
-    pins: dict[int, str] = {}
-    for number, reason in tracer.pins.items():
-        pins.setdefault(tracer.root(number), reason)
+    unprunable: dict[int, str] = {}
+    for number, reason in tracer.unprunable.items():
+        unprunable.setdefault(tracer.root(number), reason)
     latents = {tracer.root(number): name for number, name in tracer.latents.items()}
-    modules = dict(codec.named_modules())
+    modules = layers_of(codec)
 
     # Channels with the same members, the same reason to stay and the same role are one group.
     sets: dict[tuple[object, str | None, str | None], list[list[tuple[str, str, int]]]] = {}
@@ -161,7 +188,7 @@ def find_groups(codec: nn.Module) -> Groups:
                 for m, a in {x[:2] for x in members}
             )
         )
-        sets.setdefault((shape, pins.get(root), latents.get(root)), []).append(members)
+        sets.setdefault((shape, unprunable.get(root), latents.get(root)), []).append(members)
 
     groups: list[tuple[Member, Group]] = []
     for (_, pinned, latent), channels in sets.items():
@@ -178,14 +205,15 @@ def find_groups(codec: nn.Module) -> Groups:
             for module, axis in order
         )
         if pinned is None and not any(
-            m.axis == "out" and channel_kind(modules[m.module]).convolution for m in shares
+            m.axis == "out" and channel_kind(modules[m.module]).flow in ("dense", "grouped")
+            for m in shares
         ):
             pinned = "no convolution produces these channels"
         first = next((m for m in shares if m.axis == "out"), shares[0])
         groups.append((first, Group(first.module, len(channels), shares, latent, pinned)))
 
     named = _unique_names([(first, g) for first, g in groups if g.pinned != "image"])
-    found = Groups(named)
+    found = Groups(named, _shares_of(tracer, named))
     if not found.prunable():
         reasons = sorted({g.pinned for g in named if g.pinned})
         raise CodecError(
@@ -195,22 +223,52 @@ def find_groups(codec: nn.Module) -> Groups:
     return found
 
 
+def _shares_of(tracer: Tracer, groups: Sequence[Group]) -> list[ProductShares]:
+    """Return what matrix products have of each group."""
+    group_of: dict[int, str] = {}
+    for group in groups:
+        for member in group.members:
+            ids = tracer.uses[member.module, member.axis].ids[member.index.ravel()]
+            group_of |= dict.fromkeys(map(tracer.root, ids.tolist()), group.name)
+    widths = {group.name: group.width for group in groups}
+    found = []
+    for product in tracer.products:
+        shares = []
+        for ids in product.ids:
+            names = [group_of.get(tracer.root(number)) for number in ids.tolist()]
+            shares.append({n: names.count(n) // widths[n] for n in dict.fromkeys(names) if n})
+        sizes = [len(ids) for ids in product.ids] + [1]
+        found.append(
+            ProductShares(product.module, product.macs, (sizes[0], sizes[1]), tuple(shares))
+        )
+    return found
+
+
 def _unique_names(groups: Sequence[tuple[Member, Group]]) -> list[Group]:
-    count: dict[str, int] = {}
-    for _, group in groups:
-        count[group.name] = count.get(group.name, 0) + 1
-    named = []
-    for first, group in groups:
-        name = group.name
-        if count[name] > 1:
-            name = f"{name}[{int(first.index.min())}:{int(first.index.max()) + 1}]"
-        named.append(Group(name, group.width, group.members, group.latent, group.pinned))
-    return named
+    """Name groups by the layer that makes their channels; by the layer that reads them and ".in"
+    where nothing makes them and the layer makes others. Where several still have a name in common,
+    the range of channels tells them apart, and then a number.
+    """
+    made = {group.name for first, group in groups if first.axis != "in"}
+    plain = [
+        f"{group.name}.in" if first.axis == "in" and group.name in made else group.name
+        for first, group in groups
+    ]
+    count = Counter(plain)
+    named: dict[str, Group] = {}
+    for (first, group), base in zip(groups, plain, strict=True):
+        name, number = base, 2
+        if count[base] > 1:
+            name = base = f"{base}[{int(first.index.min())}:{int(first.index.max()) + 1}]"
+        while name in named:
+            name, number = f"{base}-{number}", number + 1
+        named[name] = replace(group, name=name)
+    return list(named.values())
 
 
 def removed_inputs(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[str, str]:
-    """Which input channels every layer loses under keep-lists, by its name, as ranges ("0-3,7"):
-    what a pruned codec tells of itself.
+    """Return the input channels that every layer loses under keep-lists, by its name, as ranges
+    ("0-3,7"): what a pruned codec tells of itself.
     """
     gone: dict[str, set[int]] = {}
     for name, kept in keep.items():
@@ -223,7 +281,7 @@ def removed_inputs(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[st
 
 
 def to_ranges(indices: Sequence[int]) -> str:
-    """Increasing indices in short: "0-3,7"."""
+    """Write increasing indices in short: "0-3,7"."""
     runs: list[list[int]] = []
     for i in indices:
         if runs and runs[-1][1] == i - 1:
@@ -234,7 +292,7 @@ def to_ranges(indices: Sequence[int]) -> str:
 
 
 def from_ranges(text: str) -> list[int]:
-    """What `to_ranges` was given."""
+    """Return the indices that `to_ranges` was given."""
     ends = [part.partition("-") for part in text.split(",") if part]
     return [i for first, _, last in ends for i in range(int(first), int(last or first) + 1)]
 
@@ -242,7 +300,7 @@ def from_ranges(text: str) -> list[int]:
 def kept_channels(
     groups: Groups, keep: Mapping[str, Sequence[int]], module: str, axis: str, width: int
 ) -> np.ndarray:
-    """Which of a layer's channels along an axis ("out", "in", "both") stay under keep-lists,
+    """Return which of a layer's channels along an axis ("out", "in", "both") stay under keep-lists,
     increasing.
     """
     gone = np.zeros(width, bool)

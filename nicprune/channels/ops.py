@@ -1,4 +1,4 @@
-"""What torch's operations do to channels: the tables and small readers that the tracer goes by."""
+"""Tables of what torch's operations do to channels, and readers of their arguments."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ KEEPS_ZERO = set(
     " clone contiguous detach to float double half bfloat16 type type_as hardtanh dropout elu celu"
     " selu mish hardswish erf expm1 log1p positive requires_grad data nan_to_num interpolate"
     " upsample avg_pool2d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d pad zero clamp clip"
-    " clamp_min clamp_max cpu cuda new_tensor softshrink hardshrink tanhshrink fix deg2rad".split()
+    " softsign tan sinh asinh arcsinh atan arctan asin arcsin dropout1d dropout2d dropout3d"
+    " feature_dropout clamp_min clamp_max cpu cuda new_tensor softshrink hardshrink tanhshrink fix"
+    " deg2rad".split()
 )
 BREAKS_ZERO = set(
     "sigmoid exp softplus cos rsqrt reciprocal log log2 log10 logsigmoid hardsigmoid erfc uniform"
-    " normal fill bernoulli eq ne lt le gt ge logical_not isfinite isnan threshold".split()
+    " normal fill bernoulli eq ne lt le gt ge logical_not isfinite isnan threshold"
+    " masked_fill".split()
 )
 BOUNDED = {
     "clamp": ("min", "max"),
@@ -32,8 +35,14 @@ MOVES = set(
     "chunk split split_with_sizes tensor_split cat concat concatenate stack getitem unbind narrow"
     " select index_select reshape view flatten unflatten permute transpose swapaxes movedim squeeze"
     " unsqueeze expand expand_as repeat repeat_interleave flip roll pixel_shuffle pixel_unshuffle"
-    " view_as T mT H tile unfold".split()
+    " view_as T mT H tile unfold channel_shuffle native_channel_shuffle ravel hsplit".split()
 )
+MIXES = set(
+    "layer_norm group_norm rms_norm softmax log_softmax softmin normalize local_response_norm"
+    " cosine_similarity".split()
+)
+"""Operations of a tensor's shape whose values depend on several channels at once."""
+PRODUCTS = set("matmul bmm einsum scaled_dot_product_attention".split())
 REDUCES = set("mean sum amax amin var std norm any all prod".split())
 LIKE = set("zeros_like empty_like ones_like rand_like randn_like full_like".split())
 IGNORED = set(
@@ -41,7 +50,7 @@ IGNORED = set(
     " grad_fn is_complex item get_device is_cuda layout element_size storage_offset data_ptr"
     " ndimension is_sparse is_nested names new_zeros new_ones new_empty new_full register_hook"
     " retain_grad backward is_leaf grad output_nr is_inference isclose "
-    "__len__ __iter__ __bool__ __hash__ __format__ __repr__ __contains__ is_same_size is_mkldnn"
+    "__len__ __bool__ __hash__ __format__ __repr__ __contains__ is_same_size is_mkldnn"
     " is_quantized is_meta itemsize nbytes".split()
 )
 
@@ -55,7 +64,7 @@ def canonical(func: Any) -> str:
         return getattr(getattr(func, "__self__", None), "__name__", name)
     if name.startswith("__") and name.endswith("__"):
         short = name.strip("_")
-        if short in ("getitem", "setitem"):
+        if short in ("getitem", "setitem", "matmul"):
             return short
         for prefix in ("i", "r"):
             if short.startswith(prefix) and short[1:] in (
@@ -79,8 +88,8 @@ def canonical(func: Any) -> str:
 
 
 def breaks_zero(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operation on one tensor turns zero into something else, given its bounds, exponent
-    or padding value.
+    """Return whether an operation on one tensor turns zero into something else, given its bounds,
+    exponent or padding value.
     """
     if name in BREAKS_ZERO:
         return True
@@ -104,7 +113,7 @@ def breaks_zero(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bo
 
 
 def writes_in_place(func: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operation changes a tensor that it was given."""
+    """Return whether an operation changes a tensor that it was given."""
     name = getattr(func, "__name__", "")
     operator = name.startswith("__i") and name[3:-2] in (
         "add",
@@ -129,7 +138,7 @@ def writes_in_place(func: Any, kwargs: Mapping[str, Any]) -> bool:
 def reduced_dims(
     args: Sequence[Any], kwargs: Mapping[str, Any], ndim: int, position: int = 1
 ) -> list[int] | None:
-    """The dimensions that a reduction goes over, None for all of them."""
+    """Return the dimensions that a reduction goes over, None for all of them."""
     given = kwargs.get("dim", kwargs.get("axis", args[position] if len(args) > position else None))
     if given is None or isinstance(given, bool):
         return None

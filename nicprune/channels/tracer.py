@@ -1,9 +1,9 @@
 """Follow every channel through a codec's forward pass.
 
 Each channel gets a number. A layer that computes new channels gives out new numbers; an addition, a
-GDN, an entropy model ties the numbers of what it joins; chunks, concatenations and pixel shuffles
-carry them along, because the same operation is run on a tensor of numbers. Whatever is not
-understood pins the channels it touches: they are never removed, so what comes behind is safe too.
+GDN, an entropy model couples the numbers of what it joins; chunks, concatenations and pixel
+shuffles carry them along, because the same operation is run on a tensor of numbers. Channels that
+reach anything else are marked unprunable: they are never removed, so what comes behind is safe too.
 Nothing here knows one architecture from another.
 """
 
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from nicprune.channels.propagation import ChannelIds, ChannelPropagator
 from nicprune.codecs.anatomy import forward_for_analysis
+from nicprune.codecs.example import example_image
 from nicprune.codecs.layer_kinds import channel_kind, kind_of
 from nicprune.codecs.layer_kinds.kind import kinds_in
+from nicprune.codecs.layer_kinds.parameters import own_parameters
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Tracer(ChannelPropagator):
     def __init__(self, codec: nn.Module):
         super().__init__(type(codec).__name__)
         self.codec = codec
+        self._modules = dict(codec.named_modules())
         self.uses: dict[tuple[str, str], LayerChannels] = {}
         self.calls: list[str] = []
         self.latents: dict[int, str] = {}
@@ -49,11 +52,13 @@ class Tracer(ChannelPropagator):
 
     # -- running ----------------------------------------------------------------------------------
 
-    def run(self, size: int = 64) -> None:
-        """Trace the codec on a `size` x `size` image. The codec is left as it was, mode
-        included.
+    def run(self) -> None:
+        """Trace the codec on a small image. The codec is left as it was, mode included.
+
+        Raises:
+            CodecError: it runs on no image.
         """
-        first = next((p for p in self.codec.parameters() if p.is_floating_point()), torch.zeros(()))
+        image = example_image(self.codec, seed=0)
         modes = {module: module.training for module in self.codec.modules()}
         with ExitStack() as stack, torch.no_grad():
             for module, training in modes.items():
@@ -74,14 +79,13 @@ class Tracer(ChannelPropagator):
                         self._leave(name, module), with_kwargs=True, always_call=True
                     ).remove
                 )
-                if kind is not None and exposed:
+                if kind is not None and kind.has_channels and exposed:
                     ids = self.new(kind.widths(module)[0])
                     self.uses[name, "both"] = LayerChannels(name, "both", ids)
                     for tensor in exposed:
                         self.label(tensor, ChannelIds(0, ids))
-            generator = torch.Generator().manual_seed(0)
-            image = torch.rand(1, 3, size, size, generator=generator).to(first.device, first.dtype)
-            ids = self.new(3)
+            self._label_parameters()
+            ids = self.new(image.shape[1])
             self.mark_unprunable(ids, "image")
             self.label(image, ChannelIds(1, ids))
             with self:
@@ -90,10 +94,29 @@ class Tracer(ChannelPropagator):
                 labels = self.labels(value)
                 if labels is not None:
                     self.mark_unprunable(labels.ids, "image" if key == "x_hat" else f"output {key}")
+            self._use_parameters()
             for (name, _), use in self.uses.items():
                 if name in self._misused:
                     self.mark_unprunable(use.ids, self._misused[name])
         self._labels.clear()
+
+    def _label_parameters(self) -> None:
+        """Number the parameters that modules use themselves; what they are added to or multiplied
+        by says whether the numbers are channels.
+        """
+        self._own_labels: dict[str, np.ndarray] = {}
+        for name, parameter in own_parameters(self.codec).items():
+            ids = self.new(parameter.width)
+            self._own_labels[name] = ids
+            self._parameters |= dict.fromkeys(ids.tolist(), name.rpartition(".")[0])
+            self.label(parameter.value, ChannelIds(parameter.dim, ids))
+
+    def _use_parameters(self) -> None:
+        """Make parameters that turned out to be per channel members of groups."""
+        used = {self.root(n) for use in self.uses.values() for n in use.ids.tolist()}
+        for name, ids in self._own_labels.items():
+            if any(self.root(number) in used for number in ids.tolist()):
+                self.uses[name, "both"] = LayerChannels(name, "both", ids)
 
     def _enter(self, name: str, module: nn.Module) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -119,12 +142,13 @@ class Tracer(ChannelPropagator):
 
     def _rule(self, module: nn.Module) -> Callable[..., None] | None:
         kind = kind_of(module)
-        if kind is None or not kind.traceable(module):
-            return None  # unknown, or reparametrised: what is cut would be computed anew
+        if kind is None:
+            return None
         rules = {
             "dense": self._dense,
             "grouped": self._grouped,
             "coupled": self._coupled,
+            "through": self._through,
             "conditional": self._conditional,
             "bounded": self._bounded,
         }
@@ -134,9 +158,9 @@ class Tracer(ChannelPropagator):
         self, module: str, axis: str, labels: ChannelIds, ids: np.ndarray | None = None
     ) -> None:
         """Record that a layer reads these channels; at a second call the channels of both calls are
-        tied.
+        coupled.
         """
-        if labels.nonzero:
+        if labels.nonzero and channel_kind(self._modules[module]).needs_zero:
             self.mark_unprunable(
                 labels.ids, f"{labels.nonzero} before {module}: a zero channel is not a removed one"
             )
@@ -179,27 +203,34 @@ class Tracer(ChannelPropagator):
         self.label(output, ChannelIds(output.dim() + kind.channel_axis, ids))
 
     def _grouped(self, name: str, module: Any, inputs: list[Any], output: Tensor) -> None:
-        labels = self.labels(inputs[0])
-        if labels is None:
-            self._misused[name] = f"constant input of {name}"
-            return
         kind: Any = channel_kind(module)
-        if kind.is_depthwise(module) and labels.dim == inputs[0].dim() + kind.channel_axis:
-            self._consume(name, "both", labels)
-            # What a removed channel leaves behind is its bias.
-            self.label(
-                output,
-                ChannelIds(
-                    labels.dim, labels.ids, None if module.bias is None else f"bias of {name}"
-                ),
+        labels = self.labels(inputs[0])
+        if labels is None or labels.dim != kind.channel_dim(module, inputs[0]):
+            self._misused[name] = (
+                f"constant input of {name}"
+                if labels is None
+                else f"{name} reads another dimension than the channels'"
             )
+            if labels is not None:
+                self.mark_unprunable(labels.ids, self._misused[name])
+            return
+        self._consume(name, "in", labels)
+        ids = self._produce(name, kind.widths(module)[0])
+        by_group = labels.ids.reshape(module.groups, -1), ids.reshape(module.groups, -1)
+        if kind.by_group(module):
+            for column in by_group[1].T:
+                self.couple(by_group[0][:, 0], column)
         else:
-            self.mark_unprunable(labels.ids, f"grouped convolution {name}")
-            self._misused[name] = f"grouped convolution {name}"
+            for parts in by_group:
+                for part in parts[1:]:
+                    self.couple(parts[0], part)
+        self.label(output, ChannelIds(labels.dim, ids))
 
     def _coupled(self, name: str, module: nn.Module, inputs: list[Any], output: Any) -> None:
+        kind = channel_kind(module)
         labels = self.labels(inputs[0])
-        if labels is None or labels.dim != 1:
+        dim = kind.channel_dim(module, inputs[0])
+        if labels is None or labels.dim != dim:
             self._misused[name] = (
                 f"constant input of {name}"
                 if labels is None
@@ -209,10 +240,16 @@ class Tracer(ChannelPropagator):
                 self.mark_unprunable(labels.ids, self._misused[name])
             return
         self._consume(name, "both", labels)
-        if channel_kind(module).codes:
+        if kind.codes:
             self._mark_latent(labels.ids, "z" if self.conditional else "y")
+        nonzero = None if kind.absorbs or kind.needs_zero else labels.nonzero
         for tensor in output if isinstance(output, tuple) else (output,):
-            self.label(tensor, ChannelIds(1, labels.ids))
+            self.label(tensor, ChannelIds(dim, labels.ids, nonzero))
+
+    def _through(self, name: str, module: nn.Module, inputs: list[Any], output: Tensor) -> None:
+        labels = self.labels(inputs[0])
+        if labels is not None:
+            self.label(output, ChannelIds(labels.dim, labels.ids, labels.nonzero))
 
     def _conditional(self, name: str, module: nn.Module, inputs: list[Any], output: Any) -> None:
         known = [(t, self.labels(t)) for t in inputs if isinstance(t, Tensor)]
@@ -239,8 +276,8 @@ class Tracer(ChannelPropagator):
     # -- result -----------------------------------------------------------------------------------
 
     def classes(self) -> dict[int, list[tuple[str, str, int]]]:
-        """For every set of tied channels: (layer, axis, index) of each, in the order the layers
-        ran.
+        """Return for every set of coupled channels: (layer, axis, index) of each, in the order the
+        layers ran.
         """
         members: dict[int, list[tuple[str, str, int]]] = defaultdict(list)
         order = {name: position for position, name in reversed(list(enumerate(self.calls)))}

@@ -20,8 +20,8 @@ ROUND_TO = 16
 
 
 class Budget(StrictConfig):
-    """What the result may cost, each a share of the original codec: all MACs, or encoder and
-    decoder apart, or parameters.
+    """Limits on the cost of the result, each a share of the original codec: all MACs, or encoder
+    and decoder apart, or parameters.
 
     Attributes:
         split: with macs, how much of what is saved the encoder has to save, as a share, the decoder
@@ -209,7 +209,7 @@ def _put_back(
 
 
 ROUNDS, ENOUGH = 16, 0.98
-"""How often is measured at most to meet a budget; the share of it that is to be used."""
+"""Measurements at most to meet a budget; the share of it that is to be used."""
 
 
 def calibrate_thresholds(

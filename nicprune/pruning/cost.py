@@ -1,8 +1,11 @@
-"""What a codec costs: MACs and parameters per transform, counted once, then exact arithmetic for
+"""Cost of a codec: MACs and parameters per transform, counted once, then exact arithmetic for
 every keep-list.
 
-MACs are fvcore's (a multiply-add is one; GDN is counted as the 1x1 convolution that it runs). They
-scale exactly with the area, so one count at 64x64 stands for every size that is a multiple of 64.
+MACs are fvcore's: a multiply-add of a convolution or a matrix product is one, GDN is counted as the
+1x1 convolution that it runs; resampling, pooling and norms are not counted (see `operators`). MACs
+of convolutions scale exactly with the area, so one count at 64x64 stands for every size that is a
+multiple of 64. Layers behind a mean over all pixels, as in squeeze-and-excitation, run once an
+image; products of attention over all pixels grow with the square of the area.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +25,16 @@ from nicprune.codecs.anatomy import (
     SIZE_MULTIPLE,
     TRANSFORMS,
     forward_for_analysis,
-    sides_of,
     transform_of,
 )
+from nicprune.codecs.example import example_image, image_shape
 from nicprune.codecs.hooks import without_hooks
+from nicprune.codecs.layer_kinds import channel_kind, layers_of
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError
+from nicprune.pruning.operators import HANDLES, uncounted, without_fused_attention
+from nicprune.pruning.sides import sides_of_modules
 
 COUNTER = "fvcore"
 AREA = SIZE_MULTIPLE * SIZE_MULTIPLE
@@ -47,15 +52,15 @@ class Totals:
     params: int
 
     def kmac_per_pixel(self, what: str = "macs") -> float:
-        """kMAC per pixel of the image, for "macs", "encoder" or "decoder"."""
+        """Return kMAC per pixel of the image, for "macs", "encoder" or "decoder"."""
         return getattr(self, what) / AREA / 1000
 
     def gmac(self, height: int = 512, width: int = 768, what: str = "macs") -> float:
-        """GMAC for an image of this size (both sides multiples of 64)."""
+        """Return GMAC for an image of this size (both sides multiples of 64)."""
         return getattr(self, what) * height * width / AREA / 1e9
 
     def as_dict(self) -> dict[str, int]:
-        """The four numbers by name."""
+        """Return the four numbers by name."""
         return asdict(self)
 
 
@@ -69,32 +74,41 @@ class _Forward(nn.Module):
         return [out["x_hat"], *out["likelihoods"].values()]
 
 
-def image_for(codec: nn.Module, size: int = SIZE_MULTIPLE) -> Tensor:
-    """A grey image on the codec's device, in its type."""
-    parameter = next(codec.parameters())
-    return torch.full((1, 3, size, size), 0.5, device=parameter.device, dtype=parameter.dtype)
-
-
 def count_modules(codec: nn.Module) -> dict[str, int]:
-    """Count the MACs of every module at 64x64 with fvcore; "" is the whole codec."""
+    """Count the MACs of every module with fvcore, on the image that `example_image` returns (64x64
+    pixels for most codecs); "" is the whole codec.
+
+    Warns if an operator runs that may multiply and accumulate and that is not counted.
+    """
+    image = example_image(codec)
     modes = {module: module.training for module in codec.modules()}
     codec.eval()
     logger = logging.getLogger("fvcore.nn.jit_analysis")
     level = logger.level
     try:
         # Masks are not the codec's work, and fvcore cannot trace them.
-        with warnings.catch_warnings(), torch.no_grad(), without_hooks(codec):
+        with (
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            without_hooks(codec),
+            without_fused_attention(),
+        ):
             warnings.simplefilter("ignore")
             logger.setLevel(logging.ERROR)
-            analysis = FlopCountAnalysis(_Forward(codec).eval(), image_for(codec))
+            analysis = FlopCountAnalysis(_Forward(codec).eval(), image).set_op_handle(**HANDLES)
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(
                 False
             ).tracer_warnings("none")
             counts = analysis.by_module()
+            missing = uncounted(analysis.unsupported_ops())
     finally:
         logger.setLevel(level)
         for module, training in modes.items():
             module.training = training
+    if missing:
+        warnings.warn(
+            f"MACs of {', '.join(missing)} in {type(codec).__name__} are not counted", stacklevel=2
+        )
     found = {
         name.removeprefix("codec").removeprefix("."): int(n)
         for name, n in counts.items()
@@ -102,6 +116,18 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
     }
     found[""] = int(counts[""])
     return found
+
+
+def _own_counts(counts: Mapping[str, int], codec: nn.Module) -> dict[str, int]:
+    """Return the MACs of each module itself, without its parts."""
+    own = dict(counts)
+    for name, _ in codec.named_modules():
+        if name and name in counts:
+            parent = name.rpartition(".")[0]
+            while parent and parent not in counts:
+                parent = parent.rpartition(".")[0]
+            own[parent] -= counts[name]
+    return own
 
 
 def measure(codec: nn.Module) -> Totals:
@@ -125,7 +151,7 @@ class _Terms:
     def decrease(
         self, out: np.ndarray, inn: np.ndarray, d_out: np.ndarray, d_in: np.ndarray
     ) -> np.ndarray:
-        """How much less it is when each group alone narrows: d_out and d_in are (layers,
+        """Return how much less it is when each group alone narrows: d_out and d_in are (layers,
         groups).
         """
         return (
@@ -151,20 +177,36 @@ class CostModel:
         self.groups = groups
         self.names = [g.name for g in groups]
         counts = count_modules(codec)
-        modules: dict[str, Any] = dict(codec.named_modules())
+        self._pixels = image_shape(codec)[1] ** 2
+        modules = layers_of(codec)
+        named = dict.fromkeys(m.module for group in groups for m in group.members)
         kinds = {name: kind for name, kind in kinds_in(codec).items() if kind.has_channels}
+        kinds |= {name: channel_kind(modules[name]) for name in named if name not in kinds}
         layers = [(name, modules[name]) for name in kinds]
         self._row = row = {name: i for i, (name, _) in enumerate(layers)}
-        n, k = len(layers), len(groups)
+        products = groups.products
+        n, k = len(layers) + len(products), len(groups)
         self._share_out, self._share_in = np.zeros((n, k), np.int64), np.zeros((n, k), np.int64)
         for column, group in enumerate(groups):
             for member in group.members:
                 if member.axis != "in":
                     self._share_out[row[member.module], column] += member.index.shape[1]
                 if member.axis != "out":
-                    self._share_in[row[member.module], column] += member.index.shape[1]
+                    once = kinds[member.module].inputs_at_once(modules[member.module])
+                    self._share_in[row[member.module], column] += member.index.shape[1] // once
+        for i, shared in enumerate(products, len(layers)):
+            for shares, share in zip(
+                (self._share_out, self._share_in), shared.shares, strict=False
+            ):
+                for name, count in share.items():
+                    shares[i, self.names.index(name)] += count
         self._full = np.array([g.width for g in groups], np.int64)
-        widths = [kinds[name].widths(m) for name, m in layers]
+        widths = [
+            (out, inn // kinds[name].inputs_at_once(m))
+            for name, m in layers
+            for out, inn in [kinds[name].widths(m)]
+        ]
+        widths += [product.widths for product in products]
         out, inn = (np.array([w[side] for w in widths], np.int64).reshape(n) for side in (0, 1))
         self._rest_out, self._rest_in = (
             out - self._share_out @ self._full,
@@ -183,22 +225,35 @@ class CostModel:
                     f"the MACs of {name} are not a multiple of its widths; they cannot be predicted"
                 )
             product_params[i], linear_params[i] = kinds[name].parameter_terms(module)
-        sides = [sides_of(transform_of(name)) for name, _ in layers]
-        encodes, decodes = (np.array([s[i] for s in sides], np.int64).reshape(n) for i in (0, 1))
-        counted = product * out * inn + linear * out
-        other = counts[""] - int(
-            counted.sum()
-        )  # what no layer of a known kind does: constant, its channels are pinned
+        for i, shared in enumerate(products, len(layers)):
+            product[i] = shared.macs // (out[i] * inn[i])
+        self._transforms = [transform_of(name) for name, _ in layers]
+        self._transforms += [transform_of(product.module) for product in products]
+        # What no layer of a known kind does is constant: its channels are unprunable.
+        constants = {n: m for n, m in _own_counts(counts, codec).items() if n not in row and m}
+        for shared in products:
+            constants[shared.module] = constants.get(shared.module, 0) - shared.macs
+        owners = [name for name, _ in layers] + [shared.module for shared in products]
+        costly = [name for i, name in enumerate(owners) if product[i] or linear[i]]
+        sides = sides_of_modules(codec, [*costly, *constants])
+        encodes, decodes = (
+            np.array([sides.get(name, (1, 1))[i] for name in owners], np.int64) for i in (0, 1)
+        )
+        other = [sum(constants.values())]
+        other += [sum(macs for name, macs in constants.items() if sides[name][i]) for i in (0, 1)]
+        self._constants: dict[str, int] = {}
+        for name, macs in constants.items():
+            transform = transform_of(name)
+            self._constants[transform] = self._constants.get(transform, 0) + macs
         other_params = sum(p.numel() for p in codec.parameters()) - int(
             (product_params * out * inn + linear_params * out).sum()
         )
         self._terms = {
-            "macs": _Terms(product, linear, other),
-            "encoder": _Terms(product * encodes, linear * encodes, other),
-            "decoder": _Terms(product * decodes, linear * decodes, other),
+            "macs": _Terms(product, linear, other[0]),
+            "encoder": _Terms(product * encodes, linear * encodes, other[1]),
+            "decoder": _Terms(product * decodes, linear * decodes, other[2]),
             "params": _Terms(product_params, linear_params, other_params),
         }
-        self._transforms = [transform_of(name) for name, _ in layers]
         self._full_totals = self.totals()
         record = provenance(codec)
         self.original = Totals(**record.original) if record.original else self._full_totals  # type: ignore[arg-type]
@@ -217,19 +272,32 @@ class CostModel:
         return widths
 
     def totals(self, keep: Mapping[str, Sequence[int] | int] | np.ndarray | None = None) -> Totals:
-        """Cost with these keep-lists (or widths); groups not named are whole."""
+        """Return the cost with these keep-lists (or widths); groups not named are whole."""
         widths = keep if isinstance(keep, np.ndarray) else self.widths(keep)
         out, inn = self._layer_widths(widths)
-        return Totals(**{name: terms.total(out, inn) for name, terms in self._terms.items()})
+        found = {name: terms.total(out, inn) for name, terms in self._terms.items()}
+        return Totals(
+            **{
+                name: value if name == "params" else value * AREA // self._pixels
+                for name, value in found.items()
+            }
+        )
+
+    def _scale(self, what: str) -> float:
+        """Return what counts on the codec's own image are multiplied by to be those of 64x64
+        pixels.
+        """
+        return 1 if what == "params" or self._pixels == AREA else AREA / self._pixels
 
     def soft(self, widths: np.ndarray, what: str = "macs") -> float:
-        """The same for widths that are not whole, as while masks decay."""
+        """Return the same for widths that are not whole, as while masks decay."""
         out, inn = (
             self._rest_out + self._share_out @ widths,
             self._rest_in + self._share_in @ widths,
         )
         terms = self._terms[what]
-        return float(terms.product @ (out * inn) + terms.linear @ out) + terms.constant
+        total = float(terms.product @ (out * inn) + terms.linear @ out) + terms.constant
+        return total * self._scale(what)
 
     def with_fewer(
         self,
@@ -237,8 +305,8 @@ class CostModel:
         outputs: Mapping[str, float],
         keep: Mapping[str, Sequence[int] | int] | None = None,
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """MACs where the layers named compute with so many input channels only, or so many outputs
-        (on average, say), others with all they have.
+        """Return MACs where the layers named compute with so many input channels only, or so many
+        outputs (on average, say), others with all they have.
 
         Returns ("macs", "encoder", "decoder") by name, and the MACs of each transform.
         """
@@ -250,34 +318,36 @@ class CostModel:
         found = {}
         for what in ("macs", "encoder", "decoder"):
             terms = self._terms[what]
-            found[what] = float(terms.product @ (out * inn) + terms.linear @ out) + terms.constant
+            total = float(terms.product @ (out * inn) + terms.linear @ out) + terms.constant
+            found[what] = total * self._scale(what)
         terms, by_transform = self._terms["macs"], dict.fromkeys(self._transforms, 0.0)
         for i, transform in enumerate(self._transforms):
-            by_transform[transform] += float(
+            by_transform[transform] += self._scale("macs") * float(
                 terms.product[i] * out[i] * inn[i] + terms.linear[i] * out[i]
             )
         return found, by_transform
 
     def per_input(self, name: str) -> int:
-        """MACs that one input channel of a layer costs."""
+        """Return the MACs that one input channel of a layer costs."""
         out, _ = self._layer_widths(self._full)
-        return int((self._terms["macs"].product * out)[self._row[name]])
+        return int((self._terms["macs"].product * out)[self._row[name]] * self._scale("macs"))
 
     def per_output(self, name: str) -> int:
-        """MACs that one output channel of a layer costs."""
+        """Return the MACs that one output channel of a layer costs."""
         _, inn = self._layer_widths(self._full)
-        return int((self._terms["macs"].product * inn)[self._row[name]])
+        return int((self._terms["macs"].product * inn)[self._row[name]] * self._scale("macs"))
 
     def decreases(self, widths: np.ndarray, deltas: np.ndarray, what: str) -> np.ndarray:
-        """How much less `what` is if each group alone lost `deltas` channels."""
+        """Return how much less `what` is if each group alone lost `deltas` channels."""
         out, inn = self._layer_widths(widths)
-        return self._terms[what].decrease(
+        found = self._terms[what].decrease(
             out, inn, self._share_out * deltas, self._share_in * deltas
         )
+        return found if self._scale(what) == 1 else found * self._scale(what)
 
     def per_channel(self, what: str = "macs") -> np.ndarray:
-        """What one channel of each group costs in the whole codec, the average over removing it
-        all.
+        """Return what one channel of each group costs in the whole codec, the average over removing
+        it all.
         """
         share = self.decreases(self._full, np.ones_like(self._full), what).astype(float)
         return np.maximum(share, 1.0)
@@ -285,7 +355,7 @@ class CostModel:
     def by_transform(
         self, keep: Mapping[str, Sequence[int] | int] | None = None
     ) -> dict[str, tuple[int, int]]:
-        """(MACs at 64x64, params) of each transform."""
+        """Return (MACs at 64x64, params) of each transform."""
         out, inn = self._layer_widths(self.widths(keep))
         table: dict[str, tuple[int, int]] = {}
         for i, transform in enumerate(self._transforms):
@@ -294,9 +364,13 @@ class CostModel:
                 before + int(t.product[i] * out[i] * inn[i] + t.linear[i] * out[i])
                 for before, t in ((macs, self._terms["macs"]), (params, self._terms["params"]))
             )
-        rest = (self._terms["macs"].constant, self._terms["params"].constant)
-        if any(rest):
+        for transform, constant in self._constants.items():
+            macs, params = table.get(transform, (0, 0))
+            table[transform] = (macs + constant, params)
+        if rest := self._terms["params"].constant:
             macs, params = table.get("other", (0, 0))
-            table["other"] = (macs + rest[0], params + rest[1])
+            table["other"] = (macs, params + rest)
+        if self._pixels != AREA:
+            table = {name: (m * AREA // self._pixels, p) for name, (m, p) in table.items()}
         order = [*TRANSFORMS, "other"]
         return {name: table[name] for name in sorted(table, key=order.index) if any(table[name])}

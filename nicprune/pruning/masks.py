@@ -1,10 +1,8 @@
-"""Masks on channel groups: what learns which channels go, folded into the weights when it
-is known.
-"""
+"""Masks on channel groups: they learn which channels go, and are folded into the weights then."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,8 @@ from nicprune.channels.groups import Group, Groups
 from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.hooks import Hook, remove_hooks
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
-from nicprune.codecs.layer_kinds import channel_kind
+from nicprune.codecs.layer_kinds import channel_kind, holder, layers_of
+from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.layer_kinds.operations import zero
 
 
@@ -25,7 +24,8 @@ class Masks(nn.Module):
 
     A convolution's weight and bias are multiplied while it runs, which is the same as multiplying
     its output and costs almost nothing; its parameters stay its own. Masked convolutions and
-    entropy bottlenecks have their output multiplied.
+    entropy bottlenecks have their output multiplied. Layers that add a value to each channel are
+    masked too, so that a removed channel stays zero behind them.
     """
 
     def __init__(self, groups: Sequence[Any]):
@@ -37,25 +37,34 @@ class Masks(nn.Module):
         return self.values[self.names.index(name)]
 
     def attach(self, codec: nn.Module, groups: Groups) -> None:
-        """Hook every producer of these groups."""
-        modules = dict(codec.named_modules())
+        """Hook every layer that these groups are masked at."""
+        modules = layers_of(codec)
+        for module_name, parts in self._sources(modules, groups).items():
+            layer = modules[module_name]
+            hook = MaskHook(self, parts, layer)
+            holder(layer).register_forward_pre_hook(hook.before)
+            holder(layer).register_forward_hook(hook, always_call=True)
+
+    def _sources(
+        self, modules: Mapping[str, Any], groups: Groups
+    ) -> dict[str, list[tuple[int, np.ndarray]]]:
+        """Return the masks, by position, that govern channels of each layer that is masked."""
         sources: dict[str, list[tuple[int, np.ndarray]]] = {}
         for position, name in enumerate(self.names):
             for member in groups[name].members:
                 if channel_kind(modules[member.module]).masked(member.axis):
                     sources.setdefault(member.module, []).append((position, member.index))
-        for module_name, parts in sources.items():
-            hook = MaskHook(self, parts, modules[module_name])
-            modules[module_name].register_forward_pre_hook(hook.before)
-            modules[module_name].register_forward_hook(hook, always_call=True)
+        return sources
 
     def detach(self, codec: nn.Module) -> None:
         """Remove the hooks of these masks."""
         remove_hooks(codec, lambda hook: hook.owner is self)
 
     def factors(self, codec: nn.Module, groups: Groups) -> dict[str, Tensor]:
-        """By what each producer's output channels are multiplied, by its name, shape (C,)."""
-        modules = dict(codec.named_modules())
+        """Return what each producer's output channels are multiplied by, by its name, shape
+        (C,).
+        """
+        modules = layers_of(codec)
         found: dict[str, Tensor] = {}
         for position, name in enumerate(self.names):
             value = self.values[position].detach()
@@ -71,26 +80,31 @@ class Masks(nn.Module):
 
     @torch.no_grad()
     def fold(self, codec: nn.Module, groups: Groups) -> None:
-        """Multiply the producers' weights and biases by the masks, in place."""
-        modules = dict(codec.named_modules())
-        for name, factor in self.factors(codec, groups).items():
+        """Multiply the parameters of everything that is masked by the masks, in place."""
+        modules, place = layers_of(codec), next(codec.parameters())
+        for name, parts in self._sources(modules, groups).items():
             layer = modules[name]
-            factor = factor.to(layer.weight)
-            layer.weight.mul_(channel_kind(layer).along(layer, "out", factor))
-            if layer.bias is not None:
-                layer.bias.mul_(factor)
-        for position, name in enumerate(self.names):
-            gone = (self.values[position] == 0).nonzero().flatten().tolist()
-            for member in groups[name].members:
-                if member.axis == "both":
-                    zero(modules[member.module], "both", gone)
+            kind = channel_kind(layer)
+            factor = MaskHook(self, parts, layer).share().detach().to(place)
+            values = kind.masked_attributes(layer, factor)
+            if values is None and kind.convolution:
+                values = {"weight": layer.weight * kind.along(layer, "out", factor)}
+                if layer.bias is not None:
+                    values["bias"] = layer.bias * factor
+            for attribute, value in (values or {}).items():
+                getattr(holder(layer), attribute).copy_(value)
+            if values is None:
+                zero(layer, "both", (factor == 0).nonzero().flatten().tolist())
 
 
 class MaskHook(Hook):
-    """Multiplies one producer by its masks."""
+    """Multiplies one layer by its masks."""
 
-    def __init__(self, masks: Masks, parts: Sequence[tuple[int, np.ndarray]], layer: nn.Module):
+    names: list[str] | None
+
+    def __init__(self, masks: Masks, parts: Sequence[tuple[int, np.ndarray]], layer: Any):
         self.owner = self.masks = masks
+        self.layer, self.names = layer, None
         self.kind = channel_kind(layer)
         width = self.kind.widths(layer)[0]
         self.position = parts[0][0]
@@ -106,7 +120,7 @@ class MaskHook(Hook):
         self.gather = None if whole else torch.from_numpy(gather)
 
     def share(self) -> Tensor:
-        """The mask of each output channel."""
+        """Return the mask of each output channel."""
         if self.gather is None:
             return self.masks.values[self.position]
         values = [self.masks.values[p] for p in self.parts]
@@ -114,25 +128,26 @@ class MaskHook(Hook):
             self.gather = self.gather.to(values[0].device)
         return torch.cat([values[0].new_ones(1), *values])[self.gather]
 
-    def before(self, layer: Any, args: Any) -> None:
-        """Put masked parameters in front of the layer's own for the length of the call."""
-        if self.kind.mask_on_weight:
-            factor = self.share()
-            # Another method's masked parameters may stand there already: both masks count.
-            layer.__dict__["weight"] = layer.weight * self.kind.along(layer, "out", factor)
-            if layer.bias is not None:
-                layer.__dict__["bias"] = layer.bias * factor
+    def before(self, module: Any, args: Any) -> None:
+        """Put masked parameters in front of the module's own for the length of the call."""
+        # Another method's masked parameters may stand there already: both masks count.
+        values = self.kind.masked_attributes(self.layer, self.share())
+        if values is not None:
+            module.__dict__.update(values)
+            self.names = list(values)
 
-    def __call__(self, layer: Any, args: Any, output: Any) -> Any:
-        if self.kind.mask_on_weight:
-            layer.__dict__.pop("weight", None)
-            layer.__dict__.pop("bias", None)
+    def __call__(self, module: Any, args: Any, output: Any) -> Any:
+        if self.names is not None:
+            for name in self.names:
+                module.__dict__.pop(name, None)
             return None
         if output is None:
             return None
-        factor = self.kind.on_output(self.share())
-        factor = factor.view(1, -1, 1, 1)
-        return (output[0] * factor, *output[1:]) if isinstance(output, tuple) else output * factor
+        first = output[0] if isinstance(output, tuple) else output
+        shape = [1] * first.dim()
+        shape[self.kind.channel_dim(self.layer, first)] = -1
+        factor = self.kind.on_output(self.share()).view(shape)
+        return (first * factor, *output[1:]) if isinstance(output, tuple) else output * factor
 
 
 def importance(
@@ -143,7 +158,7 @@ def importance(
     lmbda: float,
     metric: str,
 ) -> dict[str, Tensor]:
-    """How much the rate-distortion loss minds the loss of each channel: the squared gradient by a
+    """Return how much the rate-distortion loss depends on each channel: the squared gradient by a
     mask on it, summed over images.
 
     Args:
@@ -153,13 +168,17 @@ def importance(
     """
     masks = Masks(which).to(next(codec.parameters()).device)
     total = [torch.zeros_like(value) for value in masks.values]
-    loss, training = rate_distortion_loss(lmbda, metric), codec.training
+    loss = rate_distortion_loss(lmbda, metric)
+    modes = {module: module.training for module in codec.modules()}
     masks.attach(codec, groups)
     try:
         # Noise in place of rounding has gradients; it is drawn apart from everybody else's.
         with torch.enable_grad(), torch.random.fork_rng(), strided_pointwise_by_slicing(codec):
             torch.manual_seed(0)
             codec.train()
+            for name, kind in kinds_in(codec).items():
+                if kind.adapts:  # the codec is looked at, not trained
+                    codec.get_submodule(name).eval()
             for image in images:
                 found = torch.autograd.grad(
                     loss(codec(image), image)["loss"], list(masks.values), allow_unused=True
@@ -169,5 +188,6 @@ def importance(
                         sum_ += gradient.square()
     finally:
         masks.detach(codec)
-        codec.train(training)
+        for module, training in modes.items():
+            module.training = training
     return {name: value.detach() for name, value in zip(masks.names, total, strict=True)}

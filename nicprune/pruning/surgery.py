@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,14 +17,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nicprune.channels.groups import MIN_LATENTS, Groups, find_groups
-from nicprune.codecs.anatomy import (
-    SIZE_MULTIPLE,
-    forward_for_analysis,
-)
+from nicprune.codecs.anatomy import forward_for_analysis
 from nicprune.codecs.cdf import update_tables
+from nicprune.codecs.example import example_image
 from nicprune.codecs.hooks import has_hooks
-from nicprune.codecs.layer_kinds import entropy_models, widths_of
-from nicprune.codecs.layer_kinds.kind import nearest_kind
+from nicprune.codecs.layer_kinds import entropy_models, layers_of, widths_of
+from nicprune.codecs.layer_kinds.kind import kind_of, nearest_kind
 from nicprune.codecs.layer_kinds.operations import remove, zero
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.common.errors import CodecError, SurgeryError
@@ -33,23 +33,25 @@ value.
 """
 
 TRIALS = 3
-"""How many random prunings a foreign codec has to stand."""
+"""Random prunings that a foreign codec has to stand."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked: the largest |masked - pruned| in float64, and how many bytes went through
-    the bitstream.
+    """The checks of a pruned codec: the largest |masked - pruned| in float64, and how many bytes
+    went through the bitstream, None for a codec that writes none.
     """
 
     max_difference: float
-    stream_bytes: int
+    stream_bytes: int | None
 
     def __str__(self) -> str:
-        return (
-            f"masked = pruned to {self.max_difference:.1e} (float64), {self.stream_bytes} bytes"
-            " written and read back"
+        coded = (
+            f"{self.stream_bytes} bytes written and read back"
+            if self.stream_bytes is not None
+            else "no bitstream: the codec has no compress"
         )
+        return f"masked = pruned to {self.max_difference:.1e} (float64), {coded}"
 
 
 def prune(
@@ -82,17 +84,18 @@ def prune(
     groups = groups if groups is not None else analyse(codec)
     checked = groups.check(keep)
     small = copy.deepcopy(codec)
-    modules = dict(small.named_modules())
+    modules = layers_of(small)
     # Indices are those of the original, so all that a layer loses along one axis goes at once.
     losses: dict[tuple[str, str], list[int]] = defaultdict(list)
     for name, kept in checked.items():
         gone = np.setdiff1d(np.arange(groups[name].width), kept)
         for member in groups[name].members:
             losses[member.module, member.axis] += member.index[gone].ravel().tolist()
+    kinds = {name: kind_of(modules[name]) for name, _ in losses}
     try:
         for (name, axis), indices in losses.items():
-            remove(modules[name], axis, sorted(set(indices)))
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+            remove(modules[name], axis, sorted(set(indices)), kinds[name])
+    except Exception as error:
         raise SurgeryError(
             f"channels of {name} ({type(modules[name]).__name__}) cannot be removed: {error}"
         ) from error
@@ -106,19 +109,20 @@ def prune(
 
 def analyse(codec: nn.Module) -> Groups:
     """Find the channel groups of any codec, and try them: what a foreign codec's own code holds to
-    its width is pinned.
+    its width is marked unprunable.
 
     Tracing sees what happens to channels, not the numbers that code may carry along (`x[:, :32]`,
-    `x.view(1, 64, h, w)`). CompressAI's own architectures are known to carry none and are not
-    tried.
+    `x.view(1, 64, h, w)`). Codecs built of nothing but CompressAI's and torch's own modules are
+    known to carry none and are not tried.
 
     Raises:
         CodecError: nothing in the codec can be pruned safely; names the layers that stand in the
-            way.
+            way. Or the codec does not run as it is, before any pruning; says what is missing.
     """
     groups = find_groups(codec)
-    if type(codec).__module__.startswith("compressai."):
+    if not has_foreign_code(codec):
         return groups
+    check_runs(codec)
     rng = np.random.default_rng(0)
     unsafe: dict[str, str] = {}
     for _ in range(TRIALS):  # random widths: parts that must stay equally wide do not
@@ -137,7 +141,10 @@ def analyse(codec: nn.Module) -> Groups:
             unsafe |= failed
     if not unsafe:
         return groups
-    found = Groups([replace(g, pinned=unsafe[g.name]) if g.name in unsafe else g for g in groups])
+    found = Groups(
+        [replace(g, pinned=unsafe[g.name]) if g.name in unsafe else g for g in groups],
+        groups.products,
+    )
     if not found.prunable():
         raise CodecError(
             f"nothing in {type(codec).__name__} can be pruned safely:"
@@ -146,8 +153,75 @@ def analyse(codec: nn.Module) -> Groups:
     return found
 
 
+def has_foreign_code(codec: nn.Module) -> bool:
+    """Return whether a codec runs code that is neither CompressAI's nor a layer of a known kind nor
+    a container or activation of torch.
+    """
+    for module in codec.modules():
+        if "forward" in module.__dict__:
+            return True
+        package = type(module).__module__
+        if package.startswith("compressai.") or kind_of(module) is not None:
+            continue
+        if isinstance(module, CONTAINERS):
+            continue
+        if package not in PLAIN or any(True for _ in module.parameters()):
+            return True
+    return False
+
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+PLAIN = {
+    f"torch.nn.modules.{name}"
+    for name in (
+        "activation",
+        "channelshuffle",
+        "dropout",
+        "linear",
+        "padding",
+        "pixelshuffle",
+        "pooling",
+        "upsampling",
+    )
+}
+"""Modules of torch that hold no number of channels, unless they have parameters."""
+
+
+def check_runs(codec: Any) -> None:
+    """Raise CodecError unless the codec does, as it is, what a pruned one will be tried for: run in
+    float64, return what CompressAI's codecs return, and code, if it has `compress`.
+    """
+    name = type(codec).__name__
+    try:
+        found = difference(codec, codec)
+    except Exception as error:  # a foreign codec's own code may raise anything
+        raise CodecError(
+            f"{name} does not run in float64 as it is, before any pruning: {_first_line(error)}"
+        ) from error
+    if not np.isfinite(found):
+        raise CodecError(
+            f"{name} returns values that are not finite, before any pruning, or nothing that can be"
+            " compared"
+        )
+    if found > TOLERANCE:
+        raise CodecError(
+            f"{name} returns something else each time, before any pruning: its forward pass in"
+            " evaluation mode is random, or changes the codec"
+        )
+    try:
+        round_trip(codec)
+    except SurgeryError as error:
+        raise CodecError(f"before any pruning, {error}") from error
+
+
+def _first_line(error: Exception) -> str:
+    told = str(error).splitlines()
+    return f"{type(error).__name__}: {told[0]}" if told else type(error).__name__
+
+
 def _failing(codec: nn.Module, groups: Groups, keep: Mapping[str, list[int]]) -> dict[str, str]:
-    """Which of these groups cannot be pruned, and why, by halving; those that fail only together
+    """Return the groups that cannot be pruned, and why, by halving; those that fail only together
     all count.
     """
     if not keep:
@@ -167,8 +241,8 @@ def _failing(codec: nn.Module, groups: Groups, keep: Mapping[str, list[int]]) ->
 
 
 def follow_widths(codec: Any) -> None:
-    """Set the Python attributes that CompressAI's codecs keep of their widths to what their layers
-    have now.
+    """Set the Python attributes that CompressAI's codecs and torch's layers keep of their widths to
+    what their parameters and inputs have now.
     """
     for module in codec.modules():
         if isinstance(module, ChannelGroupsLatentCodec):
@@ -184,10 +258,36 @@ def follow_widths(codec: Any) -> None:
         width = _latent_width(codec)
         if width is not None:
             codec.M = width
+    _follow_inputs(codec)
+
+
+def _follow_inputs(codec: nn.Module) -> None:
+    """Let layers whose parameters do not show their width take it from what they are given."""
+    layers = [(m, kind) for m in codec.modules() if (kind := kind_of(m)) and kind.reads_width(m)]
+    if not layers:
+        return
+    handles = []
+    for layer, kind in layers:
+
+        def follow(layer: Any, args: Any, kind: Any = kind) -> None:
+            kind.follow_input(layer, args[0])
+
+        handles.append(layer.register_forward_pre_hook(follow))
+    training = {module: module.training for module in codec.modules()}
+    try:
+        with torch.no_grad():
+            forward_for_analysis(codec.eval(), example_image(codec))
+    except Exception as error:  # widths do not fit: whoever verifies the codec says which
+        logging.getLogger(__name__).debug("widths cannot be followed: %s", error)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in training.items():
+            module.training = mode
 
 
 def _latent_width(codec: nn.Module) -> int | None:
-    """Channels of y: what the synthesis reads."""
+    """Return the channels of y: what the synthesis reads."""
     g_s = getattr(codec, "g_s", None)
     if g_s is None:
         return None
@@ -204,7 +304,7 @@ def _latent_width(codec: nn.Module) -> int | None:
 def masked_copy(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups) -> nn.Module:
     """Return a copy of full size whose removed channels are zero at every producer."""
     masked = copy.deepcopy(codec)
-    modules = dict(masked.named_modules())
+    modules = layers_of(masked)
     for name, kept in keep.items():
         gone = np.setdiff1d(np.arange(groups[name].width), kept)
         for member in groups[name].members:
@@ -224,19 +324,17 @@ class _SmoothRounding(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def difference(first: nn.Module, second: nn.Module, size: int = SIZE_MULTIPLE) -> float:
-    """Largest |difference| of two codecs in float64, rounding made smooth, each tensor relative to
-    its largest value.
+def difference(first: nn.Module, second: nn.Module) -> float:
+    """Return the largest |difference| of two codecs in float64, rounding made smooth, each tensor
+    relative to its largest value.
 
     Compared are the image and all that entropy models are given and return. Channels that are zero
     throughout are left out there: the bitstream of the one codec may carry removed latents, that of
     the other does not.
     """
-    image = torch.rand(
-        1, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64
-    )
+    image = example_image(first, seed=1).cpu().double()
     traces: list[list[Tensor]] = []
-    with torch.no_grad(), _SmoothRounding():
+    with torch.no_grad(), _SmoothRounding(), _default_dtype(torch.float64):
         for codec in (first, second):
             double = copy.deepcopy(codec).cpu().double().eval()
             trace: list[Tensor] = []
@@ -244,7 +342,13 @@ def difference(first: nn.Module, second: nn.Module, size: int = SIZE_MULTIPLE) -
                 model.register_forward_hook(
                     lambda m, args, out, trace=trace: trace.extend(_live_channels(m, args, out))
                 )
-            trace.append(forward_for_analysis(double, image)["x_hat"])
+            out = forward_for_analysis(double, image)
+            if not isinstance(out, dict) or not {"x_hat", "likelihoods"} <= out.keys():
+                raise SurgeryError(
+                    f"the forward pass of {type(codec).__name__} does not return a dictionary with"
+                    " x_hat and likelihoods, as those of CompressAI do"
+                )
+            trace.append(out["x_hat"])
             traces.append(trace)
     if [t.shape for t in traces[0]] != [t.shape for t in traces[1]]:
         return float("inf")
@@ -254,6 +358,17 @@ def difference(first: nn.Module, second: nn.Module, size: int = SIZE_MULTIPLE) -
         if a.numel()
     ]
     return max(found) if not any(f != f for f in found) else float("nan")
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Let code that makes tensors make them of this type inside the block."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _live_channels(model: nn.Module, args: Sequence[Any], out: Any) -> list[Tensor]:
@@ -282,7 +397,7 @@ def verify_same(
         found = difference(masked_copy(codec, keep, groups), small)
     except Exception as error:  # a foreign codec's own code may raise anything
         raise SurgeryError(
-            f"the pruned {type(codec).__name__} does not run: {str(error).splitlines()[0]}"
+            f"the pruned {type(codec).__name__} does not run: {_first_line(error)}"
         ) from error
     if not found <= TOLERANCE:
         raise SurgeryError(
@@ -293,22 +408,24 @@ def verify_same(
     return Verification(found, round_trip(small))
 
 
-def round_trip(codec: Any, size: int = SIZE_MULTIPLE) -> int:
-    """Write and read a bitstream; return its length in bytes. A copy is used: CDF tables of the
-    codec stay as they are.
+def round_trip(codec: Any) -> int | None:
+    """Write and read a bitstream; return its length in bytes, None if the codec has no `compress`
+    and `decompress`. A copy is used: CDF tables of the codec stay as they are.
 
     Raises:
         SurgeryError: it does not decode, to something finite, twice the same.
     """
+    if not (hasattr(codec, "compress") and hasattr(codec, "decompress")):
+        return None
+    image = example_image(codec, seed=1).cpu().float()
     codec = copy.deepcopy(codec).cpu().float().eval()
-    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1))
     try:
         with torch.no_grad():
             update_tables(codec)
             sent = codec.compress(image)
             first = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
             second = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
-    except Exception as error:
+    except Exception as error:  # a foreign codec's own code may raise anything
         raise SurgeryError(
             f"the bitstream of {type(codec).__name__} does not decode: {type(error).__name__}:"
             f" {error}"

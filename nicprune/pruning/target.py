@@ -1,5 +1,5 @@
-"""How a method is told what to reach: a budget, or a width for each group. The same words for every
-pruning method.
+"""The target of a pruning method: a budget, or a width for each group. The same words for every
+method.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nicprune.pruning.surgery import masked_copy
 
 
 class Target(StrictConfig):
-    """What a pruning method aims at; exactly one of `budget` and `widths`.
+    """The aim of a pruning method; exactly one of `budget` and `widths`.
 
     Attributes:
         budget: shares of the original codec, see `Budget`.
@@ -71,7 +71,7 @@ class Target(StrictConfig):
         resolved: dict[str, int] = {}
         free = {g.name: g for g in self.open(groups)}
         for pattern, width in (self.widths or {}).items():
-            matched = [pattern] if pattern in free else fnmatch.filter(free, pattern)
+            matched = [name for name in free if matches(name, pattern)]
             if not matched:
                 raise RecipeError(
                     f"widths: no channel group matches {pattern!r}; {closest(pattern, free)}"
@@ -87,7 +87,7 @@ class Target(StrictConfig):
         return resolved
 
     def open(self, groups: Groups) -> list[Group]:
-        """The groups that are on the side asked for, and among those named.
+        """Return the groups that are on the side asked for, and among those named.
 
         Raises:
             RecipeError: there is none.
@@ -99,20 +99,18 @@ class Target(StrictConfig):
         ]
         if self.only is not None:
             for pattern in self.only:
-                if not fnmatch.filter([g.name for g in found], pattern):
+                if not any(matches(g.name, pattern) for g in found):
                     raise RecipeError(
                         f"only: no channel group matches {pattern!r};"
                         f" {closest(pattern, [g.name for g in found])}"
                     )
-            found = [
-                g for g in found if any(fnmatch.fnmatch(g.name, pattern) for pattern in self.only)
-            ]
+            found = [g for g in found if any(matches(g.name, pattern) for pattern in self.only)]
         if not found and self.side is not None:
             raise RecipeError(f"side: {self.side} has no channel group of its own in this codec")
         return found
 
     def free(self, groups: Groups) -> list[Group]:
-        """The groups that may shrink under this target."""
+        """Return the groups that may shrink under this target."""
         if self.widths is not None:
             chosen = self.fixed_widths(groups)
             return [groups[name] for name in chosen if chosen[name] < groups[name].width]
@@ -163,6 +161,14 @@ class Target(StrictConfig):
         )
 
 
+def matches(name: str, pattern: str) -> bool:
+    """Return whether a group's name fits a pattern with * and ?. Brackets are those of names, as in
+    "g_a.13[0:8]"; a pattern without a match of that sort may use them as sets, as in "g_[as].*".
+    """
+    literal = pattern.replace("[", "[[]")
+    return fnmatch.fnmatchcase(name, literal) or fnmatch.fnmatchcase(name, pattern)
+
+
 SPLITS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Shares of the saving that the encoder is tried with."""
 
@@ -175,9 +181,9 @@ def resolve_split(
     images: Sequence[Tensor],
     lmbda: float | None = None,
 ) -> Target:
-    """The target with `split: auto` replaced by a share: that whose codec, channels closed by
-    squared mask gradient and nothing trained, has the least rate-distortion loss on these images,
-    (1, 3, H, W) in [0, 1].
+    """Return the target with `split: auto` replaced by a share: that whose codec, channels closed
+    by squared mask gradient and nothing trained, has the least rate-distortion loss on these
+    images, (1, 3, H, W) in [0, 1].
 
     Raises:
         BudgetError: no split meets the budget.

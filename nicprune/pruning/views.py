@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 
 from nicprune.channels.groups import Groups, kept_channels
-from nicprune.codecs.layer_kinds import Index, channel_kind, index_of
+from nicprune.codecs.layer_kinds import Index, channel_kind, holder, index_of, layers_of
 
 
 class Slices:
-    """What each layer of a codec has left under keep-lists.
+    """The channels that each layer of a codec has left under keep-lists.
 
     Attributes:
         keep: the keep-lists.
@@ -25,7 +25,7 @@ class Slices:
 
     def __init__(self, codec: nn.Module, groups: Groups, keep: Mapping[str, Sequence[int]]):
         self.keep = {name: list(kept) for name, kept in keep.items()}
-        modules = dict(codec.named_modules())
+        modules = layers_of(codec)
         self.layers: dict[str, tuple[Index, Index]] = {}
         for name in dict.fromkeys(m.module for group in self.keep for m in groups[group].members):
             layer: Any = modules[name]
@@ -33,7 +33,7 @@ class Slices:
             if kind.codes:
                 continue
             widths = kind.widths(layer)
-            if kind.flow == "dense":
+            if kind.flow in ("dense", "grouped"):
                 found = tuple(
                     index_of(kept_channels(groups, self.keep, name, axis, width), width)
                     for axis, width in zip(("out", "in"), widths, strict=True)
@@ -45,21 +45,21 @@ class Slices:
                 self.layers[name] = (found[0], found[1])
 
     def sliced_parameters(self, name: str, layer: Any) -> dict[str, Any]:
-        """The attributes of a layer as it is when it has these channels alone."""
+        """Return the attributes of a layer as it is when it has these channels alone."""
         return channel_kind(layer).sliced(layer, *self.layers.get(name, (None, None)))
 
 
 @contextmanager
 def override_attributes(
-    attributes: Sequence[tuple[nn.Module, Mapping[str, Any]]],
+    attributes: Sequence[tuple[Any, Mapping[str, Any]]],
 ) -> Iterator[None]:
-    """Let these stand in front of modules' own attributes, parameters, buffers and sub-modules
+    """Let these stand in front of layers' own attributes, parameters, buffers and sub-modules
     inside the block.
     """
     before: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = []
     try:
-        for module, values in attributes:
-            own = module.__dict__
+        for layer, values in attributes:
+            own = holder(layer).__dict__
             before.append((own, {name: own[name] for name in values if name in own}, list(values)))
             own.update(values)
         yield

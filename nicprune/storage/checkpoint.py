@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import (
     CDF_BUFFERS,
-    SIZE_MULTIPLE,
     check_codec,
     forward_for_analysis,
     unwrap,
 )
 from nicprune.codecs.cdf import note_tables, refresh_tables, update_tables
+from nicprune.codecs.example import example_image
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds import is_quantile
 from nicprune.codecs.layer_kinds.operations import resize
@@ -247,8 +247,8 @@ def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     training = codec.training
     try:
         with torch.no_grad():
-            forward_for_analysis(codec.eval(), torch.zeros(1, 3, SIZE_MULTIPLE, SIZE_MULTIPLE))
-    except (RuntimeError, ValueError, IndexError) as error:
+            forward_for_analysis(codec.eval(), example_image(codec))
+    except (RuntimeError, ValueError, IndexError, CodecError) as error:
         reason = str(error).splitlines()[0]
         raise FileError(
             f"{where} does not fit {type(codec).__name__}: its layers' widths do not match"

@@ -217,6 +217,13 @@ def conv(i: int = 8, o: int = 8, k: int = 1, **settings: Any) -> nn.Conv2d:
     return nn.Conv2d(i, o, k, padding=k // 2, **settings)
 
 
+class Renamed(nn.Conv2d):
+    """A convolution that computes what its parent does."""
+
+    def __init__(self, width: int):
+        super().__init__(width, width, 1)
+
+
 class Flipped(nn.Conv2d):
     """A convolution whose class says something else than its parent's."""
 
@@ -354,7 +361,7 @@ def softmax(s, x):
     return s.b(s.a(x).softmax(1))
 
 
-@case("einsum")
+@case(FREE)
 def einsum(s, x):
     return s.b(torch.einsum("bchw,bdhw->bdhw", s.a(x), x))
 
@@ -382,11 +389,58 @@ def gated(s, x):
     return s.b(p * torch.sigmoid(q))
 
 
-@case("view")
+@case(FREE)
 def shuffled(s, x):
     y = s.a(x)
     b, c, h, w = y.shape
     return s.b(y.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w))
+
+
+@case(FREE, a=conv, p=lambda: nn.ChannelShuffle(4), b=conv)
+def shuffled_by_a_layer(s, x):
+    return s.b(s.p(s.a(x)))
+
+
+@case(FREE)
+def halves_swapped(s, x):
+    y = s.a(x)
+    half = y.shape[1] // 2
+    return s.b(torch.cat([y[:, half:], y[:, :half]], 1))
+
+
+@case(FREE)
+def split_by_half_the_width(s, x):
+    y = s.a(x)
+    p, q = torch.split(y, y.size(1) // 2, 1)
+    return s.b(torch.cat([q, p], 1))
+
+
+@case(FREE)
+def every_other_channel_first(s, x):
+    y = s.a(x)
+    return s.b(torch.cat([y[:, 1::2], y[:, 0::2]], 1))
+
+
+@case("getitem")
+def every_third_channel(s, x):
+    y = s.a(x)
+    return s.b(torch.cat([y[:, 0::3], y[:, 1::3], y[:, 2::3]], 1))
+
+
+@case("computes with their number")
+def divided_by_the_width(s, x):
+    y = s.a(x)
+    return s.b(y / y.shape[1])
+
+
+@case(FREE, a=conv, b=lambda: conv(32, 8))
+def pixel_unshuffle(s, x):
+    return F.interpolate(s.b(F.pixel_unshuffle(s.a(x), 2)), scale_factor=2)
+
+
+@case("div", a=conv, c=conv, b=conv)
+def zero_by_zero(s, x):
+    return s.b(s.a(x) / s.c(x))
 
 
 @case("roll")
@@ -404,12 +458,12 @@ def depthwise(s, x):
     return s.b(s.d(s.a(x)))
 
 
-@case("bias of g_a.1.d", a=conv, d=lambda: conv(8, 8, 3, groups=8), b=conv)
+@case(FREE, a=conv, d=lambda: conv(8, 8, 3, groups=8), b=conv)
 def depthwise_with_bias(s, x):
     return s.b(s.d(s.a(x)))
 
 
-@case("grouped", a=conv, d=lambda: conv(8, 8, 3, groups=2), b=conv)
+@case(FREE, a=conv, d=lambda: conv(8, 8, 3, groups=2), b=conv)
 def grouped(s, x):
     return s.b(s.d(s.a(x)))
 
@@ -419,7 +473,7 @@ def depthwise_transposed(s, x):
     return s.b(s.d(s.a(x)))
 
 
-@case("grouped", a=conv, d=lambda: nn.ConvTranspose2d(8, 8, 3, 1, 1, groups=4), b=conv)
+@case(FREE, a=conv, d=lambda: nn.ConvTranspose2d(8, 8, 3, 1, 1, groups=4), b=conv)
 def grouped_transposed(s, x):
     return s.b(s.d(s.a(x)))
 
@@ -478,12 +532,12 @@ def layer_norm(s, x):
     return s.b(s.n(s.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
-@case("batch_norm", a=conv, n=lambda: nn.BatchNorm2d(8), b=conv)
+@case(FREE, a=conv, n=lambda: nn.BatchNorm2d(8), b=conv)
 def batch_norm(s, x):
     return s.b(s.n(s.a(x)))
 
 
-@case("prelu", a=conv, n=lambda: nn.PReLU(8), b=conv)
+@case(FREE, a=conv, n=lambda: nn.PReLU(8), b=conv)
 def prelu(s, x):
     return s.b(s.n(s.a(x)))
 
@@ -520,6 +574,11 @@ def weight_norm(s, x):
 
 @case("conv2d", a=lambda: Flipped(8, 8, 1), b=conv)
 def subclassed(s, x):
+    return s.b(s.a(x))
+
+
+@case(FREE, a=lambda: Renamed(8), b=conv)
+def subclassed_without_overriding(s, x):
     return s.b(s.a(x))
 
 

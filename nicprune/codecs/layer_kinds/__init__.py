@@ -1,7 +1,8 @@
-"""What nicprune knows of each type of layer, one file a family. May use what is below `codecs`."""
+"""Knowledge of each type of layer, one file a family. May use what is below `codecs`."""
 
 from nicprune.codecs.layer_kinds.convolutions import (
     Convolution,
+    DepthwiseConvolution,
     GroupedConvolution,
     MaskedConvolution,
     TransposedConvolution,
@@ -25,25 +26,32 @@ from nicprune.codecs.layer_kinds.kind import (
     widths_of,
 )
 from nicprune.codecs.layer_kinds.linear import Linear
+from nicprune.codecs.layer_kinds.norms import ChannelNorm, PerChannel
+from nicprune.codecs.layer_kinds.parameters import holder, layers_of
 
 __all__ = [
     "KINDS",
     "Affine",
     "Bottleneck",
+    "ChannelNorm",
     "Convolution",
+    "DepthwiseConvolution",
     "GroupedConvolution",
     "Index",
     "LayerKind",
     "Linear",
     "MaskedConvolution",
     "Normalisation",
+    "PerChannel",
     "TransposedConvolution",
     "channel_kind",
     "entropy_models",
+    "holder",
     "index_of",
     "is_bottleneck",
     "is_quantile",
     "kind_of",
+    "layers_of",
     "register_kind",
     "take",
     "widths_of",

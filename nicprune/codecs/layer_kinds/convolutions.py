@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
 import torch_pruning as tp
 from compressai.layers import CheckerboardMaskedConv2d, MaskedConv2d
 from torch import Tensor, nn
 
-from nicprune.codecs.layer_kinds.kind import KINDS, Index, LayerKind, kept_indices, take
+from nicprune.codecs.layer_kinds.kind import (
+    KINDS,
+    Index,
+    LayerKind,
+    cut,
+    index_of,
+    kept_indices,
+    take,
+    zero_or_one,
+)
 
 
 class MaskedConvPruner(tp.pruner.function.ConvPruner):
@@ -41,7 +52,12 @@ class Convolution(LayerKind):
     pruner: Any = tp.pruner.function.ConvPruner()
 
     def of(self, layer: Any) -> LayerKind:
-        return GROUPED if getattr(layer, "groups", 1) > 1 else self
+        groups = getattr(layer, "groups", 1)
+        if groups == 1:
+            return self
+        if groups == layer.in_channels == layer.out_channels:
+            return DEPTHWISE
+        return GROUPED_TRANSPOSED if self.rows == 1 else GROUPED
 
     def traceable(self, layer: Any) -> bool:
         return set(layer._parameters) == {"weight", "bias"}
@@ -78,6 +94,12 @@ class Convolution(LayerKind):
         first = self.rows == (0 if axis != "in" else 1)
         return factor.view(-1, 1, 1, 1) if first else factor.view(1, -1, 1, 1)
 
+    def masked_attributes(self, layer: Any, factor: Tensor) -> dict[str, Tensor] | None:
+        if not self.mask_on_weight:
+            return None
+        found = {"weight": layer.weight * self.along(layer, "out", factor)}
+        return found if layer.bias is None else found | {"bias": layer.bias * factor}
+
     def narrowed_weight(self, layer: Any, index: Tensor) -> Tensor:
         """Return the weight for some of the input channels."""
         return layer.weight.index_select(1 - self.rows, index)
@@ -106,6 +128,12 @@ class MaskedConvolution(Convolution):
     mask_on_weight = False
     pruner = MaskedConvPruner()
 
+    def of(self, layer: Any) -> LayerKind:
+        return self
+
+    def traceable(self, layer: Any) -> bool:
+        return super().traceable(layer) and layer.groups == 1
+
     def sliced(self, layer: Any, out: Index, inn: Index) -> dict[str, Any]:
         return super().sliced(layer, out, inn) | {"mask": self._cut(layer.mask, out, inn)}
 
@@ -113,12 +141,15 @@ class MaskedConvolution(Convolution):
         return layer.weight * layer.mask
 
 
-class GroupedConvolution(Convolution):
-    """A convolution with groups. Where each channel is a group of its own (depthwise), output
-    channels are the input's; others are marked unprunable by the tracer.
+class DepthwiseConvolution(Convolution):
+    """A convolution whose channels are groups of their own: each output channel is computed from
+    the input channel of the same number. Its bias goes with the channel, so a mask stands behind
+    it too.
     """
 
-    flow = "grouped"
+    flow = "coupled"
+    needs_zero = False
+    absorbs = True
     mask_on_weight = False
     pruner = tp.pruner.function.DepthwiseConvPruner()
 
@@ -126,11 +157,7 @@ class GroupedConvolution(Convolution):
         return self
 
     def masked(self, axis: str) -> bool:
-        return False
-
-    def is_depthwise(self, layer: Any) -> bool:
-        """Whether each channel is a group of its own."""
-        return bool(layer.groups == layer.in_channels == layer.out_channels)
+        return axis == "both"
 
     def is_product(self, layer: Any) -> bool:
         return False
@@ -139,6 +166,11 @@ class GroupedConvolution(Convolution):
         out = layer.out_channels
         return 0, layer.weight.numel() // out + int(layer.bias is not None)
 
+    def zero(self, layer: Any, channels: Tensor) -> None:
+        layer.weight.index_fill_(0, channels.to(layer.weight.device), 0.0)
+        if layer.bias is not None:
+            layer.bias.index_fill_(0, channels.to(layer.bias.device), 0.0)
+
     def sliced(self, layer: Any, out: Index, inn: Index) -> dict[str, Any]:
         found: dict[str, Any] = {"weight": take(layer.weight, 0, out)}
         if layer.bias is not None:
@@ -146,15 +178,180 @@ class GroupedConvolution(Convolution):
         found["groups"] = len(found["weight"])
         return found
 
+    def masked_attributes(self, layer: Any, factor: Tensor) -> dict[str, Tensor] | None:
+        # The input is masked already: what is left to multiply is the bias.
+        found = {"weight": layer.weight * zero_or_one(factor).view(-1, 1, 1, 1)}
+        return found if layer.bias is None else found | {"bias": layer.bias * factor}
+
     def follow_shapes(self, layer: Any) -> None:
         layer.groups = layer.in_channels = layer.out_channels = layer.weight.shape[0]
+
+    def reads_width(self, layer: Any) -> bool:
+        return True
+
+    def follow_input(self, layer: Any, x: Tensor) -> None:
+        # By its shape alone, it may be what is left of one with several outputs for each input.
+        layer.groups = layer.in_channels = x.shape[self.channel_dim(layer, x)]
+
+    def along(self, layer: Any, axis: str, factor: Tensor) -> Tensor:
+        return factor.view(-1, 1, 1, 1)
 
     def norms(self, layer: Any, axis: str) -> Tensor:
         norms = layer.weight.flatten(1).square().sum(1)
         return norms if layer.bias is None else norms + layer.bias.square()
 
 
-GROUPED = GroupedConvolution()
+class GroupedConvolution(Convolution):
+    """A convolution with groups: weight (out, in / groups, H, W). Channels go in equal numbers from
+    every group: those at the same place in each are one unit. Where each input is a group of its
+    own, whole groups go.
+    """
+
+    flow = "grouped"
+
+    def of(self, layer: Any) -> LayerKind:
+        return self
+
+    def by_group(self, layer: Any) -> bool:
+        """Return whether whole groups come and go: each has one input."""
+        return bool(layer.in_channels == layer.groups)
+
+    def is_product(self, layer: Any) -> bool:
+        return not self.by_group(layer)
+
+    def inputs_at_once(self, layer: Any) -> int:
+        return int(layer.groups) if self.is_product(layer) else 1
+
+    def parameter_terms(self, layer: Any) -> tuple[int, int]:
+        size, bias = layer.weight[0, 0].numel(), int(layer.bias is not None)
+        return (size, bias) if self.is_product(layer) else (0, size + bias)
+
+    def _places(self, layer: Any, width: int, kept: Index) -> Index:
+        """Return the places that stay in every group, from the channels that stay."""
+        size = width // layer.groups
+        indices = np.arange(width)
+        if isinstance(kept, slice):
+            indices = indices[: kept.stop]
+        elif kept is not None:
+            indices = kept.numpy()
+        return index_of(np.unique(indices % size), size)
+
+    def remove(self, layer: Any, axis: str, removed: Sequence[int]) -> None:
+        width = layer.in_channels if axis == "in" else layer.out_channels
+        kept = kept_indices(width, removed)
+        places = self._places(layer, width, torch.tensor(kept))
+        index = (
+            list(range(width // layer.groups))
+            if places is None
+            else (list(range(places.stop)) if isinstance(places, slice) else places.tolist())
+        )
+        self._cut_weight(layer, axis, kept, index)
+        if axis == "in":
+            layer.in_channels = len(kept)
+        else:
+            cut(layer, "bias", kept)
+            layer.out_channels = len(kept)
+
+    def _cut_weight(
+        self, layer: Any, axis: str, kept: Sequence[int], places: Sequence[int]
+    ) -> None:
+        if axis != "in":
+            cut(layer, "weight", kept)
+        elif self.by_group(layer):  # rows go with the outputs
+            layer.groups = len(kept)
+        else:
+            cut(layer, "weight", places, 1)
+
+    def sliced(self, layer: Any, out: Index, inn: Index) -> dict[str, Any]:
+        weight = take(layer.weight, 0, out)
+        found: dict[str, Any] = {}
+        if self.by_group(layer):
+            found["groups"] = len(take(torch.arange(layer.in_channels), 0, inn))
+        else:
+            weight = take(weight, 1, self._places(layer, layer.in_channels, inn))
+        if layer.bias is not None:
+            found["bias"] = take(layer.bias, 0, out)
+        return {"weight": weight} | found
+
+    def follow_shapes(self, layer: Any) -> None:
+        layer.out_channels = layer.weight.shape[0]
+        layer.in_channels = layer.weight.shape[1] * layer.groups
+
+    def reads_width(self, layer: Any) -> bool:
+        return True
+
+    def follow_input(self, layer: Any, x: Tensor) -> None:
+        # Whole groups may have gone, which the shape of the weight does not tell.
+        layer.in_channels = x.shape[self.channel_dim(layer, x)]
+        layer.groups = layer.in_channels // layer.weight.shape[1]
+
+    def along(self, layer: Any, axis: str, factor: Tensor) -> Tensor:
+        if axis != "in":
+            return factor.view(-1, 1, 1, 1)
+        blocks = factor.view(layer.groups, 1, -1)
+        rows = layer.out_channels // layer.groups
+        return blocks.expand(-1, rows, -1).flatten(0, 1)[..., None, None]
+
+    def norms(self, layer: Any, axis: str) -> Tensor:
+        squares = layer.weight.flatten(2).square().sum(2)
+        if axis == "in":
+            return squares.view(layer.groups, -1, squares.shape[1]).sum(1).flatten()
+        norms = squares.sum(1)
+        return norms if layer.bias is None else norms + layer.bias.square()
+
+
+class GroupedTransposedConvolution(GroupedConvolution):
+    """A transposed convolution with groups: weight (in, out / groups, H, W)."""
+
+    rows = 1
+
+    def by_group(self, layer: Any) -> bool:
+        return False
+
+    def _cut_weight(
+        self, layer: Any, axis: str, kept: Sequence[int], places: Sequence[int]
+    ) -> None:
+        cut(layer, "weight", *((kept, 0) if axis == "in" else (places, 1)))
+
+    def zero(self, layer: Any, channels: Tensor) -> None:
+        factor = torch.ones(layer.out_channels, dtype=layer.weight.dtype)
+        factor[channels] = 0.0
+        factor = factor.to(layer.weight.device)
+        layer.weight.mul_(self.along(layer, "out", factor))
+        if layer.bias is not None:
+            layer.bias.mul_(factor)
+
+    def sliced(self, layer: Any, out: Index, inn: Index) -> dict[str, Any]:
+        places = self._places(layer, layer.out_channels, out)
+        found: dict[str, Any] = {"weight": take(take(layer.weight, 0, inn), 1, places)}
+        if layer.bias is not None:
+            found["bias"] = take(layer.bias, 0, out)
+        return found
+
+    def follow_shapes(self, layer: Any) -> None:
+        layer.in_channels = layer.weight.shape[0]
+        layer.out_channels = layer.weight.shape[1] * layer.groups
+
+    def reads_width(self, layer: Any) -> bool:
+        return False
+
+    def along(self, layer: Any, axis: str, factor: Tensor) -> Tensor:
+        if axis == "in":
+            return factor.view(-1, 1, 1, 1)
+        blocks = factor.view(layer.groups, 1, -1)
+        rows = layer.in_channels // layer.groups
+        return blocks.expand(-1, rows, -1).flatten(0, 1)[..., None, None]
+
+    def norms(self, layer: Any, axis: str) -> Tensor:
+        squares = layer.weight.flatten(2).square().sum(2)
+        if axis == "in":
+            return squares.sum(1)
+        norms = squares.view(layer.groups, -1, squares.shape[1]).sum(1).flatten()
+        return norms if layer.bias is None else norms + layer.bias.square()
+
+
+DEPTHWISE = DepthwiseConvolution()
+GROUPED, GROUPED_TRANSPOSED = GroupedConvolution(), GroupedTransposedConvolution()
 KINDS[nn.Conv2d] = Convolution()
 KINDS[nn.ConvTranspose2d] = TransposedConvolution()
 KINDS[MaskedConv2d] = KINDS[CheckerboardMaskedConv2d] = MaskedConvolution()

@@ -18,7 +18,7 @@ from compressai.entropy_models import (
 from compressai.ops import LowerBound
 from torch import Tensor, nn
 
-from nicprune.codecs.layer_kinds.kind import KINDS, LayerKind, kept_indices, kind_of
+from nicprune.codecs.layer_kinds.kind import KINDS, LayerKind, kept_indices, kind_of, zero_or_one
 
 QUANTILES = "quantiles"
 
@@ -90,7 +90,7 @@ class Bottleneck(LayerKind):
 
     def on_output(self, factor: Tensor) -> Tensor:
         # Its input is masked already; what is left of a removed latent is its median.
-        return (factor != 0).to(factor)
+        return zero_or_one(factor)
 
     def norms(self, layer: Any, axis: str) -> Tensor:
         # The shape of a distribution says nothing of its importance.

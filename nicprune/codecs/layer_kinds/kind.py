@@ -1,4 +1,4 @@
-"""What nicprune must know of a type of layer, and the table of all types it knows.
+"""The interface of a type of layer, and the table of all types that are known.
 
 A layer of your own is registered once:
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 Index = slice | Tensor | None
-"""Which channels along one axis: the first n (a view), any (a copy), or None for all."""
+"""Channels along one axis: the first n (a view), any (a copy), or None for all."""
 
 Axis = Literal["out", "in", "both"]
 
@@ -45,7 +45,7 @@ def take(x: Tensor, dim: int, index: Index) -> Tensor:
 
 
 class LayerKind:
-    """How one type of layer treats channels.
+    """The way in which one type of layer treats channels.
 
     Channel groups, surgery, cost, masks, views, gates and importance ask this object. No other code
     looks at a layer's class or attributes. The base class describes a layer without channels.
@@ -53,31 +53,43 @@ class LayerKind:
     Attributes:
         flow: how channels go through it, a rule of the tracer: "dense" (each output from all
             inputs), "grouped" (a convolution with groups), "coupled" (each output is its input,
-            changed, and zero stays zero), "conditional" (an entropy model whose parameters come
-            from outside), "bounded" (a lower bound: zero does not stay zero).
+            changed), "through" (the same, by a layer without channels of its own: zero stays
+            zero), "conditional" (an entropy model whose parameters come from outside), "bounded"
+            (a lower bound: zero does not stay zero).
         channel_axis: the dimension of its input and output that holds channels, from the end.
+        needs_zero: whether a removed channel has to be zero where the layer reads it, so that what
+            is left computes the same.
+        absorbs: whether a mask on the layer makes a removed channel zero whatever it read.
         any_axis: whether it may be called on another dimension, whose channels then pass through.
         convolution: whether it is a convolution of any sort.
         mask_on_weight: whether a mask on its outputs may multiply weight and bias instead.
         pools: whether it divides or multiplies by a weighted sum over channels, as GDN does.
         codes: whether it is an entropy model with parameters for each channel.
-        inherited: whether subclasses of the layer are of this kind too.
+        adapts: whether it computes statistics of its input while training, and keeps them.
+        inherited: whether subclasses are of this kind whatever they compute. Other kinds cover
+            those subclasses that compute as the layer does: see `computes`.
+        computes: methods that say what the layer computes. A subclass that overrides one of them
+            is not known to be of this kind.
     """
 
     flow: ClassVar[str] = "coupled"
     channel_axis: ClassVar[int] = -3
+    needs_zero: ClassVar[bool] = True
+    absorbs: ClassVar[bool] = False
     any_axis: ClassVar[bool] = False
     convolution: ClassVar[bool] = False
     mask_on_weight: ClassVar[bool] = False
     pools: ClassVar[bool] = False
     codes: ClassVar[bool] = False
+    adapts: ClassVar[bool] = False
     inherited: ClassVar[bool] = False
+    computes: ClassVar[tuple[str, ...]] = ("__call__", "forward", "_conv_forward")
 
     # -- what it has ------------------------------------------------------------------------------
 
     @property
     def has_channels(self) -> bool:
-        """Whether it has parameters that belong to channels."""
+        """True if it has parameters that belong to channels."""
         return True
 
     def of(self, layer: Any) -> LayerKind:
@@ -85,29 +97,49 @@ class LayerKind:
         return self
 
     def traceable(self, layer: Any) -> bool:
-        """Whether its parameters are its own, not computed from others at every call."""
+        """Return whether its parameters are its own, not computed from others at every call."""
         return True
+
+    def covers(self, layer: type, known: type) -> bool:
+        """Return whether a class that derives from a known one computes as it does."""
+        return self.inherited or all(
+            getattr(layer, name, None) is getattr(known, name, None) for name in self.computes
+        )
+
+    def channel_dim(self, layer: Any, x: Tensor) -> int:
+        """Return the dimension of an input or output that holds channels."""
+        return x.dim() + self.channel_axis
 
     def widths(self, layer: Any) -> tuple[int, int]:
         """Return the number of output and of input channels."""
         raise NotImplementedError
 
     def exposed(self, layer: Any) -> list[Tensor]:
-        """Tensors with a value for each channel that a codec reads outside the layer's call."""
+        """Return tensors with a value for each channel that a codec reads outside the layer's
+        call.
+        """
         return []
 
     def masked(self, axis: str) -> bool:
-        """Whether a mask on the channels of this axis is put here: at their producers."""
+        """Return whether a mask on the channels of this axis is put here: at their producers."""
         return axis == "out"
 
     # -- what it costs ----------------------------------------------------------------------------
 
     def is_product(self, layer: Any) -> bool:
-        """Whether its MACs are proportional to output times input channels, not to outputs."""
+        """Return whether its MACs are proportional to output times input channels, not to
+        outputs.
+        """
         return True
 
+    def inputs_at_once(self, layer: Any) -> int:
+        """Return how many input channels come and go together: as many as there are groups."""
+        return 1
+
     def parameter_terms(self, layer: Any) -> tuple[int, int]:
-        """Return the parameters per (output x input) channel, and per output channel."""
+        """Return the parameters per (output x input) channel, inputs counted as `inputs_at_once`
+        says, and per output channel.
+        """
         raise NotImplementedError
 
     # -- less of it -------------------------------------------------------------------------------
@@ -127,14 +159,28 @@ class LayerKind:
     def follow_shapes(self, layer: Any) -> None:
         """Set the layer's attributes that repeat the shapes of its parameters."""
 
+    def reads_width(self, layer: Any) -> bool:
+        """Return whether a width of the layer shows in its input alone: see `follow_input`."""
+        return False
+
+    def follow_input(self, layer: Any, x: Tensor) -> None:
+        """Set attributes that repeat the width of the input and that no parameter shows."""
+
     # -- multiplied -------------------------------------------------------------------------------
 
     def along(self, layer: Any, axis: str, factor: Tensor) -> Tensor:
         """Shape a value for each channel of an axis to multiply the layer's weight."""
         raise NotImplementedError
 
+    def masked_attributes(self, layer: Any, factor: Tensor) -> dict[str, Tensor] | None:
+        """Return the parameters that stand in front of the layer's own while its channels are
+        multiplied by `factor`, shape (C,): where it is 0, so is the channel. None: the output is
+        multiplied instead.
+        """
+        return None
+
     def on_output(self, factor: Tensor) -> Tensor:
-        """By what the output is multiplied where a mask is not put on the weight."""
+        """Return what the output is multiplied by where a mask is not put on parameters."""
         return factor
 
     # -- how much it matters ----------------------------------------------------------------------
@@ -151,26 +197,30 @@ class LayerKind:
 
 
 KINDS: dict[type, LayerKind] = {}
-"""The kind of each type of layer; subclasses are types of their own unless it is inherited."""
+"""The kind of each type of layer, and of its subclasses that compute as it does."""
 
 
 def register_kind(layer: type[nn.Module], kind: LayerKind) -> None:
-    """Make a type of layer known. Subclasses of `layer` are not covered: they may compute anything.
+    """Make a type of layer known, with its subclasses that do not override what it computes.
 
     Args:
-        layer: the exact class.
+        layer: the class.
         kind: what it is like; see `LayerKind`.
     """
     KINDS[layer] = kind
 
 
-def kind_of(layer: nn.Module) -> LayerKind | None:
-    """Return the kind of a layer; None if its type is not known."""
-    known = KINDS.get(type(layer))
-    if known is None:
-        bases = (KINDS.get(base) for base in type(layer).__mro__)
-        known = next((kind for kind in bases if kind is not None and kind.inherited), None)
-    return known.of(layer) if known is not None else None
+def kind_of(layer: Any) -> LayerKind | None:
+    """Return the kind of a layer. None if its type is not known, or if its parameters are computed
+    from others at every call, as by `torch.nn.utils.parametrizations`.
+    """
+    for base in type(layer).__mro__:
+        known = KINDS.get(base)
+        if known is None or not (base is type(layer) or known.covers(type(layer), base)):
+            continue
+        found = known.of(layer)
+        return found if found.traceable(layer) else None
+    return None
 
 
 def nearest_kind(layer: nn.Module) -> LayerKind | None:
@@ -191,6 +241,26 @@ def kinds_in(codec: nn.Module) -> Mapping[str, LayerKind]:
     }
 
 
+def zero_or_one(factor: Tensor) -> Tensor:
+    """Return 0 where a mask is 0, and 1 elsewhere: for what a mask has been put on already."""
+    return (factor != 0).to(factor)
+
+
+def cut(layer: Any, name: str, kept: Sequence[int], dim: int = 0) -> None:
+    """Keep some entries of a parameter or buffer along one dimension, in place; a gradient is cut
+    alike.
+    """
+    value = getattr(layer, name)
+    if value is None:
+        return
+    index = torch.as_tensor(list(kept), dtype=torch.long, device=value.device)
+    less = value.detach().index_select(dim, index)
+    if isinstance(value, nn.Parameter):
+        less = nn.Parameter(less, requires_grad=value.requires_grad)
+        less.grad = value.grad.index_select(dim, index) if value.grad is not None else None
+    setattr(layer, name, less)
+
+
 def widths_of(layer: nn.Module) -> tuple[int, int]:
     """Return the number of output and of input channels of a layer, or of a subclass of a known
     one.
@@ -201,7 +271,7 @@ def widths_of(layer: nn.Module) -> tuple[int, int]:
     return kind.widths(layer)
 
 
-def channel_kind(layer: nn.Module) -> LayerKind:
+def channel_kind(layer: Any) -> LayerKind:
     """Return the kind of a layer that is known to have one: a member of a channel group."""
     kind = kind_of(layer)
     if kind is None:

@@ -8,20 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.layer_kinds.kind import kind_of, nearest_kind
+from nicprune.codecs.layer_kinds.kind import LayerKind, kind_of, nearest_kind
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import rebuild
 from nicprune.common.errors import CodecError, SurgeryError
 
 
-def remove(layer: Any, axis: str, removed: Sequence[int]) -> None:
+def remove(layer: Any, axis: str, removed: Sequence[int], kind: LayerKind | None = None) -> None:
     """Remove channels of one axis ("out", "in" or "both") from a layer, in place; requires_grad
     stays as it was.
+
+    Args:
+        kind: what the layer was before anything was removed, where axes go one after the other.
 
     Raises:
         SurgeryError: no channels can be removed from a layer of this type.
     """
-    kind = kind_of(layer)
+    kind = kind if kind is not None else kind_of(layer)
     if kind is None or not kind.has_channels:
         raise SurgeryError(f"no channels can be removed from a {type(layer).__name__}")
     needs_grad = {name: p.requires_grad for name, p in layer.named_parameters()}
@@ -73,9 +76,12 @@ def reinitialise(codec: nn.Module) -> None:
         CodecError: a layer of a kind whose initialisation is not known; names it.
     """
     for name, module in codec.named_modules():
-        if isinstance(module, nn.ParameterList) or not list(module.parameters(recurse=False)):
-            continue
         kind = kind_of(module)
+        bare = not list(module.parameters(recurse=False)) and (
+            kind is None or not kind.has_channels
+        )
+        if isinstance(module, nn.ParameterList) or bare:
+            continue
         with torch.no_grad():
             if kind is not None:
                 kind.reinitialise(module)
@@ -90,9 +96,20 @@ def reinitialise(codec: nn.Module) -> None:
                     .named_parameters(recurse=False)
                 )
                 for key, parameter in module.named_parameters(recurse=False):
-                    if key not in fresh or fresh[key].shape != parameter.shape:
+                    value = _narrowed(fresh.get(key), parameter)
+                    if value is None:
                         raise CodecError(
                             f"how {key} of a {type(module).__name__} starts is not known here: it"
                             " cannot be trained from scratch"
                         )
-                    parameter.copy_(fresh[key])
+                    parameter.copy_(value)
+
+
+def _narrowed(fresh: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """A new parameter for as many channels as there are: the first ones of a value per channel."""
+    if fresh is None or fresh.shape == parameter.shape:
+        return fresh
+    per_channel = fresh.dim() == parameter.dim() and fresh.numel() == max(fresh.shape)
+    if not per_channel or parameter.numel() > fresh.numel():
+        return None
+    return fresh.flatten()[: parameter.numel()].view(parameter.shape)

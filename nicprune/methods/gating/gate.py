@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import SIZE_MULTIPLE, forward_for_analysis, transform_of
+from nicprune.codecs.example import example_image
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import CodecError, RecipeError
@@ -306,24 +307,17 @@ def input_sizes(codec: nn.Module, names: list[str]) -> dict[str, int]:
         for name in names
     ]
     modes = {module: module.training for module in codec.modules()}
-    parameter = next(codec.parameters())
+    image = example_image(codec)
     try:
         with torch.no_grad():
-            forward_for_analysis(
-                codec.eval(),
-                torch.full(
-                    (1, 3, SIZE_MULTIPLE, SIZE_MULTIPLE),
-                    0.5,
-                    device=parameter.device,
-                    dtype=parameter.dtype,
-                ),
-            )
+            forward_for_analysis(codec.eval(), image)
     finally:
         for handle in handles:
             handle.remove()
         for module, training in modes.items():
             module.training = training
-    return sizes
+    area = image.shape[2] * image.shape[3]
+    return {name: size * SIZE_MULTIPLE**2 // area for name, size in sizes.items()}
 
 
 @contextmanager

@@ -46,7 +46,7 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import kept_channels
 from nicprune.codecs.anatomy import transform_of
-from nicprune.codecs.layer_kinds import channel_kind, widths_of
+from nicprune.codecs.layer_kinds import channel_kind, layers_of, widths_of
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.layer_kinds.operations import zero
 from nicprune.common.errors import BudgetError, RecipeError, TrainingError
@@ -469,7 +469,7 @@ class ChannelGating(Gating):
 
     @torch.no_grad()
     def fold(self, codec: nn.Module) -> None:
-        modules, meters = dict(codec.named_modules()), self._meters()
+        modules, meters = layers_of(codec), self._meters()
         for name, kept in self.select().items():
             gone = np.setdiff1d(np.arange(self.groups[name].width), kept)
             for member in self.groups[name].members:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import transform_of
 from nicprune.codecs.hooks import NarrowHook, remove_hooks
+from nicprune.codecs.layer_kinds import layers_of
 from nicprune.codecs.layer_kinds.operations import resize, zero
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import LAMBDAS, lmbda_of
@@ -383,7 +384,7 @@ class ScalableEncoder(MultiWidth, Taught):
     @torch.no_grad()
     def _silence(self, i: int) -> None:
         """Set the last layer of an encoder that is to be added to zero."""
-        modules = dict(self._encoder(i).named_modules())
+        modules = layers_of(self._encoder(i))
         for group in self.groups:
             for member in group.members if group.latent == "y" else ():
                 if member.axis == "out" and transform_of(member.module) == "g_a":

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from nicprune.channels.groups import MIN_LATENTS
 from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.hooks import NarrowHook, remove_hooks
-from nicprune.codecs.layer_kinds import Affine, channel_kind, is_bottleneck
+from nicprune.codecs.layer_kinds import Affine, channel_kind, is_bottleneck, layers_of
 from nicprune.codecs.layer_kinds.operations import remove, resize
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_for, lmbda_of
@@ -145,7 +145,7 @@ class Slimmable(MultiWidth):
             lmbda_for(q, provenance(codec).metric) for q in self.config.qualities or ()
         ]
         self.schedule = LambdaSchedule(count, given or [0.0] * count, self.config.schedule)
-        modules: dict[str, Any] = dict(codec.named_modules())
+        modules = layers_of(codec)
         self._norms = [
             name for name in self._slices[-1].layers if channel_kind(modules[name]).pools
         ]
@@ -337,7 +337,7 @@ class Slimmable(MultiWidth):
     def active(self, codec: nn.Module) -> Iterator[None]:
         """Run the codec at the width that is set, inside the block."""
         i = self.widths.now or 0
-        modules: dict[str, Any] = dict(codec.named_modules())
+        modules = layers_of(codec)
         attributes: list[tuple[nn.Module, dict[str, Any]]] = []
         slices = self._slices[i]
         for name in slices.layers:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from nicprune.channels.groups import Group
-from nicprune.codecs.layer_kinds import channel_kind
+from nicprune.codecs.layer_kinds import channel_kind, layers_of
 from nicprune.methods.contract import METHODS, Pruner
 from nicprune.pruning.target import Target
 
@@ -22,7 +22,7 @@ def group_magnitude(codec: nn.Module, group: Group) -> np.ndarray:
     """Return the importance of each channel of a group: L2 norm over its members, relative to the
     group's mean.
     """
-    modules = dict(codec.named_modules())
+    modules = layers_of(codec)
     total = np.zeros(group.width)
     with torch.no_grad():
         for member in group.members:

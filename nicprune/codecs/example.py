@@ -1,0 +1,100 @@
+"""The image that a codec is traced, counted and verified with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nicprune.codecs.anatomy import forward_for_analysis
+from nicprune.codecs.layer_kinds.kind import kinds_in
+from nicprune.common.errors import CodecError
+
+SIZES = (64, 128, 256, 512)
+"""Sides of the images that are tried, in pixels."""
+
+ATTRIBUTE = "_nicprune_image"
+"""Name of the attribute on a codec that keeps what was found."""
+
+
+def image_shape(codec: nn.Module) -> tuple[int, int]:
+    """Return the channels of a codec's images, and the smallest side of `SIZES` that it runs on.
+
+    Raises:
+        CodecError: it runs on none; names the module that raised, and what.
+    """
+    if (known := codec.__dict__.get(ATTRIBUTE)) is not None:
+        return known  # type: ignore[no-any-return]
+    parameter = next((p for p in codec.parameters() if p.is_floating_point()), torch.zeros(()))
+    first = None
+    read = _first_input(codec)
+    for size in SIZES:
+        for channels in dict.fromkeys(c for c in (3, read, 1) if c is not None):
+            image = torch.full((1, channels, size, size), 0.5).to(parameter)
+            failed = _failure(codec, image)
+            if failed is None:
+                codec.__dict__[ATTRIBUTE] = channels, size
+                return channels, size
+            if first is None or channels == read:
+                first = f"{failed[0]} raised {failed[1]} on {channels} x {size} x {size}"
+    raise CodecError(
+        f"the forward pass of {type(codec).__name__} cannot be followed: it runs on no image of"
+        f" {', '.join(map(str, SIZES))} pixels a side; {first}"
+    )
+
+
+def example_image(codec: nn.Module, seed: int | None = None) -> Tensor:
+    """Return an image that the codec runs on, shape (1, C, S, S), on the codec's device and in its
+    type: noise by a seed, or grey.
+    """
+    channels, size = image_shape(codec)
+    parameter = next((p for p in codec.parameters() if p.is_floating_point()), torch.zeros(()))
+    if seed is None:
+        return torch.full((1, channels, size, size), 0.5).to(parameter)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(1, channels, size, size, generator=generator).to(parameter)
+
+
+def forget_image(codec: nn.Module) -> None:
+    """Find out anew what a codec runs on: its parts may have been replaced."""
+    codec.__dict__.pop(ATTRIBUTE, None)
+
+
+def _first_input(codec: nn.Module) -> int | None:
+    """Return the input channels of the first convolution of the analysis, or of the codec."""
+    modules = dict(codec.named_modules())
+    found = [(name, kind) for name, kind in kinds_in(codec).items() if kind.convolution]
+    analysis = [pair for pair in found if "g_a" in pair[0].split(".")]
+    return next((kind.widths(modules[name])[1] for name, kind in analysis or found), None)
+
+
+def _failure(codec: nn.Module, image: Tensor) -> tuple[str, str] | None:
+    """Return the module that raised while the codec ran on an image, and the error; None if it
+    ran.
+    """
+    stack: list[str] = []
+    handles = []
+    modes = {module: module.training for module in codec.modules()}
+
+    def enter(name: str) -> Any:
+        return lambda module, args: stack.append(name)
+
+    for name, module in codec.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name or type(codec).__name__)))
+        handles.append(
+            module.register_forward_hook(lambda module, args, output: stack.pop() and None)
+        )
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            forward_for_analysis(codec.eval(), image)
+    except Exception as error:  # a foreign codec's own code may raise anything
+        told = (str(error) or "").splitlines()
+        where = stack[-1] if stack else type(codec).__name__
+        return where, f"{type(error).__name__}: {told[0]}" if told else type(error).__name__
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    return None

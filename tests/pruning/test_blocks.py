@@ -1,0 +1,42 @@
+"""Blocks of published designs: what can be free is, and pruned is masked, counted and saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from checks import check_pruning
+from torch import nn
+from zoo_of_blocks import BLOCKS, BlockCodec, block_codec
+
+from nicprune.pruning.surgery import analyse
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_is_as_free_as_it_can_be(name: str, tmp_path: Path) -> None:
+    codec = block_codec(name)
+    groups = analyse(codec)
+    reason = {m.module: g.pinned for g in groups for m in g.members if m.axis in ("out", "both")}
+    _, free, held = BLOCKS[name]
+    for layer in free:
+        assert reason[f"g_a.1.{layer}" if layer else "g_a.0"] is None, (layer, reason)
+    for layer in held:
+        assert reason[f"g_a.1.{layer}" if layer else "g_a.0"], layer
+    for seed in range(3):
+        check_pruning(codec, groups, seed, tmp_path)
+
+
+def test_a_mask_on_another_modules_parameter_cannot_be_put() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Module()
+            self.inner.scale = nn.Parameter(torch.rand(8, 1, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.inner.scale
+
+    groups = analyse(BlockCodec(Outer()).eval())
+    found = next(g for g in groups if any(m.module == "g_a.0" for m in g.members))
+    assert "another module" in str(found.pinned)

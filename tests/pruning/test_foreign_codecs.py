@@ -1,0 +1,274 @@
+"""Codecs of somebody else's: what is odd about them is said, or does no harm."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compressai.models import CompressionModel, FactorizedPrior
+from helpers import built, make_telling, random_keep
+from torch import Tensor, nn
+from zoo_of_blocks import BlockCodec
+
+from nicprune.channels.groups import find_groups
+from nicprune.common.errors import CodecError
+from nicprune.pruning.cost import CostModel, measure
+from nicprune.pruning.surgery import analyse, has_foreign_code, prune
+from nicprune.pruning.target import Target
+
+
+class Run(nn.Module):
+    """Layers by name, and what they do together."""
+
+    def __init__(self, run: Any, **layers: nn.Module):
+        super().__init__()
+        self.run = run
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def conv(i: int = 8, o: int = 8, k: int = 1, **settings: Any) -> nn.Conv2d:
+    return nn.Conv2d(i, o, k, padding=k // 2, **settings)
+
+
+def codec_of(run: Any, **layers: nn.Module) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make_telling(BlockCodec(Run(run, **layers)))
+
+
+# -- names ----------------------------------------------------------------------------------------
+
+
+def test_no_two_groups_have_one_name() -> None:
+    """A convolution behind what is not understood has inputs that nobody makes, and outputs."""
+    codec = codec_of(lambda s, x: s.b(torch.cumsum(x, 1)), b=conv())
+    groups = analyse(codec)
+    names = [g.name for g in groups]
+    assert len(set(names)) == len(names)
+    assert groups["g_a.1.b.in"].pinned and not groups["g_a.1.b"].pinned
+    keep = {"g_a.1.b": [1, 4, 6]}
+    assert CostModel(codec, groups).totals(keep) == measure(prune(codec, keep, groups))
+
+
+def test_every_name_is_a_pattern_for_itself(architecture: str) -> None:
+    groups = built(architecture)[1]
+    for group in groups.prunable(latents=True):
+        target = Target(widths={group.name: group.width}, latents=True)
+        assert list(target.fixed_widths(groups)) == [group.name]
+        only = Target(budget={"macs": 0.5}, latents=True, only=[group.name])  # type: ignore[arg-type]
+        assert [g.name for g in only.open(groups)] == [group.name]
+
+
+def test_patterns_may_hold_sets() -> None:
+    groups = built("bmshj2018-hyperprior")[1]
+    target = Target(budget={"macs": 0.5}, only=["g_[as].*"])  # type: ignore[arg-type]
+    assert {g.name[:3] for g in target.open(groups)} == {"g_a", "g_s"}
+
+
+# -- images ---------------------------------------------------------------------------------------
+
+
+def checked(least: int) -> Any:
+    def run(s: Any, x: Tensor) -> Tensor:
+        assert x.shape[-1] * 4 >= least, f"images of {least} pixels and more"
+        return s.b(F.relu(x))
+
+    return run
+
+
+@pytest.mark.parametrize("least", [65, 129])
+def test_codecs_of_larger_images(least: int) -> None:
+    codec, small = codec_of(checked(0), b=conv()), None
+    codec.g_a[1].run = checked(least)
+    groups = analyse(codec)
+    keep = random_keep(groups, 1)
+    small = prune(codec, keep, groups)
+    cost = CostModel(codec, groups)
+    assert cost.totals(keep) == measure(small)
+    # A multiply-add per pixel is one at every size.
+    codec.g_a[1].run = checked(0)
+    plain = copy.deepcopy(codec)
+    del plain.__dict__["_nicprune_image"]
+    assert CostModel(plain, groups).totals(keep) == cost.totals(keep)
+    assert cost.by_transform(keep) == CostModel(plain, groups).by_transform(keep)
+    assert cost.soft(cost.widths(keep).astype(float)) == cost.totals(keep).macs
+
+
+def test_a_codec_that_runs_on_nothing_is_told_where_it_fails() -> None:
+    codec = codec_of(checked(0), b=conv())
+    codec.g_a[1].run = checked(4096)
+    with pytest.raises(CodecError, match=r"64, 128, 256, 512 .*g_a\.1 raised AssertionError"):
+        analyse(codec)
+
+
+@pytest.mark.parametrize("colours", [1, 4])
+def test_images_of_other_colours(colours: int) -> None:
+    codec = BlockCodec(nn.Sequential(nn.ReLU(), conv()), colours=colours).eval()
+    groups = analyse(codec)
+    keep = random_keep(groups, 0)
+    assert CostModel(codec, groups).totals(keep) == measure(prune(codec, keep, groups))
+
+
+# -- trials ---------------------------------------------------------------------------------------
+
+
+def test_tensors_made_in_float32_do_no_harm() -> None:
+    def run(s: Any, x: Tensor) -> Tensor:
+        return s.b(x) * s.c(torch.ones(1, 2, *x.shape[2:])).mean()
+
+    groups = analyse(codec_of(run, b=conv(), c=conv(2, 4)))
+    assert groups["g_a.1.b"].pinned is None
+
+
+class Silent(CompressionModel):
+    """A codec that cannot code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = BlockCodec(nn.Sequential(nn.ReLU(), conv()))
+        self.g_a, self.g_s = inner.g_a, inner.g_s
+        self.entropy_bottleneck = inner.entropy_bottleneck
+
+    forward = BlockCodec.forward
+
+
+def test_a_codec_without_compress_is_pruned_by_its_forward_pass() -> None:
+    codec = make_telling(Silent())
+    groups = analyse(codec)
+    small = prune(codec, random_keep(groups, 0), groups)
+    assert "no bitstream" in small.__dict__["_nicprune_provenance"]["verified"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("compress", "before any pruning, .*bitstream of Faulty does not decode: KeyError"),
+        ("random", "returns something else each time"),
+        ("float64", "does not run in float64 as it is, before any pruning"),
+        ("output", "does not return a dictionary"),
+    ],
+)
+def test_faults_of_the_codec_itself_are_not_blamed_on_widths(fault: str, says: str) -> None:
+    class Faulty(BlockCodec):
+        def forward(self, x: Tensor) -> Any:
+            if fault == "random":
+                x = x + torch.rand_like(x)
+            if fault == "float64" and x.dtype == torch.float64:
+                raise RuntimeError("float32 only")
+            out = super().forward(x)
+            return out["x_hat"] if fault == "output" else out
+
+        def compress(self, x: Tensor) -> dict[str, Any]:
+            return {} if fault == "compress" else super().compress(x)
+
+    with pytest.raises(CodecError, match=says) as error:
+        analyse(Faulty(nn.Sequential(nn.ReLU(), conv())).eval())
+    assert "\n" not in str(error.value)
+
+
+def test_a_part_of_ones_own_in_a_codec_of_the_zoo_is_tried() -> None:
+    codec: Any = FactorizedPrior(8, 12)
+    codec.g_a[2] = nn.Sequential(
+        codec.g_a[2], Run(lambda s, x: x.view(1, 8, *x.shape[2:]).contiguous())
+    )
+    groups = analyse(make_telling(codec))
+    assert "depends on this width" in str(groups["g_a.2.0"].pinned)
+    assert groups["g_a.0"].pinned is None
+
+
+def test_a_forward_of_ones_own_on_an_instance_is_tried() -> None:
+    codec: Any = FactorizedPrior(8, 12).eval()
+    codec.g_a.forward = copy.deepcopy(codec.g_a).forward
+    # A copy of the codec computes with the weights of another module still.
+    with pytest.raises(CodecError, match="before any pruning"):
+        analyse(codec)
+
+
+def test_codecs_of_the_zoo_are_not_tried(architecture: str) -> None:
+    assert not has_foreign_code(built(architecture)[0])
+
+
+# -- sides ----------------------------------------------------------------------------------------
+
+
+class Renamed(CompressionModel):
+    """A codec whose transforms have other names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = BlockCodec(nn.Sequential(nn.ReLU(), conv(), nn.ReLU(), conv()))
+        self.encoder, self.decoder = inner.g_a, inner.g_s
+        self.entropy_bottleneck = inner.entropy_bottleneck
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        y_hat, likelihoods = self.entropy_bottleneck(self.encoder(x))
+        return {"x_hat": self.decoder(y_hat), "likelihoods": {"y": likelihoods}}
+
+    def compress(self, x: Tensor) -> dict[str, Any]:
+        y = self.encoder(x)
+        return {"strings": [self.entropy_bottleneck.compress(y)], "shape": y.shape[-2:]}
+
+    def decompress(self, strings: Any, shape: Any) -> dict[str, Tensor]:
+        y_hat = self.entropy_bottleneck.decompress(strings[0], shape)
+        return {"x_hat": self.decoder(y_hat).clamp(0, 1)}
+
+
+def test_layers_count_on_the_side_where_they_run() -> None:
+    codec = make_telling(Renamed())
+    groups = analyse(codec)
+    keep = random_keep(groups, 0)
+    for one, kept in ((codec, None), (codec, keep)):
+        total = CostModel(one, groups).totals(kept)
+        known = BlockCodec(nn.Identity())
+        known.g_a, known.g_s = codec.encoder, codec.decoder
+        known.entropy_bottleneck = codec.entropy_bottleneck
+        if kept is None:
+            assert (total.encoder, total.decoder) == (
+                measure(known).encoder,
+                measure(known).decoder,
+            )
+        assert total.encoder < total.macs and total.decoder < total.macs
+    small = prune(codec, keep, groups)
+    assert CostModel(codec, groups).totals(keep) == measure(small)
+
+
+# -- counting -------------------------------------------------------------------------------------
+
+
+def test_an_operator_without_a_handle_is_named() -> None:
+    codec = codec_of(lambda s, x: s.b(x) * (1 + torch.cdist(x, x).mean()), b=conv())
+    with pytest.warns(UserWarning, match="MACs of .*cdist.* are not counted"):
+        measure(codec)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_padding_by_a_word_is_counted(padding: str) -> None:
+    def body(padding: Any, k: int) -> Any:
+        torch.manual_seed(0)
+        return codec_of(lambda s, x: s.b(x), b=nn.Conv2d(8, 8, k, padding=padding))
+
+    k = 3 if padding == "same" else 1
+    assert measure(body(padding, k)).macs == measure(body(k // 2, k)).macs
+
+
+def test_resampling_and_pooling_are_no_multiply_adds() -> None:
+    def run(s: Any, x: Tensor) -> Tensor:
+        y = F.interpolate(s.b(x), scale_factor=2, mode="bilinear")
+        return F.adaptive_avg_pool2d(s.c(y), x.shape[2:])
+
+    codec = codec_of(run, b=conv(), c=conv())
+    groups = find_groups(codec)
+    keep = random_keep(groups, 0)
+    assert CostModel(codec, groups).totals(keep) == measure(prune(codec, keep, groups))
+    assert (
+        measure(codec).macs
+        == measure(codec_of(lambda s, x: s.c(s.b(x)), b=conv(), c=conv())).macs
+        + 3 * 8 * 8 * 16 * 16
+    )
