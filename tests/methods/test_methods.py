@@ -29,7 +29,7 @@ STAYING = ["channel_gating", "scalable_encoder", "slimmable", *MODULATORS]
 CODECS = ["bmshj2018-hyperprior", "mbt2018", "cheng2020-attn", "elic2022-chandelier"]
 
 
-HOOKLESS = ("magnitude", "random", "fisher", "none")
+HOOKLESS = tuple(name for name in sorted(METHODS) if METHODS[name].attach is Method.attach)
 FEW = {
     **dict.fromkeys(HOOKLESS, CODECS[:1]),
     **dict.fromkeys((*MODULATORS, "distillation"), CODECS[::2]),

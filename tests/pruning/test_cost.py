@@ -91,5 +91,6 @@ def test_counting_changes_nothing() -> None:
     assert [m.training for m in codec.modules()] == modes
 
 
+@pytest.mark.parametrize("architecture", sorted(GROUP_COUNTS))
 def test_group_counts(architecture: str) -> None:
     assert len(built(architecture)[1].prunable(latents=True)) == GROUP_COUNTS[architecture]

@@ -1,4 +1,9 @@
-"""Knowledge of each type of layer, one file a family. May use what is below `codecs`."""
+"""Knowledge of each type of layer, one file a family. Importing a file registers its kinds. May use
+what is below `codecs`.
+"""
+
+import importlib
+import pkgutil
 
 from nicprune.codecs.layer_kinds.convolutions import (
     Convolution,
@@ -28,6 +33,9 @@ from nicprune.codecs.layer_kinds.kind import (
 from nicprune.codecs.layer_kinds.linear import Linear
 from nicprune.codecs.layer_kinds.norms import ChannelNorm, PerChannel
 from nicprune.codecs.layer_kinds.parameters import holder, layers_of
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
 
 __all__ = [
     "KINDS",
