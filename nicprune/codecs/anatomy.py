@@ -44,6 +44,19 @@ def check_codec(codec: object) -> None:
         raise CodecError(f"expected a compressai CompressionModel, got {type(codec).__name__}")
 
 
+def check_finite(model: nn.Module) -> None:
+    """Raise CodecError where a weight is NaN or infinite, or a buffer NaN; names the first.
+
+    With such weights CompressAI's coder never ends.
+    """
+    for name, value in model.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise CodecError(f"{name} holds values that are not finite: the weights are damaged")
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point() and bool(buffer.isnan().any()):
+            raise CodecError(f"{name} holds values that are not finite: the weights are damaged")
+
+
 def rate_distortion_loss(lmbda: float, metric: str) -> nn.Module:
     """CompressAI's loss: lmbda * 255^2 * MSE + bpp, or lmbda * (1 - MS-SSIM) + bpp."""
     return RateDistortionLoss(lmbda=lmbda, metric=metric)

@@ -4,13 +4,13 @@ read it.
     magic (4) | version (1) | fingerprint of the codec (8) | CRC-32 of its CDF tables (4)
     | width, height, shape, strings | CRC-32 of all before (4)
 
-The four in the middle are values: a varint n << 2 | kind, then n values (list), n bytes (string), n
-    pairs (table), or nothing (n itself).
+The fingerprint is that of the weights; since version 2 its second half is combined (exclusive or)
+with the CRC-32 of the layers' types and settings. The four in the middle are values: a varint
+n << 2 | kind, then n values (list), n bytes (string), n pairs (table), or nothing (n itself).
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import struct
 import zlib
@@ -23,13 +23,15 @@ from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import CDF_BUFFERS, ENCODER_ONLY, check_codec, transform_of, unwrap
 from nicprune.codecs.cdf import fast_indexes
+from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.hooks import has_hooks
+from nicprune.codecs.structure import checksum, structure
 from nicprune.common.errors import CodecError, DataError, FileError, RecipeError
 from nicprune.data.images import read_image
 from nicprune.evaluation.evaluate import crop, pad
 from nicprune.methods import Attached
 
-MAGIC, VERSION = b"\x8bNIC", 1
+MAGIC, VERSION = b"\x8bNIC", 2
 """The first byte is no ASCII: text is never taken for an image."""
 
 HEADER = struct.Struct(">4sB8sI")
@@ -91,7 +93,7 @@ def encode(
     x = image.unsqueeze(0).to(next(ready.parameters()).device).float().div(255)
     with fast_indexes():
         sent = ready.compress(pad(x)[0], **rate)
-    header = HEADER.pack(MAGIC, VERSION, fingerprint(ready), _tables(ready))
+    header = HEADER.pack(MAGIC, VERSION, _mark(fingerprint(ready), ready), _tables(ready))
     data = header + b"".join(
         _pack(value) for value in (image.shape[2], image.shape[1], sent["shape"], sent["strings"])
     )
@@ -134,12 +136,19 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
         )
     if len(data) < HEADER.size + 4 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "big"):
         raise FileError(f"{where} is damaged or cut short: its checksum does not fit")
-    _, _, wanted, tables = HEADER.unpack_from(data)
+    _, version, wanted, tables = HEADER.unpack_from(data)
     ready = _ready(codec)
-    if wanted not in (own := fingerprint(ready), fingerprint(ready, encoder=True)):
+    own = fingerprint(ready)
+    accepted = [own, fingerprint(ready, encoder=True)] if version < 2 else [_mark(own, ready)]
+    if wanted not in accepted:
+        if wanted[:4] == own[:4]:
+            raise FileError(
+                f"{where} was coded with another codec: one of the same weights, whose layers are"
+                " of other types or settings"
+            )
         raise FileError(
             f"{where} was coded with another codec (fingerprint {wanted.hex()}, this one has"
-            f" {own.hex()}): name the one that wrote it"
+            f" {accepted[0].hex()}): name the one that wrote it"
         )
     if _tables(ready) != tables:
         raise FileError(
@@ -194,6 +203,12 @@ def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
     return digest.digest()[:8]
 
 
+def _mark(weights: bytes, codec: nn.Module) -> bytes:
+    """The fingerprint of a codec's weights and of the layers that decode."""
+    layers = checksum(structure(unwrap(codec)), lambda name: transform_of(name) not in ENCODER_ONLY)
+    return weights[:4] + (int.from_bytes(weights[4:], "big") ^ layers).to_bytes(4, "big")
+
+
 def _tables(codec: nn.Module) -> int:
     """CRC-32 of the CDF tables: with others, the very same weights read garbage."""
     state = codec.state_dict()
@@ -228,7 +243,7 @@ def _ready(codec: nn.Module) -> Any:
     In channels_last a 1x1 convolution takes the format of its input, which a context model's
     encoder and decoder build differently.
     """
-    ready: Any = copy.deepcopy(codec).float().eval().to(memory_format=torch.contiguous_format)
+    ready: Any = copy_codec(codec).float().eval().to(memory_format=torch.contiguous_format)
     ready.update()
     return ready
 

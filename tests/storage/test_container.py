@@ -296,6 +296,47 @@ def test_another_codec_is_told_so() -> None:
     refused(attached.harden(level=1), sent, "another codec")
 
 
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        ("g_s.0", {"padding": (1, 1), "output_padding": (0, 0)}),
+        ("g_s.1", {"inverse": False}),
+        ("h_s.1", nn.LeakyReLU()),
+        ("h_s.5", nn.LeakyReLU(0.3)),
+        ("g_s.6", {"dilation": (2, 2)}),
+    ],
+)
+def test_a_codec_of_the_same_weights_and_other_layers_is_told_so(path: str, change: Any) -> None:
+    codec = ready("bmshj2018-hyperprior")
+    data, before = encode(codec, photo()), fingerprint(codec)
+    if isinstance(change, dict):
+        vars(codec.get_submodule(path)).update(change)
+    else:
+        codec.get_submodule(path.split(".")[0])[int(path.split(".")[1])] = change
+    assert fingerprint(codec) == before
+    refused(codec, data, "other types or settings")
+
+
+def test_an_encoder_of_other_layers_writes_what_the_codec_reads() -> None:
+    codec, other = ready("bmshj2018-hyperprior"), ready("bmshj2018-hyperprior")
+    other.h_a[1] = nn.LeakyReLU()
+    assert decode(codec, encode(other, photo())).shape == photo().shape
+
+
+def test_images_of_the_first_version_are_read(hyperprior: Any) -> None:
+    data = encode(hyperprior, photo())
+    assert data[len(MAGIC)] == 2
+    places = len(MAGIC), len(MAGIC) + 9
+    first = data[: places[0]] + b"\1" + fingerprint(hyperprior) + data[places[1] : -4]
+    with_encoder = (
+        data[: places[0]] + b"\1" + fingerprint(hyperprior, encoder=True) + data[places[1] : -4]
+    )
+    assert torch.equal(decode(hyperprior, sealed(with_encoder)), decode(hyperprior, data))
+    assert torch.equal(decode(hyperprior, sealed(first)), decode(hyperprior, data))
+    refused(ready("mbt2018-mean"), sealed(first), "another codec")
+    refused(hyperprior, sealed(data[: places[0]] + b"\3" + data[places[0] + 1 : -4]), "version 3")
+
+
 def test_other_tables_are_told_so() -> None:
     codec = ready("bmshj2018-hyperprior")
     data = encode(codec, photo())
