@@ -4,7 +4,6 @@ mean.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import sys
@@ -22,8 +21,9 @@ from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, unwrap
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
+from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.provenance import provenance
-from nicprune.common.errors import CodecError, RecipeError
+from nicprune.common.errors import CodecError, RecipeError, enough_memory
 from nicprune.common.files import write_text
 from nicprune.common.machine import BUSY, others_share, processor_time
 from nicprune.data.images import list_images, readable, usable_images
@@ -187,17 +187,18 @@ def evaluate_image(codec: Any, image: Tensor, name: str, **rate: Any) -> tuple[I
     and the decoded image, float in [0, 1] on the CPU.
     """
     device = next(codec.parameters()).device
-    x = image.unsqueeze(0).float().div(255).to(device)
-    padded, padding = pad(x)
-    padded = padded.contiguous(memory_format=torch.channels_last)
-    pixels = x.shape[-2] * x.shape[-1]
-    with fast_indexes():
+    height, width = image.shape[-2:]
+    pixels = height * width
+    with fast_indexes(), enough_memory(f"coding {name}, {width}x{height} pixels,"):
+        x = image.unsqueeze(0).float().div(255).to(device)
+        padded, padding = pad(x)
+        padded = padded.contiguous(memory_format=torch.channels_last)
         started = _now(device)
         sent = codec.compress(padded, **rate)
         encoded = _now(device)
         received = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
         decoded = _now(device)
-    likelihoods = codec(padded, **rate)["likelihoods"].values()
+        likelihoods = codec(padded, **rate)["likelihoods"].values()
     cost = codec.image_cost() if isinstance(codec, Attached) else None
     estimate = (
         sum(float(-torch.log2(likelihood.cpu().double()).sum()) for likelihood in likelihoods)
@@ -284,7 +285,7 @@ def evaluate(
     paths = usable_images(list_images(images, "test"))
     record = provenance(bare)
     place = torch.device(device) if device is not None else next(codec.parameters()).device
-    ready: Any = copy.deepcopy(codec).to(place).float().eval().to(memory_format=torch.channels_last)
+    ready: Any = copy_codec(codec).to(place).float().eval().to(memory_format=torch.channels_last)
     refresh_tables(ready)
     if widths is not None:
         ready.set_width(widths.now if width is None else width)

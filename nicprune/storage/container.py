@@ -26,8 +26,8 @@ from nicprune.codecs.cdf import fast_indexes
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.structure import checksum, structure
-from nicprune.common.errors import CodecError, DataError, FileError, RecipeError
-from nicprune.data.images import read_image
+from nicprune.common.errors import CodecError, DataError, FileError, RecipeError, enough_memory
+from nicprune.data.images import check_size, max_pixels, read_image
 from nicprune.evaluation.evaluate import crop, pad
 from nicprune.methods import Attached
 
@@ -89,9 +89,11 @@ def encode(
             "expected a uint8 image of shape (3, H, W), got"
             f" {str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
         )
+    check_size(image.shape[2], image.shape[1], "the image")
     ready = _ready(codec)
-    x = image.unsqueeze(0).to(next(ready.parameters()).device).float().div(255)
-    with fast_indexes():
+    height, width = image.shape[1:]
+    with fast_indexes(), enough_memory(f"coding an image of {width}x{height} pixels"):
+        x = image.unsqueeze(0).to(next(ready.parameters()).device).float().div(255)
         sent = ready.compress(pad(x)[0], **rate)
     header = HEADER.pack(MAGIC, VERSION, _mark(fingerprint(ready), ready), _tables(ready))
     data = header + b"".join(
@@ -158,11 +160,15 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
         )
     try:
         width, height, shape, strings = _unpack_all(data[HEADER.size : -4], 4)
+        if not 0 < width * height <= max_pixels():
+            raise DataError(f"it says that it has {width}x{height} pixels")
         padded, padding = pad(torch.empty(1, 3, height, width, device="meta"))
-        with fast_indexes():
+        with fast_indexes(), enough_memory(f"an image of {width}x{height} pixels"):
             x_hat = ready.decompress(strings, shape)["x_hat"]
         if x_hat.shape != padded.shape:
             raise ValueError(f"decoded {tuple(x_hat.shape)}, expected {tuple(padded.shape)}")
+    except DataError as error:
+        raise FileError(f"{where} cannot be decoded here: {error}") from None
     except (
         Exception
     ) as error:  # of the codec's own making, where it reads what its encoder did not write
@@ -171,7 +177,8 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
             f"{where} cannot be decoded here ({reason}): was it coded with other library versions,"
             " or on other hardware?"
         ) from error
-    return crop(x_hat, padding)[0].clamp(0, 1).mul(255).round().byte().cpu()
+    with enough_memory(f"an image of {width}x{height} pixels"):
+        return crop(x_hat, padding)[0].clamp(0, 1).mul(255).round().byte().cpu()
 
 
 def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:

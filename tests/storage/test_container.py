@@ -5,18 +5,21 @@ whole or not this codec's.
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import ELIC_GROUPS, built, hook_count, same_state, state_of
+from helpers import ELIC_GROUPS, TESTS, built, hook_count, same_state, state_of
 from torch import Tensor, nn
 
 from nicprune.common.errors import CodecError, DataError, FileError, NicpruneError, RecipeError
 from nicprune.data.images import read_image, write_png
-from nicprune.evaluation.evaluate import crop, pad, string_bytes
+from nicprune.evaluation.evaluate import crop, evaluate, pad, string_bytes
 from nicprune.methods import Attached, attach
 from nicprune.storage.checkpoint import load, save
 from nicprune.storage.container import HEADER, MAGIC, _pack, decode, encode, fingerprint
@@ -485,6 +488,62 @@ def test_a_codec_whose_strings_are_something_else_is_told_so(hyperprior: Any) ->
     hyperprior.__class__ = Odd
     with pytest.raises(NicpruneError, match="1.5, which has no place in a file"):
         encode(hyperprior, photo(64, 64))
+
+
+SCARCE = """
+import resource, sys, torch
+from helpers import built
+from PIL import Image
+import nicprune.storage.container as container
+from nicprune.common.errors import DataError
+from nicprune.data.images import read_image
+
+torch.set_num_threads(1)
+Image.new("L", (8000, 6000)).save(sys.argv[1], compress_level=1)
+codec = built("bmshj2018-factorized")[0]
+container.encode(codec, torch.zeros(3, 64, 64, dtype=torch.uint8))
+picture = torch.zeros(3, 3000, 4000, dtype=torch.uint8)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (150 << 20), -1))
+for work in (lambda: read_image(sys.argv[1]), lambda: container.encode(codec, picture)):
+    try:
+        work()
+    except DataError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is bounded as Linux does")
+def test_more_pixels_than_memory_are_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCARCE, str(tmp_path / "large.png")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    read, coded = done.stdout.splitlines()
+    assert "large.png as an image: it needs more memory than there is" in read
+    assert "coding an image of 4000x3000 pixels needs more memory than there is" in coded
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes")]
+)
+def test_running_out_of_memory_is_one_line_everywhere(
+    hyperprior: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def scarce(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    data = encode(hyperprior, photo(64, 64))
+    file = write_png(photo(64, 64) / 255, tmp_path / "a.png")
+    monkeypatch.setattr(type(hyperprior), "decompress", scarce)
+    refused(hyperprior, data, "needs more memory than there is")
+    monkeypatch.setattr(type(hyperprior), "compress", scarce)
+    for work in (lambda: encode(hyperprior, file), lambda: evaluate(hyperprior, file)):
+        with pytest.raises(DataError, match="64x64 pixels,? needs more memory than there is"):
+            work()
 
 
 def test_a_decoded_picture_is_written_as_it_is(hyperprior: Any, tmp_path: Path) -> None:
