@@ -1,29 +1,25 @@
 """Codecs by name: CompressAI's zoo and the embedded codec, their qualities and lambdas, how each is
-built and its weights are read.
+built.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import pickle
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-import torch
 from compressai.models import CompressionModel
 from compressai.registry import MODELS
 from compressai.zoo import image_models
-from compressai.zoo import load_state_dict as rename_keys
-from torch import Tensor, nn
+from torch import nn
 
 from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.provenance import provenance
-from nicprune.common.errors import CodecError, FileError, closest
+from nicprune.common.errors import CodecError, closest
 
 ZOO = tuple(image_models)
 """The ten names of CompressAI's image zoo."""
@@ -203,43 +199,3 @@ def rebuild(build: Mapping[str, Any], factory: Callable[[], nn.Module] | None = 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return target(**arguments)
-
-
-def read_compressai_file(path: str | Path) -> dict[str, Tensor]:
-    """Read a CompressAI `.pth` or `.pth.tar`: a state dict, bare or below "state_dict", with or
-    without "module.".
-
-    Raises:
-        FileError: not such a file, damaged, or a pickle that holds more than tensors.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of pickle protocols: what cannot be read is an error below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileError(f"no such file: {path}") from None
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
-            raise FileError(
-                f"{path} is refused: it holds more than tensors, and unpickling it could run code"
-            ) from None
-        raise FileError(f"{path} is not a PyTorch checkpoint, or is cut short") from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise FileError(
-            f"{path} is not a PyTorch checkpoint, or is cut short"
-            f" ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        ) from None
-    state = (
-        content.get("state_dict", content.get("model", content))
-        if isinstance(content, dict)
-        else None
-    )
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(v, Tensor) for v in state.values())
-    ):
-        raise FileError(f"{path} holds no state dict (found {type(content).__name__})")
-    return rename_keys({str(key): value for key, value in state.items()})

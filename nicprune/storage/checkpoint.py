@@ -33,6 +33,7 @@ from nicprune.codecs.hooks import has_hooks, remove_hooks
 from nicprune.codecs.layer_kinds import entropy_models, is_quantile
 from nicprune.codecs.layer_kinds.operations import resize
 from nicprune.codecs.provenance import Provenance, provenance, set_provenance
+from nicprune.codecs.state_dicts import read_state_dict
 from nicprune.codecs.structure import differences, structure
 from nicprune.codecs.zoo import (
     DEMO,
@@ -41,7 +42,6 @@ from nicprune.codecs.zoo import (
     check_name,
     codec_names,
     qualities,
-    read_compressai_file,
     rebuild,
 )
 from nicprune.common.errors import CodecError, FileError, NicpruneError
@@ -553,9 +553,8 @@ def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
             stored.history,
         )
     else:
-        state = read_compressai_file(weights)
+        state = read_state_dict(weights, codec)
         own = codec.state_dict()
-        state = _modern_keys(codec, state)
         # Files saved before update() hold no CDF tables, others' tables have their own length: both
         # are fine.
         differing = [
@@ -589,20 +588,3 @@ def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
     set_provenance(codec, record)
     note_tables(codec)
     return loaded
-
-
-def _modern_keys(codec: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename entropy bottleneck keys of older CompressAI files (`_matrix0`) to today's
-    (`matrices.0`).
-    """
-    lists = {"_matrix": "matrices", "_bias": "biases", "_factor": "factors"}
-    own = codec.state_dict()
-    renamed = {}
-    for key, value in state.items():
-        prefix, _, last = key.rpartition(".")
-        for old, new in lists.items():
-            candidate = f"{prefix}.{new}.{last[len(old) :]}"
-            if key not in own and last.startswith(old) and candidate in own:
-                key = candidate
-        renamed[key] = value
-    return renamed

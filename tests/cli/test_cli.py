@@ -347,3 +347,11 @@ def test_module_runs() -> None:
         and done.stderr.startswith("nicprune: ")
         and done.stderr.count("\n") == 1
     )
+
+
+def test_a_codec_is_not_written_where_no_command_would_read_it(tmp_path: Path) -> None:
+    """Before any work: the codec is not even there."""
+    for name in ("out.pth", "out", "out.pth.tar", "out.safetensor"):
+        asked = ["prune", "no_such_module:codec", str(tmp_path / name), "--set", "budget.macs=0.5"]
+        result = CliRunner().invoke(app, asked)
+        assert f"{name} must end in .safetensors" in str(result.exception)

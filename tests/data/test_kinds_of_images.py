@@ -143,7 +143,7 @@ FILES: dict[str, tuple[bytes, list[tuple[int, ...]]]] = {
         [(255,) * 3, (0,) * 3],
     ),
     "8-bit-white-is-zero.tif": (tiff(8, bytes([0, 255]), photometric=0), [(255,) * 3, (0,) * 3]),
-    "12-bit.tif": (tiff(12, bytes([0x00, 0x0F, 0xFF])), [(0,) * 3, (255,) * 3]),
+    "12-bit.tif": (tiff(12, bytes([0x80, 0x0F, 0xFF])), [(128,) * 3, (255,) * 3]),
     "float.tif": (tiff(32, struct.pack("<ff", 0.2, 1.0), sample=3), [(51,) * 3, (255,) * 3]),
     "float-white-is-zero.tif": (
         tiff(32, struct.pack("<ff", 0.2, 1.0), sample=3, photometric=0),
