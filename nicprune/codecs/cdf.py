@@ -4,28 +4,79 @@ changed, and finding a latent's table quickly.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
 
 import torch
-from compressai.entropy_models import GaussianConditional
+from compressai.entropy_models import EntropyModel, EntropyModelVbr, GaussianConditional
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import unwrap
 from nicprune.codecs.layer_kinds import entropy_models, is_bottleneck
 from nicprune.codecs.provenance import provenance
+from nicprune.common.errors import CodecError
 
 _COMPARED = GaussianConditional.build_indexes
 
+LARGEST_SYMBOL = 1 << 26
+"""Latents are written as whole numbers below this. CompressAI's coder, which shifts a number right
+until nothing is left of it, never ends from twice as large on, nor for NaN and infinity, which
+become the largest there is.
+"""
+
+WIDEST = 1 << 15
+"""Symbols that an entropy bottleneck may have a probability for: CDF tables have 65536 steps."""
+
+
+def _refuse_unless(fine: Tensor, what: str) -> None:
+    if not bool(fine.all()):
+        raise CodecError(
+            f"{what} of this codec are not finite, or too large to be coded: its weights are"
+            " damaged, or its training diverged"
+        )
+
 
 def _bisected(self: Any, scales: Tensor) -> Tensor:
+    _refuse_unless(torch.isfinite(scales), "scales")
     if scales.dtype != self.scale_table.dtype:  # bisection takes one type alone
         return _COMPARED(self, scales)
     scales = self.lower_bound_scale(scales)
     return torch.bucketize(scales.contiguous(), self.scale_table[:-1], out_int32=True)
+
+
+def _checking(quantize: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same, of values that can be coded."""
+
+    @functools.wraps(quantize)
+    def checked(
+        self: Any, inputs: Tensor, mode: str, means: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        if mode == "symbols":
+            centred = inputs if means is None else inputs - means
+            step = options.get("qs")
+            centred = centred if step is None else centred / step
+            _refuse_unless(centred.abs() < LARGEST_SYMBOL, "latents")
+        return quantize(self, inputs, mode, means, **options)
+
+    return checked
+
+
+_CODING: list[tuple[type, str, Callable[..., Any], Callable[..., Any]]] = [
+    (GaussianConditional, "build_indexes", _COMPARED, lambda self, x: _bisected(self, x)),
+    *(
+        (cls, name, getattr(cls, name), _checking(getattr(cls, name)))
+        for cls, name in (
+            (EntropyModel, "quantize"),
+            (EntropyModelVbr, "quantize"),
+            (EntropyModelVbr, "quantize_variable"),
+        )
+    ),
+]
+"""What is replaced while coding: in which class, its name, CompressAI's own, and what by."""
 
 
 @contextmanager
@@ -36,19 +87,18 @@ def fast_indexes() -> Iterator[None]:
         with nicprune.fast_indexes():
             sent = codec.compress(x)
 
-    The indexes are the same, and so are the bitstreams. What `nicprune` codes itself is coded
-    within it. An own `build_indexes`, of a subclass or put in place of CompressAI's, stays.
+    The indexes are the same, and so are the bitstreams. Latents or scales that are not finite, with
+    which CompressAI's coder would never end, are a `CodecError`. What `nicprune` codes itself is
+    coded within it. Own methods, of a subclass or put in place of CompressAI's, stay.
     """
-    if GaussianConditional.build_indexes is not _COMPARED:
+    with ExitStack() as stack:
+        for cls, name, own, other in _CODING:
+            if getattr(cls, name) is own:
+                setattr(cls, name, other)
+                # With several threads it may end early for another one, which then compares:
+                # slower, and the same.
+                stack.callback(setattr, cls, name, own)
         yield
-        return
-    GaussianConditional.build_indexes = _bisected  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        # With several threads it may end early for another one, which then compares: slower, and
-        # the same.
-        GaussianConditional.build_indexes = _COMPARED  # type: ignore[method-assign]
 
 
 def _bottleneck_hash(codec: Any) -> str:
@@ -81,10 +131,29 @@ def _stale(part: nn.Module, tables: str) -> bool:
     return not all(m._quantized_cdf.numel() for m in made) or tables != _bottleneck_hash(part)
 
 
+def check_bottlenecks(model: nn.Module) -> None:
+    """Raise CodecError where CDF tables cannot be made of an entropy bottleneck, whose quantiles
+    are not finite or too far apart: names the first.
+    """
+    for name, module in model.named_modules():
+        if not is_bottleneck(module):
+            continue
+        quantiles = cast("Any", module).quantiles.detach()[:, 0]
+        if not bool((quantiles.diff(dim=1).abs() < WIDEST).all()):
+            raise CodecError(
+                f"CDF tables cannot be made of {name}: its quantiles are not finite, or further"
+                f" apart than {WIDEST}; train its auxiliary loss (codec.aux_loss())"
+            )
+
+
 def update_tables(codec: Any) -> None:
     """Make all CDF tables of a codec anew, for the scales of its Gaussian conditionals that it has
     already, if any.
+
+    Raises:
+        CodecError: they cannot be made; see `check_bottlenecks`.
     """
+    check_bottlenecks(codec)
     models: list[Any] = entropy_models(codec)
     found = [
         m.scale_table
@@ -107,5 +176,6 @@ def refresh_tables(model: nn.Module) -> None:
         update_tables(codec)
     for part in _parts(model):
         if _stale(part, part.tables):
+            check_bottlenecks(part)
             part.update(force=True)
     note_tables(model)

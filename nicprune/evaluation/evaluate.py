@@ -19,7 +19,7 @@ from compressai.ops import compute_padding
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, unwrap
+from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, check_finite, unwrap
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.provenance import provenance
@@ -199,6 +199,8 @@ def evaluate_image(codec: Any, image: Tensor, name: str, **rate: Any) -> tuple[I
         received = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
         decoded = _now(device)
         likelihoods = codec(padded, **rate)["likelihoods"].values()
+    if not bool(torch.isfinite(received).all()):
+        raise CodecError("this codec decodes images to values that are not finite")
     cost = codec.image_cost() if isinstance(codec, Attached) else None
     estimate = (
         sum(float(-torch.log2(likelihood.cpu().double()).sum()) for likelihood in likelihoods)
@@ -286,6 +288,7 @@ def evaluate(
     record = provenance(bare)
     place = torch.device(device) if device is not None else next(codec.parameters()).device
     ready: Any = copy_codec(codec).to(place).float().eval().to(memory_format=torch.channels_last)
+    check_finite(ready)
     refresh_tables(ready)
     if widths is not None:
         ready.set_width(widths.now if width is None else width)

@@ -21,8 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import CDF_BUFFERS, ENCODER_ONLY, check_codec, transform_of, unwrap
-from nicprune.codecs.cdf import fast_indexes
+from nicprune.codecs.anatomy import (
+    CDF_BUFFERS,
+    ENCODER_ONLY,
+    check_codec,
+    check_finite,
+    transform_of,
+    unwrap,
+)
+from nicprune.codecs.cdf import check_bottlenecks, fast_indexes
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.structure import checksum, structure
@@ -167,6 +174,8 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
             x_hat = ready.decompress(strings, shape)["x_hat"]
         if x_hat.shape != padded.shape:
             raise ValueError(f"decoded {tuple(x_hat.shape)}, expected {tuple(padded.shape)}")
+        if not bool(torch.isfinite(x_hat).all()):
+            raise ValueError("decoded values that are not finite")
     except DataError as error:
         raise FileError(f"{where} cannot be decoded here: {error}") from None
     except (
@@ -251,6 +260,8 @@ def _ready(codec: nn.Module) -> Any:
     encoder and decoder build differently.
     """
     ready: Any = copy_codec(codec).float().eval().to(memory_format=torch.contiguous_format)
+    check_finite(ready)
+    check_bottlenecks(ready)
     ready.update()
     return ready
 
