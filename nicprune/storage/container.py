@@ -24,17 +24,18 @@ from torch import Tensor, nn
 from nicprune.codecs.anatomy import (
     CDF_BUFFERS,
     ENCODER_ONLY,
+    SIZE_MULTIPLE,
     check_codec,
     check_finite,
     transform_of,
     unwrap,
 )
-from nicprune.codecs.cdf import check_bottlenecks, fast_indexes
+from nicprune.codecs.cdf import bounded_reads, check_bottlenecks, counted_symbols, fast_indexes
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.structure import checksum, structure
 from nicprune.common.errors import CodecError, DataError, FileError, RecipeError, enough_memory
-from nicprune.data.images import check_size, max_pixels, read_image
+from nicprune.data.images import check_size, read_image
 from nicprune.evaluation.evaluate import crop, pad
 from nicprune.methods import Attached
 
@@ -167,16 +168,22 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
         )
     try:
         width, height, shape, strings = _unpack_all(data[HEADER.size : -4], 4)
-        if not 0 < width * height <= max_pixels():
-            raise DataError(f"it says that it has {width}x{height} pixels")
+        if not isinstance(width, int) or not isinstance(height, int) or not width * height:
+            raise FileError(MISFIT)
+        check_size(width, height, "the image")
         padded, padding = pad(torch.empty(1, 3, height, width, device="meta"))
         with fast_indexes(), enough_memory(f"an image of {width}x{height} pixels"):
-            x_hat = ready.decompress(strings, shape)["x_hat"]
+            tiles = padded.shape[-2] // SIZE_MULTIPLE, padded.shape[-1] // SIZE_MULTIPLE
+            usual, symbols = _tile(ready)
+            if not _may_be(shape, usual, tiles):
+                raise FileError(MISFIT)
+            with bounded_reads(2 * symbols * tiles[0] * tiles[1]):
+                x_hat = ready.decompress(strings, shape)["x_hat"]
         if x_hat.shape != padded.shape:
             raise ValueError(f"decoded {tuple(x_hat.shape)}, expected {tuple(padded.shape)}")
         if not bool(torch.isfinite(x_hat).all()):
             raise ValueError("decoded values that are not finite")
-    except DataError as error:
+    except (DataError, FileError) as error:
         raise FileError(f"{where} cannot be decoded here: {error}") from None
     except (
         Exception
@@ -188,6 +195,34 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
         ) from error
     with enough_memory(f"an image of {width}x{height} pixels"):
         return crop(x_hat, padding)[0].clamp(0, 1).mul(255).round().byte().cpu()
+
+
+def _tile(ready: Any) -> tuple[Any, int]:
+    """The shape that a codec gives for the smallest image, and how many symbols it writes."""
+    device = next(ready.parameters()).device
+    with counted_symbols() as counts:
+        sent = ready.compress(torch.zeros(1, 3, SIZE_MULTIPLE, SIZE_MULTIPLE, device=device))
+    return sent["shape"], sum(counts)
+
+
+def _may_be(shape: Any, usual: Any, tiles: tuple[int, int]) -> bool:
+    """Whether a shape is one that a codec gives for an image of so many tiles, one of which has the
+    usual one: height and width last, and each at most twice as large as it should be.
+    """
+    if isinstance(usual, Mapping):
+        return (
+            isinstance(shape, Mapping)
+            and shape.keys() == usual.keys()
+            and all(_may_be(shape[key], usual[key], tiles) for key in usual)
+        )
+    if isinstance(usual, int):
+        return isinstance(shape, int) and shape <= 2 * usual * max(tiles)
+    if not isinstance(shape, (list, tuple)) or len(shape) != len(usual):
+        return False
+    if len(usual) >= 2 and all(isinstance(size, int) for size in (*usual, *shape)):
+        bounds = [*usual[:-2], *(2 * u * n for u, n in zip(usual[-2:], tiles, strict=True))]
+        return all(size <= bound for size, bound in zip(shape, bounds, strict=True))
+    return all(_may_be(one, other, tiles) for one, other in zip(shape, usual, strict=True))
 
 
 def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:

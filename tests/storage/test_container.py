@@ -274,8 +274,8 @@ def test_the_codec_is_given_back_what_it_gave_in_the_arithmetic_of_its_encoder()
     codec.__class__ = Watched
     data = encode(codec.train().to(memory_format=torch.channels_last), photo())
     decode(codec.eval().to(memory_format=torch.contiguous_format), data)
-    assert seen[0] == seen[1] and seen[0][2:] == (False, True, True)
-    assert [type(size) for size in seen[1][1]["y"]] == [torch.Size] * len(ELIC_GROUPS)
+    assert seen[0] == seen[-1] and seen[0][2:] == (False, True, True)
+    assert [type(size) for size in seen[-1][1]["y"]] == [torch.Size] * len(ELIC_GROUPS)
 
 
 def test_the_bytes_do_not_depend_on_how_the_codec_lies_in_memory() -> None:
@@ -411,6 +411,83 @@ def test_contents_that_do_not_fit_together_are_refused(hyperprior: Any) -> None:
             "cannot be decoded here",
         )
     decode(hyperprior, sealed(head + values))
+
+
+CRAFTED = """
+import sys, torch
+from helpers import built
+from nicprune.common.errors import FileError
+from nicprune.storage import container
+from nicprune.storage.container import HEADER, _pack, decode, encode
+import zlib
+
+torch.set_num_threads(1)
+for name in sys.argv[1:]:
+    codec = built(name)[0]
+    codec.update(force=True)
+    data = encode(codec, torch.zeros(3, 64, 64, dtype=torch.uint8))
+    width, height, shape, strings = container._unpack_all(data[HEADER.size : -4], 4)
+
+    def every(value, change):
+        if isinstance(value, dict):
+            return {key: every(item, change) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(every(item, change) for item in value)
+        return change(value)
+
+    def scaled(value, factor):
+        return every(value, lambda n: n * factor)
+
+    for sizes, shapes in (
+        ((64, 64), shape), ((64, 64), scaled(shape, 2)), ((192, 192), scaled(shape, 3)),
+        ((64, 64), scaled(shape, 16)), ((64, 64), scaled(shape, 10**6)),
+        ((64, 64), scaled(shape, 2**40)), ((2**40, 2**40), scaled(shape, 2**40)),
+        ((64, 2**24), shape),
+    ):
+        for text in (b"", b"\\0" * 4, b"\\xff" * 8, b"\\xff" * 400, bytes(range(256)) * 4, None):
+            given = strings if text is None else every(strings, lambda s: text)
+            body = data[: HEADER.size] + b"".join(map(_pack, (*sizes, shapes, given)))
+            try:
+                decode(codec, body + zlib.crc32(body).to_bytes(4, "big"))
+                print("decoded")
+            except FileError as error:
+                print("refused", str(error).replace(chr(10), "NEWLINE"))
+"""
+
+
+def test_images_made_on_purpose_end_in_one_line_or_a_picture() -> None:
+    """CompressAI's decoder does not look where a string ends: some of these were the end of the
+    process.
+    """
+    names = ["bmshj2018-hyperprior", "mbt2018", "cheng2020-anchor-checkerboard"]
+    done = subprocess.run(
+        [sys.executable, "-c", CRAFTED, *names],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = done.stdout.splitlines()
+    assert len(told) == len(names) * 8 * 6 and "NEWLINE" not in done.stdout
+    for number, line in enumerate(told):
+        if number // 6 % 8 >= 3:
+            assert line.startswith("refused"), "a shape that is not that of the image"
+    assert "decoded" in told
+
+
+def test_zeros_behind_a_string_change_nothing(hyperprior: Any) -> None:
+    from nicprune.codecs.cdf import bounded_reads, counted_symbols
+
+    hyperprior.update(force=True)
+    x = photo(64, 64).unsqueeze(0).float() / 255
+    with torch.no_grad(), counted_symbols() as counts:
+        sent = hyperprior.compress(x)
+    assert sum(counts) == 24 * 16 + 16
+    with torch.no_grad():
+        expected = hyperprior.decompress(sent["strings"], sent["shape"])["x_hat"]
+        with bounded_reads(sum(counts)):
+            found = hyperprior.decompress(sent["strings"], sent["shape"])["x_hat"]
+    assert torch.equal(found, expected)
 
 
 def test_a_modulated_codec_refuses_a_stream_without_a_rate() -> None:
