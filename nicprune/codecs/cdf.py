@@ -200,6 +200,47 @@ def check_bottlenecks(model: nn.Module) -> None:
             )
 
 
+def check_tables(model: nn.Module) -> None:
+    """Raise CodecError where CDF tables are not such that CompressAI's coder can read: it looks up
+    what they say without looking where they end.
+    """
+    models: list[tuple[str, Any]] = [
+        (name, m)
+        for name, m in model.named_modules()
+        if isinstance(m, (EntropyModel, EntropyModelVbr)) and m._quantized_cdf.numel()
+    ]
+    for name, m in models:
+        if reason := _misfit(m):
+            raise CodecError(f"the CDF tables of {name} are damaged: {reason}")
+
+
+def _misfit(model: Any) -> str:
+    """What is wrong with the tables of an entropy model."""
+    table, length, offset = model._quantized_cdf, model._cdf_length, model._offset
+    if any(t.is_floating_point() for t in (table, length, offset)):
+        return "they are not whole numbers"
+    if table.dim() != 2 or length.shape != table.shape[:1] or offset.shape != table.shape[:1]:
+        return f"their shapes are {[tuple(t.shape) for t in (table, length, offset)]}"
+    scales = getattr(model, "scale_table", None)
+    rows = len(scales) if scales is not None else getattr(model, "channels", len(table))
+    if len(table) != rows:
+        return f"there are {len(table)} for {rows} channels or scales"
+    if not bool(((length >= 2) & (length <= table.shape[1])).all()):
+        return f"their lengths lie outside 2 to {table.shape[1]}"
+    if not bool((offset.abs() <= WIDEST).all()):
+        return "their offsets are out of range"
+    places = torch.arange(table.shape[1], device=table.device)
+    inside = places[None, 1:] < length[:, None]
+    last = table.gather(1, length[:, None].long() - 1)
+    if (
+        bool((table[:, 0] != 0).any())
+        or bool((last != 1 << model.entropy_coder_precision).any())
+        or not bool((table.diff(dim=1)[inside] > 0).all())
+    ):
+        return "they do not rise from 0 to 1"
+    return ""
+
+
 def update_tables(codec: Any) -> None:
     """Make all CDF tables of a codec anew, for the scales of its Gaussian conditionals that it has
     already, if any.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,7 +16,8 @@ from urllib.error import URLError
 from compressai.models import CompressionModel
 from compressai.registry import MODELS
 from compressai.zoo import image_models
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.provenance import provenance
@@ -40,6 +42,11 @@ LAMBDAS = {
 
 LARGEST_WIDTH = 1 << 14
 """More channels than any codec has: a file that asks for them is not believed."""
+
+MOST_WEIGHTS, LARGEST_WEIGHT = 1 << 27, 1 << 25
+"""More weights, in all and in one tensor, than a codec has that is made from what a file says:
+512 MiB of float32.
+"""
 
 
 def codec_names() -> tuple[str, ...]:
@@ -194,8 +201,33 @@ def rebuild(build: Mapping[str, Any], factory: Callable[[], nn.Module] | None = 
             " factory="
         )
     arguments = dict(build.get("kwargs", {}))
-    if any(isinstance(v, int) and abs(v) > LARGEST_WIDTH for v in arguments.values()):
-        raise CodecError(f"the file asks for a codec of absurd size ({arguments})")
-    with warnings.catch_warnings():
+    absurd = CodecError(
+        f"the file asks for a codec of absurd size ({str(arguments):.120}); if it is one, pass"
+        " factory="
+    )
+    for value in arguments.values():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) > LARGEST_WIDTH:
+                raise absurd
+    with warnings.catch_warnings(), _Bounded(absurd):
         warnings.simplefilter("ignore")
         return target(**arguments)
+
+
+class _Bounded(TorchDispatchMode):
+    """Raises an error before more values are allocated than any codec has weights."""
+
+    def __init__(self, error: Exception):
+        super().__init__()
+        self.error, self.left = error, MOST_WEIGHTS
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not any(isinstance(arg, Tensor) for arg in args):  # it makes a tensor from sizes
+            sizes = [arg for arg in args if isinstance(arg, (list, tuple))]
+            asked = math.prod(sizes[0] if sizes else (n for n in args if isinstance(n, int)))
+            # eye(n) is the one whose size is the square of its argument.
+            asked = asked**2 if func.name() == "aten::eye" else asked
+            self.left -= asked
+            if self.left < 0 or asked > LARGEST_WEIGHT:
+                raise self.error
+        return func(*args, **(kwargs or {}))

@@ -27,7 +27,7 @@ from nicprune.codecs.anatomy import (
     forward_for_analysis,
     unwrap,
 )
-from nicprune.codecs.cdf import note_tables, refresh_tables, update_tables
+from nicprune.codecs.cdf import check_tables, note_tables, refresh_tables, update_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.hooks import has_hooks, remove_hooks
 from nicprune.codecs.layer_kinds import entropy_models, is_quantile
@@ -364,6 +364,7 @@ def _assemble(
         ) from error
     try:
         fill(codec, state, where, hint="" if factory is not None else f"; {HOW}")
+        _check_tables(codec, where)
         original = {name: int(value) for name, value in (header.get("original") or {}).items()}
         if original:
             Totals(**original)
@@ -397,6 +398,13 @@ def _assemble(
     )
 
 
+def _check_tables(model: nn.Module, where: str) -> None:
+    try:
+        check_tables(model)
+    except CodecError as error:
+        raise FileError(f"{where}: {error}") from None
+
+
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:300]
 
@@ -407,6 +415,8 @@ def _with_methods(
     try:
         attached = attach(codec, [(str(m["name"]), dict(m["settings"])) for m in header["methods"]])
         attached.methods.load_state_dict(dict(state))
+        check_finite(attached.methods)
+        check_tables(attached.methods)
     except NicpruneError as error:
         raise FileError(
             f"{where} holds methods that this nicprune cannot attach: {error}"
