@@ -40,8 +40,23 @@ SIZE_MULTIPLE = 64
 
 def check_codec(codec: object) -> None:
     """Raise CodecError unless `codec` is a CompressAI `CompressionModel`."""
+    if hasattr(codec, "_orig_mod"):
+        raise CodecError(COMPILED.format("the codec"))
     if not isinstance(codec, CompressionModel):
         raise CodecError(f"expected a compressai CompressionModel, got {type(codec).__name__}")
+
+
+COMPILED = (
+    "{} is compiled, which hides its layers: give the codec as it was before torch.compile (attach"
+    " first, then compile what attach returned)"
+)
+
+
+def check_not_compiled(codec: nn.Module) -> None:
+    """Raise CodecError where a codec or a part of it is compiled: names the first."""
+    for name, module in codec.named_modules():
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            raise CodecError(COMPILED.format(name.replace("._orig_mod", "") or "the codec"))
 
 
 def check_finite(model: nn.Module) -> None:
@@ -95,7 +110,11 @@ def forward_for_analysis(codec: nn.Module, x: Tensor) -> dict[str, Any]:
     The variable-rate models run their first stage: in the second, mbt2018-vbr calls its context
     model pixel by pixel on raw weights. Its `scale_to_context`, which joins the context there, is
     added by hand.
+
+    Raises:
+        CodecError: the codec is compiled.
     """
+    check_not_compiled(codec)
     if not isinstance(codec, ScaleHyperpriorVbr):
         return codec(x)
     with _scale_to_context(codec):

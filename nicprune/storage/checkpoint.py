@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import (
     CDF_BUFFERS,
+    COMPILED,
     SIZE_MULTIPLE,
     check_codec,
     check_finite,
@@ -201,12 +202,17 @@ def _check_made_again(
         CodecError: neither does; says why, and what to do.
     """
     codec = unwrap(model)
+    for name, module in codec.named_modules():
+        if hasattr(module, "_orig_mod"):
+            raise CodecError(COMPILED.format(name))
     reasons = []
     # Random weights, which are replaced at once, must not be drawn from the caller's generator.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = copy_codec(model).cpu().float().eval()
         expected = expected.to(memory_format=torch.contiguous_format)
+        for module in expected.modules():  # codec.compile(): the same function, in other rounding
+            module._compiled_call_impl = None
         nn.Module.load_state_dict(unwrap(expected), _codec_state(tensors))
         for make in (None, factory) if factory is not None else (None,):
             try:
