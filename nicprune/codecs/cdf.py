@@ -54,14 +54,15 @@ def _checking(quantize: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(quantize)
     def checked(
-        self: Any, inputs: Tensor, mode: str, means: Tensor | None = None, **options: Any
+        self: Any, inputs: Tensor, mode: str, means: Tensor | None = None, qs: Tensor | None = None
     ) -> Tensor:
         if mode == "symbols":
             centred = inputs if means is None else inputs - means
-            step = options.get("qs")
-            centred = centred if step is None else centred / step
-            _refuse_unless(centred.abs() < LARGEST_SYMBOL, "latents")
-        return quantize(self, inputs, mode, means, **options)
+            steps = centred if qs is None else centred / qs
+            _refuse_unless(steps.abs() < LARGEST_SYMBOL, "latents")
+        if qs is None:
+            return quantize(self, inputs, mode, means)
+        return quantize(self, inputs, mode, means, qs)
 
     return checked
 

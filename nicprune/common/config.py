@@ -69,7 +69,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     return f"{key}: {cut(message[:1].lower() + message[1:], 400)}{shown}"
 
 
-LONGEST, DEEPEST, MOST_NODES = 1 << 20, 30, 50_000
+LONGEST, DEEPEST, MOST_NODES = 1 << 20, 30, 10_000
 """Characters, levels and values of a YAML text that is read: recipes have a few thousand, 6 and a
 few hundred.
 """
@@ -99,7 +99,7 @@ def read_yaml(text: str, where: str) -> Any:
             return None
         _measure(node, {}, where)
         _refuse_twins(node, where, set())
-        return yaml.safe_load(text)
+        return yaml.constructor.SafeConstructor().construct_document(node)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error)
         raise RecipeError(

@@ -444,7 +444,7 @@ for name in sys.argv[1:]:
         ((64, 64), scaled(shape, 2**40)), ((2**40, 2**40), scaled(shape, 2**40)),
         ((64, 2**24), shape),
     ):
-        for text in (b"", b"\\0" * 4, b"\\xff" * 8, b"\\xff" * 400, bytes(range(256)) * 4, None):
+        for text in (b"", b"\\xff" * 8, bytes(range(256)), None):
             given = strings if text is None else every(strings, lambda s: text)
             body = data[: HEADER.size] + b"".join(map(_pack, (*sizes, shapes, given)))
             try:
@@ -468,9 +468,9 @@ def test_images_made_on_purpose_end_in_one_line_or_a_picture() -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     told = done.stdout.splitlines()
-    assert len(told) == len(names) * 8 * 6 and "NEWLINE" not in done.stdout
+    assert len(told) == len(names) * 8 * 4 and "NEWLINE" not in done.stdout
     for number, line in enumerate(told):
-        if number // 6 % 8 >= 3:
+        if number // 4 % 8 >= 3:
             assert line.startswith("refused"), "a shape that is not that of the image"
     assert "decoded" in told
 
