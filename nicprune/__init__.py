@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from nicprune.pruning.cost import measure as measure
     from nicprune.pruning.surgery import analyse as analyse
     from nicprune.pruning.surgery import prune as prune
+    from nicprune.storage.checkpoint import check_savable as check_savable
     from nicprune.storage.checkpoint import load as load
     from nicprune.storage.checkpoint import load_codec as load_codec
     from nicprune.storage.checkpoint import save as save
@@ -54,6 +55,7 @@ _HOME = {
     "analyse": "pruning.surgery",
     "attach": "methods",
     "calibration_images": "data.images",
+    "check_savable": "storage.checkpoint",
     "compare": "evaluation.evaluate",
     "decode": "storage.container",
     "encode": "storage.container",

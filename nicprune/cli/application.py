@@ -91,6 +91,8 @@ def main() -> None:
         sys.path.insert(0, os.getcwd())
     for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
         warnings.simplefilter("ignore", category)
+    # Pillow's, for images as large as those that reading them refuses in a line of its own.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     warnings.showwarning = _show_warning
     try:
         app()

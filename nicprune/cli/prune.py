@@ -39,8 +39,9 @@ def prune_codec(
     from nicprune.data.images import calibration_images
     from nicprune.methods import Attached, attach
     from nicprune.pruning.cost import COUNTER, measure
-    from nicprune.storage.checkpoint import load_codec, save
+    from nicprune.storage.checkpoint import check_destination, load_codec, save
 
+    check_destination(output)
     settings: dict[str, Any] = {}
     for override in set_ or []:
         apply_override(settings, override)

@@ -42,8 +42,36 @@ SIZE_MULTIPLE = 64
 
 def check_codec(codec: object) -> None:
     """Raise CodecError unless `codec` is a CompressAI `CompressionModel`."""
+    if hasattr(codec, "_orig_mod"):
+        raise CodecError(COMPILED.format("the codec"))
     if not isinstance(codec, CompressionModel):
         raise CodecError(f"expected a compressai CompressionModel, got {type(codec).__name__}")
+
+
+COMPILED = (
+    "{} is compiled, which hides its layers: give the codec as it was before torch.compile (attach"
+    " first, then compile what attach returned)"
+)
+
+
+def check_not_compiled(codec: nn.Module) -> None:
+    """Raise CodecError where a codec or a part of it is compiled: names the first."""
+    for name, module in codec.named_modules():
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            raise CodecError(COMPILED.format(name.replace("._orig_mod", "") or "the codec"))
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise CodecError where a weight is NaN or infinite, or a buffer NaN; names the first.
+
+    With such weights CompressAI's coder never ends.
+    """
+    for name, value in model.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise CodecError(f"{name} holds values that are not finite: the weights are damaged")
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point() and bool(buffer.isnan().any()):
+            raise CodecError(f"{name} holds values that are not finite: the weights are damaged")
 
 
 def rate_distortion_loss(lmbda: float, metric: str) -> nn.Module:
@@ -89,7 +117,11 @@ def forward_for_analysis(codec: nn.Module, x: Tensor) -> dict[str, Any]:
     The variable-rate models run their first stage. In the second, mbt2018-vbr evaluates its context
     model pixel by pixel on raw weights. The output of its `scale_to_context`, which enters the
     context model there, is added in the first stage instead.
+
+    Raises:
+        CodecError: the codec is compiled.
     """
+    check_not_compiled(codec)
     out: dict[str, Any]
     if not isinstance(codec, ScaleHyperpriorVbr):
         out = codec(x)

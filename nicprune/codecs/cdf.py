@@ -4,29 +4,82 @@ finding the table of a latent quickly.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
 
 import torch
-from compressai.entropy_models import GaussianConditional
+from compressai import ans
+from compressai.entropy_models import EntropyModel, EntropyModelVbr, GaussianConditional
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import unwrap
 from nicprune.codecs.layer_kinds import entropy_models, is_bottleneck
 from nicprune.codecs.provenance import provenance
+from nicprune.common.errors import CodecError
 
 _COMPARED = GaussianConditional.build_indexes
 
+LARGEST_SYMBOL = 1 << 26
+"""Latents are written as whole numbers below this. CompressAI's coder, which shifts a number right
+until nothing is left of it, never ends from twice as large on, nor for NaN and infinity, which
+become the largest there is.
+"""
+
+WIDEST = 1 << 15
+"""Symbols that an entropy bottleneck may have a probability for: CDF tables have 65536 steps."""
+
+
+def _refuse_unless(fine: Tensor, what: str) -> None:
+    if not bool(fine.all()):
+        raise CodecError(
+            f"{what} of this codec are not finite, or too large to be coded: its weights are"
+            " damaged, or its training diverged"
+        )
+
 
 def _bisected(self: Any, scales: Tensor) -> Tensor:
+    _refuse_unless(torch.isfinite(scales), "scales")
     if scales.dtype != self.scale_table.dtype:  # torch.bucketize needs a single dtype
         compared: Tensor = _COMPARED(self, scales)
         return compared
     scales = self.lower_bound_scale(scales)
     return torch.bucketize(scales.contiguous(), self.scale_table[:-1], out_int32=True)
+
+
+def _checking(quantize: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same, of values that can be coded."""
+
+    @functools.wraps(quantize)
+    def checked(
+        self: Any, inputs: Tensor, mode: str, means: Tensor | None = None, qs: Tensor | None = None
+    ) -> Tensor:
+        if mode == "symbols":
+            centred = inputs if means is None else inputs - means
+            steps = centred if qs is None else centred / qs
+            _refuse_unless(steps.abs() < LARGEST_SYMBOL, "latents")
+        if qs is None:
+            return quantize(self, inputs, mode, means)
+        return quantize(self, inputs, mode, means, qs)
+
+    return checked
+
+
+_CODING: list[tuple[type, str, Callable[..., Any], Callable[..., Any]]] = [
+    (GaussianConditional, "build_indexes", _COMPARED, lambda self, x: _bisected(self, x)),
+    *(
+        (cls, name, getattr(cls, name), _checking(getattr(cls, name)))
+        for cls, name in (
+            (EntropyModel, "quantize"),
+            (EntropyModelVbr, "quantize"),
+            (EntropyModelVbr, "quantize_variable"),
+        )
+    ),
+]
+"""What is replaced while coding: in which class, its name, CompressAI's own, and what by."""
 
 
 @contextmanager
@@ -38,19 +91,71 @@ def fast_indexes() -> Iterator[None]:
         with nicprune.fast_indexes():
             sent = codec.compress(x)
 
-    The indexes are the same, and so are the bitstreams. nicprune's own functions code inside it. A
-    `build_indexes` of a subclass, or one that replaced CompressAI's, is not changed.
+    The indexes are the same, and so are the bitstreams. Latents or scales that are not finite, with
+    which CompressAI's coder would never end, raise `CodecError`. nicprune's own functions code
+    inside it. A `build_indexes` of a subclass, or one that replaced CompressAI's, is not changed.
     """
-    if GaussianConditional.build_indexes is not _COMPARED:
+    with ExitStack() as stack:
+        for cls, name, own, other in _CODING:
+            if getattr(cls, name) is own:
+                setattr(cls, name, other)
+                # With several threads it may end early for another one, which then compares:
+                # slower, and the same.
+                stack.callback(setattr, cls, name, own)
         yield
-        return
-    GaussianConditional.build_indexes = _bisected
-    try:
+
+
+@contextmanager
+def counted_symbols() -> Iterator[list[int]]:
+    """Within it, how many symbols each call of CompressAI's encoders writes is appended to the list
+    that it gives.
+    """
+    counts: list[int] = []
+
+    def counting(encode: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(self: Any, symbols: Any, *args: Any) -> Any:
+            counts.append(len(symbols))
+            return encode(self, symbols, *args)
+
+        return counted
+
+    with ExitStack() as stack:
+        for cls in (ans.RansEncoder, ans.BufferedRansEncoder):
+            _exchange(stack, cls, "encode_with_indexes", counting)
+        yield counts
+
+
+@contextmanager
+def bounded_reads(symbols: int) -> Iterator[None]:
+    """Within it, CompressAI's decoder reads zeros behind the end of a string, not what lies there
+    in memory: it does not look where a string ends.
+
+    A step of its coder reads one word of four bytes at the most, and a symbol outside its table up
+    to fifteen times as many bytes as the string has.
+
+    Args:
+        symbols: how many a string may hold.
+    """
+
+    def padded(string: bytes) -> bytes:
+        return string + bytes(4 * symbols + 16 * len(string) + 4096)
+
+    def padding(read: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, string, *args: read(self, padded(string), *args)
+
+    with ExitStack() as stack:
+        for name in ("set_stream", "decode_with_indexes"):
+            _exchange(stack, ans.RansDecoder, name, padding)
         yield
-    finally:
-        # With several threads this may end another thread's block early, which then gets the same
-        # indexes more slowly.
-        GaussianConditional.build_indexes = _COMPARED
+
+
+def _exchange(
+    stack: ExitStack, cls: Any, name: str, change: Callable[[Callable[..., Any]], Any]
+) -> None:
+    """Exchange a method for as long as the stack lasts."""
+    own = getattr(cls, name)
+    setattr(cls, name, change(own))
+    stack.callback(setattr, cls, name, own)
 
 
 def _bottleneck_hash(codec: Any) -> str:
@@ -85,10 +190,70 @@ def _stale(part: nn.Module, tables: str) -> bool:
     return not all(m._quantized_cdf.numel() for m in made) or tables != _bottleneck_hash(part)
 
 
+def check_bottlenecks(model: nn.Module) -> None:
+    """Raise CodecError where CDF tables cannot be made of an entropy bottleneck, whose quantiles
+    are not finite or too far apart: names the first.
+    """
+    for name, module in model.named_modules():
+        if not is_bottleneck(module):
+            continue
+        quantiles = cast("Any", module).quantiles.detach()[:, 0]
+        if not bool((quantiles.diff(dim=1).abs() < WIDEST).all()):
+            raise CodecError(
+                f"CDF tables cannot be made of {name}: its quantiles are not finite, or further"
+                f" apart than {WIDEST}; train its auxiliary loss (codec.aux_loss())"
+            )
+
+
+def check_tables(model: nn.Module) -> None:
+    """Raise CodecError where CDF tables are not such that CompressAI's coder can read: it looks up
+    what they say without looking where they end.
+    """
+    models: list[tuple[str, Any]] = [
+        (name, m)
+        for name, m in model.named_modules()
+        if isinstance(m, (EntropyModel, EntropyModelVbr)) and m._quantized_cdf.numel()
+    ]
+    for name, m in models:
+        if reason := _misfit(m):
+            raise CodecError(f"the CDF tables of {name} are damaged: {reason}")
+
+
+def _misfit(model: Any) -> str:
+    """What is wrong with the tables of an entropy model."""
+    table, length, offset = model._quantized_cdf, model._cdf_length, model._offset
+    if any(t.is_floating_point() for t in (table, length, offset)):
+        return "they are not whole numbers"
+    if table.dim() != 2 or length.shape != table.shape[:1] or offset.shape != table.shape[:1]:
+        return f"their shapes are {[tuple(t.shape) for t in (table, length, offset)]}"
+    scales = getattr(model, "scale_table", None)
+    rows = len(scales) if scales is not None else getattr(model, "channels", len(table))
+    if len(table) != rows:
+        return f"there are {len(table)} for {rows} channels or scales"
+    if not bool(((length >= 2) & (length <= table.shape[1])).all()):
+        return f"their lengths lie outside 2 to {table.shape[1]}"
+    if not bool((offset.abs() <= WIDEST).all()):
+        return "their offsets are out of range"
+    places = torch.arange(table.shape[1], device=table.device)
+    inside = places[None, 1:] < length[:, None]
+    last = table.gather(1, length[:, None].long() - 1)
+    if (
+        bool((table[:, 0] != 0).any())
+        or bool((last != 1 << model.entropy_coder_precision).any())
+        or not bool((table.diff(dim=1)[inside] > 0).all())
+    ):
+        return "they do not rise from 0 to 1"
+    return ""
+
+
 def update_tables(codec: Any) -> None:
     """Rebuild all CDF tables of a codec, with the scale table of its Gaussian conditionals if it
     has one.
+
+    Raises:
+        CodecError: they cannot be made; see `check_bottlenecks`.
     """
+    check_bottlenecks(codec)
     models: list[Any] = entropy_models(codec)
     found = [
         m.scale_table
@@ -111,5 +276,6 @@ def refresh_tables(model: nn.Module) -> None:
         update_tables(codec)
     for part in _parts(model):
         if _stale(part, part.cdf_source_hash):
+            check_bottlenecks(part)
             part.update(force=True)
     note_tables(model)

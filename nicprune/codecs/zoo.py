@@ -6,26 +6,24 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pickle
+import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-import torch
 from compressai.models import CompressionModel
 from compressai.registry import MODELS
 from compressai.zoo import image_models
-from compressai.zoo import load_state_dict as rename_keys
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.evc import EVC
 from nicprune.codecs.evc import SIZES as EVC_SIZES
 from nicprune.codecs.provenance import provenance
-from nicprune.common.errors import CodecError, FileError, closest
+from nicprune.common.errors import CodecError, closest
 
 ZOO = tuple(image_models)
 """The ten names of CompressAI's image zoo."""
@@ -51,6 +49,11 @@ LAMBDAS = {
 
 LARGEST_WIDTH = 1 << 14
 """More channels than any codec has; a file that asks for more is refused."""
+
+MOST_WEIGHTS, LARGEST_WEIGHT = 1 << 27, 1 << 25
+"""More weights, in all and in one tensor, than a codec has that is made from what a file says:
+512 MiB of float32.
+"""
 
 
 def codec_names() -> tuple[str, ...]:
@@ -207,49 +210,33 @@ def rebuild(build: Mapping[str, Any], factory: Callable[[], nn.Module] | None = 
             " factory="
         )
     arguments = dict(build.get("kwargs", {}))
-    if any(isinstance(v, int) and abs(v) > LARGEST_WIDTH for v in arguments.values()):
-        raise CodecError(f"the file asks for a codec of unreasonable size ({arguments})")
-    with warnings.catch_warnings():
+    absurd = CodecError(
+        f"the file asks for a codec of absurd size ({str(arguments):.120}); if it is one, pass"
+        " factory="
+    )
+    for value in arguments.values():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) > LARGEST_WIDTH:
+                raise absurd
+    with warnings.catch_warnings(), _Bounded(absurd):
         warnings.simplefilter("ignore")
         return target(**arguments)
 
 
-def read_compressai_file(path: str | Path) -> dict[str, Tensor]:
-    """Read the state dict of a CompressAI `.pth` or `.pth.tar`: bare or below "state_dict", with or
-    without the prefix "module.".
+class _Bounded(TorchDispatchMode):
+    """Raises an error before more values are allocated than any codec has weights."""
 
-    Raises:
-        FileError: the file is missing, damaged, holds no state dict, or is a pickle that holds more
-            than tensors.
-    """
-    try:
-        with warnings.catch_warnings():
-            # Warnings about pickle protocols: an unreadable file raises an error below.
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileError(f"no such file: {path}") from None
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
-            raise FileError(
-                f"{path} is refused: it holds more than tensors, and unpickling it could run code"
-            ) from None
-        raise FileError(f"{path} is not a PyTorch checkpoint, or is cut short") from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise FileError(
-            f"{path} is not a PyTorch checkpoint, or is cut short"
-            f" ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        ) from None
-    state = (
-        content.get("state_dict", content.get("model", content))
-        if isinstance(content, dict)
-        else None
-    )
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(v, Tensor) for v in state.values())
-    ):
-        raise FileError(f"{path} holds no state dict (found {type(content).__name__})")
-    renamed: dict[str, Tensor] = rename_keys({str(key): value for key, value in state.items()})
-    return renamed
+    def __init__(self, error: Exception):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.error, self.left = error, MOST_WEIGHTS
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not any(isinstance(arg, Tensor) for arg in args):  # it makes a tensor from sizes
+            sizes = [arg for arg in args if isinstance(arg, (list, tuple))]
+            asked = math.prod(sizes[0] if sizes else (n for n in args if isinstance(n, int)))
+            # eye(n) is the one whose size is the square of its argument.
+            asked = asked**2 if func.name() == "aten::eye" else asked
+            self.left -= asked
+            if self.left < 0 or asked > LARGEST_WEIGHT:
+                raise self.error
+        return func(*args, **(kwargs or {}))

@@ -58,16 +58,115 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     # An unknown key explains a missing one more often than the other way round.
     first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
     location = tuple(first["loc"])
-    key = ".".join(str(part) for part in location) or "the whole"
+    key = cut(".".join(str(part) for part in location)) or "the whole"
     if first["type"] == "extra_forbidden":
-        hint = closest(str(location[-1]), known_keys(model, location[:-1]))
+        hint = closest(str(location[-1])[:80], known_keys(model, location[:-1]))
         return f"unknown key {key!r}; {hint}"
     if first["type"] == "missing":
         return f"{key} is missing"
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
-    shown = "" if isinstance(given, dict) or given is None else f" (got {given!r})"
-    return f"{key}: {message[:1].lower() + message[1:]}{shown}"
+    shown = "" if isinstance(given, dict) or given is None else f" (got {cut(repr(given))})"
+    return f"{key}: {cut(message[:1].lower() + message[1:], 400)}{shown}"
+
+
+LONGEST, DEEPEST, MOST_NODES = 1 << 20, 30, 10_000
+"""Characters, levels and values of a YAML text that is read: recipes have a few thousand, 6 and a
+few hundred.
+"""
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """Read YAML of plain values, in which no key may stand twice.
+
+    Args:
+        where: what is being read, for the message.
+
+    Raises:
+        RecipeError: not YAML, a key stands twice, or it is too long, too deep, or by its anchors
+            too large; one line, with the number of the line.
+    """
+    if len(text) > LONGEST:
+        raise RecipeError(f"{where}: {len(text):,} characters are more than a recipe has")
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise RecipeError(f"{_place(where, event.start_mark)}: nested too deep")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            return None
+        _measure(node, {}, where)
+        _refuse_twins(node, where, set())
+        return yaml.constructor.SafeConstructor().construct_document(node)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error)
+        raise RecipeError(
+            f"{_place(where, getattr(error, 'problem_mark', None))}: not YAML: {cut(problem, 200)}"
+        ) from None
+    except (ValueError, OverflowError, RecursionError) as error:  # a date that is none, say
+        raise RecipeError(f"{where}: a value cannot be read: {cut(str(error), 200)}") from None
+
+
+def cut(text: str, length: int = 80) -> str:
+    """A text in one line that is not too long for a message."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 3] + "..."
+
+
+def _place(where: str, mark: Any) -> str:
+    return where if mark is None else f"{where}, line {mark.line + 1}"
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], where: str) -> tuple[int, int]:
+    """Count the values of a node, those behind aliases each time they are named, and its levels."""
+    if id(node) in known:
+        if not known[id(node)][0]:
+            raise RecipeError(f"{_place(where, node.start_mark)}: an anchor that contains itself")
+        return known[id(node)]
+    known[id(node)] = (0, 0)
+    inside = [_measure(child, known, where) for child in _children(node)]
+    count, levels = 1 + sum(n for n, _ in inside), 1 + max((n for _, n in inside), default=0)
+    if count > MOST_NODES or levels > DEEPEST:
+        raise RecipeError(
+            f"{_place(where, node.start_mark)}: more than {MOST_NODES:,} values, or nested too"
+            " deep, aliases included"
+        )
+    known[id(node)] = count, levels
+    return count, levels
+
+
+def _refuse_twins(node: yaml.Node, where: str, seen: set[int]) -> None:
+    """Raise RecipeError where a key stands twice in a mapping: YAML would take the last."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        first: dict[Any, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            merges = key.tag == "tag:yaml.org,2002:merge"
+            value = (
+                key.value if merges else yaml.constructor.SafeConstructor().construct_object(key)
+            )
+            if value in first:
+                raise RecipeError(
+                    f"{where}, line {line}: the key {cut(key.value, 40)!r} stands twice (first in"
+                    f" line {first[value]})"
+                )
+            first[value] = line
+    for child in _children(node):
+        _refuse_twins(child, where, seen)
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:
@@ -75,12 +174,14 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise RecipeError(
-            f"--set wants key=value, for example finetune.steps=100 (got {override!r})"
+            f"--set wants key=value, for example finetune.steps=100 (got {cut(override)!r})"
         )
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {key}: {value!r} is not a YAML value") from None
+        parsed = read_yaml(value, f"--set {key}")
+    except RecipeError as error:
+        if "not YAML" in str(error):
+            raise RecipeError(f"--set {key}: {cut(value)!r} is not a YAML value") from None
+        raise
     target: Any = content
     *path, last = key.split(".")
     for part in path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class NicpruneError(Exception):
@@ -38,6 +39,26 @@ class RecipeError(NicpruneError):
 
 class TrainingError(NicpruneError):
     """Training cannot continue."""
+
+
+@contextmanager
+def enough_memory(what: str) -> Iterator[None]:
+    """Within it, running out of memory, of the machine or a GPU, is a `DataError` that says what
+    was done.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        told = str(error).lower()
+        if not isinstance(error, MemoryError) and not any(sign in told for sign in OUT_OF_MEMORY):
+            raise
+        raise DataError(
+            f"{what} needs more memory than there is; make it smaller, or take a part of it"
+        ) from error
+
+
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""What torch says, of the machine's memory and of a GPU's."""
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
@@ -32,28 +36,119 @@ SAMPLE_TRAIN = (
 )
 
 
+MAX_PIXELS = 89_478_485
+"""Pixels of the largest image that is decoded, Pillow's own bound; the variable NICPRUNE_MAX_PIXELS
+sets another.
+"""
+
+SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
+PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+    MemoryError,
+)
+"""What Pillow raises for files that are not whole, not images, or too large."""
+
+
 def read_image(path: str | Path) -> Tensor:
     """Decode an image file to uint8 RGB of shape (3, H, W), rotated upright by its EXIF
-    orientation.
+    orientation; see `to_rgb`.
 
     Raises:
-        DataError: the file is missing, empty, damaged or not an image.
+        DataError: the file is missing, empty, damaged, too large or not an image, or has values
+            whose white is not known.
     """
     try:
         with Image.open(path) as image:
-            return pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
+            check_size(*image.size, str(path))
+            return to_rgb(image)
     except FileNotFoundError:
         raise DataError(f"no such image: {path}") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-    ) as error:
+    except DataError as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    except UNREADABLE as error:
+        raise DataError(f"cannot read {path} as an image: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def max_pixels() -> int:
+    """Pixels of the largest image that is read or coded.
+
+    Raises:
+        DataError: NICPRUNE_MAX_PIXELS is no such number.
+    """
+    given = os.environ.get("NICPRUNE_MAX_PIXELS") or str(MAX_PIXELS)
+    if not given.isascii() or not given.isdecimal() or not int(given):
+        raise DataError(f"NICPRUNE_MAX_PIXELS is a number of pixels (got {given!r:.40})")
+    return int(given)
+
+
+def check_size(width: int, height: int, what: str) -> None:
+    """Raise DataError if an image is larger than `max_pixels`."""
+    if width * height > (most := max_pixels()):
         raise DataError(
-            f"cannot read {path} as an image: {error or type(error).__name__}"
-        ) from None
+            f"{what} has {width}x{height} pixels, more than the {most:,} that are allowed; set"
+            " NICPRUNE_MAX_PIXELS to allow more"
+        )
+
+
+def to_rgb(image: Image.Image) -> Tensor:
+    """Convert a Pillow image of any mode to uint8 RGB, upright, shape (3, H, W).
+
+    Samples of 16 bits are scaled by 255/65535 and rounded (Pillow itself gives the upper byte of
+    those of 16-bit RGB), floating-point samples are taken to be in [0, 1]. Grey becomes RGB,
+    palettes and CMYK are converted by Pillow, without colour profiles. Transparency is left out: a
+    transparent pixel has the colour that is stored for it.
+
+    Raises:
+        DataError: 32-bit integers, whose white is not known, floating-point samples outside
+            [0, 1], or CIELAB.
+    """
+    bits, white_is_zero = 16, False
+    tags: Any = getattr(image, "tag_v2", None)  # a TIFF's
+    if tags is not None:
+        bits = (tags.get(BITS_PER_SAMPLE) or (16,))[0]
+        white_is_zero = tags.get(PHOTOMETRIC) == 0
+    kind, mode = image.format, image.mode
+    upright = ImageOps.exif_transpose(image)
+    if mode in SIXTEEN_BIT or (mode == "I" and kind in ("PNG", "PPM")):
+        values = np.asarray(upright, dtype=np.float64) / ((1 << bits) - 1)
+    elif mode == "LAB":
+        raise DataError("its colours are CIELAB; save it as RGB")
+    elif mode == "I":
+        raise DataError(
+            "its samples are 32-bit or signed integers, and what value is white is not known; save"
+            " it with 8 or 16 bits"
+        )
+    elif mode == "F":
+        values = np.asarray(upright, dtype=np.float64)
+        if not values.size or not (values.min() >= 0 and values.max() <= 1):
+            raise DataError(
+                "its floating-point samples must lie in [0, 1] (found"
+                f" {values.min():.4g} to {values.max():.4g}); scale them, or save it with 8 or 16"
+                " bits"
+            )
+    else:
+        return pil_to_tensor(upright.convert(PREMULTIPLIED.get(mode, mode)).convert("RGB"))
+    if white_is_zero:  # Pillow turns round those of 8 bits only
+        values = 1 - values
+    grey = torch.from_numpy(np.floor(values * 255 + 0.5).astype(np.uint8))
+    return grey.expand(3, *grey.shape).contiguous()
+
+
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
+"""Numbers of TIFF tags."""
 
 
 def write_png(image: Tensor, path: str | Path) -> Path:
@@ -103,13 +198,35 @@ def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[P
     if (root / split).is_dir():
         root = root / split
     found = sorted(
-        path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+        path for path in _files(root) if path.suffix.lower() in SUFFIXES and path.is_file()
     )
     if not found:
         raise DataError(
             f"no images in {root} (looked for {', '.join(sorted(SUFFIXES))}, sub-folders included)"
         )
     return found
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Files below a folder, those behind links to folders included; each folder once, so that links
+    may go in a circle, by its own place rather than a link's if it has one.
+    """
+    entered: set[Path] = set()
+    folders, links = [root], list[Path]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        if (real := folder.resolve()) in entered:
+            continue
+        entered.add(real)
+        try:
+            inside = sorted(folder.iterdir())
+        except OSError as error:
+            raise DataError(f"cannot read the folder {folder}: {error.strerror or error}") from None
+        for path in inside:
+            if not path.is_dir():
+                yield path
+            else:
+                (links if path.is_symlink() else folders).append(path)
 
 
 def usable_images(paths: Iterable[Path], minimum: int = 1) -> list[Path]:
@@ -124,13 +241,18 @@ def usable_images(paths: Iterable[Path], minimum: int = 1) -> list[Path]:
     for path in paths:
         try:
             with Image.open(path) as image:
+                check_size(*image.size, path.name)
                 if min(image.size) < minimum:
                     refused.append(
                         f"{path.name} ({image.size[0]}x{image.size[1]} is smaller than {minimum})"
                     )
                 else:
                     usable.append(path)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        except DataError as error:
+            refused.append(str(error))
+        except Image.DecompressionBombError:
+            refused.append(f"{path.name} (larger than Pillow opens)")
+        except UNREADABLE:
             refused.append(f"{path.name} (broken)")
     if not usable:
         raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import sys
@@ -18,10 +17,11 @@ from compressai.ops import compute_padding
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, unwrap
+from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, check_finite, unwrap
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
+from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.provenance import provenance
-from nicprune.common.errors import CodecError
+from nicprune.common.errors import CodecError, enough_memory
 from nicprune.common.files import write_text
 from nicprune.common.machine import BUSY, others_share, processor_time
 from nicprune.data.images import list_images, readable, usable_images
@@ -213,17 +213,20 @@ def evaluate_image(
         The scores, and the decoded image, float in [0, 1] on the CPU.
     """
     device = next(codec.parameters()).device
-    x = image.unsqueeze(0).float().div(255).to(device)
-    padded, padding = pad(x)
-    padded = padded.contiguous(memory_format=torch.channels_last)
-    pixels = x.shape[-2] * x.shape[-1]
-    with fast_indexes():
+    height, width = image.shape[-2:]
+    pixels = height * width
+    with fast_indexes(), enough_memory(f"coding {name}, {width}x{height} pixels,"):
+        x = image.unsqueeze(0).float().div(255).to(device)
+        padded, padding = pad(x)
+        padded = padded.contiguous(memory_format=torch.channels_last)
         started = _now(device)
         sent = codec.compress(padded, **point.keywords())
         encoded = _now(device)
         received = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
         decoded = _now(device)
-    likelihoods = codec(padded, **point.keywords())["likelihoods"].values()
+        likelihoods = codec(padded, **point.keywords())["likelihoods"].values()
+    if not bool(torch.isfinite(received).all()):
+        raise CodecError("this codec decodes images to values that are not finite")
     cost = codec.image_cost() if isinstance(codec, Attached) else None
     estimate = (
         sum(float(-torch.log2(likelihood.cpu().double()).sum()) for likelihood in likelihoods)
@@ -301,7 +304,8 @@ def evaluate(
     record = provenance(bare)
     width = point.width if point.effort is None else point.effort
     place = torch.device(device) if device is not None else next(codec.parameters()).device
-    ready: Any = copy.deepcopy(codec).to(place).float().eval().to(memory_format=torch.channels_last)
+    ready: Any = copy_codec(codec).to(place).float().eval().to(memory_format=torch.channels_last)
+    check_finite(ready)
     refresh_tables(ready)
     if isinstance(ready, Attached):
         ready.set_point(point)

@@ -6,7 +6,6 @@ for times in time_codecs({"original": codec, "pruned": small}, "photo.png"):
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import transform_of, unwrap
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
+from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.layer_kinds import entropy_models
 from nicprune.common.errors import RecipeError
 from nicprune.common.machine import BUSY, machine_line
@@ -230,7 +230,7 @@ def time_codecs(
     )
     ready: dict[str, Any] = {}
     for name, codec in codecs.items():
-        ready[name] = copy.deepcopy(codec).float().eval().to(memory_format=torch.channels_last)
+        ready[name] = copy_codec(codec).float().eval().to(memory_format=torch.channels_last)
         refresh_tables(ready[name])
     device = next(iter(next(iter(ready.values())).parameters())).device
     x = pad(shown)[0].to(device).contiguous(memory_format=torch.channels_last)

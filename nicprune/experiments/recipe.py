@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from nicprune.codecs.zoo import LAMBDAS, check_name, codec_names, lmbda_for
-from nicprune.common.config import StrictConfig, apply_override, parse
+from nicprune.common.config import StrictConfig, apply_override, cut, parse, read_yaml
 from nicprune.common.errors import FileError, NicpruneError, RecipeError, closest
 from nicprune.common.files import expand
 from nicprune.data.images import list_images
@@ -314,14 +314,7 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"cannot read {path}: {error}") from None
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise RecipeError(
-            f"{path}{f', line {mark.line + 1}' if mark else ''}: not YAML:"
-            f" {getattr(error, 'problem', error)}"
-        ) from None
+    content = read_yaml(text, str(path))
     if not isinstance(content, dict):
         raise RecipeError(
             f"{path}: a recipe is a mapping that starts with version: 1 (found"
@@ -347,7 +340,7 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
             try:
                 check_name(recipe.codec, quality, recipe.metric)
             except Exception as error:
-                raise RecipeError(f"{where}: {error}") from None
+                raise RecipeError(f"{where}: {cut(str(error), 400)}") from None
     for quality in recipe.qualities:
         if quality not in recipe.lambdas and not 1 <= quality <= len(LAMBDAS[recipe.metric]):
             raise RecipeError(
@@ -369,7 +362,7 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
     for arm in (None, *recipe.methods):
         own = [arm.phase] if arm is not None and arm.phase is not None else []
         for phase in (recipe.sparsify, recipe.finetune, *recipe.per_quality.values(), *own):
-            told = f"{where}: training" if arm is None else f"{where}: {arm.label!r}: training"
+            told = f"{where}: training" if arm is None else f"{where}: {cut(arm.label)!r}: training"
             settings = parse(
                 TrainSettings,
                 recipe.train_settings(phase, recipe.qualities[0], recipe.seeds[0], arm),
@@ -422,17 +415,18 @@ def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) ->
         )
     if found.between and not any(METHODS[part.name].rates_field for part in found.stack):
         raise RecipeError(
-            f"{here}: between is for codecs of many rates; {found.label!r} has no modulator"
+            f"{here}: between is for codecs of many rates; {cut(found.label)!r} has no modulator"
         )
     return found
 
 
 def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> MethodSpec:
     if not isinstance(part, dict) or "name" not in part:
-        raise RecipeError(f"{here} needs a name; {closest(str(part), METHODS)}")
+        raise RecipeError(f"{here} needs a name; {closest(cut(str(part)), METHODS)}")
     if not isinstance(part["name"], str) or part["name"] not in METHODS:
         raise RecipeError(
-            f"{here}: unknown method {part['name']!r}; {closest(str(part['name']), METHODS)}"
+            f"{here}: unknown method {cut(str(part['name']))!r};"
+            f" {closest(cut(str(part['name'])), METHODS)}"
         )
     settings = {k: v for k, v in part.items() if k != "name"}
     method = METHODS[part["name"]]

@@ -28,7 +28,7 @@ from nicprune.methods.composition import operating_points
 from nicprune.methods.with_teacher import taught, teaching, untaught
 from nicprune.report import collect, text_table, write_report
 from nicprune.report.record_files import record_json
-from nicprune.storage.checkpoint import load, save
+from nicprune.storage.checkpoint import check_savable, load, save
 from nicprune.training.loop import fit
 
 MADE = "made.json"
@@ -63,6 +63,7 @@ def run_recipe(
     runs, reports = Path(runs), Path(reports)
     check_writable(runs / recipe.name, reports / recipe.name)
     listed = plan_runs(recipe, runs)
+    check_savable_codecs(recipe, listed)
     for number, job in enumerate(listed, 1):
         title = (
             f"[{number}/{len(listed)}] {recipe.codec} q{job.quality}"
@@ -75,6 +76,22 @@ def run_recipe(
         codec, steps = load_trained(recipe, job) or train_run(recipe, job, listed, progress)
         say(f"{title}: {measure_and_record(recipe, text, job, codec, steps, progress)}")
     return report(recipe, listed, reports / recipe.name, say)
+
+
+def check_savable_codecs(recipe: Recipe, listed: list[Run]) -> None:
+    """Check that the codecs of a recipe can be saved and loaded again, before one is trained.
+
+    Raises:
+        CodecError: one of them would be loaded as another function.
+    """
+    for job in {job.quality: job for job in listed if not finished(job)}.values():
+        check_savable(architecture(recipe, job), partial(architecture, recipe, job))
+
+
+def architecture(recipe: Recipe, job: Run) -> nn.Module:
+    """The codec that a job starts from, whatever its weights."""
+    own = recipe.codec.endswith(".safetensors")  # the file is codec and weights
+    return load_base_codec(recipe if own else recipe.model_copy(update={"weights": "none"}), job)
 
 
 def report(
@@ -149,7 +166,7 @@ def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tu
             _fit(attached, recipe, recipe.sparsify, job, "sparsify", progress)
             calibrate(attached, recipe)
             codec = attached.harden()
-        save(codec, hardened)
+        save(codec, hardened, factory=partial(architecture, recipe, job))
         # Continue from the file, so that an interrupted run gives the same result.
         codec = load(hardened, factory=lambda: load_base_codec(recipe, job))
     phase = job.arm.phase or recipe.finetune
@@ -209,7 +226,7 @@ def train(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tuple[
         set_provenance(codec, record)
     phase = recipe.per_quality.get(job.quality, recipe.finetune)
     _fit(codec, recipe, phase, job, "train", progress)
-    save(codec, job.folder / "full.safetensors")
+    save(codec, job.folder / "full.safetensors", factory=partial(architecture, recipe, job))
     return codec, phase.steps
 
 
@@ -242,7 +259,12 @@ def measure_and_record(
 ) -> str:
     """Evaluate a codec on the test images, write its file and its record; return a summary."""
     codec = codec.cpu().eval()
-    written = save(codec, job.folder / "codec.safetensors", half=recipe.half)
+    written = save(
+        codec,
+        job.folder / "codec.safetensors",
+        half=recipe.half,
+        factory=partial(architecture, recipe, job),
+    )
     size = written.stat().st_size
     if job.role == "original" and recipe.task == "prune":
         written.unlink()
@@ -277,6 +299,7 @@ def plan(recipe: Recipe) -> list[str]:
     Nothing is trained or written.
     """
     check_paths(recipe)
+    check_savable_codecs(recipe, plan_runs(recipe, Path("runs")))
     lines = []
     for job in plan_runs(recipe, Path("runs")):
         phase = recipe.per_quality.get(job.quality, recipe.finetune)  # empty for task: prune

@@ -7,6 +7,7 @@ rebuilt from its class, then every layer is given the shapes found in the file.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,16 +22,21 @@ from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import (
     CDF_BUFFERS,
+    COMPILED,
     check_codec,
+    check_finite,
     forward_for_analysis,
     unwrap,
 )
-from nicprune.codecs.cdf import note_tables, refresh_tables, update_tables
+from nicprune.codecs.cdf import check_tables, note_tables, refresh_tables, update_tables
+from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import example_image
-from nicprune.codecs.hooks import has_hooks
-from nicprune.codecs.layer_kinds import is_quantile
+from nicprune.codecs.hooks import has_hooks, remove_hooks
+from nicprune.codecs.layer_kinds import entropy_models, is_quantile
 from nicprune.codecs.layer_kinds.operations import resize
 from nicprune.codecs.provenance import Provenance, provenance, set_provenance
+from nicprune.codecs.state_dicts import read_state_dict
+from nicprune.codecs.structure import differences, structure
 from nicprune.codecs.zoo import (
     DEMO,
     build_from_path,
@@ -38,7 +44,6 @@ from nicprune.codecs.zoo import (
     check_name,
     codec_names,
     qualities,
-    read_compressai_file,
     rebuild,
 )
 from nicprune.common.errors import CodecError, FileError, NicpruneError
@@ -48,28 +53,47 @@ from nicprune.pruning.cost import Totals
 from nicprune.pruning.surgery import follow_widths
 
 FORMAT = "nicprune"
-PLAIN, WITH_METHODS = 1, 2
-"""Versions of the format: a codec alone, and one with methods on it."""
+VERSION = 3
+"""Of the format: 1 was a codec alone, 2 one with gates or a modulator on it; 3 is either, with the
+codec's structure and a digest of the whole file.
+"""
 
 STATE = "nicprune.methods."
 """Prefix of the keys of methods' state; no codec's keys start with it."""
 
+SUFFIX = ".safetensors"
 
-def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
+Factory = Callable[[], nn.Module]
+
+HOW = (
+    "pass factory=, a function that makes it, to save and to load (on the command line: name"
+    " package.module:factory, and give the file as --weights)"
+)
+
+
+def save(
+    codec: Any, path: str | Path, *, half: bool = False, factory: Factory | None = None
+) -> Path:
     """Write a codec to a `.safetensors` file, atomically.
 
     CDF tables are brought up to date first, so that the file decodes bitstreams without `update()`.
+    The codec is built again from what is written, in memory, and compared with the one given:
+    layers and their settings, then latents and outputs for an image, bit for bit.
 
     Args:
         codec: a plain `CompressionModel`, pruned or not; or one with gates or a modulator on it, as
             returned by `attach` or `harden`.
         path: the file to write.
         half: store weights as float16 (the loaded codec is then not bit-identical).
+        factory: makes the architecture (of any widths), for codecs that their class and its
+            arguments do not make again. The file then loads with `factory=` alone.
 
     Raises:
-        CodecError: masks still decay on it (harden it first).
-        FileError: the file cannot be written.
+        CodecError: masks still decay on it (harden it first), a weight is not finite, or what would
+            be loaded is another function than the codec.
+        FileError: the file cannot be written, or its name does not end in .safetensors.
     """
+    check_destination(path)
     attached: Attached | None = codec if isinstance(codec, Attached) else None
     codec = unwrap(codec)
     if attached is not None and not attached.stays or attached is None and has_hooks(codec):
@@ -78,34 +102,12 @@ def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
             " masked.detach()"
         )
     check_codec(codec)
-    refresh_tables(codec if attached is None else attached)
-    record = provenance(codec)
-    header = {
-        "format": FORMAT,
-        "version": PLAIN if attached is None else WITH_METHODS,
-        "name": record.name,
-        "quality": record.quality,
-        "metric": record.metric,
-        "build": record.build,
-        "original": record.original,
-        "history": record.history,
-    }
-    # Buffers stay as they are: the likelihoods' lower bound, 1e-9, would be 0 in float16, and the
-    # loss infinite.
-    shrinks = {key for key, _ in codec.named_parameters() if half and not is_quantile(key)}
-    tensors = {}
-    for key, value in codec.state_dict().items():
-        value = value.detach().cpu().contiguous()
-        tensors[key] = value.half() if key in shrinks else value.clone()
-    if attached is not None:
-        methods = cast("list[Method]", list(attached.methods))
-        header["methods"] = [
-            {"name": m.name, "settings": m.config.model_dump(mode="json")} for m in methods
-        ]
-        tensors |= {
-            STATE + key: value.detach().cpu().clone()
-            for key, value in attached.methods.state_dict().items()
-        }
+    model: nn.Module = codec if attached is None else attached
+    check_finite(model)
+    refresh_tables(model)
+    header, tensors = _contents(model, half)
+    _check_made_again(model, header, tensors, factory)
+    header["digest"] = _digest(header, tensors)
 
     def write(temporary: Path) -> None:
         try:
@@ -114,6 +116,168 @@ def save(codec: Any, path: str | Path, *, half: bool = False) -> Path:
             raise OSError(str(error)) from error
 
     return write_atomically(path, write)
+
+
+def check_savable(codec: nn.Module, factory: Factory | None = None) -> None:
+    """Check that `save` will be able to write a codec, before it is trained.
+
+    Args:
+        codec: a `CompressionModel`, or what `attach` returned. It is left as it is.
+        factory: what `save` and `load` will be given.
+
+    Raises:
+        CodecError: what would be loaded is another function; says what to do.
+    """
+    check_codec(unwrap(codec))
+    bare = copy_codec(unwrap(codec))
+    remove_hooks(bare, lambda hook: True)
+    check_finite(bare)
+    header, tensors = _contents(bare, half=False)
+    _check_made_again(bare, header, tensors, factory)
+
+
+def check_destination(path: str | Path) -> None:
+    """Raise FileError unless a codec can be saved by this name, one that commands know a codec's
+    file by.
+    """
+    if Path(path).suffix != SUFFIX:
+        raise FileError(f"a codec is saved as a {SUFFIX} file; {path} must end in {SUFFIX}")
+
+
+def _contents(model: nn.Module, half: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the tensors of a codec's file."""
+    codec = unwrap(model)
+    record = provenance(codec)
+    header: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": record.name,
+        "quality": record.quality,
+        "metric": record.metric,
+        "build": {key: value for key, value in record.build.items() if key != "factory"},
+        "original": record.original,
+        "history": record.history,
+        "structure": structure(codec),
+    }
+    # Buffers stay as they are: the likelihoods' lower bound, 1e-9, would be 0 in float16, and the
+    # loss infinite.
+    shrinks = {key for key, _ in codec.named_parameters() if half and not is_quantile(key)}
+    tensors = {}
+    for key, value in codec.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        tensors[key] = value.half() if key in shrinks else value.clone()
+        if key in shrinks and not bool(torch.isfinite(tensors[key]).all()):
+            raise CodecError(f"{key} has values too large for float16: save it without half=True")
+    if isinstance(model, Attached):
+        methods = cast("list[Method]", list(model.methods))
+        header["methods"] = [
+            {"name": m.name, "settings": m.config.model_dump(mode="json")} for m in methods
+        ]
+        tensors |= {
+            STATE + key: value.detach().cpu().clone()
+            for key, value in model.methods.state_dict().items()
+        }
+    return json.loads(json.dumps(header)), tensors
+
+
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all that a file says."""
+    told = {key: value for key, value in header.items() if key != "digest"}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for key in sorted(tensors):
+        value = tensors[key].contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_made_again(
+    model: nn.Module,
+    header: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    factory: Factory | None,
+) -> None:
+    """Check that a header and tensors make the same function as the model. Where its class and
+    arguments do not, but `factory` does, the header says so.
+
+    Raises:
+        CodecError: neither does; says why, and what to do.
+    """
+    codec = unwrap(model)
+    for name, module in codec.named_modules():
+        if hasattr(module, "_orig_mod"):
+            raise CodecError(COMPILED.format(name))
+    reasons = []
+    # Random weights, which are replaced at once, must not be drawn from the caller's generator.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = copy_codec(model).cpu().float().eval()
+        expected = expected.to(memory_format=torch.contiguous_format)
+        for module in expected.modules():  # codec.compile(): the same function, in other rounding
+            module._compiled_call_impl = None
+        nn.Module.load_state_dict(unwrap(expected), _codec_state(tensors))
+        for make in (None, factory) if factory is not None else (None,):
+            try:
+                found = _assemble(header, tensors, "what would be saved", make)
+                reason = _difference(expected, found)
+            except NicpruneError as error:
+                reason = str(error).split(f"; {HOW}")[0]
+            if not reason:
+                if make is not None:
+                    given = f"{make.__module__}:{getattr(make, '__qualname__', '?')}"
+                    name = str(header["name"])
+                    header["build"]["factory"] = name if ":" in name else given
+                return
+            reasons.append(reason)
+    arguments = ", ".join(f"{k}={v!r}" for k, v in (header["build"].get("kwargs") or {}).items())
+    made = f"{type(codec).__name__}({arguments:.120})" if factory is None else "factory="
+    raise CodecError(
+        f"{type(codec).__name__} cannot be saved: {made} does not make it again"
+        f" ({reasons[-1]:.300}); {HOW if factory is None else 'give the one that made this codec'}"
+    )
+
+
+def _difference(expected: nn.Module, found: nn.Module) -> str:
+    """What tells two models apart, in words: layers and settings, then latents and outputs."""
+    told = differences(structure(unwrap(expected)), structure(unwrap(found)))
+    if told:
+        return "; ".join(told[:2])
+    first = _trace(expected)
+    if _same(first, _trace(found)) or not _same(first, _trace(expected)):
+        return ""  # what is not the same twice cannot be compared
+    return "its layers are the same, but latents or outputs differ"
+
+
+@torch.no_grad()
+def _trace(model: nn.Module) -> list[Tensor]:
+    """Return the inputs of a model's entropy models for an image, and its outputs."""
+    seen: list[Tensor] = []
+    if isinstance(model, Attached):
+        model.set_width(0 if model.widths is not None else None)
+    handles = [
+        entropy_model.register_forward_pre_hook(lambda module, args: seen.extend(_tensors(args)))
+        for entropy_model in entropy_models(model)
+    ]
+    image = example_image(unwrap(model), seed=0)
+    torch.manual_seed(0)
+    try:
+        seen.extend(_tensors(forward_for_analysis(model.eval(), image)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value.clone()]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [t for item in value for t in _tensors(item)] if isinstance(value, (list, tuple)) else []
+
+
+def _same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(map(torch.equal, first, second))
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -134,15 +298,15 @@ def read_header(path: str | Path) -> dict[str, Any]:
         version = int(header["version"])
     except (KeyError, ValueError, TypeError):
         raise FileError(f"{path} is a safetensors file, but not one that nicprune saved") from None
-    if header.get("format") != FORMAT or version > WITH_METHODS:
+    if header.get("format") != FORMAT or version > VERSION:
         raise FileError(
-            f"{path} has format version {version}; this nicprune reads up to {WITH_METHODS}: pip"
+            f"{path} has format version {version}; this nicprune reads up to {VERSION}: pip"
             " install --upgrade nicprune"
         )
     return header
 
 
-def load(path: str | Path, *, factory: Callable[[], nn.Module] | None = None) -> nn.Module:
+def load(path: str | Path, *, factory: Factory | None = None) -> nn.Module:
     """Load a codec that `save` wrote, in evaluation mode, identical to the one saved.
 
     Args:
@@ -156,7 +320,8 @@ def load(path: str | Path, *, factory: Callable[[], nn.Module] | None = None) ->
 
     Raises:
         FileError: the file is missing, damaged, or was not written by `save`.
-        CodecError: the codec's class is not imported; pass `factory`.
+        CodecError: the codec's class is not imported, or changed since the codec was saved; pass
+            `factory`.
     """
     header = read_header(path)
     try:
@@ -164,16 +329,52 @@ def load(path: str | Path, *, factory: Callable[[], nn.Module] | None = None) ->
             state: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise FileError(f"{path} is cut short ({error})") from None
-    state = {
+    if ("digest" in header or header["version"] == VERSION) and header.get("digest") != _digest(
+        header, state
+    ):
+        raise FileError(f"{path} is damaged: its checksum does not fit")
+    return _assemble(header, state, str(path), factory)
+
+
+def _codec_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The codec's own part of a file's tensors, as its layers take it."""
+    return {
         key: value.float() if value.dtype == torch.float16 else value
-        for key, value in state.items()
+        for key, value in tensors.items()
+        if not key.startswith(STATE)
     }
+
+
+def _assemble(
+    header: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str, factory: Factory | None
+) -> nn.Module:
+    """Make the model that a header and tensors describe."""
+    state = _codec_state(tensors)
     methods = {
-        key.removeprefix(STATE): state.pop(key) for key in list(state) if key.startswith(STATE)
+        key.removeprefix(STATE): value for key, value in tensors.items() if key.startswith(STATE)
     }
+    build = header.get("build")
+    if not isinstance(build, dict):
+        raise FileError(f"{where} is damaged: it does not say what made its codec")
+    if factory is None and build.get("factory"):
+        raise CodecError(
+            f"{where} holds a codec that its class does not make again: pass factory=, a function"
+            f" that makes it, as {build['factory']} did (on the command line: name"
+            f" package.module:factory, and give the file as --weights)"
+        )
     try:
-        codec = rebuild(header["build"], factory)
-        fill(codec, state, str(path))
+        codec = rebuild(build, factory)
+    except NicpruneError:
+        raise
+    except Exception as error:  # of a foreign class, or of a header that somebody else wrote
+        made = "factory=" if factory is not None else f"{str(build.get('class')):.120}"
+        hint = "" if factory is not None else f"; {HOW}"
+        raise CodecError(
+            f"{where} holds a codec that {made} does not make: {_first_line(error)}{hint}"
+        ) from error
+    try:
+        fill(codec, state, where, hint="" if factory is not None else f"; {HOW}")
+        _check_tables(codec, where)
         original = {name: int(value) for name, value in (header.get("original") or {}).items()}
         if original:
             Totals(**original)
@@ -181,22 +382,41 @@ def load(path: str | Path, *, factory: Callable[[], nn.Module] | None = None) ->
             header["name"],
             header.get("quality"),
             header.get("metric", "mse"),
-            header["build"],
+            build,
             original,
             header.get("history") or [],
         )
+        told = differences(header["structure"], structure(codec)) if "structure" in header else []
     except NicpruneError:
         raise
     except Exception as error:  # a header that somebody else wrote
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FileError(f"{path} is damaged, or not of this nicprune's making: {reason}") from error
+        raise FileError(
+            f"{where} is damaged, or not of this nicprune's making: {_first_line(error)}"
+        ) from error
+    if told:
+        made = "factory=" if factory is not None else str(build.get("class"))
+        raise CodecError(
+            f"{where} holds another codec than {made:.120} makes: {'; '.join(told[:2])}"
+            f"{'' if factory is not None else f'; {HOW}'}"
+        )
     set_provenance(codec, record)
     note_tables(codec)
     return (
-        _with_methods(codec, header, methods, str(path)).eval()
+        _with_methods(codec, header, methods, where).eval()
         if header.get("methods")
         else codec.eval()
     )
+
+
+def _check_tables(model: nn.Module, where: str) -> None:
+    try:
+        check_tables(model)
+    except CodecError as error:
+        raise FileError(f"{where}: {error}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
 def _with_methods(
@@ -205,6 +425,8 @@ def _with_methods(
     try:
         attached = attach(codec, [(str(m["name"]), dict(m["settings"])) for m in header["methods"]])
         attached.methods.load_state_dict(dict(state))
+        check_finite(attached.methods)
+        check_tables(attached.methods)
     except NicpruneError as error:
         raise FileError(
             f"{where} holds methods that this nicprune cannot attach: {error}"
@@ -223,11 +445,15 @@ def _with_methods(
     return attached
 
 
-def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str, hint: str = "") -> None:
     """Resize `codec` to the shapes of `state` and load its values.
 
+    Args:
+        hint: what to do where they do not fit, for the message.
+
     Raises:
-        FileError: keys are missing or unknown; names the first ones.
+        FileError: keys are missing or unknown, a value is not finite, or CDF tables are damaged;
+            names the first ones.
     """
     own = codec.state_dict()
     missing = [k for k in own if k not in state]
@@ -238,11 +464,15 @@ def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
             for what, keys in (("missing", missing), ("unknown", extra))
             if keys
         )
-        raise FileError(f"{where} does not fit {type(codec).__name__}: {told}")
+        raise FileError(f"{where} does not fit {type(codec).__name__}: {told}{hint}")
     resize(codec, state)
     # Not CompressionModel.load_state_dict, which wants CDF tables empty: they have their shapes
     # already.
     nn.Module.load_state_dict(codec, dict(state), strict=True)
+    try:
+        check_finite(codec)
+    except CodecError as error:
+        raise FileError(f"{where}: {error}") from None
     follow_widths(codec)
     training = codec.training
     try:
@@ -252,7 +482,7 @@ def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         reason = str(error).splitlines()[0]
         raise FileError(
             f"{where} does not fit {type(codec).__name__}: its layers' widths do not match"
-            f" ({reason})"
+            f" ({reason}){hint}"
         ) from None
     finally:
         codec.train(training)
@@ -343,9 +573,8 @@ def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
             stored.history,
         )
     else:
-        state = read_compressai_file(weights)
+        state = read_state_dict(weights, codec)
         own = codec.state_dict()
-        state = _modern_keys(codec, state)
         # Files saved before update() hold no CDF tables, others' tables have their own length: both
         # are fine.
         differing = [
@@ -379,20 +608,3 @@ def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
     set_provenance(codec, record)
     note_tables(codec)
     return loaded
-
-
-def _modern_keys(codec: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename entropy bottleneck keys of older CompressAI files (`_matrix0`) to the current ones
-    (`matrices.0`).
-    """
-    lists = {"_matrix": "matrices", "_bias": "biases", "_factor": "factors"}
-    own = codec.state_dict()
-    renamed = {}
-    for key, value in state.items():
-        prefix, _, last = key.rpartition(".")
-        for old, new in lists.items():
-            candidate = f"{prefix}.{new}.{last[len(old) :]}"
-            if key not in own and last.startswith(old) and candidate in own:
-                key = candidate
-        renamed[key] = value
-    return renamed

