@@ -82,6 +82,13 @@ class ConvNeXt(nn.Module):
         return x + y.permute(0, 3, 1, 2)
 
 
+class Small(BlockCodec):
+    """A codec that its class makes without arguments."""
+
+    def __init__(self) -> None:
+        super().__init__(ConvNeXt())
+
+
 class SimpleGate(nn.Module):
     """The product of both halves."""
 
