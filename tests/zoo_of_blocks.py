@@ -14,6 +14,7 @@ from compressai.entropy_models import EntropyBottleneck
 from compressai.layers import AttentionBlock
 from compressai.models import CompressionModel
 from einops import rearrange
+from einops.layers.torch import Rearrange
 from helpers import make_telling
 from torch import Tensor, nn
 
@@ -80,6 +81,13 @@ class ConvNeXt(nn.Module):
             y = self.norm(y).permute(0, 2, 3, 1)
         y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
         return x + y.permute(0, 3, 1, 2)
+
+
+class Small(BlockCodec):
+    """A codec that its class makes without arguments."""
+
+    def __init__(self) -> None:
+        super().__init__(ConvNeXt())
 
 
 class SimpleGate(nn.Module):
@@ -321,8 +329,8 @@ class Heads(nn.Module):
 
 
 class Windows(nn.Module):
-    """TCM's attention: the size of heads is a number, their number follows; each has a table of
-    relative positions; by einops.
+    """TCM's attention in shifted windows: the size of heads is a number, their number follows; each
+    has a table of relative positions; by einops.
     """
 
     def __init__(self) -> None:
@@ -337,7 +345,8 @@ class Windows(nn.Module):
         return self.relative_position_params[:, relation[:, :, 0], relation[:, :, 1]]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = rearrange(x, "b c (w1 p1) (w2 p2) -> b w1 w2 p1 p2 c", p1=4, p2=4)
+        x = torch.roll(Rearrange("b c h w -> b h w c")(x), (-2, -2), (1, 2))
+        x = rearrange(x, "b (w1 p1) (w2 p2) c -> b w1 w2 p1 p2 c", p1=4, p2=4)
         h, w = x.shape[1:3]
         x = rearrange(x, "b w1 w2 p1 p2 c -> b (w1 w2) (p1 p2) c", p1=4, p2=4)
         qkv = self.embedding_layer(x)
@@ -347,13 +356,14 @@ class Windows(nn.Module):
         mask = torch.ones(1, 1, 1, 16, 16, dtype=torch.bool).triu(9)
         probs = sim.masked_fill_(mask, float("-inf")).softmax(-1)
         output = rearrange(torch.einsum("hbwij,hbwjc->hbwic", probs, v), "h b w p c -> b w p (h c)")
-        return rearrange(
+        x = rearrange(
             self.linear(output),
-            "b (w1 w2) (p1 p2) c -> b c (w1 p1) (w2 p2)",
+            "b (w1 w2) (p1 p2) c -> b (w1 p1) (w2 p2) c",
             w1=h,
             w2=w,
             p1=4,
         )
+        return Rearrange("b h w c -> b c h w")(torch.roll(x, (2, 2), (1, 2)))
 
 
 class TorchAttention(nn.Module):

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nicprune.channels.propagation import ChannelIds, ChannelPropagator
+from nicprune.channels.numbers import ChannelIds
+from nicprune.channels.propagation import ChannelPropagator
 from nicprune.codecs.anatomy import forward_for_analysis
 from nicprune.codecs.example import example_image
 from nicprune.codecs.layer_kinds import channel_kind, kind_of

@@ -22,7 +22,7 @@ def sides_of_modules(codec: nn.Module, names: Iterable[str]) -> dict[str, tuple[
     watched; those that it calls on neither side, or all of them if it cannot code, count on both.
     """
     found = {name: sides_of(transform_of(name)) for name in names}
-    unknown = [name for name in found if transform_of(name) == "other"]
+    unknown = [name for name in found if name and transform_of(name) == "other"]
     if unknown and (seen := _watch(codec, unknown)) is not None:
         for name in unknown:
             if name in seen[0] | seen[1]:

@@ -26,7 +26,7 @@ from nicprune.codecs.layer_kinds import (
     kind_of,
     register_kind,
 )
-from nicprune.codecs.layer_kinds.operations import reinitialise, remove, zero
+from nicprune.codecs.layer_kinds.operations import reinitialise, remove, resize, zero
 from nicprune.codecs.layer_kinds.parameters import OwnParameter
 from nicprune.common.errors import SurgeryError
 from nicprune.pruning.cost import measure
@@ -287,6 +287,27 @@ def test_shapes_are_followed_when_parameters_are_replaced(name: str) -> None:
         kind.follow_input(layer, x)
     assert kind.widths(layer) == kind.widths(less)
     assert getattr(layer, "groups", 1) == getattr(less, "groups", 1)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_grouped_convolution_pruned_to_one_of_each_group_loses_groups(layer: Any) -> None:
+    """It is a depthwise one from then on; its file has to tell so by its shapes alone."""
+    small = layer(6, 6, 3, groups=3)
+    kind = kind_of(small)
+    for axis in ("out", "in"):
+        remove(small, axis, [1, 3, 5], kind)
+    remove(small, "both", [1])
+    again = layer(6, 6, 3, groups=3)
+    resize(nn.Sequential(again), {f"0.{k}": v for k, v in small.state_dict().items()})
+    again.load_state_dict(small.state_dict())
+    x = torch.rand(1, 2, 5, 5)
+    found = kind_of(again)
+    assert found is not None
+    if found.reads_width(again):
+        found.follow_input(again, x)
+    assert again.groups == small.groups == 2
+    with torch.no_grad():
+        assert torch.equal(again(x), small(x))
 
 
 @pytest.mark.parametrize("name", [n for n in LAYERS if "bottleneck" not in n])

@@ -9,13 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compressai.models import CompressionModel, FactorizedPrior
-from helpers import built, make_telling, random_keep
+from helpers import built, image, make_telling, random_keep, same_state, state_of
 from torch import Tensor, nn
-from zoo_of_blocks import BlockCodec
+from zoo_of_blocks import BlockCodec, Small
 
 from nicprune.channels.groups import find_groups
+from nicprune.codecs.layer_kinds.operations import reinitialise
 from nicprune.common.errors import CodecError
 from nicprune.pruning.cost import CostModel, measure
+from nicprune.pruning.masks import importance
 from nicprune.pruning.surgery import analyse, has_foreign_code, prune
 from nicprune.pruning.target import Target
 
@@ -272,3 +274,28 @@ def test_resampling_and_pooling_are_no_multiply_adds() -> None:
         == measure(codec_of(lambda s, x: s.c(s.b(x)), b=conv(), c=conv())).macs
         + 3 * 8 * 8 * 16 * 16
     )
+
+
+# -- layers with more than weights ----------------------------------------------------------------
+
+
+def test_looking_at_importance_does_not_train_running_statistics() -> None:
+    codec = make_telling(Small()).train()
+    codec.g_a[1].norm.eval()
+    groups, before = analyse(codec), state_of(codec)
+    modes = [m.training for m in codec.modules()]
+    found = importance(codec, groups, groups.prunable(), [image(codec, 1)], 0.01, "mse")
+    assert all(bool((value > 0).all()) for value in found.values())
+    assert same_state(before, state_of(codec))
+    assert modes == [m.training for m in codec.modules()]
+
+
+def test_parameters_of_a_module_start_anew_as_its_class_makes_them() -> None:
+    codec = make_telling(Small())
+    with torch.no_grad():
+        codec.g_a[1].gamma.fill_(9.0)
+    groups = analyse(codec)
+    small: Any = prune(codec, {"g_a.0": [1, 4, 6]}, groups)
+    reinitialise(small)
+    assert small.g_a[1].gamma.tolist() == [0.5] * 3
+    assert small.g_a[1].norm.running_mean.tolist() == [0.0] * 3

@@ -330,6 +330,8 @@ class GroupedTransposedConvolution(GroupedConvolution):
 
     def follow_shapes(self, layer: Any) -> None:
         layer.in_channels = layer.weight.shape[0]
+        # With fewer inputs than groups, it was pruned to one of each, and then group by group.
+        layer.groups = min(layer.groups, layer.in_channels)
         layer.out_channels = layer.weight.shape[1] * layer.groups
 
     def reads_width(self, layer: Any) -> bool:
