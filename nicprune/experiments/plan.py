@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from nicprune.codecs.zoo import DEMO
-from nicprune.common.files import expand
+from nicprune.common.files import content_digest, expand
 from nicprune.data.images import list_images
 from nicprune.experiments.recipe import MethodSpec, Recipe, Variant, digest, slug_of
 from nicprune.methods import METHODS
@@ -138,7 +138,7 @@ def _photographs(recipe: Recipe, split: str) -> list[list[Any]]:
     return (
         []
         if given is None
-        else [[split, path.name, path.stat().st_size] for path in list_images(given, split)]
+        else [[split, path.name, content_digest(path)] for path in list_images(given, split)]
     )
 
 

@@ -18,7 +18,13 @@ from nicprune.codecs.anatomy import unwrap
 from nicprune.codecs.layer_kinds.operations import reinitialise
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.common.errors import FileError
-from nicprune.common.files import check_writable, write_atomically, write_text
+from nicprune.common.files import (
+    check_writable,
+    remove_leftovers,
+    write_atomically,
+    write_text,
+)
+from nicprune.common.lock import locked
 from nicprune.data.images import calibration_images
 from nicprune.experiments.measure import last_change, measure_at
 from nicprune.experiments.plan import Run, load_base_codec, plan_runs
@@ -29,6 +35,7 @@ from nicprune.methods.with_teacher import taught, teaching, untaught
 from nicprune.report import collect, text_table, write_report
 from nicprune.report.record_files import record_json
 from nicprune.storage.checkpoint import load, save
+from nicprune.training.checkpoints import remove_checkpoints
 from nicprune.training.loop import fit
 
 MADE = "made.json"
@@ -62,6 +69,7 @@ def run_recipe(
     check_paths(recipe)
     runs, reports = Path(runs), Path(reports)
     check_writable(runs / recipe.name, reports / recipe.name)
+    remove_leftovers(reports / recipe.name)
     listed = plan_runs(recipe, runs)
     for number, job in enumerate(listed, 1):
         title = (
@@ -72,8 +80,10 @@ def run_recipe(
             say(f"{title}: done before")
             continue
         say(f"{title} ...")
-        codec, steps = load_trained(recipe, job) or train_run(recipe, job, listed, progress)
-        say(f"{title}: {measure_and_record(recipe, text, job, codec, steps, progress)}")
+        with locked(job.folder):
+            codec, steps = load_trained(recipe, job) or train_run(recipe, job, listed, progress)
+            summary = measure_and_record(recipe, text, job, codec, steps, progress)
+        say(f"{title}: {summary}")
     return report(recipe, listed, reports / recipe.name, say)
 
 
@@ -263,7 +273,7 @@ def measure_and_record(
     )
     # The optimiser state is large and no longer needed.
     for name in ("sparsify", "finetune", "train"):
-        (job.folder / name / "checkpoint.pt").unlink(missing_ok=True)
+        remove_checkpoints(job.folder / name)
     (job.folder / "hardened.safetensors").unlink(missing_ok=True)
     verified = last_change(unwrap(codec), job).get("verified")
     return "; ".join(
