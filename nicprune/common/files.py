@@ -138,6 +138,11 @@ def _check_replaceable(path: Path) -> None:
         raise FileError(f"cannot write {path}: it is {_kind(mode)}, not a regular file")
 
 
+def shortened(name: str, size: int) -> str:
+    """Return the start of a file's name that fits into `size` bytes."""
+    return os.fsencode(name)[:size].decode(errors="ignore")
+
+
 def content_digest(path: str | Path) -> str:
     """Return a hash of a file's bytes. A file that has not changed is read once in a process.
 
@@ -207,7 +212,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
             path = path.resolve()
         _check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        start = path.name.encode()[:100].decode(errors="ignore")  # names have at most 255 bytes
+        start = shortened(path.name, 100)  # names have at most 255 bytes
         handle, name = tempfile.mkstemp(
             dir=path.parent, prefix=f".{start}.{_host()}-{os.getpid()}.", suffix=".tmp"
         )

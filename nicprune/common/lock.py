@@ -51,7 +51,7 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 def _acquire(path: Path) -> IO[str]:
     while True:
-        file = open(path, "a+", encoding="utf-8")
+        file = path.open("a+", encoding="utf-8")
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -27,8 +27,15 @@ from nicprune.common.files import (
 from nicprune.common.lock import locked
 from nicprune.data.images import calibration_images
 from nicprune.experiments.measure import last_change, measure_at
-from nicprune.experiments.plan import Run, load_base_codec, plan_runs
-from nicprune.experiments.recipe import Phase, Recipe, check_paths
+from nicprune.experiments.plan import (
+    Run,
+    fit_settings,
+    load_base_codec,
+    phases_of,
+    report_name,
+)
+from nicprune.experiments.recipe import Recipe
+from nicprune.experiments.resolve import finished, load_for_check, resolve
 from nicprune.methods import Attached, attach
 from nicprune.methods.composition import operating_points
 from nicprune.methods.with_teacher import taught, teaching, untaught
@@ -66,11 +73,10 @@ def run_recipe(
     Returns:
         The report's index.html.
     """
-    check_paths(recipe)
     runs, reports = Path(runs), Path(reports)
+    listed = resolve(recipe, runs)
     check_writable(runs / recipe.name, reports / recipe.name)
     remove_leftovers(reports / recipe.name)
-    listed = plan_runs(recipe, runs)
     for number, job in enumerate(listed, 1):
         title = (
             f"[{number}/{len(listed)}] {recipe.codec} q{job.quality}"
@@ -96,9 +102,7 @@ def report(
         found = collect([job.folder / "record.json"])
         made, file = job.folder / "codec.safetensors", None
         if made.exists() and (job.role in ("pruned", "modulated") or recipe.task == "train"):
-            level = "" if job.role == "modulated" else f"-q{job.quality}"
-            codec = Path(recipe.codec).stem.replace(":", "-")
-            name = f"{codec}{level}-{job.folder.name.rsplit('-', 1)[0]}.safetensors"
+            name = report_name(recipe, job)
             write_atomically(folder / "codecs" / name, partial(shutil.copyfile, made))
             file = f"codecs/{name}"
         # The folder may have been copied from another recipe's, which does the same job.
@@ -108,16 +112,6 @@ def report(
     say(text_table(records))
     say(f"\nreport: {page}")
     return page
-
-
-def finished(job: Run) -> bool:
-    """Return whether a run's result exists, is complete, and has the run's key."""
-    try:
-        content = json.loads((job.folder / "record.json").read_text(encoding="utf-8"))
-        record = content[0] if isinstance(content, list) else content
-        return bool(record.get("key") == job.key)
-    except (OSError, ValueError, AttributeError, IndexError):
-        return False
 
 
 def load_trained(recipe: Recipe, job: Run) -> tuple[nn.Module, int] | None:
@@ -144,7 +138,7 @@ def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tu
     if job.arm.scratch is not None:
         return from_scratch(recipe, job, listed, progress)
     hardened = job.folder / "hardened.safetensors"
-    steps = recipe.sparsify.steps
+    phases = phases_of(recipe, job)
     if hardened.exists():
         codec = load(hardened, factory=lambda: load_base_codec(recipe, job))
     else:
@@ -153,22 +147,21 @@ def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tu
         prepare(attached, recipe)
         if attached.done:  # one-shot methods: the pruned codec is fine-tuned in this phase
             codec = taught(attached.harden(), teaching(job.settings), load_base_codec(recipe, job))
-            _fit(codec, recipe, recipe.sparsify, job, "sparsify", progress)
+            _fit(codec, recipe, job, "sparsify", progress)
             codec = untaught(codec)
         else:
-            _fit(attached, recipe, recipe.sparsify, job, "sparsify", progress)
+            _fit(attached, recipe, job, "sparsify", progress)
             calibrate(attached, recipe)
             codec = attached.harden()
         save(codec, hardened)
         # Continue from the file, so that an interrupted run gives the same result.
         codec = load(hardened, factory=lambda: load_base_codec(recipe, job))
-    phase = job.arm.phase or recipe.finetune
-    if phase.steps:
+    if phases["finetune"].steps:
         codec = taught(codec, teaching(job.settings), load_base_codec(recipe, job))
-        _fit(codec, recipe, phase, job, "finetune", progress)
+        _fit(codec, recipe, job, "finetune", progress)
         codec = untaught(codec)
     calibrate(codec, recipe)
-    return codec, steps + phase.steps
+    return codec, _steps(recipe, job)
 
 
 def prepare(model: Any, recipe: Recipe) -> None:
@@ -200,11 +193,8 @@ def from_scratch(
     torch.manual_seed(job.seed)
     reinitialise(codec)
     provenance(codec).history[:] = [entry]
-    phase = job.arm.phase or recipe.finetune.model_copy(
-        update={"steps": recipe.sparsify.steps + recipe.finetune.steps}
-    )
-    _fit(codec, recipe, phase, job, "finetune", progress)
-    return codec, phase.steps
+    _fit(codec, recipe, job, "finetune", progress)
+    return codec, _steps(recipe, job)
 
 
 def train(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tuple[nn.Module, int]:
@@ -217,21 +207,19 @@ def train(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tuple[
         record = provenance(codec).copy()
         codec = load(before.folder / "full.safetensors", factory=lambda: codec)
         set_provenance(codec, record)
-    phase = recipe.per_quality.get(job.quality, recipe.finetune)
-    _fit(codec, recipe, phase, job, "train", progress)
+    _fit(codec, recipe, job, "train", progress)
     save(codec, job.folder / "full.safetensors")
-    return codec, phase.steps
+    return codec, _steps(recipe, job)
 
 
-def _fit(
-    model: nn.Module, recipe: Recipe, phase: Phase, job: Run, name: str, progress: bool
-) -> None:
-    if phase.steps:
+def _steps(recipe: Recipe, job: Run) -> int:
+    return sum(phase.steps for phase in phases_of(recipe, job).values())
+
+
+def _fit(model: nn.Module, recipe: Recipe, job: Run, name: str, progress: bool) -> None:
+    if phases_of(recipe, job)[name].steps:
         label = f"q{job.quality} {job.arm.label} {name}"
-        # The two phases of pruning, and all seeds of a recipe, get different crops.
-        seed = job.seed if recipe.task == "train" else 2 * job.seed + (name == "finetune")
-        settings = recipe.train_settings(phase, job.quality, seed, job.arm)
-        settings["lmbda"] = job.lmbda
+        settings = fit_settings(recipe, job, name)
         if (
             recipe.photographs.validation is not None
             and isinstance(model, Attached)
@@ -286,25 +274,16 @@ def plan(recipe: Recipe) -> list[str]:
 
     Nothing is trained or written.
     """
-    check_paths(recipe)
     lines = []
-    for job in plan_runs(recipe, Path("runs")):
-        phase = recipe.per_quality.get(job.quality, recipe.finetune)  # empty for task: prune
-        steps = (
-            0
-            if job.role == "original" and recipe.task == "prune"
-            else recipe.sparsify.steps + phase.steps
-        )
-        if job.arm.phase is not None:
-            steps = job.arm.phase.steps + (recipe.sparsify.steps if job.arm.scratch is None else 0)
+    for job in resolve(recipe, Path("runs")):
         line = (
-            f"{recipe.codec} q{job.quality} {job.arm.label} seed {job.seed}: {steps} steps, lambda"
-            f" {job.lmbda:g}"
+            f"{recipe.codec} q{job.quality} {job.arm.label} seed {job.seed}:"
+            f" {_steps(recipe, job)} steps, lambda {job.lmbda:g}"
         )
         if job.arm.scratch is not None:
             line += f", the architecture of {job.arm.scratch}, from random weights"
         elif job.role in ("pruned", "modulated"):
-            attached = attach(load_base_codec(recipe, job), job.settings)
+            attached = attach(load_for_check(recipe, job), job.settings)
             line += (
                 f", {attached.cost.totals().kmac_per_pixel():.2f} kMAC/pixel now,"
                 f" {sum(1 for _ in attached.groups.prunable())} channel groups"

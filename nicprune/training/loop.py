@@ -85,7 +85,7 @@ class TrainSettings(StrictConfig):
     clip: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "32", "bf16"] = "auto"
     channels_last: bool = True
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     devices: int = Field(default=1, ge=1)
     accelerator: str = "auto"
     checkpoint_every: int = Field(default=1000, ge=1)
@@ -302,6 +302,26 @@ def fit(
         return FitResult(run.step, run.last, run.skipped, time.monotonic() - started)
 
 
+def check_environment(options: TrainSettings) -> None:
+    """Raise unless this machine has the devices and packages that training needs.
+
+    Raises:
+        TrainingError: the accelerator is unknown or missing, or TensorBoard is not installed.
+    """
+    if options.devices == 1:  # several are started as processes
+        _fabric(options)
+    if options.tensorboard:
+        _summary_writer()
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise TrainingError("tensorboard is not installed: pip install 'nicprune[track]'") from None
+    return SummaryWriter
+
+
 def _fabric(options: TrainSettings) -> Fabric:
     try:
         fabric = Fabric(
@@ -476,7 +496,11 @@ class _Run:
 
     def save(self) -> None:
         """Write a checkpoint atomically; keep the one before it."""
-        if self.checkpoints is None or self.step == self.saved_step or not self.fabric.is_global_zero:
+        if (
+            self.checkpoints is None
+            or self.step == self.saved_step
+            or not self.fabric.is_global_zero
+        ):
             return
         state = {
             "step": self.step,
@@ -566,14 +590,9 @@ class _Run:
         )
 
     def _tensorboard(self) -> Any:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise TrainingError(
-                "tensorboard is not installed: pip install 'nicprune[track]'"
-            ) from None
+        writer = _summary_writer()
         return (
-            SummaryWriter(str(self.folder / "tensorboard"))
+            writer(str(self.folder / "tensorboard"))
             if self._metrics_file is not None and self.folder
             else None
         )
