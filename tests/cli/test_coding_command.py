@@ -24,7 +24,7 @@ def test_encode_and_decode(tmp_path: Path) -> None:
     path = str(save(codec, tmp_path / "c.safetensors"))
     coded, decoded = tmp_path / "a.nic", tmp_path / "out.png"
     coded.write_text("something older")
-    out = call("encode", path, str(picture), str(coded))
+    out = call("encode", path, str(picture), str(coded), "--force")
     size = coded.stat().st_size
     assert (
         f"{size:,} bytes" in out and f"{8 * size / (67 * 130):.4f} bpp" in out and "130x67" in out
