@@ -1,5 +1,5 @@
-"""What a recipe amounts to: its runs, after all has been checked that can be checked without
-training. `nicprune check`, `--dry-run` and `run` all begin here.
+"""From a recipe to its runs, after all has been checked that can be checked without training.
+`nicprune check`, `--dry-run` and `run` all begin here.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def test_encode_and_decode_fail_in_one_line(
     out, png = tmp_path / "a.nic", tmp_path / "b.png"
     for arguments, expected in (
         (["encode", codec, str(tmp_path / "nowhere.png"), str(out)], "no such image"),
-        (["encode", codec, picture, str(out), "--level", "1"], "without a modulator"),
+        (["encode", codec, picture, str(out), "--level", "1"], "need a modulator"),
         (["decode", codec, picture, str(png)], "not an image that nicprune encoded"),
         (["decode", codec, str(out), str(png)], "no such file"),
         (["decode", codec, picture, str(tmp_path / "b.jpg")], "must end in .png"),
