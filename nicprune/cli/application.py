@@ -25,7 +25,7 @@ from nicprune.cli.prune import prune_codec
 from nicprune.cli.recipes import check, run
 from nicprune.cli.reports import overview, report
 from nicprune.cli.timing import time_coding
-from nicprune.common.errors import NicpruneError
+from nicprune.common.errors import InterruptedRun, NicpruneError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_names,
@@ -76,7 +76,8 @@ def _show_warning(
 
 
 def main() -> None:
-    """Run the command line; exit with 1 after an error of nicprune, with 2 after any other.
+    """Run the command line; exit with 1 after an error of nicprune, with 130 after
+    Ctrl-C and 143 after SIGTERM, with 2 after any other error.
 
     Every error is printed as one line on stderr. With `--debug` its traceback is shown too.
     """
@@ -102,7 +103,7 @@ def main() -> None:
 
             traceback.print_exc()
         print(f"nicprune: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(error.exit_status if isinstance(error, InterruptedRun) else 1)
     except KeyboardInterrupt:
         print("nicprune: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nicprune.cli.options import Codec, Level, Lmbda, Metric, Quality, Weights, Width
+from nicprune.cli.options import Codec, Force, Level, Lmbda, Metric, Quality, Weights, Width
 
 
 def encode_image(
@@ -20,16 +20,20 @@ def encode_image(
     level: Level = None,
     lmbda: Lmbda = None,
     width: Width = None,
+    force: Force = False,
 ) -> None:
     """Encode an image into a file.
 
     The same codec decodes it (see decode).
     """
-    from nicprune.common.files import write_atomically
+    from nicprune.common.files import check_output, write_atomically
     from nicprune.data.images import read_image
     from nicprune.storage.checkpoint import load_codec
-    from nicprune.storage.container import encode
+    from nicprune.storage.container import MAGIC, encode
 
+    check_output(
+        output, [image, codec, weights], lambda start: start.startswith(MAGIC), force=force
+    )
     picture = read_image(image)
     data = encode(
         load_codec(codec, quality, metric=metric, weights=weights),
@@ -58,15 +62,20 @@ def decode_file(
     quality: Quality = None,
     weights: Weights = "official",
     metric: Metric = "mse",
+    force: Force = False,
 ) -> None:
     """Decode a file that encode wrote into a PNG."""
     from nicprune.common.errors import RecipeError
+    from nicprune.common.files import check_output
     from nicprune.data.images import write_png
     from nicprune.storage.checkpoint import load_codec
     from nicprune.storage.container import decode
 
     if output.suffix.lower() != ".png":
         raise RecipeError(f"decode writes PNG; {output} must end in .png")
+    check_output(
+        output, [file, codec, weights], lambda start: start.startswith(b"\x89PNG"), force=force
+    )
     picture = decode(load_codec(codec, quality, metric=metric, weights=weights), file)
     write_png(picture.float() / 255, output)
     typer.echo(f"wrote {output} ({picture.shape[2]}x{picture.shape[1]} pixels)")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nicprune.cli.options import Codec, Level, Lmbda, Metric, Quality, Weights, Width
+from nicprune.cli.options import Codec, Force, Level, Lmbda, Metric, Quality, Weights, Width
 
 
 def evaluate_codec(
@@ -32,14 +32,20 @@ def evaluate_codec(
             help="jpeg and webp: PSNR at this rate in bpp, interpolated between their settings.",
         ),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Evaluate a codec on real bitstreams.
 
     Codes and decodes every image: bpp, PSNR, MS-SSIM, times. The classical codecs "jpeg",
     "jpeg-optimized" and "webp" are evaluated at every setting.
     """
+    from nicprune.common.files import check_output
     from nicprune.evaluation.classical import FORMATS
 
+    if output is not None:
+        check_output(
+            output, [images, codec, weights], lambda start: start.startswith(b"{"), force=force
+        )
     if codec in FORMATS:
         _evaluate_classical(codec, images, at)
         return

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from nicprune.cli.options import Force
+
 
 def export(
     file: Annotated[str, typer.Argument(help="A .safetensors file that nicprune saved.")],
@@ -17,14 +19,18 @@ def export(
             help="compressai (.pth.tar for stock tools) or onnx (one file per transform).",
         ),
     ] = "compressai",
+    force: Force = False,
 ) -> None:
     """Write a codec for other tools."""
     from nicprune.common.errors import RecipeError, closest
+    from nicprune.common.files import check_output
     from nicprune.storage.checkpoint import load
     from nicprune.storage.export import export_compressai, export_onnx
 
     if format_ not in ("compressai", "onnx"):
         raise RecipeError(f"unknown format {format_!r}; {closest(format_, ['compressai', 'onnx'])}")
+    if format_ == "compressai":
+        check_output(output, [file], lambda start: start.startswith(b"PK"), force=force)
     codec = load(file)
     if format_ == "compressai":
         written = [export_compressai(codec, output)]

@@ -38,6 +38,9 @@ Lmbda = Annotated[float | None, typer.Option(help="With a modulator: the rate, b
 Width = Annotated[
     int | None, typer.Option(help="With a slimmable codec: the width; 0 is the widest.")
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace an existing file of another kind too.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a recipe key: key=value, e.g. finetune.steps=100."),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nicprune.cli.options import Codec, Metric, Quality, Weights
+from nicprune.cli.options import Codec, Force, Metric, Quality, Weights
 
 
 def prune_codec(
@@ -29,6 +29,7 @@ def prune_codec(
     quality: Quality = None,
     weights: Weights = "official",
     metric: Metric = "mse",
+    force: Force = False,
 ) -> None:
     """Prune a codec in one shot, without training."""
     import torch
@@ -36,12 +37,15 @@ def prune_codec(
     from nicprune.codecs.provenance import provenance
     from nicprune.common.config import apply_override
     from nicprune.common.errors import RecipeError
+    from nicprune.common.files import check_output
     from nicprune.data.images import calibration_images
     from nicprune.methods import Attached, attach
     from nicprune.pruning.cost import COUNTER, measure
     from nicprune.storage.checkpoint import check_destination, load_codec, save
 
     check_destination(output)
+    # A .safetensors file begins with the length of its header, which is JSON.
+    check_output(output, [codec, weights], lambda start: start[8:9] == b"{", force=force)
     settings: dict[str, Any] = {}
     for override in set_ or []:
         apply_override(settings, override)

@@ -12,11 +12,14 @@ Recipe = Annotated[str, typer.Argument(help="Recipe file or name (see nicprune l
 
 
 def check(recipe: Recipe, set_: Overrides = None) -> None:
-    """Check a recipe and the paths it names, without running it."""
-    from nicprune.experiments.recipe import check_paths, read_recipe
+    """Check a recipe and all that it needs, without running it."""
+    from pathlib import Path
+
+    from nicprune.experiments.recipe import read_recipe
+    from nicprune.experiments.resolve import resolve
 
     parsed, _ = read_recipe(recipe, set_ or [])
-    check_paths(parsed)
+    resolve(parsed, Path("runs"))
     typer.echo(
         f"{recipe}: fine ({parsed.task} {parsed.codec}, qualities"
         f" {', '.join(map(str, parsed.qualities))})"

@@ -61,6 +61,26 @@ OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 """What torch says, of the machine's memory and of a GPU's."""
 
 
+class InterruptedRun(TrainingError):
+    """Training was stopped by a signal, after its checkpoint was written.
+
+    Args:
+        message: for the user.
+        signal: number of the signal.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
+
+    @property
+    def exit_status(self) -> int:
+        """Return the usual exit status of a process that a signal ended: 130 after Ctrl-C, 143
+        after SIGTERM.
+        """
+        return 128 + self.signal
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """Return a hint for an unknown name: the most similar of the `known` names, or the first 20."""
     options = sorted(known)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nicprune.common.files import shortened
 from nicprune.data.images import write_png
 from nicprune.evaluation.evaluate import ImageScore
 from nicprune.report.record_parts import Crop
@@ -33,9 +34,9 @@ def save_crop(
         base: folder that the paths of the crop are relative to.
     """
     top, left, height, width = detailed_window(original)
-    paths = []
+    paths, stem = [], shortened(Path(score.name).stem, 200)
     for kind, image in (("original", original), ("decoded", decoded)):
-        path = folder / "crops" / f"{number}-{Path(score.name).stem}-{kind}.png"
+        path = folder / "crops" / f"{number}-{stem}-{kind}.png"
         write_png(image[:, top : top + height, left : left + width], path)
         paths.append(str(path.relative_to(base)))
     return Crop(

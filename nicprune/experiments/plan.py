@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from nicprune.codecs.zoo import DEMO
-from nicprune.common.files import expand
+from nicprune.common.files import content_digest, expand
 from nicprune.data.images import list_images
-from nicprune.experiments.recipe import MethodSpec, Recipe, Variant, digest, slug_of
+from nicprune.experiments.recipe import MethodSpec, Phase, Recipe, Variant, digest, slug_of
 from nicprune.methods import METHODS
 from nicprune.storage.checkpoint import embedded_file, load_codec
 
@@ -138,7 +138,7 @@ def _photographs(recipe: Recipe, split: str) -> list[list[Any]]:
     return (
         []
         if given is None
-        else [[split, path.name, path.stat().st_size] for path in list_images(given, split)]
+        else [[split, path.name, content_digest(path)] for path in list_images(given, split)]
     )
 
 
@@ -156,9 +156,43 @@ def file_digests(recipe: Recipe, quality: int) -> list[str]:
     ]
 
 
+def phases_of(recipe: Recipe, job: Run) -> dict[str, Phase]:
+    """Return the phases that a run trains, by the names of their folders, in order."""
+    if recipe.task == "train":
+        return {"train": recipe.per_quality.get(job.quality, recipe.finetune)}
+    if job.role == "original":
+        return {}
+    if job.arm.scratch is not None:
+        together = recipe.sparsify.steps + recipe.finetune.steps
+        return {"finetune": job.arm.phase or recipe.finetune.model_copy(update={"steps": together})}
+    return {"sparsify": recipe.sparsify, "finetune": job.arm.phase or recipe.finetune}
+
+
+def fit_settings(recipe: Recipe, job: Run, name: str) -> dict[str, Any]:
+    """Return the settings of `fit` for the phase `name` of a run."""
+    # The two phases of pruning, and all seeds of a recipe, get different crops.
+    seed = job.seed if recipe.task == "train" else 2 * job.seed + (name == "finetune")
+    phase = phases_of(recipe, job)[name]
+    settings = recipe.train_settings(phase, job.quality, seed, job.arm)
+    return {**settings, "lmbda": job.lmbda}
+
+
+def report_name(recipe: Recipe, job: Run) -> str:
+    """Return the name of a run's codec beside the report."""
+    level = "" if job.role == "modulated" else f"-q{job.quality}"
+    codec = Path(recipe.codec).stem.replace(":", "-")
+    return f"{codec}{level}-{job.folder.name.rsplit('-', 1)[0]}.safetensors"
+
+
 def load_base_codec(recipe: Recipe, job: Run) -> nn.Module:
     """Return the codec that a run starts from; random weights are drawn with the run's seed."""
     torch.manual_seed(job.seed)
     return load_codec(
         recipe.codec, job.quality, metric=recipe.metric, weights=recipe.weights_for(job.quality)
     )
+
+
+def architecture(recipe: Recipe, job: Run) -> nn.Module:
+    """Return the codec that a run starts from, with any weights."""
+    own = recipe.codec.endswith(".safetensors")  # the file holds the codec and its weights
+    return load_base_codec(recipe if own else recipe.model_copy(update={"weights": "none"}), job)

@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from nicprune.codecs.zoo import LAMBDAS, check_name, codec_names, lmbda_for
 from nicprune.common.config import StrictConfig, apply_override, cut, parse, read_yaml
 from nicprune.common.errors import FileError, NicpruneError, RecipeError, closest
-from nicprune.common.files import expand
+from nicprune.common.files import check_regular, expand
 from nicprune.data.images import list_images
 from nicprune.methods import METHODS
 from nicprune.training.loop import TrainSettings
+
+LARGEST_SEED = 2**62 - 1
+"""Each seed gives two of 63 bits, one for each phase of training."""
+
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 FIXED = ("lmbda", "metric", "seed", "steps")
 """Training settings that a recipe states elsewhere than below `training:`."""
@@ -68,11 +73,18 @@ class Variant(StrictConfig):
     label: str
     between: int = Field(default=0, ge=0, le=20)
     lmbda: float | None = Field(default=None, gt=0)
-    seeds: list[Annotated[int, Field(ge=0)]] | None = None
+    seeds: list[Seed] | None = None
     scratch: str | None = None
     phase: Phase | None = None
     training: dict[str, Any] | None = None
     stack: list[MethodSpec] = Field(min_length=1)
+
+    @field_validator("label")
+    @classmethod
+    def _printable(cls, label: str) -> str:
+        if not label.strip() or not label.isprintable():
+            raise ValueError("a label is a line of text")
+        return label
 
     @property
     def name(self) -> str:
@@ -137,7 +149,7 @@ class Recipe(StrictConfig):
     """
 
     version: Literal[1]
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     task: Literal["prune", "train"] = "prune"
     codec: str
     qualities: list[int] = Field(min_length=1)
@@ -145,7 +157,7 @@ class Recipe(StrictConfig):
     weights: str = "official"
     lambdas: dict[int, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     photographs: Photographs
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     control: bool = True
     training: dict[str, Any] = Field(default_factory=dict)
     sparsify: Phase = Phase(steps=0)
@@ -262,6 +274,14 @@ class Photographs(StrictConfig):
     validation: str | list[str] | None = None
     crops: bool = True
 
+    @field_validator("train", "test", "validation")
+    @classmethod
+    def _named(cls, folders: str | list[str] | None) -> str | list[str] | None:
+        named = [folders] if isinstance(folders, str) else folders
+        if named is not None and not (named and all(named)):
+            raise ValueError("name a folder of images, or several")
+        return folders
+
 
 Recipe.model_rebuild()
 
@@ -291,9 +311,9 @@ def find_recipe(name: str) -> Path:
     Raises:
         RecipeError: there is none; names the closest.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
+    path = expand(name)
+    if path.exists() and not path.is_dir():
+        return check_regular(path, "recipe")
     known = recipe_names()
     stem = path.stem if path.suffix in (".yaml", ".yml") else name
     if stem in known and (path.parent == Path(".") or path.parent.name == "recipes"):
@@ -430,9 +450,8 @@ def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> MethodSpec:
         )
     settings = {k: v for k, v in part.items() if k != "name"}
     method = METHODS[part["name"]]
-    sparsify = content.get("sparsify")
-    steps = sparsify.get("steps", 0) if isinstance(sparsify, dict) else 0
-    if (length := method.steps_field) and isinstance(steps, int):
+    steps = _sparsify_steps(content)
+    if (length := method.steps_field) and steps is not None:
         if not steps:
             raise RecipeError(
                 f"{here}: {part['name']} learns while the codec trains; give it steps, sparsify:"
@@ -447,7 +466,9 @@ def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> MethodSpec:
             )
     if (field := method.rates_field) and not {field, "qualities"} & set(settings):
         settings[field] = _lambdas(content, here)
-    parse(method.Config, settings, here)
+    seed = getattr(parse(method.Config, settings, here), "seed", 0)
+    if isinstance(seed, int) and seed > LARGEST_SEED:
+        raise RecipeError(f"{here}: seed: input should be at most {LARGEST_SEED} (got {seed})")
     photographs = content.get("photographs")
     if settings.get("schedule") is not None and not (
         isinstance(photographs, dict) and photographs.get("validation")
@@ -457,6 +478,16 @@ def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> MethodSpec:
             " {validation: folder}"
         )
     return parse(MethodSpec, {"name": part["name"], "settings": settings}, here)
+
+
+def _sparsify_steps(content: Mapping[str, Any]) -> int | None:
+    """Return the steps of the phase `sparsify` as it will be parsed: 4.0 is 4. None if it cannot
+    be, which is an error when the whole recipe is parsed.
+    """
+    try:
+        return Phase.model_validate(content.get("sparsify", {"steps": 0})).steps
+    except ValidationError:
+        return None
 
 
 def _lambdas(content: Mapping[str, Any], here: str) -> list[float]:
@@ -485,6 +516,9 @@ def check_paths(recipe: Recipe) -> None:
             look(*arguments)
         except NicpruneError as error:
             missing.append(type(error)(f"{where}: {error}"))
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            path = f"{str(error.filename or arguments[0])[:60]!r}"
+            missing.append(FileError(f"{where}: cannot read {path}: {error.strerror or error}"))
 
     for split in ("train", "test", "validation"):
         if (folder := getattr(recipe.photographs, split)) is not None:
@@ -501,8 +535,10 @@ def check_paths(recipe: Recipe) -> None:
 
 
 def _check_exists(path: str, hint: str = "") -> None:
-    if not expand(path).exists():
+    file = expand(path)
+    if not file.exists():
         raise FileError(f"no such file: {path}{hint}")
+    check_regular(file, "weights")
 
 
 def slug_of(label: str) -> str:

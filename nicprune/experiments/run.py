@@ -18,17 +18,32 @@ from nicprune.codecs.anatomy import unwrap
 from nicprune.codecs.layer_kinds.operations import reinitialise
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.common.errors import FileError
-from nicprune.common.files import check_writable, write_atomically, write_text
+from nicprune.common.files import (
+    check_writable,
+    remove_leftovers,
+    write_atomically,
+    write_text,
+)
+from nicprune.common.lock import locked
 from nicprune.data.images import calibration_images
 from nicprune.experiments.measure import last_change, measure_at
-from nicprune.experiments.plan import Run, load_base_codec, plan_runs
-from nicprune.experiments.recipe import Phase, Recipe, check_paths
+from nicprune.experiments.plan import (
+    Run,
+    architecture,
+    fit_settings,
+    load_base_codec,
+    phases_of,
+    report_name,
+)
+from nicprune.experiments.recipe import Recipe
+from nicprune.experiments.resolve import finished, load_for_check, resolve
 from nicprune.methods import Attached, attach
 from nicprune.methods.composition import operating_points
 from nicprune.methods.with_teacher import taught, teaching, untaught
 from nicprune.report import collect, text_table, write_report
 from nicprune.report.record_files import record_json
-from nicprune.storage.checkpoint import check_savable, load, save
+from nicprune.storage.checkpoint import load, save
+from nicprune.training.checkpoints import remove_checkpoints
 from nicprune.training.loop import fit
 
 MADE = "made.json"
@@ -59,11 +74,10 @@ def run_recipe(
     Returns:
         The report's index.html.
     """
-    check_paths(recipe)
     runs, reports = Path(runs), Path(reports)
+    listed = resolve(recipe, runs)
     check_writable(runs / recipe.name, reports / recipe.name)
-    listed = plan_runs(recipe, runs)
-    check_savable_codecs(recipe, listed)
+    remove_leftovers(reports / recipe.name)
     for number, job in enumerate(listed, 1):
         title = (
             f"[{number}/{len(listed)}] {recipe.codec} q{job.quality}"
@@ -73,25 +87,11 @@ def run_recipe(
             say(f"{title}: done before")
             continue
         say(f"{title} ...")
-        codec, steps = load_trained(recipe, job) or train_run(recipe, job, listed, progress)
-        say(f"{title}: {measure_and_record(recipe, text, job, codec, steps, progress)}")
+        with locked(job.folder):
+            codec, steps = load_trained(recipe, job) or train_run(recipe, job, listed, progress)
+            summary = measure_and_record(recipe, text, job, codec, steps, progress)
+        say(f"{title}: {summary}")
     return report(recipe, listed, reports / recipe.name, say)
-
-
-def check_savable_codecs(recipe: Recipe, listed: list[Run]) -> None:
-    """Check that the codecs of a recipe can be saved and loaded again, before one is trained.
-
-    Raises:
-        CodecError: one of them would be loaded as another function.
-    """
-    for job in {job.quality: job for job in listed if not finished(job)}.values():
-        check_savable(architecture(recipe, job), partial(architecture, recipe, job))
-
-
-def architecture(recipe: Recipe, job: Run) -> nn.Module:
-    """The codec that a job starts from, whatever its weights."""
-    own = recipe.codec.endswith(".safetensors")  # the file is codec and weights
-    return load_base_codec(recipe if own else recipe.model_copy(update={"weights": "none"}), job)
 
 
 def report(
@@ -103,9 +103,7 @@ def report(
         found = collect([job.folder / "record.json"])
         made, file = job.folder / "codec.safetensors", None
         if made.exists() and (job.role in ("pruned", "modulated") or recipe.task == "train"):
-            level = "" if job.role == "modulated" else f"-q{job.quality}"
-            codec = Path(recipe.codec).stem.replace(":", "-")
-            name = f"{codec}{level}-{job.folder.name.rsplit('-', 1)[0]}.safetensors"
+            name = report_name(recipe, job)
             write_atomically(folder / "codecs" / name, partial(shutil.copyfile, made))
             file = f"codecs/{name}"
         # The folder may have been copied from another recipe's, which does the same job.
@@ -115,16 +113,6 @@ def report(
     say(text_table(records))
     say(f"\nreport: {page}")
     return page
-
-
-def finished(job: Run) -> bool:
-    """Return whether a run's result exists, is complete, and has the run's key."""
-    try:
-        content = json.loads((job.folder / "record.json").read_text(encoding="utf-8"))
-        record = content[0] if isinstance(content, list) else content
-        return bool(record.get("key") == job.key)
-    except (OSError, ValueError, AttributeError, IndexError):
-        return False
 
 
 def load_trained(recipe: Recipe, job: Run) -> tuple[nn.Module, int] | None:
@@ -151,7 +139,7 @@ def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tu
     if job.arm.scratch is not None:
         return from_scratch(recipe, job, listed, progress)
     hardened = job.folder / "hardened.safetensors"
-    steps = recipe.sparsify.steps
+    phases = phases_of(recipe, job)
     if hardened.exists():
         codec = load(hardened, factory=lambda: load_base_codec(recipe, job))
     else:
@@ -160,22 +148,21 @@ def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tu
         prepare(attached, recipe)
         if attached.done:  # one-shot methods: the pruned codec is fine-tuned in this phase
             codec = taught(attached.harden(), teaching(job.settings), load_base_codec(recipe, job))
-            _fit(codec, recipe, recipe.sparsify, job, "sparsify", progress)
+            _fit(codec, recipe, job, "sparsify", progress)
             codec = untaught(codec)
         else:
-            _fit(attached, recipe, recipe.sparsify, job, "sparsify", progress)
+            _fit(attached, recipe, job, "sparsify", progress)
             calibrate(attached, recipe)
             codec = attached.harden()
         save(codec, hardened, factory=partial(architecture, recipe, job))
         # Continue from the file, so that an interrupted run gives the same result.
         codec = load(hardened, factory=lambda: load_base_codec(recipe, job))
-    phase = job.arm.phase or recipe.finetune
-    if phase.steps:
+    if phases["finetune"].steps:
         codec = taught(codec, teaching(job.settings), load_base_codec(recipe, job))
-        _fit(codec, recipe, phase, job, "finetune", progress)
+        _fit(codec, recipe, job, "finetune", progress)
         codec = untaught(codec)
     calibrate(codec, recipe)
-    return codec, steps + phase.steps
+    return codec, _steps(recipe, job)
 
 
 def prepare(model: Any, recipe: Recipe) -> None:
@@ -207,11 +194,8 @@ def from_scratch(
     torch.manual_seed(job.seed)
     reinitialise(codec)
     provenance(codec).history[:] = [entry]
-    phase = job.arm.phase or recipe.finetune.model_copy(
-        update={"steps": recipe.sparsify.steps + recipe.finetune.steps}
-    )
-    _fit(codec, recipe, phase, job, "finetune", progress)
-    return codec, phase.steps
+    _fit(codec, recipe, job, "finetune", progress)
+    return codec, _steps(recipe, job)
 
 
 def train(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tuple[nn.Module, int]:
@@ -224,21 +208,19 @@ def train(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tuple[
         record = provenance(codec).copy()
         codec = load(before.folder / "full.safetensors", factory=lambda: codec)
         set_provenance(codec, record)
-    phase = recipe.per_quality.get(job.quality, recipe.finetune)
-    _fit(codec, recipe, phase, job, "train", progress)
+    _fit(codec, recipe, job, "train", progress)
     save(codec, job.folder / "full.safetensors", factory=partial(architecture, recipe, job))
-    return codec, phase.steps
+    return codec, _steps(recipe, job)
 
 
-def _fit(
-    model: nn.Module, recipe: Recipe, phase: Phase, job: Run, name: str, progress: bool
-) -> None:
-    if phase.steps:
+def _steps(recipe: Recipe, job: Run) -> int:
+    return sum(phase.steps for phase in phases_of(recipe, job).values())
+
+
+def _fit(model: nn.Module, recipe: Recipe, job: Run, name: str, progress: bool) -> None:
+    if phases_of(recipe, job)[name].steps:
         label = f"q{job.quality} {job.arm.label} {name}"
-        # The two phases of pruning, and all seeds of a recipe, get different crops.
-        seed = job.seed if recipe.task == "train" else 2 * job.seed + (name == "finetune")
-        settings = recipe.train_settings(phase, job.quality, seed, job.arm)
-        settings["lmbda"] = job.lmbda
+        settings = fit_settings(recipe, job, name)
         if (
             recipe.photographs.validation is not None
             and isinstance(model, Attached)
@@ -285,7 +267,7 @@ def measure_and_record(
     )
     # The optimiser state is large and no longer needed.
     for name in ("sparsify", "finetune", "train"):
-        (job.folder / name / "checkpoint.pt").unlink(missing_ok=True)
+        remove_checkpoints(job.folder / name)
     (job.folder / "hardened.safetensors").unlink(missing_ok=True)
     verified = last_change(unwrap(codec), job).get("verified")
     return "; ".join(
@@ -298,26 +280,16 @@ def plan(recipe: Recipe) -> list[str]:
 
     Nothing is trained or written.
     """
-    check_paths(recipe)
-    check_savable_codecs(recipe, plan_runs(recipe, Path("runs")))
     lines = []
-    for job in plan_runs(recipe, Path("runs")):
-        phase = recipe.per_quality.get(job.quality, recipe.finetune)  # empty for task: prune
-        steps = (
-            0
-            if job.role == "original" and recipe.task == "prune"
-            else recipe.sparsify.steps + phase.steps
-        )
-        if job.arm.phase is not None:
-            steps = job.arm.phase.steps + (recipe.sparsify.steps if job.arm.scratch is None else 0)
+    for job in resolve(recipe, Path("runs")):
         line = (
-            f"{recipe.codec} q{job.quality} {job.arm.label} seed {job.seed}: {steps} steps, lambda"
-            f" {job.lmbda:g}"
+            f"{recipe.codec} q{job.quality} {job.arm.label} seed {job.seed}:"
+            f" {_steps(recipe, job)} steps, lambda {job.lmbda:g}"
         )
         if job.arm.scratch is not None:
             line += f", the architecture of {job.arm.scratch}, from random weights"
         elif job.role in ("pruned", "modulated"):
-            attached = attach(load_base_codec(recipe, job), job.settings)
+            attached = attach(load_for_check(recipe, job), job.settings)
             line += (
                 f", {attached.cost.totals().kmac_per_pixel():.2f} kMAC/pixel now,"
                 f" {sum(1 for _ in attached.groups.prunable())} channel groups"

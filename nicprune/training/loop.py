@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,11 +30,14 @@ from nicprune.codecs.layer_kinds import is_quantile
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import StrictConfig, parse
-from nicprune.common.errors import FileError, RecipeError, TrainingError
-from nicprune.common.files import append_line, check_writable, write_atomically
+from nicprune.common.errors import FileError, InterruptedRun, RecipeError, TrainingError
+from nicprune.common.files import append_line, check_writable, content_digest, write_atomically
+from nicprune.common.lock import locked
 from nicprune.common.progress import Progress
 from nicprune.data.images import calibration_images
 from nicprune.data.patches import Patches, mix
+from nicprune.training.checkpoints import Checkpoints
+from nicprune.training.interruption import deferred_signals
 from nicprune.training.optimizers import DEFAULT_LR, make_optimizer
 from nicprune.training.precision import autocast_dtype, entropy_models_in_float32
 
@@ -81,7 +85,7 @@ class TrainSettings(StrictConfig):
     clip: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "32", "bf16"] = "auto"
     channels_last: bool = True
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     devices: int = Field(default=1, ge=1)
     accelerator: str = "auto"
     checkpoint_every: int = Field(default=1000, ge=1)
@@ -196,9 +200,11 @@ def fit(
         train: folder(s) of images, or "samples".
         validation: images that a schedule of lambdas decides by. Do not report results on these
             images.
-        folder: folder for `checkpoint.pt` and `metrics.jsonl`. A run that finds its checkpoint
-            there resumes from it; on CPU in float32 the result is bit-equal to that of an
-            uninterrupted run. None: nothing is written.
+        folder: folder for `checkpoint.pt` and `metrics.jsonl`, which one run at a time may use. A
+            run that finds its checkpoint there resumes from it; on CPU in float32, with the same
+            number of threads, the result is bit-equal to that of an uninterrupted run. Ctrl-C and
+            SIGTERM end the run after its current step, with a checkpoint. None: nothing is
+            written.
         progress: show progress; a string is shown in front of it.
         until_done: stop as soon as every attached method is done, instead of after `steps` steps.
         settings: see `TrainSettings`.
@@ -206,8 +212,10 @@ def fit(
     Raises:
         RecipeError: a setting is unknown or out of range.
         DataError: no image is usable.
-        FileError: the checkpoint belongs to another run, or cannot be written.
+        FileError: the checkpoint belongs to another run, is damaged, or cannot be written; or
+            another process uses the folder.
         TrainingError: the loss stayed non-finite.
+        InterruptedRun: Ctrl-C or SIGTERM stopped the run.
     """
     options = parse(TrainSettings, settings, "fit(...)")
     metric = options.metric or provenance(unwrap(model)).metric
@@ -235,7 +243,11 @@ def fit(
         )
     fabric = _fabric(options)
     was_last = any(p.ndim == 4 and not p.is_contiguous() for p in unwrap(model).parameters())
-    with frozen(frozen_parameters(model, options.side)):
+    held = folder if fabric.is_global_zero else None
+    with (
+        frozen(frozen_parameters(model, options.side)),
+        locked(held) if held is not None else nullcontext(),
+    ):
         run = _Run(
             model, options, fabric, Path(folder) if folder is not None else None, patches.paths
         )
@@ -245,6 +257,8 @@ def fit(
         started = time.monotonic()
         try:
             with ExitStack() as stack:
+                # Several processes would stop at different steps, and wait for each other.
+                asked = stack.enter_context(deferred_signals(enabled=options.devices == 1))
                 stack.callback(bar.close)
                 stack.callback(patches.close)
                 stack.enter_context(entropy_models_in_float32(model))
@@ -270,16 +284,14 @@ def fit(
                         bar.show(run.step)
                     if run.step % options.checkpoint_every == 0:
                         run.save()
+                    if asked.signal is not None and run.step < options.steps:
+                        run.save()
+                        raise run.interrupted(asked.signal)
                 run.save()
-        except KeyboardInterrupt:
-            kept = (
-                f"run again to continue from step {run.saved_step}"
-                if folder
-                else "nothing was saved (no folder was given)"
-            )
-            raise TrainingError(
-                f"interrupted at step {run.step} of {options.steps}; {kept}"
-            ) from None
+            if asked.signal is not None:
+                raise run.interrupted(asked.signal)
+        except KeyboardInterrupt:  # in the middle of a step, whose state is of no use
+            raise run.interrupted(signal.SIGINT) from None
         finally:
             run.close()
             model.train(was_training)
@@ -288,6 +300,26 @@ def fit(
         if options.channels_last and not was_last:
             run.codec.to(memory_format=torch.contiguous_format)
         return FitResult(run.step, run.last, run.skipped, time.monotonic() - started)
+
+
+def check_environment(options: TrainSettings) -> None:
+    """Raise unless this machine has the devices and packages that training needs.
+
+    Raises:
+        TrainingError: the accelerator is unknown or missing, or TensorBoard is not installed.
+    """
+    if options.devices == 1:  # several are started as processes
+        _fabric(options)
+    if options.tensorboard:
+        _summary_writer()
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise TrainingError("tensorboard is not installed: pip install 'nicprune[track]'") from None
+    return SummaryWriter
 
 
 def _fabric(options: TrainSettings) -> Fabric:
@@ -319,6 +351,7 @@ class _Run:
         photographs: Sequence[Path],
     ):
         self.options, self.fabric, self.folder = options, fabric, folder
+        self.checkpoints = Checkpoints(folder) if folder is not None else None
         self.model = model
         self.codec = unwrap(model)
         self.attached: Any = model if model is not self.codec else None
@@ -333,7 +366,7 @@ class _Run:
                 provenance(self.codec).name,
                 provenance(self.codec).quality,
                 methods,
-                [[p.name, p.stat().st_size] for p in photographs],
+                [[p.name, content_digest(p)] for p in photographs] if folder is not None else [],
             ]
         )
         self.loss = rate_distortion_loss(*_target(options))
@@ -462,37 +495,37 @@ class _Run:
         return values
 
     def save(self) -> None:
-        """Write the checkpoint atomically."""
-        if self.folder is None or self.step == self.saved_step or not self.fabric.is_global_zero:
+        """Write a checkpoint atomically; keep the one before it."""
+        if (
+            self.checkpoints is None
+            or self.step == self.saved_step
+            or not self.fabric.is_global_zero
+        ):
             return
         state = {
             "step": self.step,
             "skipped": self.skipped,
             "settings": self.options.model_dump_json(),
             "identity": self.identity,
+            "threads": torch.get_num_threads(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.optimizer.state_dict(),
             "aux_optimizer": (
                 self.aux_optimizer.state_dict() if self.aux_optimizer is not None else None
             ),
         }
-        write_atomically(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
+        self.checkpoints.save(state)
         self.saved_step = self.step
 
     def resume(self) -> None:
         """Resume from the checkpoint, if there is one; remove later steps from metrics.jsonl."""
-        path = self.folder / "checkpoint.pt" if self.folder is not None else None
-        if path is None or not path.exists():
+        found = self.checkpoints.load() if self.checkpoints is not None else None
+        if found is None:
             if self._metrics_file is not None:
                 self._metrics_file.unlink(missing_ok=True)
             return
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            before, identity = json.loads(state["settings"]), state["identity"]
-        except Exception as error:
-            raise FileError(
-                f"cannot read the checkpoint {path}: {error}. Remove it to start again"
-            ) from None
+        state, path = found
+        before, identity = json.loads(state["settings"]), state["identity"]
         free = {"checkpoint_every", "log_every", "tensorboard", "devices", "accelerator"}
         now = self.options.model_dump()
         defaults = {
@@ -530,9 +563,14 @@ class _Run:
         self.step = self.saved_step = state["step"]
         self.skipped = state["skipped"]
         self._clock = (time.monotonic(), self.step)
-        if self.fabric.is_global_zero:
-            for left in path.parent.glob(f".{path.name}.*"):  # of a write that was killed
-                left.unlink(missing_ok=True)
+        if (threads := torch.get_num_threads()) != state["threads"] and (
+            self.fabric.device.type == "cpu"
+        ):
+            warnings.warn(
+                f"resuming with {threads} threads what {state['threads']} began: the result will"
+                " differ in its last bits from that of an uninterrupted run",
+                stacklevel=2,
+            )
         if self._metrics_file is not None and self._metrics_file.exists():
             lines = self._metrics_file.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= self.step]
@@ -540,15 +578,21 @@ class _Run:
                 self._metrics_file, lambda p: p.write_text("".join(line + "\n" for line in kept))
             )
 
+    def interrupted(self, number: int) -> InterruptedRun:
+        """Return the error for a run that this signal stopped."""
+        kept = (
+            f"run again to continue from step {self.saved_step}"
+            if self.folder
+            else "nothing was saved (no folder was given)"
+        )
+        return InterruptedRun(
+            f"interrupted at step {self.step} of {self.options.steps}; {kept}", number
+        )
+
     def _tensorboard(self) -> Any:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise TrainingError(
-                "tensorboard is not installed: pip install 'nicprune[track]'"
-            ) from None
+        writer = _summary_writer()
         return (
-            SummaryWriter(str(self.folder / "tensorboard"))
+            writer(str(self.folder / "tensorboard"))
             if self._metrics_file is not None and self.folder
             else None
         )

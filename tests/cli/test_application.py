@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import pytest
 from helpers_cli import fails
 from typer.testing import CliRunner
 
-from nicprune.cli import app
+from nicprune.cli import app, main
+from nicprune.common.errors import FileError, InterruptedRun
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,29 @@ def test_errors_are_one_line(
 ) -> None:
     err = fails(monkeypatch, capsys, *arguments)
     assert expected in err and err.startswith("nicprune: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("error", "status"), [
+    (InterruptedRun("interrupted at step 1 of 2", signal.SIGTERM), 143),
+    (InterruptedRun("interrupted at step 1 of 2", signal.SIGINT), 130),
+    (KeyboardInterrupt(), 130),
+    (FileError("no such file"), 1),
+    (ZeroDivisionError("a bug"), 2),
+])  # fmt: skip
+def test_exit_status(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+) -> None:
+    def raises() -> None:
+        raise error
+
+    monkeypatch.setattr("nicprune.cli.application.app", raises)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == status
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_unknown_commands_are_refused(

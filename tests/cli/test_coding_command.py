@@ -24,7 +24,7 @@ def test_encode_and_decode(tmp_path: Path) -> None:
     path = str(save(codec, tmp_path / "c.safetensors"))
     coded, decoded = tmp_path / "a.nic", tmp_path / "out.png"
     coded.write_text("something older")
-    out = call("encode", path, str(picture), str(coded))
+    out = call("encode", path, str(picture), str(coded), "--force")
     size = coded.stat().st_size
     assert (
         f"{size:,} bytes" in out and f"{8 * size / (67 * 130):.4f} bpp" in out and "130x67" in out
@@ -65,7 +65,7 @@ def test_encode_and_decode_fail_in_one_line(
     out, png = tmp_path / "a.nic", tmp_path / "b.png"
     for arguments, expected in (
         (["encode", codec, str(tmp_path / "nowhere.png"), str(out)], "no such image"),
-        (["encode", codec, picture, str(out), "--level", "1"], "without a modulator"),
+        (["encode", codec, picture, str(out), "--level", "1"], "need a modulator"),
         (["decode", codec, picture, str(png)], "not an image that nicprune encoded"),
         (["decode", codec, str(out), str(png)], "no such file"),
         (["decode", codec, picture, str(tmp_path / "b.jpg")], "must end in .png"),

@@ -21,7 +21,7 @@ from torch import nn
 from nicprune.common.errors import CodecError, DataError, FileError, NicpruneError, RecipeError
 from nicprune.common.files import VARIABLES
 from nicprune.data.images import write_png
-from nicprune.experiments.plan import file_digests, load_base_codec
+from nicprune.experiments.plan import file_digests, load_base_codec, plan_runs
 from nicprune.experiments.recipe import (
     check_paths,
     find_recipe,
@@ -29,7 +29,7 @@ from nicprune.experiments.recipe import (
     read_recipe,
     recipe_names,
 )
-from nicprune.experiments.run import plan, plan_runs, run_recipe
+from nicprune.experiments.run import plan, run_recipe
 from nicprune.pruning.cost import measure
 from nicprune.storage.checkpoint import load, load_codec, save
 

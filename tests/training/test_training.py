@@ -21,7 +21,7 @@ from torch import nn
 import nicprune.training.loop as training
 from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.provenance import provenance
-from nicprune.common.errors import FileError, RecipeError, TrainingError
+from nicprune.common.errors import FileError, InterruptedRun, RecipeError, TrainingError
 from nicprune.data.images import write_png
 from nicprune.methods import attach
 from nicprune.training.loop import TrainSettings, fit, learning_rate
@@ -227,6 +227,53 @@ def test_kill_9_and_resume_equals_the_uninterrupted_run(
     ends = [torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("killed", "whole")]
     assert same_state(*ends)
     assert not list((tmp_path / "run").glob(".checkpoint*")), "no half-written file is left"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_and_leaves(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    whole, parts = codec(), codec()
+    quick = {**QUICK, "steps": 4}
+    fit(whole, photos, **quick)
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    advance = training._Run.advance
+
+    def step(run: training._Run, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        if run.step == 1:
+            os.kill(os.getpid(), number)
+        return advance(run, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRun) as caught:
+        patch.setattr(training._Run, "advance", step)
+        fit(parts, photos, folder=tmp_path, **quick)
+    assert str(caught.value) == "interrupted at step 2 of 4; run again to continue from step 2"
+    assert caught.value.exit_status == 128 + number
+    assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    parts = codec()
+    fit(parts, photos, folder=tmp_path, **quick)
+    assert same_state(state_of(whole), state_of(parts))
+
+
+def test_a_second_run_of_a_folder_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = training._Run.advance
+    refused: list[str] = []
+
+    def step(run: training._Run, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not refused:
+            with pytest.raises(FileError, match="is in use by process") as caught:
+                fit(codec(), photos, steps=2, folder=tmp_path, **QUICK)
+            refused.append(str(caught.value))
+        return advance(run, batch)
+
+    monkeypatch.setattr(training._Run, "advance", step)
+    fit(codec(), photos, steps=2, folder=tmp_path, **QUICK)
+    assert len(refused) == 1 and "\n" not in refused[0]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert not (tmp_path / "run.lock").exists()
 
 
 TWO = """

@@ -1,0 +1,134 @@
+"""From a recipe to its runs, after all has been checked that can be checked without training.
+`nicprune check`, `--dry-run` and `run` all begin here.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nicprune.codecs.zoo import DEMO
+from nicprune.common.config import parse
+from nicprune.common.errors import DataError, NicpruneError, RecipeError
+from nicprune.data.images import list_images, usable_images
+from nicprune.experiments.plan import (
+    Run,
+    architecture,
+    fit_settings,
+    load_base_codec,
+    phases_of,
+    plan_runs,
+    report_name,
+)
+from nicprune.experiments.recipe import Recipe, check_paths
+from nicprune.methods import attach
+from nicprune.storage.checkpoint import check_savable
+from nicprune.training.loop import TrainSettings, check_environment
+
+LONGEST = 255
+"""Largest length of a file name in bytes, on all common file systems."""
+
+
+def resolve(recipe: Recipe, runs: Path) -> list[Run]:
+    """Return the runs of a recipe after checking what they need.
+
+    Checked are paths, images, file names, training settings, this machine's devices, that each
+    codec can be saved and loaded again, and each method on each codec; of runs that are finished, only the first three. Nothing is trained or
+    written.
+
+    Args:
+        recipe: as `read_recipe` returns it.
+        runs: folder of the runs.
+
+    Raises:
+        NicpruneError: something is missing, or does not fit together.
+    """
+    check_paths(recipe)
+    listed = plan_runs(recipe, runs)
+    for job in listed:
+        _check_names(recipe, job)
+    left = [job for job in listed if not finished(job)]
+    patch_sizes = {settings.patch_size for job in left for settings in _phases(recipe, job)}
+    if left:
+        _check_images(recipe, max(patch_sizes, default=1))
+    for job in {job.quality: job for job in left}.values():
+        check_savable(architecture(recipe, job), partial(architecture, recipe, job))
+    checked = set()
+    for job in left:
+        # Seeds make no difference to what fits.
+        if (job.quality, job.arm.label) not in checked:
+            checked.add((job.quality, job.arm.label))
+            try:
+                _check_codec(recipe, job)
+            except NicpruneError as error:
+                raise type(error)(f"q{job.quality} {job.arm.label}: {error}") from None
+    return listed
+
+
+def finished(job: Run) -> bool:
+    """Return whether a run's result exists, is complete, and has the run's key."""
+    try:
+        content = json.loads((job.folder / "record.json").read_text(encoding="utf-8"))
+        record = content[0] if isinstance(content, list) else content
+        return bool(record.get("key") == job.key)
+    except (OSError, ValueError, AttributeError, IndexError):
+        return False
+
+
+def load_for_check(recipe: Recipe, job: Run) -> nn.Module:
+    """Return the codec that a run starts from, or one of random weights where these would be
+    downloaded, or come from another run.
+    """
+    download = recipe.weights == "official" and ":" not in recipe.codec
+    download = download and recipe.codec != DEMO and not recipe.codec.endswith(".safetensors")
+    if download or recipe.before(job.quality) is not None:
+        recipe = recipe.model_copy(update={"weights": "none"})
+    return load_base_codec(recipe, job)
+
+
+def _phases(recipe: Recipe, job: Run) -> list[TrainSettings]:
+    """Return the settings of each phase that a run trains, as `fit` checks them."""
+    found = []
+    for name, phase in phases_of(recipe, job).items():
+        if phase.steps:
+            where = f"q{job.quality} {job.arm.label}: {name}"
+            found.append(parse(TrainSettings, fit_settings(recipe, job, name), where))
+            check_environment(found[-1])
+    return found
+
+
+def _check_names(recipe: Recipe, job: Run) -> None:
+    for name in (job.folder.name, report_name(recipe, job)):
+        if (length := len(name.encode())) > LONGEST:
+            raise RecipeError(
+                f"the label {job.arm.label[:40]!r}... makes a file name of {length} bytes; a file"
+                f" name has at most {LONGEST}"
+            )
+
+
+def _check_images(recipe: Recipe, patch_size: int) -> None:
+    given = recipe.photographs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # images that are left out are named when they are used
+        for split, inside, minimum in (
+            ("train", "train", patch_size),
+            ("test", "test", 1),
+            ("validation", "train", 64),
+        ):
+            if (folder := getattr(given, split)) is not None:
+                try:
+                    usable_images(list_images(folder, inside), minimum)
+                except DataError as error:
+                    raise DataError(f"photographs.{split}: {error}") from None
+
+
+def _check_codec(recipe: Recipe, job: Run) -> None:
+    with torch.random.fork_rng(devices=[]):
+        codec = load_for_check(recipe, job)
+        if job.arm.scratch is None and job.role in ("pruned", "modulated", "control"):
+            attach(codec, job.settings)

@@ -1,0 +1,131 @@
+"""Outputs of commands: an input is never replaced, another kind of file with --force alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import built
+from helpers_cli import call, fails
+
+from nicprune.common.errors import FileError
+from nicprune.common.files import check_regular, write_text
+from nicprune.data.images import write_png
+from nicprune.storage.checkpoint import save
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> dict[str, str]:
+    """A picture, a codec, the picture encoded, a link to the picture, and notes."""
+    files = {name: str(tmp_path / name) for name in ("a.png", "c.safetensors", "a.nic", "l.png")}
+    write_png(torch.rand(3, 64, 64), files["a.png"])
+    save(built("bmshj2018-hyperprior")[0], files["c.safetensors"])
+    call("encode", files["c.safetensors"], files["a.png"], files["a.nic"])
+    os.symlink(files["a.png"], files["l.png"])
+    files["notes"] = str(tmp_path / "notes.png")
+    Path(files["notes"]).write_text("not to be lost")
+    return files
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "encode c.safetensors a.png a.png",
+        "encode c.safetensors a.png l.png",
+        "encode c.safetensors a.png c.safetensors",
+        "encode bmshj2018-hyperprior a.png c.safetensors --weights c.safetensors -q 1",
+        "eval c.safetensors a.png -o a.png",
+        "eval c.safetensors a.png -o c.safetensors",
+        "prune c.safetensors c.safetensors --set budget.macs=0.5 --set round_to=1",
+        "export c.safetensors c.safetensors",
+    ],
+)
+def test_an_input_is_never_replaced(
+    there: dict[str, str],
+    command: str,
+    force: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = {name: Path(path).read_bytes() for name, path in there.items()}
+    arguments = [there.get(word, word) for word in command.split()]
+    err = fails(monkeypatch, capsys, *arguments, *force)
+    assert "is an input of this command" in err and err.count("\n") == 1
+    assert before == {name: Path(path).read_bytes() for name, path in there.items()}
+
+
+COMMANDS = [
+    "encode c.safetensors a.png notes",
+    "decode c.safetensors a.nic notes",
+    "eval c.safetensors a.png -o notes",
+    "prune c.safetensors notes --set budget.macs=0.5 --set round_to=1",
+    "export c.safetensors notes",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_another_kind_of_file_is_replaced_by_force_alone(
+    there: dict[str, str],
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [there.get(word, word) for word in command.split()]
+    err = fails(monkeypatch, capsys, *arguments)
+    assert "replace it with --force" in err and err.count("\n") == 1
+    assert Path(there["notes"]).read_text() == "not to be lost"
+    if command.startswith(("prune", "export")):  # their endings are checked further down
+        there["notes"] = str(
+            Path(there["notes"]).with_suffix(
+                ".safetensors" if command.startswith("prune") else ".tar"
+            )
+        )
+        Path(there["notes"]).write_text("not to be lost")
+        arguments = [there.get(word, word) for word in command.split()]
+    call(*arguments, "--force")
+    assert Path(there["notes"]).read_bytes() != b"not to be lost"
+    call(*arguments)  # now it is of the command's own kind: a script may run again
+
+
+def test_only_regular_files_are_replaced_and_links_stay(
+    there: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pipe, device = tmp_path / "pipe", Path("/dev/null")
+    os.mkfifo(pipe)
+    for output, kind in ((pipe, "a pipe"), (device, "a device"), (tmp_path, "a folder")):
+        err = fails(
+            monkeypatch, capsys, "encode", there["c.safetensors"], there["a.png"], str(output),
+            "--force",
+        )  # fmt: skip
+        assert f"it is {kind}, not a regular file" in err
+        with pytest.raises(FileError, match="not a regular file"):
+            write_text(output, "a")
+    assert pipe.is_fifo() and device.is_char_device()
+    link = tmp_path / "link.txt"
+    link.symlink_to(tmp_path / "target.txt")
+    for text in ("new", "newer"):
+        write_text(link, text)
+        assert link.is_symlink() and (tmp_path / "target.txt").read_text() == text
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in (
+        (tmp_path / "pipe", "as image: it is a pipe"),
+        (Path("/dev/zero"), "it is a device"),
+        (tmp_path, "it is a folder"),
+        (tmp_path / "none", "no such image"),
+        (tmp_path / ("n" * 300), "cannot read"),
+        ("a\0b", "cannot read"),
+    ):
+        with pytest.raises(FileError, match=message):
+            check_regular(path, "image")
+    (tmp_path / "file").write_text("a")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert check_regular(tmp_path / "link") == tmp_path / "link"
