@@ -38,8 +38,8 @@ def resolve(recipe: Recipe, runs: Path) -> list[Run]:
     """Return the runs of a recipe after checking what they need.
 
     Checked are paths, images, file names, training settings, this machine's devices, that each
-    codec can be saved and loaded again, and each method on each codec; of runs that are finished, only the first three. Nothing is trained or
-    written.
+    codec can be saved and loaded again, and each method on each codec; of runs that are finished,
+    only the first three. Nothing is trained or written.
 
     Args:
         recipe: as `read_recipe` returns it.
