@@ -59,7 +59,7 @@ def check_pruning(codec: nn.Module, groups: Groups, seed: int, folder: Path) -> 
         found = run(whole)
     assert torch.allclose(found, run(copy.deepcopy(narrow)), rtol=0, atol=1e-10)
 
-    path = save(small, folder / "small.safetensors")
+    path = save(small, folder / "small.safetensors", factory=lambda: copy.deepcopy(codec))
     again = load(path, factory=lambda: copy.deepcopy(codec))
     assert difference(small, again) == 0
     assert measure(again) == measured

@@ -18,13 +18,6 @@ FILES = sorted(ROOT.rglob("*.py"))
 QUESTION = re.compile(r"(What|How|Whether|Where|Which|Why|When)\b")
 """A docstring says what a thing does or is: "Return whether ...", "Largest ..."."""
 
-NOT_YET = (
-    "channels/",
-    "codecs/layer_kinds/",
-    "pruning/",
-)
-"""Folders and files whose docstrings are still to be rewritten."""
-
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef
 
 
@@ -71,11 +64,7 @@ def test_everything_public_has_a_docstring(path: Path) -> None:
     assert not bare, f"{bare}: no docstring"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [p for p in FILES if not str(p.relative_to(ROOT)).startswith(NOT_YET)],
-    ids=lambda p: str(p.relative_to(ROOT)),
-)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_docstring_begins_like_a_question(path: Path) -> None:
     for text in strings(ast.parse(path.read_text(encoding="utf-8"))):
         assert not QUESTION.match(text), f"{text.splitlines()[0]!r}: say what it does, or is"

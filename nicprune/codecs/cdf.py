@@ -79,7 +79,7 @@ _CODING: list[tuple[type, str, Callable[..., Any], Callable[..., Any]]] = [
         )
     ),
 ]
-"""What is replaced while coding: in which class, its name, CompressAI's own, and what by."""
+"""Methods that are replaced while coding: class, name, CompressAI's own, replacement."""
 
 
 @contextmanager
@@ -220,7 +220,7 @@ def check_tables(model: nn.Module) -> None:
 
 
 def _misfit(model: Any) -> str:
-    """What is wrong with the tables of an entropy model."""
+    """Return what is wrong with the tables of an entropy model, empty for nothing."""
     table, length, offset = model._quantized_cdf, model._cdf_length, model._offset
     if any(t.is_floating_point() for t in (table, length, offset)):
         return "they are not whole numbers"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import forward_for_analysis
+from nicprune.codecs.anatomy import check_not_compiled, forward_for_analysis
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.common.errors import CodecError
 
@@ -22,8 +22,9 @@ def image_shape(codec: nn.Module) -> tuple[int, int]:
     """Return the channels of a codec's images, and the smallest side of `SIZES` that it runs on.
 
     Raises:
-        CodecError: it runs on none; names the module that raised, and what.
+        CodecError: it runs on none (names the module that raised, and what), or is compiled.
     """
+    check_not_compiled(codec)
     if (known := codec.__dict__.get(ATTRIBUTE)) is not None:
         return known  # type: ignore[no-any-return]
     parameter = next((p for p in codec.parameters() if p.is_floating_point()), torch.zeros(()))

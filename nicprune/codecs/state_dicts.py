@@ -20,13 +20,13 @@ from nicprune.common.errors import FileError
 State = dict[str, Tensor]
 
 USUAL = "state_dict"
-"""Where CompressAI's training puts it; others beside it, of an average say, are not looked at."""
+"""Key of the state dict in CompressAI's checkpoints; others beside it are ignored."""
 
 COMPILED = "_orig_mod."
-"""What torch.compile puts into keys, before a codec's own or within them."""
+"""Part that torch.compile adds to keys, before a codec's own or within them."""
 
 BOTTLENECK = {"_matrix": "matrices", "_bias": "biases", "_factor": "factors"}
-"""What CompressAI called the parameters of an entropy bottleneck: `_matrix0`, for a while
+"""Names that CompressAI gave the parameters of an entropy bottleneck: `_matrix0`, for a while
 `_matrices.0`, today `matrices.0`.
 """
 
@@ -104,7 +104,7 @@ def _is_state(value: object) -> bool:
 
 
 def _listed(content: object) -> str:
-    """What lies at the top of a file."""
+    """Describe the top level of a file."""
     if not isinstance(content, Mapping):
         return type(content).__name__
     keys = [str(key)[:40] for key in content]
@@ -112,7 +112,7 @@ def _listed(content: object) -> str:
 
 
 def _prefixes(own: Iterable[str], state: Mapping[str, Tensor]) -> list[str]:
-    """What stands before a codec's keys in a state dict; several where it holds several codecs,
+    """Return the prefixes of a codec's keys in a state dict; several where it holds several codecs,
     nothing where it holds none.
 
     Half of the keys have to be there: those of older versions of CompressAI have other names.
@@ -139,7 +139,7 @@ def _renamed(codec: nn.Module, state: Mapping[str, Tensor]) -> State:
 
 
 def _today(codec: nn.Module, key: str) -> Iterable[str]:
-    """What a parameter of an older version may be called now."""
+    """Return the present name of a parameter of an older version."""
     for old, new in BOTTLENECK.items():
         if named := re.fullmatch(rf"(.*\.)?_?(?:{old[1:]}|{new}\.)(\d+)", key):
             before, number = named[1] or "", named[2]

@@ -1,4 +1,4 @@
-"""What a codec is besides its weights: the type of each of its layers, and what it was set to."""
+"""The structure of a codec: types and settings of its layers, all but its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Structure = dict[str, list[Any]]
 
 LIBRARIES = ("torch.", "compressai.")
 WIDTHS = ("channels", "features")
-"""What the names of settings end in that repeat the shapes of the weights."""
+"""Endings of the names of settings that repeat the shapes of the weights."""
 
 _UNKNOWN = object()
 
@@ -113,7 +113,7 @@ def _plain(value: Any) -> Any:
 
 
 def _whole(value: Any) -> bool:
-    """Whether a value is a whole number, or several."""
+    """Return whether a value is a whole number, or several."""
     if isinstance(value, list):
         return all(_whole(item) for item in value)
     return isinstance(value, int) and not isinstance(value, bool)

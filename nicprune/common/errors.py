@@ -58,7 +58,7 @@ def enough_memory(what: str) -> Iterator[None]:
 
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-"""What torch says, of the machine's memory and of a GPU's."""
+"""Words of torch's errors when the machine's or a GPU's memory is exhausted."""
 
 
 class InterruptedRun(TrainingError):

@@ -53,7 +53,7 @@ UNREADABLE = (
     Image.DecompressionBombWarning,
     MemoryError,
 )
-"""What Pillow raises for files that are not whole, not images, or too large."""
+"""Errors of Pillow for files that are damaged, not images, or too large."""
 
 
 def read_image(path: str | Path) -> Tensor:

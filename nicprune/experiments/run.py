@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from nicprune.codecs.anatomy import unwrap
-from nicprune.codecs.layer_kinds.operations import reinitialise
+from nicprune.codecs.layer_operations import reinitialise
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.common.errors import FileError
 from nicprune.common.files import (

@@ -15,7 +15,7 @@ from nicprune.codecs.hooks import Hook, remove_hooks
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
 from nicprune.codecs.layer_kinds import channel_kind, holder, layers_of
 from nicprune.codecs.layer_kinds.kind import kinds_in
-from nicprune.codecs.layer_kinds.operations import zero
+from nicprune.codecs.layer_operations import zero
 
 
 class Masks(nn.Module):

@@ -23,7 +23,7 @@ from nicprune.codecs.example import example_image
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds import entropy_models, layers_of, widths_of
 from nicprune.codecs.layer_kinds.kind import kind_of, nearest_kind
-from nicprune.codecs.layer_kinds.operations import remove, zero
+from nicprune.codecs.layer_operations import remove, zero
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.common.errors import CodecError, SurgeryError
 

@@ -33,7 +33,7 @@ from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import example_image
 from nicprune.codecs.hooks import has_hooks, remove_hooks
 from nicprune.codecs.layer_kinds import entropy_models, is_quantile
-from nicprune.codecs.layer_kinds.operations import resize
+from nicprune.codecs.layer_operations import resize
 from nicprune.codecs.provenance import Provenance, provenance, set_provenance
 from nicprune.codecs.state_dicts import read_state_dict
 from nicprune.codecs.structure import differences, structure
@@ -238,7 +238,7 @@ def _check_made_again(
 
 
 def _difference(expected: nn.Module, found: nn.Module) -> str:
-    """What tells two models apart, in words: layers and settings, then latents and outputs."""
+    """Describe the difference of two models: layers and settings, then latents and outputs."""
     told = differences(structure(unwrap(expected)), structure(unwrap(found)))
     if told:
         return "; ".join(told[:2])
@@ -252,13 +252,13 @@ def _difference(expected: nn.Module, found: nn.Module) -> str:
 def _trace(model: nn.Module) -> list[Tensor]:
     """Return the inputs of a model's entropy models for an image, and its outputs."""
     seen: list[Tensor] = []
+    image = example_image(unwrap(model), seed=0)  # runs the codec, before anything is recorded
     if isinstance(model, Attached):
         model.set_width(0 if model.widths is not None else None)
     handles = [
         entropy_model.register_forward_pre_hook(lambda module, args: seen.extend(_tensors(args)))
         for entropy_model in entropy_models(model)
     ]
-    image = example_image(unwrap(model), seed=0)
     torch.manual_seed(0)
     try:
         seen.extend(_tensors(forward_for_analysis(model.eval(), image)))

@@ -199,8 +199,8 @@ def _tile(ready: Any) -> tuple[Any, int]:
 
 
 def _may_be(shape: Any, usual: Any, tiles: tuple[int, int]) -> bool:
-    """Whether a shape is one that a codec gives for an image of so many tiles, one of which has the
-    usual one: height and width last, and each at most twice as large as it should be.
+    """Return whether a codec may give a shape for an image of so many tiles, if it gives the usual
+    one for a tile: height and width come last, and may be twice as large as they should be.
     """
     if isinstance(usual, Mapping):
         return (

@@ -26,8 +26,8 @@ from nicprune.codecs.layer_kinds import (
     kind_of,
     register_kind,
 )
-from nicprune.codecs.layer_kinds.operations import reinitialise, remove, resize, zero
 from nicprune.codecs.layer_kinds.parameters import OwnParameter
+from nicprune.codecs.layer_operations import reinitialise, remove, resize, zero
 from nicprune.common.errors import SurgeryError
 from nicprune.pruning.cost import measure
 

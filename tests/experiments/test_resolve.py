@@ -140,10 +140,18 @@ def test_a_pipe_or_a_device_is_no_recipe(tmp_path: Path) -> None:
             read_recipe(str(path))
 
 
-@pytest.mark.parametrize("text", ["version: 2001-99-99", "a: " + "9" * 5000, "[" * 5000])
-def test_text_that_yaml_cannot_build_is_one_line(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("version: 2001-99-99", "a value cannot be read"),
+        ("a: " + "9" * 5000, "a value cannot be read"),
+        ("[" * 5000, "nested too deep"),
+    ],
+    ids=["date", "number", "nested"],
+)
+def test_text_that_yaml_cannot_build_is_one_line(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
-    with pytest.raises(RecipeError, match="not YAML") as caught:
+    with pytest.raises(RecipeError, match=said) as caught:
         read_recipe(str(tmp_path / "a.yaml"))
     assert "\n" not in str(caught.value)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo_of_blocks import BlockCodec, Small
 
 from nicprune.channels.groups import find_groups
-from nicprune.codecs.layer_kinds.operations import reinitialise
+from nicprune.codecs.layer_operations import reinitialise
 from nicprune.common.errors import CodecError
 from nicprune.pruning.cost import CostModel, measure
 from nicprune.pruning.masks import importance

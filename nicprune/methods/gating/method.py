@@ -48,7 +48,7 @@ from nicprune.channels.groups import kept_channels
 from nicprune.codecs.anatomy import transform_of
 from nicprune.codecs.layer_kinds import channel_kind, layers_of, widths_of
 from nicprune.codecs.layer_kinds.kind import kinds_in
-from nicprune.codecs.layer_kinds.operations import zero
+from nicprune.codecs.layer_operations import zero
 from nicprune.common.errors import BudgetError, RecipeError, TrainingError
 from nicprune.methods.contract import METHODS, Gating, Method
 from nicprune.methods.gating.execution import attach_gates, detach_gates, pooled_before

@@ -34,7 +34,7 @@ from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import transform_of
 from nicprune.codecs.hooks import NarrowHook, remove_hooks
 from nicprune.codecs.layer_kinds import layers_of
-from nicprune.codecs.layer_kinds.operations import resize, zero
+from nicprune.codecs.layer_operations import resize, zero
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import LAMBDAS, lmbda_of
 from nicprune.common.config import StrictConfig, parse

@@ -35,7 +35,7 @@ from nicprune.channels.groups import MIN_LATENTS
 from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.hooks import NarrowHook, remove_hooks
 from nicprune.codecs.layer_kinds import Affine, channel_kind, is_bottleneck, layers_of
-from nicprune.codecs.layer_kinds.operations import remove, resize
+from nicprune.codecs.layer_operations import remove, resize
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_for, lmbda_of
 from nicprune.common.config import StrictConfig
