@@ -154,14 +154,14 @@ def analyse(codec: nn.Module) -> Groups:
 
 
 def has_foreign_code(codec: nn.Module) -> bool:
-    """Return whether a codec runs code that is neither CompressAI's nor a layer of a known kind nor
-    a container or activation of torch.
+    """Return whether a codec runs code that is neither CompressAI's nor nicprune's, nor a layer of a
+    known kind, nor a container or activation of torch.
     """
     for module in codec.modules():
         if "forward" in module.__dict__:
             return True
         package = type(module).__module__
-        if package.startswith("compressai.") or kind_of(module) is not None:
+        if package.startswith(OWN) or kind_of(module) is not None:
             continue
         if isinstance(module, CONTAINERS):
             continue
@@ -169,6 +169,9 @@ def has_foreign_code(codec: nn.Module) -> bool:
             return True
     return False
 
+
+OWN = ("compressai.", "nicprune.codecs.")
+"""Packages whose architectures hold no number of channels in code; tests try each of them."""
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 

@@ -23,8 +23,15 @@ def test_a_block_is_as_free_as_it_can_be(name: str, tmp_path: Path) -> None:
         assert reason[f"g_a.1.{layer}" if layer else "g_a.0"] is None, (layer, reason)
     for layer in held:
         assert reason[f"g_a.1.{layer}" if layer else "g_a.0"], layer
-    for seed in range(3):
-        check_pruning(codec, groups, seed, tmp_path)
+    check_pruning(codec, groups, 0, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(BLOCKS))
+@pytest.mark.parametrize("seed", range(1, 10))
+def test_more_keep_lists_of_a_block(name: str, seed: int, tmp_path: Path) -> None:
+    codec = block_codec(name)
+    check_pruning(codec, analyse(codec), seed, tmp_path)
 
 
 def test_a_mask_on_another_modules_parameter_cannot_be_put() -> None:
