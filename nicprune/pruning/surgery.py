@@ -154,8 +154,8 @@ def analyse(codec: nn.Module) -> Groups:
 
 
 def has_foreign_code(codec: nn.Module) -> bool:
-    """Return whether a codec runs code that is neither CompressAI's nor nicprune's, nor a layer of a
-    known kind, nor a container or activation of torch.
+    """Return whether a codec runs code that is neither CompressAI's nor nicprune's, nor a layer of
+    a known kind, nor a container or activation of torch.
     """
     for module in codec.modules():
         if "forward" in module.__dict__:
