@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups, removed_inputs
 from nicprune.codecs.anatomy import check_codec
+from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.common.config import parse
@@ -338,7 +338,7 @@ class Attached(Coding):
             (self._each.index(method) for method in which),
             key=lambda number: self._each[number].fold_order,
         )
-        twin = copy.deepcopy(self)
+        twin = copy_codec(self)
         codec = twin.detach()
         for number in chosen:
             method = cast("Pruner", twin._each[number])
@@ -454,7 +454,7 @@ def frozen_copy(codec: nn.Module) -> nn.Module:
     check_codec(codec)
     if has_hooks(codec):
         raise CodecError("the teacher has a method attached; give a plain codec")
-    twin = copy.deepcopy(codec).eval().requires_grad_(False)
+    twin = copy_codec(codec).eval().requires_grad_(False)
     set_provenance(twin, provenance(codec).copy())
     return twin
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from nicprune.codecs.anatomy import sides_of, transform_of
 from nicprune.codecs.cdf import update_tables
+from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import example_image
 from nicprune.codecs.hooks import without_hooks
 
@@ -42,7 +42,7 @@ def _watch(codec: Any, names: Iterable[str]) -> tuple[set[str], set[str]] | None
 
     with torch.no_grad(), torch.random.fork_rng(devices=[]), without_hooks(codec):
         image = example_image(codec).cpu().float()
-        double = copy.deepcopy(codec).cpu().float().eval()
+        double = copy_codec(codec).cpu().float().eval()
     modules = dict(double.named_modules())
     for name in names:
         if name in modules:

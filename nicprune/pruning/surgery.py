@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from nicprune.channels.groups import MIN_LATENTS, Groups, find_groups
 from nicprune.codecs.anatomy import forward_for_analysis
 from nicprune.codecs.cdf import update_tables
+from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import example_image
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds import entropy_models, layers_of, widths_of
@@ -83,7 +83,7 @@ def prune(
         )
     groups = groups if groups is not None else analyse(codec)
     checked = groups.check(keep)
-    small = copy.deepcopy(codec)
+    small = copy_codec(codec)
     modules = layers_of(small)
     # Indices are those of the original, so all that a layer loses along one axis goes at once.
     losses: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -306,7 +306,7 @@ def _latent_width(codec: nn.Module) -> int | None:
 
 def masked_copy(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups) -> nn.Module:
     """Return a copy of full size whose removed channels are zero at every producer."""
-    masked = copy.deepcopy(codec)
+    masked = copy_codec(codec)
     modules = layers_of(masked)
     for name, kept in keep.items():
         gone = np.setdiff1d(np.arange(groups[name].width), kept)
@@ -339,7 +339,7 @@ def difference(first: nn.Module, second: nn.Module) -> float:
     traces: list[list[Tensor]] = []
     with torch.no_grad(), _SmoothRounding(), _default_dtype(torch.float64):
         for codec in (first, second):
-            double = copy.deepcopy(codec).cpu().double().eval()
+            double = copy_codec(codec).cpu().double().eval()
             trace: list[Tensor] = []
             for model in entropy_models(double):
                 model.register_forward_hook(
@@ -421,7 +421,7 @@ def round_trip(codec: Any) -> int | None:
     if not (hasattr(codec, "compress") and hasattr(codec, "decompress")):
         return None
     image = example_image(codec, seed=1).cpu().float()
-    codec = copy.deepcopy(codec).cpu().float().eval()
+    codec = copy_codec(codec).cpu().float().eval()
     try:
         with torch.no_grad():
             update_tables(codec)

@@ -91,6 +91,15 @@ def test_every_use_takes_a_codec_that_keeps_activations(tmp_path: Path) -> None:
     evaluate(codec, picture)
     time_codecs({"a": codec}, str(picture), limit=0)
     export_compressai(codec, tmp_path / "a.pth.tar")
+    codec(image(codec))  # what was kept last has a graph again
+    masked = attach(codec, "mask_decay", budget={"macs": 0.9}, round_to=1, decay_steps=2)
+    masked(image(codec))["x_hat"].sum().backward()
+    masked.plain()
+    masked.detach()
+    codec(image(codec))
+    small = attach(codec, "magnitude", budget={"macs": 0.9}, round_to=1).harden()
+    assert small(image(codec))["x_hat"].shape == (1, 3, 64, 64)
+    attach(small, "distillation", teacher=codec, output=0.5)
 
 
 def whole(codec: Any) -> Any:
