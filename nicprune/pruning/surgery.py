@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from nicprune.channels.groups import MIN_LATENTS, Groups, find_groups
 from nicprune.codecs.anatomy import forward_for_analysis
-from nicprune.codecs.cdf import update_tables
+from nicprune.codecs.cdf import fast_indexes, update_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import example_image
 from nicprune.codecs.hooks import has_hooks
@@ -423,7 +423,7 @@ def round_trip(codec: Any) -> int | None:
     image = example_image(codec, seed=1).cpu().float()
     codec = copy_codec(codec).cpu().float().eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), fast_indexes():
             update_tables(codec)
             sent = codec.compress(image)
             first = codec.decompress(sent["strings"], sent["shape"])["x_hat"]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field, model_validator
 
-from nicprune.common.config import StrictConfig, parse
-from nicprune.common.errors import FileError
+from nicprune.common.config import StrictConfig, parse, read_yaml
+from nicprune.common.errors import FileError, RecipeError
 
 
 class OverviewRow(StrictConfig):
@@ -83,18 +82,18 @@ def read_overview_config(folder: Path) -> OverviewConfig:
     """Read overview.yaml in a folder of reports.
 
     Raises:
-        FileError: the file is missing, unreadable or not YAML.
+        FileError: the file is missing, unreadable or not YAML, or a key stands twice.
         RecipeError: a key is unknown, missing or has a wrong value.
     """
     source = folder / "overview.yaml"
     try:
-        given = yaml.safe_load(source.read_text(encoding="utf-8"))
+        given = read_yaml(source.read_text(encoding="utf-8"), str(source))
     except OSError as error:
         raise FileError(
             f"cannot read {source}: {error.strerror or error}; it names the figures of"
             f" {folder / 'README.md'}"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (RecipeError, UnicodeDecodeError) as error:
         raise FileError(f"{source} is not YAML: {' '.join(str(error).split())[:160]}") from error
     if not isinstance(given, dict):
         raise FileError(f"{source} is not an overview: expected title and sections")
