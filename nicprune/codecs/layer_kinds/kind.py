@@ -62,9 +62,9 @@ class LayerKind:
         absorbs: whether a mask on the layer makes a removed channel zero whatever it read.
         any_axis: whether it may be called on another dimension, whose channels then pass through.
         convolution: whether it is a convolution of any sort.
-        mask_on_weight: whether a mask on its outputs may multiply weight and bias instead. True only
-            where weight and bias act as in `nn.Conv2d`: the output is linear in both, and the bias
-            is added last and unscaled (modulators fold a rate into it).
+        mask_on_weight: whether a mask on its outputs may multiply weight and bias instead. True
+            only where both act as in `nn.Conv2d`: the output is linear in them, and the bias is
+            added last and unscaled (modulators fold a rate into it).
         pools: whether it divides or multiplies by a weighted sum over channels, as GDN does.
         codes: whether it is an entropy model with parameters for each channel.
         adapts: whether it computes statistics of its input while training, and keeps them.
