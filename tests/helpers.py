@@ -5,12 +5,15 @@ biases and medians that are not zero, latents wide enough that bitstreams carry 
 from __future__ import annotations
 
 import copy
+import sys
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from compressai.layers import GDN
 from compressai.models import (
@@ -153,6 +156,12 @@ def built(name: str) -> tuple[nn.Module, Groups]:
         _built[name] = codec, find_groups(codec)
     codec, groups = _built[name]
     return copy.deepcopy(codec), groups
+
+
+def offer_tiny_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let recipes name a small codec, `tiny_codecs:make`."""
+    module = types.SimpleNamespace(make=lambda quality: built("bmshj2018-hyperprior")[0])
+    monkeypatch.setitem(sys.modules, "tiny_codecs", module)
 
 
 def random_keep(

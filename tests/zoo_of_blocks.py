@@ -23,11 +23,13 @@ C = 8
 
 
 class BlockCodec(CompressionModel):
-    """A factorized codec with a block in its analysis and one in its synthesis."""
+    """A factorized codec with a block of `out` outputs in its analysis, one in its synthesis."""
 
-    def __init__(self, body: nn.Module, mirror: nn.Module | None = None, colours: int = 3):
+    def __init__(
+        self, body: nn.Module, mirror: nn.Module | None = None, colours: int = 3, out: int = C
+    ):
         super().__init__()
-        self.g_a = nn.Sequential(nn.Conv2d(colours, C, 5, 4, 2), body, nn.Conv2d(C, 6, 5, 4, 2))
+        self.g_a = nn.Sequential(nn.Conv2d(colours, C, 5, 4, 2), body, nn.Conv2d(out, 6, 5, 4, 2))
         self.entropy_bottleneck = EntropyBottleneck(6)
         self.g_s = nn.Sequential(
             nn.ConvTranspose2d(6, C, 4, 4),

@@ -203,17 +203,23 @@ class Tracer(ChannelPropagator):
         ids = self._produce(name, kind.widths(module)[0])
         self.label(output, ChannelIds(output.dim() + kind.channel_axis, ids))
 
+    def _channels_read(self, name: str, module: nn.Module, x: Any) -> ChannelIds | None:
+        """Return the channels of a layer's input. Without any, or along another dimension, the
+        layer's own cannot be pruned: note why, and return None.
+        """
+        labels = self.labels(x)
+        if labels is not None and labels.dim == channel_kind(module).channel_dim(module, x):
+            return labels
+        if labels is None:
+            self._misused[name] = f"constant input of {name}"
+        else:
+            self._misused[name] = f"{name} reads another dimension than the channels'"
+            self.mark_unprunable(labels.ids, self._misused[name])
+        return None
+
     def _grouped(self, name: str, module: Any, inputs: list[Any], output: Tensor) -> None:
-        kind: Any = channel_kind(module)
-        labels = self.labels(inputs[0])
-        if labels is None or labels.dim != kind.channel_dim(module, inputs[0]):
-            self._misused[name] = (
-                f"constant input of {name}"
-                if labels is None
-                else f"{name} reads another dimension than the channels'"
-            )
-            if labels is not None:
-                self.mark_unprunable(labels.ids, self._misused[name])
+        kind, labels = channel_kind(module), self._channels_read(name, module, inputs[0])
+        if labels is None:
             return
         self._consume(name, "in", labels)
         ids = self._produce(name, kind.widths(module)[0])
@@ -228,24 +234,15 @@ class Tracer(ChannelPropagator):
         self.label(output, ChannelIds(labels.dim, ids))
 
     def _coupled(self, name: str, module: nn.Module, inputs: list[Any], output: Any) -> None:
-        kind = channel_kind(module)
-        labels = self.labels(inputs[0])
-        dim = kind.channel_dim(module, inputs[0])
-        if labels is None or labels.dim != dim:
-            self._misused[name] = (
-                f"constant input of {name}"
-                if labels is None
-                else f"{name} reads another dimension than the channels'"
-            )
-            if labels is not None:
-                self.mark_unprunable(labels.ids, self._misused[name])
+        kind, labels = channel_kind(module), self._channels_read(name, module, inputs[0])
+        if labels is None:
             return
         self._consume(name, "both", labels)
         if kind.codes:
             self._mark_latent(labels.ids, "z" if self.conditional else "y")
         nonzero = None if kind.absorbs or kind.needs_zero else labels.nonzero
         for tensor in output if isinstance(output, tuple) else (output,):
-            self.label(tensor, ChannelIds(dim, labels.ids, nonzero))
+            self.label(tensor, ChannelIds(labels.dim, labels.ids, nonzero))
 
     def _through(self, name: str, module: nn.Module, inputs: list[Any], output: Tensor) -> None:
         labels = self.labels(inputs[0])

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -348,7 +348,9 @@ def evaluate(
         point.rate,
         codec.lmbda_at(point) if isinstance(codec, Attached) and point.rate is not None else None,
         width,
-        "" if width is None else cast("Attached", codec).choices[0].name(width),
+        codec.widths.name(width)
+        if isinstance(codec, Attached) and codec.widths and width is not None
+        else "",
         others_share(before, processor_time()),
     )
     if spread := found.dynamic():

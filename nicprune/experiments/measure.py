@@ -71,8 +71,9 @@ def measure_at(
         lmbda, by_transform = codec.lmbda_at(point) or lmbda, codec.by_transform()
         if point.width == 0 and codec.roles.multi_width is not None:
             history = codec.roles.multi_width.lambda_history()
-        if point.effort is not None:  # each scalable encoder is a curve of its own
-            label = f"{label}, {codec.choices[0].name(point.effort)}"
+        if point.effort is not None and codec.widths is not None:
+            # Each level of a scalable encoder is a curve of its own.
+            label = f"{label}, {codec.widths.name(point.effort)}"
     if point.rate is not None:
         quality = quality_at(recipe, lmbda)
 

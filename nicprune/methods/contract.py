@@ -61,7 +61,7 @@ class Method(nn.Module):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         misplaced = {"select", "fold", "weight_factors", "check_ready"} & set(vars(cls))
-        if misplaced and cls.__name__ != "Pruner" and not issubclass(cls, Pruner):
+        if misplaced and all(base.__name__ != "Pruner" for base in cls.__mro__):
             raise TypeError(
                 f"{cls.__name__} defines {', '.join(sorted(misplaced))}, which only a Pruner is"
                 " asked for: derive from Pruner"

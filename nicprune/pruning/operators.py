@@ -100,7 +100,7 @@ COUNTS_NOTHING = set(
     " split split_with_sizes chunk tensor_split unbind select slice index index_select index_put"
     " index_put_ index_fill_ gather scatter take narrow unfold roll flip rot90 pad constant_pad_nd"
     " reflection_pad2d replication_pad2d flatten unflatten squeeze unsqueeze contiguous clone"
-    " copy_ to type_as detach numpy_T movedim pixel_shuffle pixel_unshuffle channel_shuffle"
+    " copy_ to type_as detach movedim pixel_shuffle pixel_unshuffle channel_shuffle"
     " swapaxes native_channel_shuffle zeros zeros_like ones ones_like empty empty_like full"
     " full_like new_zeros new_ones new_empty new_full arange linspace rand rand_like randn"
     " randn_like uniform_ normal_ bernoulli_ fill_ zero_ eye meshgrid size numel dim item Int"

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 import torch_pruning as tp
 from compressai.entropy_models import EntropyBottleneck, EntropyBottleneckVbr
 from compressai.layers import GDN, GDN1
-from compressai.models import CompressionModel
 from helpers import (
     ARCHITECTURES,
     built,
@@ -28,6 +27,7 @@ from helpers import (
     state_of,
 )
 from torch import Tensor, nn
+from zoo_of_blocks import BlockCodec
 
 from nicprune.channels.groups import Groups, find_groups
 from nicprune.codecs.layer_kinds.entropy import EntropyBottleneckPruner
@@ -173,29 +173,11 @@ def test_not_a_codec() -> None:
 # -- codecs that nobody has seen before -----------------------------------------------------------
 
 
-class Foreign(CompressionModel):
-    """A factorized codec with something in the middle of its analysis."""
+class Foreign(BlockCodec):
+    """A codec with something in the middle of its analysis."""
 
     def __init__(self, body: nn.Module, out: int = 8):
-        super().__init__()
-        self.g_a = nn.Sequential(nn.Conv2d(3, 8, 5, 4, 2), body, nn.Conv2d(out, 6, 5, 4, 2))
-        self.entropy_bottleneck = EntropyBottleneck(6)
-        self.g_s = nn.Sequential(
-            nn.ConvTranspose2d(6, 8, 4, 4), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, 4)
-        )
-
-    def forward(self, x: Tensor) -> dict[str, Any]:
-        y_hat, likelihoods = self.entropy_bottleneck(self.g_a(x))
-        return {"x_hat": self.g_s(y_hat), "likelihoods": {"y": likelihoods}}
-
-    def compress(self, x: Tensor) -> dict[str, Any]:
-        y = self.g_a(x)
-        return {"strings": [self.entropy_bottleneck.compress(y)], "shape": y.shape[-2:]}
-
-    def decompress(self, strings: Any, shape: Any) -> dict[str, Tensor]:
-        return {
-            "x_hat": self.g_s(self.entropy_bottleneck.decompress(strings[0], shape)).clamp(0, 1)
-        }
+        super().__init__(body, out=out)
 
 
 class Body(nn.Module):

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from nicprune.cli import app, main
 from nicprune.common.errors import FileError, InterruptedRun
 
+PRUNE = ["prune", "demo-hyperprior", "a.safetensors", "-q", "1"]
+
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
@@ -26,47 +28,14 @@ from nicprune.common.errors import FileError, InterruptedRun
             "no such folder: /nowhere",
         ),
         (["eval", "nowhere.safetensors", "samples"], "no such file"),
-        (["prune", "demo-hyperprior", "a.safetensors", "-q", "1"], "give either budget"),
+        (PRUNE, "give either budget"),
+        ([*PRUNE, "--method", "fisher", "--set", "budget.macs=0.5"], "--images folder"),
         (
-            [
-                "prune",
-                "demo-hyperprior",
-                "a.safetensors",
-                "-q",
-                "1",
-                "--method",
-                "fisher",
-                "--set",
-                "budget.macs=0.5",
-            ],
-            "--images folder",
-        ),
-        (
-            [
-                "prune",
-                "demo-hyperprior",
-                "a.safetensors",
-                "-q",
-                "1",
-                "--method",
-                "mask_decay",
-                "--set",
-                "budget.macs=0.5",
-            ],
+            [*PRUNE, "--method", "mask_decay", "--set", "budget.macs=0.5"],
             "masks are not at zero yet",
         ),
         (
-            [
-                "prune",
-                "demo-hyperprior",
-                "a.safetensors",
-                "-q",
-                "1",
-                "--method",
-                "bit_rate_modulator",
-                "--set",
-                "qualities=[1, 2]",
-            ],
+            [*PRUNE, "--method", "bit_rate_modulator", "--set", "qualities=[1, 2]"],
             "stays on the codec",
         ),
         (["list", "codec"], "did you mean 'codecs'"),

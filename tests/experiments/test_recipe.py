@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from compressai.models import ScaleHyperprior
-from helpers import built
+from helpers import built, offer_tiny_codecs
 from torch import nn
 
 from nicprune.common.errors import CodecError, DataError, FileError, NicpruneError, RecipeError
@@ -43,11 +43,7 @@ def content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             nn.functional.interpolate(small, size=(80, 96), mode="bicubic")[0],
             tmp_path / "photos" / f"{i}.png",
         )
-    monkeypatch.setitem(
-        sys.modules,
-        "tiny_codecs",
-        types.SimpleNamespace(make=lambda quality: built("bmshj2018-hyperprior")[0]),
-    )
+    offer_tiny_codecs(monkeypatch)
     return {
         "version": 1,
         "name": "tiny",

@@ -6,7 +6,6 @@ import copy
 import os
 import random
 import sys
-import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import built
+from helpers import offer_tiny_codecs
 from helpers_cli import call, fails
 
 import nicprune.training.loop as training
@@ -39,11 +38,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def content(photos: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A valid recipe with a method of each kind."""
-    monkeypatch.setitem(
-        sys.modules,
-        "tiny_codecs",
-        types.SimpleNamespace(make=lambda quality: built("bmshj2018-hyperprior")[0]),
-    )
+    offer_tiny_codecs(monkeypatch)
     return {
         "version": 1,
         "name": "tiny",

@@ -101,7 +101,6 @@ class Convolution(LayerKind):
         return found if layer.bias is None else found | {"bias": layer.bias * factor}
 
     def narrowed_weight(self, layer: Any, index: Tensor) -> Tensor:
-        """Return the weight for some of the input channels."""
         return layer.weight.index_select(1 - self.rows, index)
 
     def _effective_weight(self, layer: Any) -> Tensor:
@@ -213,7 +212,6 @@ class GroupedConvolution(Convolution):
         return self
 
     def by_group(self, layer: Any) -> bool:
-        """Return whether whole groups come and go: each has one input."""
         return bool(layer.in_channels == layer.groups)
 
     def is_product(self, layer: Any) -> bool:

@@ -78,9 +78,6 @@ class Normalisation(LayerKind):
     def pool_weights(
         self, layer: Any, values: dict[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return gamma and beta as they are used, not as they are parametrised; of the layer, or of
-        parameters given as `sliced` returns them.
-        """
         gamma, beta = (
             (values or {}).get("gamma", layer.gamma),
             (values or {}).get("beta", layer.beta),
@@ -88,22 +85,18 @@ class Normalisation(LayerKind):
         return layer.gamma_reparam(gamma), layer.beta_reparam(beta)
 
     def with_pool_weights(self, gamma: Tensor, beta: Tensor) -> dict[str, Any]:
-        """Return the attributes of a layer that uses these as they are."""
         return {"gamma": gamma, "beta": beta, "gamma_reparam": _same, "beta_reparam": _same}
 
     def add_to_pool(self, layer: Any, added: Tensor) -> None:
-        """Add a constant to what each channel is divided by, in place."""
         _, beta = self.pool_weights(layer)
         layer.beta.copy_(layer.beta_reparam.init(beta + added))
 
     def pooled(self, x: Tensor) -> Tensor:
-        """Return what is summed over channels."""
         return x.abs() if self.simple else x.square()
 
     def normalise_some(
         self, layer: Any, x: Tensor, index: Tensor, gather: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """Return some output channels for the whole input. `gather` takes channels of x."""
         gamma, beta = (weights[index] for weights in self.pool_weights(layer))
         pooled = F.conv2d(self.pooled(x), gamma[..., None, None], beta)
         norm = pooled if self.simple else pooled.sqrt_()

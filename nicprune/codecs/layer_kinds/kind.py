@@ -9,7 +9,7 @@ A layer of your own is registered once:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -123,7 +123,7 @@ class LayerKind:
         return []
 
     def masked(self, axis: str) -> bool:
-        """Return whether a mask on the channels of this axis is put here: at their producers."""
+        """Return whether this layer is where a mask on the channels of an axis is applied."""
         return axis == "out"
 
     # -- what it costs ----------------------------------------------------------------------------
@@ -133,6 +133,10 @@ class LayerKind:
         outputs.
         """
         return True
+
+    def by_group(self, layer: Any) -> bool:
+        """Return whether whole groups are removed, where `flow` is "grouped"."""
+        return False
 
     def inputs_at_once(self, layer: Any) -> int:
         """Return how many input channels come and go together: as many as there are groups."""
@@ -155,7 +159,13 @@ class LayerKind:
         raise NotImplementedError
 
     def sliced(self, layer: Any, out: Index, inn: Index) -> dict[str, Any]:
-        """Return the attributes of the layer as it is with these channels alone."""
+        """Return the values, by attribute, that replace the layer's own while it computes with
+        these channels alone.
+        """
+        raise NotImplementedError
+
+    def narrowed_weight(self, layer: Any, index: Tensor) -> Tensor:
+        """Return the weight of a convolution for some of its input channels."""
         raise NotImplementedError
 
     def follow_shapes(self, layer: Any) -> None:
@@ -182,8 +192,36 @@ class LayerKind:
         return None
 
     def on_output(self, factor: Tensor) -> Tensor:
-        """Return what the output is multiplied by where a mask is not put on parameters."""
+        """Return the factor of the output, where a mask is not applied to parameters."""
         return factor
+
+    # -- sums over channels, where it `pools` -----------------------------------------------------
+
+    def pool_weights(
+        self, layer: Any, values: dict[str, Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return gamma (C, C) and beta (C,) as the layer uses them, of the layer itself or of
+        parameters that `sliced` returned.
+        """
+        raise NotImplementedError
+
+    def with_pool_weights(self, gamma: Tensor, beta: Tensor) -> dict[str, Any]:
+        """Return the values, by attribute, of a layer that uses this gamma and beta."""
+        raise NotImplementedError
+
+    def add_to_pool(self, layer: Any, added: Tensor) -> None:
+        """Add a constant (C,) to the sum of each channel, in place."""
+        raise NotImplementedError
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Return the terms of the sum over channels, of the shape of x."""
+        raise NotImplementedError
+
+    def normalise_some(
+        self, layer: Any, x: Tensor, index: Tensor, gather: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Return some output channels for the whole input. `gather` takes channels of x."""
+        raise NotImplementedError
 
     # -- how much it matters ----------------------------------------------------------------------
 

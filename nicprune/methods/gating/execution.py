@@ -60,8 +60,7 @@ class GateHook(Hook):
             x = gather(x, index)
         # Another method's masked weight may stand in front of the layer's own already: it is
         # narrowed like it, and goes with it.
-        kind: Any = channel_kind(layer)
-        weight = kind.narrowed_weight(layer, index)
+        weight = channel_kind(layer).narrowed_weight(layer, index)
         # A decoder has its format from its weights: latents come without one.
         if layer.weight.is_contiguous(memory_format=torch.channels_last):
             weight = weight.contiguous(memory_format=torch.channels_last)
@@ -102,8 +101,7 @@ class NormHook(Hook):
         if not self.behind.pays():
             return type(layer).forward(layer, x)
         index = self.behind.given = self.gate.open.nonzero().flatten()
-        kind: Any = channel_kind(layer)
-        return kind.normalise_some(layer, x, index, gather)
+        return channel_kind(layer).normalise_some(layer, x, index, gather)
 
 
 class PowerHook(Hook):
@@ -116,8 +114,8 @@ class PowerHook(Hook):
         """Take the mean over the first image of a batch."""
         if self.power.measures:
             with torch.no_grad():
-                kind: Any = channel_kind(layer)
-                self.power.add(kind.pooled(args[0][:1].detach().float()).mean((0, 2, 3)))
+                terms = channel_kind(layer).pooled(args[0][:1].detach().float())
+                self.power.add(terms.mean((0, 2, 3)))
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:

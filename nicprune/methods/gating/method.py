@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -477,7 +477,7 @@ class ChannelGating(Gating):
                 channels = member.index[gone].ravel()
                 if member.axis == "out":
                     zero(layer, "out", channels.tolist())
-                elif (kind := cast("Any", channel_kind(layer))).pools:
+                elif (kind := channel_kind(layer)).pools:
                     gamma, _ = kind.pool_weights(layer)
                     index = torch.from_numpy(channels).to(gamma.device)
                     added = gamma[:, index] @ meters[member.module].value.to(gamma)[index]

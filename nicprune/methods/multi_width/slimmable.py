@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -365,10 +365,8 @@ class Slimmable(MultiWidth):
         own: Any = self.norms[_key(str(i), name)]
         if self.config.gdn == "switch":
             return {name: own[name] for name in sliced}
-        kind: Any = channel_kind(layer)
-        return cast(
-            "dict[str, Any]", kind.with_pool_weights(*own(*kind.pool_weights(layer, sliced)))
-        )
+        kind = channel_kind(layer)
+        return kind.with_pool_weights(*own(*kind.pool_weights(layer, sliced)))
 
     def attach(self, codec: nn.Module) -> None:
         hook = NarrowHook(self)
