@@ -713,3 +713,25 @@ def test_a_codec_is_its_copy(architecture: str) -> None:
     assert architecture in ARCHITECTURES
     codec, groups = built(architecture)
     assert described(find_groups(copy.deepcopy(codec))) == described(groups)
+
+
+class Turned(nn.Module):
+    """A layer over the rows of a map, with its channels moved aside."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.transpose(1, 2)).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.BatchNorm2d(16), nn.PReLU(16), nn.Conv2d(16, 16, 1, groups=4)],
+    ids=["coupled", "coupled, slope", "grouped"],
+)
+def test_a_layer_over_another_dimension_holds_the_channels_beside_it(layer: nn.Module) -> None:
+    groups = find_groups(Foreign(Turned(layer)).eval())  # 64 pixels: 16 rows behind g_a.0
+    (found,) = [g for g in groups if any(m.module == "g_a.0" for m in g.members)]
+    assert "reads another dimension than the channels'" in str(found.pinned)
