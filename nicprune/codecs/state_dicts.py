@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import CDF_BUFFERS
 from nicprune.common.errors import FileError
+from nicprune.common.files import check_regular
 
 State = dict[str, Tensor]
 
@@ -74,14 +75,12 @@ def read_state_dict(path: str | Path, codec: nn.Module) -> State:
 
 
 def _read(path: str | Path) -> Any:
+    check_regular(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of pickle protocols: what cannot be read is an error below
+            # Warnings about pickle protocols: an unreadable file raises an error below.
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileError(f"no such file: {path}") from None
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
             raise FileError(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from nicprune.common.errors import DataError, FileError
-from nicprune.common.files import expand, write_atomically
+from nicprune.common.files import check_regular, expand, write_atomically
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
 
@@ -65,11 +65,13 @@ def read_image(path: str | Path) -> Tensor:
             whose white is not known.
     """
     try:
+        check_regular(path, "image")
+    except FileError as error:
+        raise DataError(str(error)) from None
+    try:
         with Image.open(path) as image:
             check_size(*image.size, str(path))
             return to_rgb(image)
-    except FileNotFoundError:
-        raise DataError(f"no such image: {path}") from None
     except DataError as error:
         raise DataError(f"cannot read {path}: {error}") from None
     except UNREADABLE as error:

@@ -47,7 +47,7 @@ from nicprune.codecs.zoo import (
     rebuild,
 )
 from nicprune.common.errors import CodecError, FileError, NicpruneError
-from nicprune.common.files import expand, write_atomically
+from nicprune.common.files import check_regular, expand, write_atomically
 from nicprune.methods import Attached, Method, attach
 from nicprune.pruning.cost import Totals
 from nicprune.pruning.surgery import follow_widths
@@ -286,11 +286,10 @@ def read_header(path: str | Path) -> dict[str, Any]:
     Raises:
         FileError: the file is missing, damaged, or was not written by `save`.
     """
+    check_regular(path)
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-    except FileNotFoundError:
-        raise FileError(f"no such file: {path}") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise FileError(f"{path} is not a safetensors file, or is cut short ({error})") from None
     try:

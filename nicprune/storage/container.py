@@ -36,6 +36,7 @@ from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.structure import checksum, structure
 from nicprune.common.errors import CodecError, DataError, FileError, enough_memory
+from nicprune.common.files import check_regular
 from nicprune.data.images import check_size, read_image
 from nicprune.evaluation.evaluate import crop, pad
 from nicprune.methods import Attached
@@ -125,9 +126,7 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
     _check(codec)
     if not isinstance(data, bytes):
         try:
-            data = Path(data).read_bytes()
-        except FileNotFoundError:
-            raise FileError(f"no such file: {where}") from None
+            data = check_regular(data).read_bytes()
         except OSError as error:
             raise FileError(f"cannot read {where}: {error.strerror or error}") from None
     if not data.startswith(MAGIC):
