@@ -1,5 +1,5 @@
 """`python -m nicprune`."""
 
-from nicprune.cli import main
+from nicprune.cli.application import main
 
 main()

@@ -7,7 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from nicprune.cli import app, main
+from nicprune.cli.application import app, main
 
 
 def call(*arguments: str) -> str:

@@ -27,7 +27,7 @@ from safetensors import safe_open
 from torch import nn
 
 import nicprune as nip
-from nicprune.cli import app
+from nicprune.cli.application import app
 from nicprune.data.images import write_png
 from nicprune.experiments.recipe import Recipe, parse_recipe
 from nicprune.experiments.run import run_recipe

@@ -16,7 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from nicprune.cli import app
+from nicprune.cli.application import app
 from nicprune.data import images as data
 from nicprune.experiments.recipe import read_recipe
 from nicprune.report import folder as report_folder

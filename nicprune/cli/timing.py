@@ -59,7 +59,8 @@ def time_coding(
     """
     import shlex
 
-    from nicprune.evaluation.transform_times import taken_under, time_codecs, times_table
+    from nicprune.evaluation.times import taken_under, times_table
+    from nicprune.evaluation.transform_times import time_codecs
     from nicprune.report.times import write_times
 
     ready = _load(codecs, quality, metric, weights, width)

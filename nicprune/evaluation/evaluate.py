@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from compressai.ops import compute_padding
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
@@ -25,10 +23,11 @@ from nicprune.common.errors import CodecError, enough_memory
 from nicprune.common.files import write_text
 from nicprune.common.machine import BUSY, others_share, processor_time
 from nicprune.data.images import list_images, readable, usable_images
-from nicprune.methods import Attached
-from nicprune.methods.composition import resolve_point
+from nicprune.evaluation.padding import crop, pad
+from nicprune.methods.composition import Attached, resolve_point
 from nicprune.methods.operating_point import EMPTY, OperatingPoint
-from nicprune.pruning.cost import AREA, COUNTER, Totals, measure
+from nicprune.pruning.cost import COUNTER, measure
+from nicprune.pruning.totals import AREA, Totals
 
 MS_SSIM_SIDE = 176
 """Smallest side for five-scale MS-SSIM with an 11-pixel window; it is None for smaller images."""
@@ -164,23 +163,6 @@ class Evaluation:
             "description": f"{self.codec}, {self.cost.kmac_per_pixel():.2f} kMAC/pixel",
             "results": {name: [value] for name, value in results.items()},
         }
-
-
-def pad(x: Tensor, factor: int = SIZE_MULTIPLE) -> tuple[Tensor, tuple[int, int, int, int]]:
-    """Pad an image (..., H, W) with zeros to multiples of `factor`, centred as CompressAI does.
-
-    Returns:
-        The padded image, and the padding (left, right, top, bottom).
-    """
-    height, width = x.shape[-2:]
-    padding, _ = compute_padding(height, width, min_div=factor)
-    return F.pad(x, padding), padding
-
-
-def crop(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
-    """Undo `pad`."""
-    left, right, top, bottom = padding
-    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
 
 
 def psnr(reference: Tensor, decoded: Tensor) -> float:

@@ -21,7 +21,7 @@ from nicprune.evaluation.memory import peak_bytes
 from nicprune.experiments.crops import save_crop
 from nicprune.experiments.plan import Run
 from nicprune.experiments.recipe import Recipe, digest
-from nicprune.methods import Attached
+from nicprune.methods.composition import Attached
 from nicprune.methods.gating.execution import set_skipping
 from nicprune.methods.operating_point import OperatingPoint
 from nicprune.pruning.cost import COUNTER, CostModel

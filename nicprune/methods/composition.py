@@ -22,8 +22,9 @@ from nicprune.methods.bitstream import Coding
 from nicprune.methods.contract import METHODS, Distiller, Method, Pruner, Roles
 from nicprune.methods.multi_width.lambda_schedule import mean_figures
 from nicprune.methods.operating_point import EMPTY, Choice, OperatingPoint
-from nicprune.pruning.cost import CostModel, Totals
+from nicprune.pruning.cost import CostModel
 from nicprune.pruning.surgery import analyse, prune
+from nicprune.pruning.totals import Totals
 
 if TYPE_CHECKING:
     from nicprune.methods.levels import Levels

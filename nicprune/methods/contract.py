@@ -21,8 +21,9 @@ from nicprune.common.registry import Registry
 from nicprune.methods.levels import Levels
 from nicprune.methods.operating_point import Choice
 from nicprune.methods.widths import Widths
-from nicprune.pruning.cost import CostModel, Totals
+from nicprune.pruning.cost import CostModel
 from nicprune.pruning.target import Target, resolve_split
+from nicprune.pruning.totals import Totals
 
 
 class Method(nn.Module):

@@ -13,7 +13,8 @@ from torch import Tensor
 from nicprune.channels.groups import MIN_LATENTS, Group
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import BudgetError
-from nicprune.pruning.cost import CostModel, Totals
+from nicprune.pruning.cost import CostModel
+from nicprune.pruning.totals import Totals
 
 ROUND_TO = 16
 """Widths in multiples of 16: CPU convolutions take a step in time at each."""

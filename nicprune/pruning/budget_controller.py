@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from torch import Tensor
 
-from nicprune.pruning.cost import Totals
+from nicprune.pruning.totals import Totals
 
 STEER = 0.05
 """Largest relative change of the rate in one step."""

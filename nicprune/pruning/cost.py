@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import (
-    SIZE_MULTIPLE,
     TRANSFORMS,
     forward_for_analysis,
     transform_of,
@@ -35,33 +34,9 @@ from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError
 from nicprune.pruning.operators import HANDLES, uncounted, without_fused_attention
 from nicprune.pruning.sides import sides_of_modules
+from nicprune.pruning.totals import AREA, Totals
 
 COUNTER = "fvcore"
-AREA = SIZE_MULTIPLE * SIZE_MULTIPLE
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Cost of a codec. MACs are per 64x64 pixels: all, when encoding, when decoding (shared parts
-    count on both sides).
-    """
-
-    macs: int
-    encoder: int
-    decoder: int
-    params: int
-
-    def kmac_per_pixel(self, what: str = "macs") -> float:
-        """Return kMAC per pixel of the image, for "macs", "encoder" or "decoder"."""
-        return getattr(self, what) / AREA / 1000
-
-    def gmac(self, height: int = 512, width: int = 768, what: str = "macs") -> float:
-        """Return GMAC for an image of this size (both sides multiples of 64)."""
-        return getattr(self, what) * height * width / AREA / 1e9
-
-    def as_dict(self) -> dict[str, int]:
-        """Return the four numbers by name."""
-        return asdict(self)
 
 
 class _Forward(nn.Module):

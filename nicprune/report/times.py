@@ -17,8 +17,8 @@ from tabulate import tabulate
 
 from nicprune.common.errors import FileError
 from nicprune.common.files import write_atomically, write_text
-from nicprune.evaluation.transform_times import REST, Times, times_table
-from nicprune.pruning.cost import Totals
+from nicprune.evaluation.times import REST, Times, times_table
+from nicprune.pruning.totals import Totals
 from nicprune.report.plots.transform_times import SIDES, transform_times
 
 FILE = "times.json"

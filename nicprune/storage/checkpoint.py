@@ -48,9 +48,10 @@ from nicprune.codecs.zoo import (
 )
 from nicprune.common.errors import CodecError, FileError, NicpruneError
 from nicprune.common.files import check_regular, expand, write_atomically
-from nicprune.methods import Attached, Method, attach
-from nicprune.pruning.cost import Totals
+from nicprune.methods.composition import Attached, attach
+from nicprune.methods.contract import Method
 from nicprune.pruning.surgery import follow_widths
+from nicprune.pruning.totals import Totals
 
 FORMAT = "nicprune"
 VERSION = 3

@@ -38,8 +38,8 @@ from nicprune.codecs.structure import checksum, structure
 from nicprune.common.errors import CodecError, DataError, FileError, enough_memory
 from nicprune.common.files import check_regular
 from nicprune.data.images import check_size, read_image
-from nicprune.evaluation.evaluate import crop, pad
-from nicprune.methods import Attached
+from nicprune.evaluation.padding import crop, pad
+from nicprune.methods.composition import Attached
 from nicprune.methods.composition import resolve_point
 
 MAGIC, VERSION = b"\x8bNIC", 2

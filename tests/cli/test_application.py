@@ -10,7 +10,7 @@ import pytest
 from helpers_cli import fails
 from typer.testing import CliRunner
 
-from nicprune.cli import app, main
+from nicprune.cli.application import app, main
 from nicprune.common.errors import FileError, InterruptedRun
 
 PRUNE = ["prune", "demo-hyperprior", "a.safetensors", "-q", "1"]
@@ -93,7 +93,7 @@ def test_help_does_not_wait_for_torch() -> None:
     code = """
 import sys
 sys.argv = ["nicprune", "--help"]
-from nicprune.cli import main
+from nicprune.cli.application import main
 try:
     main()
 except SystemExit:

@@ -7,7 +7,7 @@ from pathlib import Path
 from helpers_cli import call
 from typer.testing import CliRunner
 
-from nicprune.cli import app
+from nicprune.cli.application import app
 
 
 def test_a_codec_is_pruned_in_one_shot(tmp_path: Path) -> None:

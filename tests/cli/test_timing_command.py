@@ -8,7 +8,7 @@ import torch
 from helpers_cli import call
 from typer.testing import CliRunner
 
-from nicprune.cli import app
+from nicprune.cli.application import app
 
 
 def test_a_file_with_widths_is_profiled_evaluated_and_coded(tmp_path: Path) -> None:

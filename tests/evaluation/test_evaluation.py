@@ -17,14 +17,13 @@ from nicprune.common.errors import CodecError, DataError
 from nicprune.data.images import read_image, write_png
 from nicprune.evaluation.evaluate import (
     compare,
-    crop,
     evaluate,
     evaluate_image,
-    pad,
     psnr,
     string_bytes,
     write_results,
 )
+from nicprune.evaluation.padding import crop, pad
 from nicprune.methods import attach
 from nicprune.pruning.cost import measure
 

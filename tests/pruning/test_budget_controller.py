@@ -13,7 +13,7 @@ from nicprune.pruning.budget_controller import (
     relative_rates,
     steer,
 )
-from nicprune.pruning.cost import Totals
+from nicprune.pruning.totals import Totals
 
 WHOLE = Totals(macs=1000, encoder=600, decoder=400, params=50)
 

@@ -12,8 +12,8 @@ from helpers import TESTS
 from helpers_report import record, sweep
 
 from nicprune.common.errors import FileError, NicpruneError, RecipeError
-from nicprune.evaluation.transform_times import Times
-from nicprune.pruning.cost import Totals
+from nicprune.evaluation.times import Times
+from nicprune.pruning.totals import Totals
 from nicprune.report.overview import overview_text, write_overview
 from nicprune.report.times import write_times
 

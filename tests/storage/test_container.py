@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from nicprune.common.errors import CodecError, DataError, FileError, NicpruneError, RecipeError
 from nicprune.data.images import read_image, write_png
-from nicprune.evaluation.evaluate import crop, evaluate, pad, string_bytes
+from nicprune.evaluation.evaluate import evaluate, string_bytes
+from nicprune.evaluation.padding import crop, pad
 from nicprune.methods import Attached, attach
 from nicprune.storage.checkpoint import load, save
 from nicprune.storage.container import HEADER, MAGIC, _pack, decode, encode, fingerprint

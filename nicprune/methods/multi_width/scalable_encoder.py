@@ -42,8 +42,9 @@ from nicprune.common.errors import CodecError, RecipeError, TrainingError
 from nicprune.methods.contract import METHODS, Method, MultiWidth, Taught
 from nicprune.methods.widths import Widths
 from nicprune.pruning.budget import ROUND_TO
-from nicprune.pruning.cost import CostModel, Totals
+from nicprune.pruning.cost import CostModel
 from nicprune.pruning.surgery import prune
+from nicprune.pruning.totals import Totals
 from nicprune.pruning.views import override_attributes
 
 DECAYING = 0.6

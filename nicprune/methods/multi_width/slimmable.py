@@ -44,8 +44,8 @@ from nicprune.methods.contract import METHODS, Method, MultiWidth
 from nicprune.methods.multi_width.lambda_schedule import LambdaSchedule, ScheduleConfig
 from nicprune.methods.widths import Widths
 from nicprune.pruning.budget import ROUND_TO
-from nicprune.pruning.cost import Totals
 from nicprune.pruning.masks import importance
+from nicprune.pruning.totals import Totals
 from nicprune.pruning.views import Slices, override_attributes
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from nicprune.evaluation.transform_times import REST, Times
+from nicprune.evaluation.times import REST, Times
 from nicprune.report.plots.figure import new_figure, plain, to_png
 from nicprune.report.plots.theme import LIGHT, themed
 
