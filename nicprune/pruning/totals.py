@@ -23,11 +23,11 @@ class Totals:
 
     def kmac_per_pixel(self, what: str = "macs") -> float:
         """Return kMAC per pixel of the image, for "macs", "encoder" or "decoder"."""
-        return getattr(self, what) / AREA / 1000
+        return float(getattr(self, what) / AREA / 1000)
 
     def gmac(self, height: int = 512, width: int = 768, what: str = "macs") -> float:
         """Return GMAC for an image of this size (both sides multiples of 64)."""
-        return getattr(self, what) * height * width / AREA / 1e9
+        return float(getattr(self, what) * height * width / AREA / 1e9)
 
     def as_dict(self) -> dict[str, int]:
         """Return the four numbers by name."""

@@ -39,8 +39,7 @@ from nicprune.common.errors import CodecError, DataError, FileError, enough_memo
 from nicprune.common.files import check_regular
 from nicprune.data.images import check_size, read_image
 from nicprune.evaluation.padding import crop, pad
-from nicprune.methods.composition import Attached
-from nicprune.methods.composition import resolve_point
+from nicprune.methods.composition import Attached, resolve_point
 
 MAGIC, VERSION = b"\x8bNIC", 2
 """The first byte is not ASCII, so that no text is taken for an image."""

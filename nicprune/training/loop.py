@@ -38,7 +38,7 @@ from nicprune.data.images import calibration_images
 from nicprune.data.patches import Patches, mix
 from nicprune.training.checkpoints import Checkpoints
 from nicprune.training.interruption import deferred_signals
-from nicprune.training.optimizers import DEFAULT_LR, make_optimizer
+from nicprune.training.optimizers import DEFAULT_LR, MAX_PRECONDITIONED, make_optimizer
 from nicprune.training.precision import autocast_dtype, entropy_models_in_float32
 
 MAX_SKIPPED = 20
@@ -57,6 +57,8 @@ class TrainSettings(StrictConfig):
         batch_size, patch_size: number of patches per step and device, and their side in pixels.
         optimizer: "adam", or "soap", which reaches the same loss several times faster (see
             `nicprune.training.optimizers`).
+        max_precondition_dim: "soap" preconditions only the axes of a weight that have at most this
+            length. Pointwise convolutions of several hundred channels cost less with 128.
         lr, aux_lr: learning rates of the network (by default the optimiser's) and of the entropy
             bottlenecks' quantiles.
         schedule, warmup: course of `lr` after a linear warm-up of `warmup` steps.
@@ -78,6 +80,7 @@ class TrainSettings(StrictConfig):
     batch_size: int = Field(default=8, ge=1)
     patch_size: int = Field(default=256, ge=64)
     optimizer: Literal["adam", "soap"] = "adam"
+    max_precondition_dim: int = Field(default=MAX_PRECONDITIONED, ge=1)
     lr: float | None = Field(default=None, gt=0)
     aux_lr: float = Field(default=1e-3, gt=0)
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
@@ -389,7 +392,9 @@ class _Run:
         self.net_parameters = net
         self.wrapped = fabric.setup_module(model)
         self.optimizer: Any = fabric.setup_optimizers(
-            make_optimizer(options.optimizer, net, learning_rate(options, 0))
+            make_optimizer(
+                options.optimizer, net, learning_rate(options, 0), options.max_precondition_dim
+            )
         )
         self.aux_optimizer = torch.optim.Adam(aux, lr=options.aux_lr) if aux else None
         self._metrics_file = (

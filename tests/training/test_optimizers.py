@@ -150,3 +150,13 @@ def test_unknown_names_are_refused() -> None:
     with pytest.raises(RecipeError, match="unknown optimizer 'soup'; did you mean 'soap'"):
         make_optimizer("soup", [nn.Parameter(torch.zeros(1))], 1e-3)
     assert DEFAULT_LR.keys() == OPTIMIZERS.keys()
+
+
+def test_longer_axes_are_not_preconditioned() -> None:
+    """Only the axes of at most the given length have an eigenbasis; the rest is Adam's."""
+    layer = nn.Conv2d(6, 24, 1)
+    optimizer = make_optimizer("soap", layer.parameters(), 1e-2, max_precondition_dim=8)
+    layer(torch.rand(1, 6, 4, 4)).square().sum().backward()
+    optimizer.step()
+    bases = optimizer.state[layer.weight]["Q"]
+    assert [len(basis) for basis in bases] == [0, 6, 1]
