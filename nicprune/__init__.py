@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from nicprune.pruning.cost import measure as measure
     from nicprune.pruning.surgery import analyse as analyse
     from nicprune.pruning.surgery import prune as prune
+    from nicprune.runtime.accelerate import accelerate as accelerate
     from nicprune.storage.checkpoint import check_savable as check_savable
     from nicprune.storage.checkpoint import load as load
     from nicprune.storage.checkpoint import load_codec as load_codec
@@ -52,6 +53,7 @@ _HOME = {
     "METHODS": "methods",
     "Method": "methods",
     "NicpruneError": "common.errors",
+    "accelerate": "runtime.accelerate",
     "analyse": "pruning.surgery",
     "attach": "methods",
     "calibration_images": "data.images",

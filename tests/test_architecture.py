@@ -16,6 +16,7 @@ FOLDERS = [
     "bench",
     "experiments",
     "report",
+    "runtime",
     "storage",
     "evaluation",
     "methods",

@@ -10,6 +10,8 @@ import typer
 
 from nicprune.cli.options import Metric, Quality, Weights
 
+EAGER = "eager"
+
 
 def time_coding(
     codecs: Annotated[
@@ -49,6 +51,18 @@ def time_coding(
     layers: Annotated[
         bool, typer.Option("--layers", help="Show each layer of the transforms.")
     ] = False,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                "Backend that runs the transforms: eager (PyTorch as it is), torch, openvino or"
+                " onnxruntime. Repeat it to time each codec by several."
+            )
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Precision of backends: float32, bf16 or int8.")
+    ] = "float32",
     out: Annotated[
         str | None, typer.Option(help="Folder to write times.md, times.json and times.png into.")
     ] = None,
@@ -63,13 +77,45 @@ def time_coding(
     from nicprune.evaluation.transform_times import time_codecs
     from nicprune.report.times import write_times
 
-    ready = _load(codecs, quality, metric, weights, width)
+    ready = _accelerated(
+        _load(codecs, quality, metric, weights, width), backend or [EAGER], precision, image
+    )
     times = time_codecs(ready, image, layers=layers, limit=seconds)
     conditions = taken_under(times, Path(image).name if image else "a sample photograph")
     typer.echo(times_table(times, conditions))
     if out is not None:
         command = shlex.join(["nicprune", *sys.argv[1:]])
         typer.echo(f"\nwrote {write_times(times, out, conditions=conditions, command=command)}")
+
+
+def _accelerated(
+    codecs: dict[str, Any], backends: list[str], precision: str, image: str | None
+) -> dict[str, Any]:
+    """Return each codec by each backend, those of the first backend first."""
+    from nicprune.common.errors import RecipeError
+    from nicprune.data.images import calibration_images
+    from nicprune.runtime.accelerate import accelerate
+
+    if backends == [EAGER]:
+        if precision != "float32":
+            raise RecipeError(f"precision {precision!r} needs a --backend other than eager")
+        return codecs
+    ranges = []
+    if precision == "int8":
+        ranges = [x[0].mul(255).round().byte() for x in calibration_images("samples")]
+    found = {}
+    for backend in dict.fromkeys(backends):
+        for label, codec in codecs.items():
+            if backend == EAGER:
+                found[f"{label}, {EAGER}"] = codec
+                continue
+            plain = codec
+            if getattr(codec, "widths", None) is not None:
+                plain = codec.extract(codec.point().width)
+            fast = accelerate(plain, backend, precision, image=image, calibration=ranges)
+            found[f"{label}, {backend}"] = fast
+            typer.echo(f"{label}: {fast.acceleration}\n")
+    return found
 
 
 def _load(

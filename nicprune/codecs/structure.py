@@ -12,6 +12,8 @@ from typing import Any
 from compressai.models import CompressionModel
 from torch import dtype, nn
 
+from nicprune.codecs.replaced_forward import ReplacedForward
+
 Structure = dict[str, list[Any]]
 """For each module by its name: [type, {setting: value}]."""
 
@@ -74,8 +76,10 @@ def _settings(module: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]
             continue
         if default is inspect.Parameter.empty or value != _plain(default):
             found[name] = value
-    if "forward" in module.__dict__:
-        found["forward"] = _plain(module.__dict__["forward"])
+    forward = module.__dict__.get("forward")
+    if forward is not None and not isinstance(forward, ReplacedForward):
+        name = _plain(forward)
+        found["forward"] = type(forward).__qualname__ if name is _UNKNOWN else name
     return found
 
 

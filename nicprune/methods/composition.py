@@ -16,6 +16,7 @@ from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.provenance import provenance, set_provenance
+from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.common.config import parse
 from nicprune.common.errors import CodecError, RecipeError
 from nicprune.methods.bitstream import Coding
@@ -543,6 +544,7 @@ def attach(
         for name, settings in wanted
     ]
     check_combination([cls for cls, _ in parsed])
+    check_not_replaced(codec)
     if has_hooks(codec):
         raise RecipeError(
             "the codec has a method attached already; harden() or detach() it first, or attach a"

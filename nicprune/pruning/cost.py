@@ -31,6 +31,7 @@ from nicprune.codecs.hooks import without_hooks
 from nicprune.codecs.layer_kinds import channel_kind, layers_of
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.provenance import provenance
+from nicprune.codecs.replaced_forward import own_forwards
 from nicprune.common.errors import CodecError
 from nicprune.pruning.operators import HANDLES, uncounted, without_fused_attention
 from nicprune.pruning.sides import sides_of_modules
@@ -66,6 +67,7 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
             warnings.catch_warnings(),
             torch.no_grad(),
             without_hooks(codec),
+            own_forwards(codec),
             without_fused_attention(),
         ):
             warnings.simplefilter("ignore")

@@ -25,6 +25,7 @@ from nicprune.codecs.layer_kinds import entropy_models, layers_of, widths_of
 from nicprune.codecs.layer_kinds.kind import kind_of, nearest_kind
 from nicprune.codecs.layer_operations import remove, zero
 from nicprune.codecs.provenance import provenance, set_provenance
+from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.common.errors import CodecError, SurgeryError
 
 TOLERANCE = 1e-10
@@ -76,6 +77,7 @@ def prune(
         RecipeError: a keep-list does not fit.
         SurgeryError: the result failed its verification.
     """
+    check_not_replaced(codec)
     if has_hooks(codec):
         raise SurgeryError(
             "this codec has a method attached; prune it by masked.harden(), or masked.detach() it"
@@ -119,6 +121,7 @@ def analyse(codec: nn.Module) -> Groups:
         CodecError: nothing in the codec can be pruned safely; names the layers that stand in the
             way. Or the codec does not run as it is, before any pruning; says what is missing.
     """
+    check_not_replaced(codec)
     groups = find_groups(codec)
     if not has_foreign_code(codec):
         return groups

@@ -35,6 +35,7 @@ from nicprune.codecs.hooks import has_hooks, remove_hooks
 from nicprune.codecs.layer_kinds import entropy_models, is_quantile
 from nicprune.codecs.layer_operations import resize
 from nicprune.codecs.provenance import Provenance, provenance, set_provenance
+from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.state_dicts import read_state_dict
 from nicprune.codecs.structure import differences, structure
 from nicprune.codecs.zoo import (
@@ -97,6 +98,7 @@ def save(
     check_destination(path)
     attached: Attached | None = codec if isinstance(codec, Attached) else None
     codec = unwrap(codec)
+    check_not_replaced(codec)
     if attached is not None and not attached.stays or attached is None and has_hooks(codec):
         raise CodecError(
             "this codec still has methods attached that only pruning ends; save masked.harden(), or"

@@ -18,6 +18,7 @@ from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds import is_bottleneck
+from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.common.errors import CodecError, FileError
 from nicprune.common.files import write_atomically
 
@@ -80,6 +81,7 @@ def _plain_copy(codec: nn.Module) -> Any:
     """
     inner = unwrap(codec)
     check_codec(inner)
+    check_not_replaced(inner)
     if inner is not codec or has_hooks(inner):
         raise CodecError(
             "this codec has methods on it, which other programs do not know; export harden(), one"
@@ -191,7 +193,7 @@ def export_onnx(
             found: list[float] = found,
         ) -> None:
             try:
-                _write(module, inputs[0], path)
+                write_onnx(module, inputs[0], path)
             except OSError:
                 raise
             except Exception as error:
@@ -242,7 +244,8 @@ def _example(codec: nn.Module, name: str, size: tuple[int, int]) -> Tensor:
     return taken[0] + torch.randn(taken[0].shape, generator=torch.Generator().manual_seed(1))
 
 
-def _write(module: nn.Module, x: Tensor, path: Path) -> None:
+def write_onnx(module: nn.Module, x: Tensor, path: Path) -> None:
+    """Write a module of one input (B, C, H, W) as ONNX, for any height and width."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         height, width = (

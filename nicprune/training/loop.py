@@ -28,6 +28,7 @@ from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
 from nicprune.codecs.layer_kinds import is_quantile
 from nicprune.codecs.provenance import provenance
+from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import StrictConfig, parse
 from nicprune.common.errors import FileError, InterruptedRun, RecipeError, TrainingError
@@ -220,6 +221,7 @@ def fit(
         TrainingError: the loss stayed non-finite.
         InterruptedRun: Ctrl-C or SIGTERM stopped the run.
     """
+    check_not_replaced(unwrap(model))
     options = parse(TrainSettings, settings, "fit(...)")
     metric = options.metric or provenance(unwrap(model)).metric
     lr = options.lr if options.lr is not None else DEFAULT_LR[options.optimizer]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from helpers_cli import call
 from typer.testing import CliRunner
@@ -55,3 +56,38 @@ def test_a_file_with_widths_is_profiled_evaluated_and_coded(tmp_path: Path) -> N
     call("decode", file, str(tmp_path / "a.nic"), str(tmp_path / "b.png"))
     result = CliRunner().invoke(app, ["export", file, str(tmp_path / "onnx")])
     assert "extract(0)" in str(result.exception)
+
+
+def test_codecs_are_timed_by_several_backends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each codec by each backend, at the width that is asked for; the first is the reference."""
+    from nicprune import attach, load_codec, save
+    from nicprune.data.images import write_png
+
+    monkeypatch.setenv("NICPRUNE_CACHE", str(tmp_path))
+    demo = load_codec("demo-hyperprior", 3)
+    slim = str(save(attach(demo, "slimmable", widths=[1.0, 0.5]), tmp_path / "slim.safetensors"))
+    picture = str(write_png(torch.rand(3, 64, 64), tmp_path / "a.png"))
+    backends = ["--backend", "eager", "--backend", "torch", "--seconds", "0", "--image", picture]
+    shown = call("time", "demo-hyperprior", f"half={slim}@1", "--quality", "3", *backends)
+    table = shown[shown.index("| encode, s") :].splitlines()[2:6]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    assert [row[0] for row in rows] == [
+        "demo-hyperprior, eager", "half, eager", "demo-hyperprior, torch", "half, torch",
+    ]  # fmt: skip
+    assert rows[0][1] == rows[2][1] != rows[1][1] == rows[3][1], "kMAC/pixel, by any backend"
+    assert "g_s: output differs by" in shown and "convolution and pixel shuffle" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--backend", "tensorrt"], "unknown backend 'tensorrt'"),
+        (["--backend", "torch", "--precision", "int8"], "has no precision 'int8'"),
+        (["--precision", "bf16"], "needs a --backend"),
+    ],
+)
+def test_backends_that_cannot_be_are_one_line(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["time", "demo-hyperprior", "--quality", "1", *options])
+    assert message in str(result.exception) and "\n" not in str(result.exception)

@@ -322,6 +322,22 @@ def test_norms_are_of_what_goes_with_a_channel(name: str) -> None:
             assert kind.norms(layer, axis)[3] == 0 < kind.norms(layer, axis)[2]
 
 
+@pytest.mark.parametrize("name", [n for n in LAYERS if "parameter" not in n])
+def test_other_forms_compute_the_same(name: str) -> None:
+    """Its fixed form and each of its other forms, at sizes that strides divide and others."""
+    layer, kind = make(name)
+    x = inputs(layer, kind)
+    for form in (kind.fixed(layer), *kind.forms(layer).values()):
+        for part in (x, x[..., 1:]) if kind.channel_axis != -1 else (x,):
+            assert torch.allclose(call(form, part), call(layer, part), rtol=0, atol=1e-12)
+
+
+def test_some_kinds_have_other_forms() -> None:
+    made = {name: make(name) for name in LAYERS}
+    assert sum(bool(kind.forms(layer)) for layer, kind in made.values()) >= 2
+    assert sum(kind.fixed(layer) is not layer for layer, kind in made.values()) >= 2
+
+
 @pytest.mark.parametrize(
     "name",
     [n for n in LAYERS if "bottleneck" not in n and "parameter" not in n and n not in NO_WEIGHTS],

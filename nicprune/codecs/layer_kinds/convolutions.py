@@ -21,6 +21,7 @@ from nicprune.codecs.layer_kinds.kind import (
     take,
     zero_or_one,
 )
+from nicprune.codecs.layer_kinds.rewrites import pointwise, shuffled, unshuffled
 
 
 class MaskedConvPruner(tp.pruner.function.ConvPruner):
@@ -64,6 +65,13 @@ class Convolution(LayerKind):
 
     def widths(self, layer: Any) -> tuple[int, int]:
         return layer.out_channels, layer.in_channels
+
+    def forms(self, layer: Any) -> dict[str, nn.Module]:
+        forms = {
+            "matrix product": pointwise(layer),
+            "pixel unshuffle and convolution": unshuffled(layer),
+        }
+        return {name: form for name, form in forms.items() if form is not None}
 
     def parameter_terms(self, layer: Any) -> tuple[int, int]:
         out, inn = self.widths(layer)
@@ -117,6 +125,10 @@ class TransposedConvolution(Convolution):
     """`nn.ConvTranspose2d`: weight (in, out, H, W)."""
 
     rows = 1
+
+    def forms(self, layer: Any) -> dict[str, nn.Module]:
+        form = shuffled(layer)
+        return {} if form is None else {"convolution and pixel shuffle": form}
 
 
 class MaskedConvolution(Convolution):

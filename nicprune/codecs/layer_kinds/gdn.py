@@ -73,6 +73,11 @@ class Normalisation(LayerKind):
         eye = torch.eye(len(layer.beta)).to(layer.gamma)
         layer.gamma.copy_(layer.gamma_reparam.init(0.1 * eye))
 
+    @torch.no_grad()
+    def fixed(self, layer: Any) -> nn.Module:
+        gamma, beta = self.pool_weights(layer)
+        return FixedNormalisation(gamma, beta, inverse=layer.inverse, simple=self.simple)
+
     # -- pooling ----------------------------------------------------------------------------------
 
     def pool_weights(
@@ -102,6 +107,21 @@ class Normalisation(LayerKind):
         norm = pooled if self.simple else pooled.sqrt_()
         x = gather(x, index)
         return x.mul_(norm) if layer.inverse else x.div_(norm)
+
+
+class FixedNormalisation(nn.Module):
+    """GDN or GDN1, of gamma (C, C) and beta (C,) as they are, not parametrised."""
+
+    def __init__(self, gamma: Tensor, beta: Tensor, *, inverse: bool, simple: bool):
+        super().__init__()
+        self.gamma = nn.Parameter(gamma[..., None, None].clone())
+        self.beta = nn.Parameter(beta.clone())
+        self.inverse, self.simple = inverse, simple
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = F.conv2d(x.abs() if self.simple else x.square(), self.gamma, self.beta)
+        norm = pooled if self.simple else pooled.sqrt()
+        return x * norm if self.inverse else x / norm
 
 
 def _same(x: Tensor) -> Tensor:

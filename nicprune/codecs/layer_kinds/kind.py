@@ -126,6 +126,18 @@ class LayerKind:
         """Return whether this layer is where a mask on the channels of an axis is applied."""
         return axis == "out"
 
+    # -- other layers with the same function ------------------------------------------------------
+
+    def fixed(self, layer: Any) -> nn.Module:
+        """Return a layer with the same function, for weights that do not change any more: what is
+        computed from parameters at every call is computed once.
+        """
+        return layer
+
+    def forms(self, layer: Any) -> dict[str, nn.Module]:
+        """Return other layers with the same function, by name, that may be faster."""
+        return {}
+
     # -- what it costs ----------------------------------------------------------------------------
 
     def is_product(self, layer: Any) -> bool:

@@ -1,0 +1,3 @@
+"""Fast execution of trained codecs: exact rewrites of layers, and backends. May use `storage` and
+what is below it.
+"""
