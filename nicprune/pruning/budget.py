@@ -14,17 +14,26 @@ from nicprune.channels.groups import MIN_LATENTS, Group
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import BudgetError
 from nicprune.pruning.cost import CostModel
-from nicprune.pruning.totals import Totals
+from nicprune.pruning.totals import AREA, Totals
 
 ROUND_TO = 16
 """Widths in multiples of 16: CPU convolutions take a step in time at each."""
 
 
+SIDES = ("encoder", "decoder")
+
+KMAC = {"kmac": "macs", "encoder_kmac": "encoder", "decoder_kmac": "decoder"}
+"""Limits in kMAC per pixel, and the costs that they limit."""
+
+
 class Budget(StrictConfig):
-    """Limits on the cost of the result, each a share of the original codec: all MACs, or encoder
-    and decoder apart, or parameters.
+    """Limits on the cost of the result.
 
     Attributes:
+        macs, encoder, decoder, params: shares of the original codec's MACs, of its encoder's and
+            its decoder's, and of its parameters.
+        kmac, encoder_kmac, decoder_kmac: the same limits in thousands of multiply-adds per pixel of
+            the image, the unit of JPEG AI's operating points.
         split: with macs, how much of what is saved the encoder has to save, as a share, the decoder
             saving the rest; "auto": whichever leaves the least rate-distortion loss before
             training, measured on photographs. Without it all channels compete, wherever they are.
@@ -34,6 +43,9 @@ class Budget(StrictConfig):
     encoder: float | None = Field(default=None, gt=0, lt=1)
     decoder: float | None = Field(default=None, gt=0, lt=1)
     params: float | None = Field(default=None, gt=0, lt=1)
+    kmac: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    encoder_kmac: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    decoder_kmac: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     split: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @model_validator(mode="after")
@@ -41,19 +53,23 @@ class Budget(StrictConfig):
         if not self.parts():
             raise ValueError(
                 "a budget names macs, encoder, decoder or params, as shares of the original between"
-                " 0 and 1"
+                " 0 and 1, or kmac, encoder_kmac or decoder_kmac, in kMAC per pixel"
             )
+        for name, share in KMAC.items():
+            if getattr(self, name) is not None and getattr(self, share) is not None:
+                raise ValueError(f"{share} and {name} limit the same cost: give one of them")
         if self.split is not None and (
-            self.macs is None or self.encoder is not None or self.decoder is not None
+            (self.macs is None and self.kmac is None)
+            or any(name in self.parts() for side in SIDES for name in (side, f"{side}_kmac"))
         ):
             raise ValueError(
-                "split divides what macs saves between encoder and decoder: give macs, and neither"
-                " encoder nor decoder"
+                "split divides what macs saves between encoder and decoder: give macs or kmac, and"
+                " neither encoder nor decoder"
             )
         return self
 
     def parts(self) -> dict[str, float]:
-        """The shares that are set."""
+        """Return the limits that are set, as given."""
         return {
             name: value
             for name, value in self.model_dump(exclude={"split"}).items()
@@ -61,8 +77,13 @@ class Budget(StrictConfig):
         }
 
     def limits(self, original: Totals) -> dict[str, float]:
-        """The shares as absolute numbers; those that a split amounts to, too."""
-        found = {name: share * getattr(original, name) for name, share in self.parts().items()}
+        """Return the limits as absolute numbers, by attribute of `Totals`; those that a split
+        amounts to, too.
+        """
+        found = {
+            KMAC.get(name, name): value * (1000 * AREA if name in KMAC else getattr(original, name))
+            for name, value in self.parts().items()
+        }
         if isinstance(self.split, float):
             saved = original.macs - found["macs"]
             found |= {

@@ -17,7 +17,7 @@ from nicprune.codecs.provenance import provenance
 from nicprune.common.config import parse
 from nicprune.common.errors import BudgetError, RecipeError
 from nicprune.methods import attach
-from nicprune.pruning.budget import Budget, allocate_widths, calibrate_thresholds, next_width
+from nicprune.pruning.budget import KMAC, Budget, allocate_widths, calibrate_thresholds, next_width
 from nicprune.pruning.cost import CostModel
 from nicprune.pruning.target import Target
 
@@ -28,6 +28,7 @@ BUDGETS = [
     {"decoder": 0.35},
     {"params": 0.4},
     {"macs": 0.5, "params": 0.3},
+    {"decoder_kmac": 1.5},
 ]
 
 
@@ -115,6 +116,11 @@ def test_an_impossible_budget_is_refused_before_anything_changes(budget: dict[st
         {},
         {"mac": 0.5},
         {"macs": "half"},
+        {"kmac": 0},
+        {"kmac": float("inf")},
+        {"kmac": 20, "macs": 0.5},
+        {"decoder_kmac": 20, "decoder": 0.5},
+        {"kmac": 20, "decoder_kmac": 20, "split": 0.5},
     ],
 )
 def test_a_senseless_budget_is_refused(budget: dict[str, object]) -> None:
@@ -180,3 +186,20 @@ def test_thresholds_are_shifted_until_the_budget_is_met_and_used(
     assert torch.equal(thresholds[0][1] - thresholds[0][0], torch.tensor(1.0)) or float(
         thresholds[0][1] - thresholds[0][0]
     ) == pytest.approx(1, abs=1e-5)
+
+
+def test_kmac_per_pixel_is_the_share_of_the_original() -> None:
+    original = CostModel(*built("bmshj2018-hyperprior")).original
+    for kmac, share in KMAC.items():
+        half = original.kmac_per_pixel(share) / 2
+        assert Budget(**{kmac: half}).limits(original) == pytest.approx(
+            Budget(**{share: 0.5}).limits(original)
+        )
+    split = Budget(kmac=original.kmac_per_pixel() / 2, split=0.3)
+    assert split.limits(original) == pytest.approx(Budget(macs=0.5, split=0.3).limits(original))
+
+
+def test_kmac_that_the_codec_does_not_have_is_refused() -> None:
+    codec, _ = built("bmshj2018-hyperprior")
+    with pytest.raises(BudgetError, match="is met already: the codec is at 1 of the original"):
+        attach(codec, "magnitude", budget={"decoder_kmac": 1e6})
