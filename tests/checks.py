@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nicprune.channels.groups import Groups
-from nicprune.codecs.layer_kinds import layers_of
 from nicprune.pruning.cost import CostModel, measure
 from nicprune.pruning.masks import Masks
 from nicprune.pruning.operators import without_fused_attention
@@ -53,9 +52,7 @@ def check_pruning(codec: nn.Module, groups: Groups, seed: int, folder: Path) -> 
     whole = copy.deepcopy(codec).double()
     slices = Slices(whole, groups, {n: k for n, k in keep.items() if groups[n].latent is None})
     narrow = prune(codec, slices.keep, groups, verify=False)
-    layers = layers_of(whole)
-    attributes = [(layers[n], slices.sliced_parameters(n, layers[n])) for n in slices.layers]
-    with override_attributes(attributes):
+    with override_attributes(slices.overrides(whole)):
         found = run(whole)
     assert torch.allclose(found, run(copy.deepcopy(narrow)), rtol=0, atol=1e-10)
 

@@ -80,6 +80,9 @@ GROUP_COUNTS = {
 }
 
 
+NORMS = (nn.modules.batchnorm._NormBase, nn.PReLU, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
 def make_telling(codec: nn.Module, seed: int = 0) -> nn.Module:
     """Fill in weights that show every mistake, in place."""
     generator = torch.Generator().manual_seed(seed)
@@ -105,7 +108,7 @@ def make_telling(codec: nn.Module, seed: int = 0) -> nn.Module:
                 module.weight.copy_((rand(module.weight.shape) - 0.5) * 3.4 / fan**0.5)
                 if module.bias is not None:
                     module.bias.copy_((rand(module.bias.shape) - 0.5) * 0.4)
-            elif isinstance(module, (nn.modules.batchnorm._NormBase, nn.PReLU)):
+            elif isinstance(module, NORMS):
                 for value in (*module.parameters(), *module.buffers()):
                     if value.is_floating_point():
                         value.copy_(0.5 + rand(value.shape))
@@ -133,7 +136,8 @@ def make_telling(codec: nn.Module, seed: int = 0) -> nn.Module:
             if transform == "g_a" and hasattr(list(stage.children())[-1], "conv_b"):
                 last = list(stage.children())[-2]
             last.weight.mul_(5 / max(seen[0], 1e-6))
-            last.bias.mul_(5 / max(seen[0], 1e-6))
+            if last.bias is not None:
+                last.bias.mul_(5 / max(seen[0], 1e-6))
     return codec.eval()
 
 

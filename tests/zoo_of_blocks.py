@@ -26,10 +26,16 @@ class BlockCodec(CompressionModel):
     """A factorized codec with a block of `out` outputs in its analysis, one in its synthesis."""
 
     def __init__(
-        self, body: nn.Module, mirror: nn.Module | None = None, colours: int = 3, out: int = C
+        self,
+        body: nn.Module,
+        mirror: nn.Module | None = None,
+        colours: int = 3,
+        out: int = C,
+        width: int = C,
     ):
         super().__init__()
-        self.g_a = nn.Sequential(nn.Conv2d(colours, C, 5, 4, 2), body, nn.Conv2d(out, 6, 5, 4, 2))
+        first, last = nn.Conv2d(colours, width, 5, 4, 2), nn.Conv2d(out, 6, 5, 4, 2)
+        self.g_a = nn.Sequential(first, body, last)
         self.entropy_bottleneck = EntropyBottleneck(6)
         self.g_s = nn.Sequential(
             nn.ConvTranspose2d(6, C, 4, 4),
@@ -77,7 +83,7 @@ class ConvNeXt(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.dwconv(x)
-        if isinstance(self.norm, nn.LayerNorm):
+        if isinstance(self.norm, (nn.LayerNorm, nn.RMSNorm)):
             y = self.norm(y.permute(0, 2, 3, 1))
         else:
             y = self.norm(y).permute(0, 2, 3, 1)
@@ -90,6 +96,13 @@ class Small(BlockCodec):
 
     def __init__(self) -> None:
         super().__init__(ConvNeXt())
+
+
+class SmallWithNorm(BlockCodec):
+    """Another one, with a norm by hand."""
+
+    def __init__(self) -> None:
+        super().__init__(ConvNeXt(lambda: LayerNorm2d(C)))
 
 
 class SimpleGate(nn.Module):
@@ -371,15 +384,56 @@ class Windows(nn.Module):
 class TorchAttention(nn.Module):
     """`nn.MultiheadAttention`, whose heads are as wide as its input by their number."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        first: bool = True,
+        weights: bool = False,
+        norm: bool = False,
+        width: int = C,
+        heads: int = 4,
+    ):
         super().__init__()
-        self.attention = nn.MultiheadAttention(C, 2, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(C, 2 * C), nn.GELU(), nn.Linear(2 * C, C))
+        self.first, self.weights = first, weights
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=first)
+        wide = 2 * width
+        self.mlp = nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2).transpose(1, 2)
-        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
-        return (tokens + self.mlp(tokens)).transpose(1, 2).view(x.shape)
+        tokens = x.flatten(2).transpose(1, 2) if self.first else x.flatten(2).permute(2, 0, 1)
+        y = self.norm(tokens)
+        tokens = tokens + self.attention(y, y, y, need_weights=self.weights)[0]
+        tokens = tokens + self.mlp(tokens)
+        return (tokens.transpose(1, 2) if self.first else tokens.permute(1, 2, 0)).view(x.shape)
+
+
+class CrossAttention(nn.Module):
+    """Queries of one convolution, keys and values of others; an output of its own width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Conv2d(C, 12, 1), nn.Conv2d(C, 12, 2, 2), nn.Conv2d(C, 12, 2, 2)
+        self.attention = nn.MultiheadAttention(12, 3, bias=False)
+        self.last = nn.Linear(12, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).flatten(2).permute(2, 0, 1) for f in (self.q, self.k, self.v))
+        y = self.last(F.gelu(self.attention(q, k, v, need_weights=False)[0]))
+        return x + y.permute(1, 2, 0).reshape(x.shape)
+
+
+class Encoder(nn.Module):
+    """Torch's own transformer layer."""
+
+    def __init__(self, norm_first: bool):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(
+            C, 4, 12, batch_first=True, norm_first=norm_first, activation="gelu"
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(x)
 
 
 class Split(nn.Module):
@@ -400,6 +454,14 @@ class Split(nn.Module):
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], tuple[str, ...]]] = {
     "ConvNeXt": (ConvNeXt, ("", "pwconv1"), ()),
     "ConvNeXt with LayerNorm": (lambda: ConvNeXt(lambda: nn.LayerNorm(C)), ("pwconv1",), ("",)),
+    "ConvNeXt with RMSNorm": (lambda: ConvNeXt(lambda: nn.RMSNorm(C)), ("pwconv1",), ("",)),
+    "ConvNeXt with GroupNorm": (lambda: ConvNeXt(lambda: nn.GroupNorm(1, C)), ("pwconv1",), ("",)),
+    "NAF with GroupNorm": (
+        lambda: NAF(lambda width: nn.GroupNorm(4, width)),
+        ("conv1", "conv4"),
+        ("",),
+    ),
+    "GroupNorm of single channels": (lambda: NAF(lambda width: nn.GroupNorm(C, width)), ("",), ()),
     "ConvNeXt by hand": (lambda: ConvNeXt(lambda: LayerNorm2d(C)), ("pwconv1",), ("",)),
     "NAF": (NAF, ("", "conv1", "conv4"), ()),
     "NAF with LayerNorm": (lambda: NAF(LayerNorm2d), ("conv1", "conv4"), ("",)),
@@ -420,12 +482,21 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], tuple[str, ...
     "heads": (lambda: Heads("products"), ("", "q"), ()),
     "heads by einsum": (lambda: Heads("einsum"), ("", "q"), ()),
     "heads by einops": (Windows, ("", "embedding_layer", "relative_position_params"), ()),
-    "torch's attention": (TorchAttention, ("mlp.0",), ("",)),
+    "torch's attention": (TorchAttention, ("", "mlp.0"), ()),
+    "torch's attention, tokens first": (lambda: TorchAttention(first=False), ("", "mlp.0"), ()),
+    "torch's attention with weights": (lambda: TorchAttention(weights=True), ("", "mlp.0"), ()),
+    "torch's attention with a norm": (lambda: TorchAttention(norm=True), ("mlp.0",), ("",)),
+    "torch's cross attention": (CrossAttention, ("", "q", "attention.out_proj"), ()),
+    "torch's encoder": (lambda: Encoder(True), ("layer.linear1",), ("",)),
+    "torch's encoder, norm last": (lambda: Encoder(False), ("layer.linear1",), ("",)),
     "TCM": (Split, ("", "conv.0", "mlp.0"), ("conv1",)),
 }
 """Each block, with the layers in it whose output channels are free, and those whose are not; "" is
-the stream that runs through it.
+the stream that runs through it. With `norms: adapt` all are free, but for `NEVER`.
 """
+
+NEVER: dict[str, tuple[str, ...]] = {"TCM": ("conv1", "conv.2")}
+"""Layers whose output channels are not free with `norms: adapt`."""
 
 
 def block_codec(name: str) -> nn.Module:

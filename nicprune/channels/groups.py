@@ -4,10 +4,12 @@ with each.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 from torch import nn
@@ -17,6 +19,14 @@ from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.example import forget_image
 from nicprune.codecs.layer_kinds import channel_kind, layers_of
 from nicprune.common.errors import CodecError, RecipeError, closest
+
+Norms = Literal["pinned", "adapt"]
+"""Fate of channels that a norm computes over: they stay, or they may go and its statistics
+are of those that stay.
+"""
+
+MAKERS = ("dense", "grouped", "attention")
+"""Flows of layers that make channels of their own."""
 
 MIN_LATENTS = 2
 """Autoregressive codecs cannot code a single latent channel."""
@@ -42,6 +52,21 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Attribute:
+    """A whole number of a module that repeats the width of a group.
+
+    Attributes:
+        module: dotted name of the module.
+        name: the attribute's.
+        times: how much less it becomes with each channel of the group that goes.
+    """
+
+    module: str
+    name: str
+    times: int
+
+
+@dataclass(frozen=True)
 class Group:
     """Channels of several layers that can only live or die together: one width.
 
@@ -52,6 +77,7 @@ class Group:
         members: every layer that has them.
         latent: "y" or "z" if the bitstream carries them.
         pinned: why they can never be removed, None if they can.
+        attributes: numbers in modules of somebody's own that follow the width.
     """
 
     name: str
@@ -59,6 +85,14 @@ class Group:
     members: tuple[Member, ...]
     latent: str | None = None
     pinned: str | None = None
+    attributes: tuple[Attribute, ...] = ()
+
+    def step(self, round_to: int) -> int:
+        """Return how many of its channels are `round_to` channels of a layer: fewer, where each
+        stands for several of every layer, as a head does.
+        """
+        each = min((member.index.shape[1] for member in self.members), default=1)
+        return round_to // math.gcd(round_to, each)
 
 
 @dataclass(frozen=True)
@@ -151,11 +185,15 @@ class Groups(Sequence[Group]):
         return checked
 
 
-def find_groups(codec: nn.Module) -> Groups:
+def find_groups(codec: nn.Module, norms: Norms = "pinned") -> Groups:
     """Find the channel groups of any `CompressionModel` built of convolutions, GDN and CompressAI's
     entropy models.
 
     The codec is traced once on a small image and left as it was.
+
+    Args:
+        norms: whether channels that a norm computes over, as a layer norm does, are "pinned", or
+            may go: "adapt".
 
     Raises:
         CodecError: nothing in the codec can be pruned safely; names the layers that stand in the
@@ -163,9 +201,14 @@ def find_groups(codec: nn.Module) -> Groups:
     """
     check_codec(codec)
     forget_image(codec)
-    tracer = Tracer(codec)
+    tracer = Tracer(codec, norms)
     try:
         tracer.run()
+        if tracer.mixed:  # a softmax over the channels of a head: heads may still go as a whole
+            by_head = Tracer(codec, norms, whole_heads=tracer.mixed)
+            by_head.run()
+            if len(by_head.pinned()) < len(tracer.pinned()):
+                tracer = by_head
     except CodecError:
         raise
     except Exception as error:  # a foreign codec's own code may raise anything
@@ -205,15 +248,16 @@ def find_groups(codec: nn.Module) -> Groups:
             for module, axis in order
         )
         if pinned is None and not any(
-            m.axis == "out" and channel_kind(modules[m.module]).flow in ("dense", "grouped")
-            for m in shares
+            m.axis == "out" and channel_kind(modules[m.module]).flow in MAKERS for m in shares
         ):
             pinned = "no convolution produces these channels"
-        first = next((m for m in shares if m.axis == "out"), shares[0])
-        groups.append((first, Group(first.module, len(channels), shares, latent, pinned)))
+        maker = next((m for m in shares if m.axis == "out"), shares[0])
+        groups.append((maker, Group(maker.module, len(channels), shares, latent, pinned)))
 
     named = _unique_names([(first, g) for first, g in groups if g.pinned != "image"])
     found = Groups(named, _shares_of(tracer, named))
+    if norms == "adapt" and tracer.over_channels:
+        _tell_of_norms(codec, tracer.over_channels)
     if not found.prunable():
         reasons = sorted({g.pinned for g in named if g.pinned})
         raise CodecError(
@@ -221,6 +265,21 @@ def find_groups(codec: nn.Module) -> Groups:
             f" {'; '.join(reasons[:4]) or 'no convolution was run'}"
         )
     return found
+
+
+def _tell_of_norms(codec: nn.Module, over_channels: Mapping[str, str]) -> None:
+    """Warn of modules that compute over channels and that are no norm known or recognised."""
+    modules = dict(codec.named_modules())
+    told = [
+        f"{name} in {where or 'the codec'} ({type(modules.get(where, codec)).__name__})"
+        for where, name in over_channels.items()
+    ]
+    warnings.warn(
+        f"norms: adapt does not reach {', '.join(told[:3])}{', ...' if len(told) > 3 else ''}, over"
+        " channels, which stay: if it is a norm, make it a module of its own, or register its class"
+        " with register_kind (see docs/howto/own_codec.md)",
+        stacklevel=2,
+    )
 
 
 def _shares_of(tracer: Tracer, groups: Sequence[Group]) -> list[ProductShares]:

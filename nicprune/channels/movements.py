@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nicprune.channels.numbers import ChannelIds, ChannelNumbers
+from nicprune.channels.numbers import ChannelIds, ChannelNumbers, WidthTie
 from nicprune.channels.ops import KEEPS_ZERO, breaks_zero, flatten, map_leaves
 from nicprune.channels.widths import Width
 
-SPLITS = ("view", "reshape", "unflatten", "stack", "view_as", "flatten")
+SPLITS = ("view", "reshape", "unflatten", "stack", "view_as", "reshape_as", "flatten")
 """Movements that may spread channels over several dimensions."""
 
 
@@ -32,10 +32,8 @@ def _shuffled(x: Tensor, groups: int) -> Tensor:
     return parts.transpose(1, 2).reshape(x.shape)
 
 
-def _derived_dims(name: str, args: Any, kwargs: Any, output: Tensor) -> list[int]:
-    """Return the dimensions of a reshaped tensor whose size is computed from a width, or left to
-    torch.
-    """
+def _asked_sizes(name: str, args: Any, kwargs: Any, output: Tensor) -> dict[int, Any]:
+    """Return the sizes that a tensor is reshaped to, by dimension, as the code gives them."""
     sizes = flatten(args[1:]) or flatten(kwargs.get("shape", kwargs.get("size", ())))
     first = 0
     if name == "unflatten":
@@ -43,10 +41,17 @@ def _derived_dims(name: str, args: Any, kwargs: Any, output: Tensor) -> list[int
         dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
         first = dim % (output.dim() - len(sizes) + 1)
     elif name not in ("view", "reshape") or len(sizes) != output.dim():
-        return []
+        return {}
+    return {first + d: n for d, n in enumerate(sizes)}
+
+
+def _derived_dims(name: str, args: Any, kwargs: Any, output: Tensor) -> list[int]:
+    """Return the dimensions of a reshaped tensor whose size is computed from a width, or left to
+    torch.
+    """
     return [
-        first + d
-        for d, n in enumerate(sizes)
+        d
+        for d, n in _asked_sizes(name, args, kwargs, output).items()
         if isinstance(n, Width) or isinstance(n, int) and n == -1
     ]
 
@@ -134,6 +139,27 @@ class Movements(ChannelNumbers):
         derived = _derived_dims(name, args, kwargs, outputs[0])
         for output, where in zip(outputs, moved, strict=True):
             self._read_off(output, where, ids, nonzero, tensors, name, derived)
+        if name in SPLITS:
+            self._tie_sizes(name, args, kwargs, outputs[0], moved[0])
+
+    def _tie_sizes(self, name: str, args: Any, kwargs: Any, output: Tensor, where: Tensor) -> None:
+        """Note where a reshaped tensor has as many channels as others, by a size computed from
+        their width.
+        """
+        labels = self.labels(output)
+        if labels is None:
+            return
+        size: Any = None
+        if name in ("view_as", "reshape_as"):
+            other = self.labels(args[1] if len(args) > 1 else kwargs.get("other"))
+            if other is not None and other.dim == labels.dim:
+                size = Width(len(other.ids), other.ids)
+        else:
+            size = _asked_sizes(name, args, kwargs, output).get(labels.dim)
+        if isinstance(size, Width):
+            later = range(labels.dim + 1, where.dim())
+            outer = any(bool((where != where.narrow(d, 0, 1)).any()) for d in later)
+            self.ties.append(WidthTie(labels.ids, size, outer, self.where))
 
     def _couple_slices(self, tensor: Tensor, index: Any) -> bool:
         """Couple what has to stay equally wide, so that a slice by half the width, or of every
@@ -264,7 +290,9 @@ class Movements(ChannelNumbers):
         varying = [d for d in range(where.dim()) if bool((where != where.narrow(d, 0, 1)).any())]
         asked = [d for d in varying if d in derived]
         if len(asked) == 1:
-            return asked[0]
+            # The dimension before it counts heads, where channels within a head cannot go.
+            before = [d for d in varying if d < asked[0]]
+            return before[-1] if self.where in self.whole_heads and before else asked[0]
         roots = np.array([self.root(i) if i >= 0 else -1 for i in table.tolist()])
         numbers = roots[where.numpy()]
         differing = [d for d in varying if (numbers != numbers.take([0], axis=d)).any()]

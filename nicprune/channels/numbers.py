@@ -10,6 +10,8 @@ import numpy as np
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from nicprune.channels.widths import Width
+
 
 @dataclass
 class ChannelIds:
@@ -37,6 +39,23 @@ class Product:
     ids: tuple[np.ndarray, ...]
 
 
+@dataclass
+class WidthTie:
+    """Channels along a dimension whose size code computes from the width of other channels.
+
+    Attributes:
+        ids: the channel numbers along the dimension.
+        width: the size that was asked for.
+        outer: whether parts of the same channels lie in later dimensions, as (c // 8, 8) has.
+        where: the module that asked for it.
+    """
+
+    ids: np.ndarray
+    width: Width
+    outer: bool
+    where: str
+
+
 class ChannelNumbers(TorchFunctionMode):
     """Gives out channel numbers and keeps them attached to tensors."""
 
@@ -46,6 +65,10 @@ class ChannelNumbers(TorchFunctionMode):
         self.products: list[Product] = []
         self._parent: list[int] = []
         self._labels: dict[int, tuple[Tensor, ChannelIds]] = {}
+        self.ties: list[WidthTie] = []
+        self.mixed: set[str] = set()
+        self.whole_heads: set[str] = set()
+        self.over_channels: dict[str, str] = {}
         self._misused: dict[str, str] = {}
         self._owner: dict[int, str] = {}
         self._parameters: dict[int, str] = {}
@@ -73,6 +96,30 @@ class ChannelNumbers(TorchFunctionMode):
             if a != b:
                 self._parent[max(a, b)] = min(a, b)
 
+    def resolve_ties(self) -> None:
+        """Couple channels that have to stay as many as others, or a part or multiple of them, so
+        that the sizes that code computes fit: all heads narrow with the width that they are cut
+        from.
+        """
+        for tie in sorted(self.ties, key=lambda tie: tie.width.scale != 1):
+            few, many, scale = tie.ids, tie.width.ids, tie.width.scale
+            if scale > 1:
+                few, many, scale = many, few, 1 / scale
+            times = scale.denominator
+            if scale.numerator != 1 or len(many) != times * len(few):
+                self.mark_unprunable(tie.ids, f"a size in {tie.where} is computed from their width")
+                self.mark_unprunable(tie.width.ids, f"{tie.where} computes a size from their width")
+                continue
+            units, members = (
+                [self.root(i) for i in few.tolist()],
+                [self.root(i) for i in many.tolist()],
+            )
+            if len(set(units)) == len(units) and all(members.count(u) == times for u in units):
+                continue
+            parts = many.reshape(len(few), times).T if tie.outer else many.reshape(times, -1)
+            for part in parts:
+                self.couple(few, part)
+
     def mark_unprunable(self, ids: np.ndarray, reason: str) -> None:
         """Never remove these channels."""
         for number in ids.tolist():
@@ -95,6 +142,10 @@ class ChannelNumbers(TorchFunctionMode):
     def where(self) -> str:
         """Name of the module that runs now."""
         return self._stack[-1]
+
+    def _own(self, labels: ChannelIds) -> bool:
+        """Return whether these are numbers of a module's parameters alone: per channel or not."""
+        return all(number in self._parameters for number in labels.ids.tolist())
 
     def _unknown(self, name: str, tensors: Sequence[Any]) -> None:
         for tensor in tensors:

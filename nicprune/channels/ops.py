@@ -15,7 +15,7 @@ KEEPS_ZERO = set(
     " upsample avg_pool2d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d pad zero clamp clip"
     " softsign tan sinh asinh arcsinh atan arctan asin arcsin dropout1d dropout2d dropout3d"
     " feature_dropout clamp_min clamp_max cpu cuda new_tensor softshrink hardshrink tanhshrink fix"
-    " deg2rad".split()
+    " deg2rad real imag angle conj resolve_conj resolve_neg view_as_real view_as_complex".split()
 )
 BREAKS_ZERO = set(
     "sigmoid exp softplus cos rsqrt reciprocal log log2 log10 logsigmoid hardsigmoid erfc uniform"
@@ -35,7 +35,8 @@ MOVES = set(
     "chunk split split_with_sizes tensor_split cat concat concatenate stack getitem unbind narrow"
     " select index_select reshape view flatten unflatten permute transpose swapaxes movedim squeeze"
     " unsqueeze expand expand_as repeat repeat_interleave flip roll pixel_shuffle pixel_unshuffle"
-    " view_as T mT H tile unfold channel_shuffle native_channel_shuffle ravel hsplit".split()
+    " view_as reshape_as T mT H tile unfold channel_shuffle native_channel_shuffle ravel"
+    " hsplit".split()
 )
 MIXES = set(
     "layer_norm group_norm rms_norm softmax log_softmax softmin normalize local_response_norm"

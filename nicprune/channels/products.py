@@ -70,6 +70,13 @@ class Products(ChannelNumbers):
                     self.mark_unprunable(labels.ids, f"{labels.nonzero} before {name}")
                 if letter in letters[2]:
                     left.append((letter, labels))
+        if len(left) > 1:  # of a bias for each head, say, where channels lie within heads
+            for _, labels in left:
+                if self._own(labels):
+                    self.mark_unprunable(
+                        labels.ids, f"another dimension than channels in {self.where}"
+                    )
+            left = [pair for pair in left if not self._own(pair[1])]
         if len(left) > 1:
             self._unknown(name, (first, second))
         elif left:

@@ -100,6 +100,8 @@ class ChannelPropagator(Movements, Products):
             self._product(name, args, kwargs, outputs[0])
         elif name in MIXES:
             self._mix(name, args, kwargs, tensors, outputs[0])
+        elif name.startswith("fft_"):
+            self._transform(name, args, kwargs, outputs[0])
         elif name == "glu":
             self._glu(args, kwargs, outputs[0])
         else:
@@ -164,10 +166,6 @@ class ChannelPropagator(Movements, Products):
             nonzero = f"{name} in {self.where}" if numerator is None else numerator.nonzero
             self.label(output, ChannelIds(labels.dim, labels.ids, nonzero))
 
-    def _own(self, tensor: Tensor, labels: ChannelIds) -> bool:
-        """Return whether a tensor holds parameters of a module alone: per channel or not."""
-        return all(number in self._parameters for number in labels.ids.tolist())
-
     def _elementwise(
         self, tensors: Sequence[Tensor], output: Tensor, *, additive: bool, name: str = ""
     ) -> None:
@@ -178,11 +176,11 @@ class ChannelPropagator(Movements, Products):
         nonzero: list[str | None] = []
         known = [(t, labels) for t in tensors if (labels := self.labels(t)) is not None]
         # Parameters last: the others say which dimension holds channels.
-        known.sort(key=lambda pair: self._own(*pair))
+        known.sort(key=lambda pair: self._own(pair[1]))
         constants = [t for t in tensors if self.labels(t) is None]
         for tensor, labels in known:
             dim = labels.dim + output.dim() - tensor.dim()
-            own = self._own(tensor, labels)
+            own = self._own(labels)
             if merged is None:
                 merged = ChannelIds(dim, labels.ids)
             elif own and (dim != merged.dim or len(labels.ids) != len(merged.ids)):
@@ -242,13 +240,30 @@ class ChannelPropagator(Movements, Products):
         dim = kwargs.get("dim", args[place] if len(args) > place else None)
         if dim is None and name == "normalize":
             dim = 1
+        if name.endswith("_norm"):
+            self.over_channels.setdefault(self.where, name)
         apart = name in ("softmax", "log_softmax", "softmin", "normalize") and dim is not None
         if not apart or dim % output.dim() == labels.dim:
+            if apart and not self._own(labels):
+                self.mixed.add(self.where)
             for tensor in tensors:
                 if (own := self.labels(tensor)) is not None:
                     self.mark_unprunable(own.ids, f"{name} in {self.where} mixes channels")
         nonzero = labels.nonzero if name == "normalize" else f"{name} in {self.where}"
         self.label(output, ChannelIds(labels.dim, labels.ids, nonzero))
+
+    def _transform(self, name: str, args: Any, kwargs: Any, output: Tensor) -> None:
+        """Follow a Fourier transform: over places it leaves channels apart, and zero zero."""
+        labels, ndim = self.labels(args[0]), args[0].dim()
+        if labels is None:
+            return
+        given = kwargs.get("dim", args[2] if len(args) > 2 else None)
+        last = {"2": 2, "n": ndim, "t": 1}.get(name[-1], ndim)
+        dims = range(ndim - last, ndim) if given is None else flatten(given)
+        if labels.dim in [d % ndim for d in dims]:
+            self._unknown(name, args[:1])
+        else:
+            self.label(output, ChannelIds(labels.dim, labels.ids, labels.nonzero))
 
     def _glu(self, args: Any, kwargs: Any, output: Tensor) -> None:
         """Follow `F.glu`: the first half times the sigmoid of the second."""
@@ -278,12 +293,9 @@ class ChannelPropagator(Movements, Products):
         dims = reduced_dims(args, kwargs, source.dim(), 2 if name == "norm" else 1)
         if dims is None or labels.dim in dims:
             # A sum does not see channels that are zero; a mean, a maximum or a product does.
-            if (
-                name not in ("sum", "norm", "any")
-                or output.numel() > 1
-                and labels.dim in (dims or [])
-            ):
-                self._unknown(name, tensors)
+            if name not in ("sum", "norm", "any"):
+                self.over_channels.setdefault(self.where, name)
+                self.mark_unprunable(labels.ids, f"{name} over channels in {self.where}")
             elif labels.nonzero:
                 self.mark_unprunable(
                     labels.ids,

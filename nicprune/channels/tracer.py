@@ -10,7 +10,7 @@ Nothing here knows one architecture from another.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nicprune.channels.numbers import ChannelIds
+from nicprune.channels.numbers import ChannelIds, Product
 from nicprune.channels.propagation import ChannelPropagator
 from nicprune.codecs.anatomy import forward_for_analysis
 from nicprune.codecs.example import example_image
@@ -42,9 +42,10 @@ class LayerChannels:
 class Tracer(ChannelPropagator):
     """Runs a codec once on a small image and records which channels belong together."""
 
-    def __init__(self, codec: nn.Module):
+    def __init__(self, codec: nn.Module, norms: str = "pinned", whole_heads: Iterable[str] = ()):
         super().__init__(type(codec).__name__)
-        self.codec = codec
+        self.whole_heads = set(whole_heads)
+        self.codec, self.norms = codec, norms
         self._modules = dict(codec.named_modules())
         self.uses: dict[tuple[str, str], LayerChannels] = {}
         self.calls: list[str] = []
@@ -95,6 +96,7 @@ class Tracer(ChannelPropagator):
                 labels = self.labels(value)
                 if labels is not None:
                     self.mark_unprunable(labels.ids, "image" if key == "x_hat" else f"output {key}")
+            self.resolve_ties()
             self._use_parameters()
             for (name, _), use in self.uses.items():
                 if name in self._misused:
@@ -148,6 +150,7 @@ class Tracer(ChannelPropagator):
         rules = {
             "dense": self._dense,
             "grouped": self._grouped,
+            "attention": self._attention,
             "coupled": self._coupled,
             "through": self._through,
             "conditional": self._conditional,
@@ -237,12 +240,48 @@ class Tracer(ChannelPropagator):
         kind, labels = channel_kind(module), self._channels_read(name, module, inputs[0])
         if labels is None:
             return
+        if kind.mixes and self.norms != "adapt":
+            self.mark_unprunable(
+                labels.ids,
+                f"{type(module).__name__} {name} computes over channels: they may go with norms:"
+                " adapt",
+            )
+        if (parts := kind.equal_parts(module)) > 1:
+            by_part = labels.ids.reshape(parts, -1)
+            for part in by_part[1:]:
+                self.couple(by_part[0], part)
         self._consume(name, "both", labels)
         if kind.codes:
             self._mark_latent(labels.ids, "z" if self.conditional else "y")
         nonzero = None if kind.absorbs or kind.needs_zero else labels.nonzero
         for tensor in output if isinstance(output, tuple) else (output,):
             self.label(tensor, ChannelIds(labels.dim, labels.ids, nonzero))
+
+    def _attention(self, name: str, module: Any, inputs: list[Any], output: Any) -> None:
+        """Follow attention over tokens: a head goes with as many channels of queries, keys and
+        values, which are of one width.
+        """
+        kind, tensors = channel_kind(module), inputs[:3]
+        read = [self._channels_read(name, module, tensor) for tensor in tensors]
+        if any(labels is None for labels in read):
+            self._unknown(f"attention {name} over a constant", tensors)
+            return
+        for labels in read:
+            self._consume(name, "in", labels)  # type: ignore[arg-type]
+        last, heads = f"{name}.{kind.parts(module)[0]}", kind.heads(module)
+        inner = self._produce(name, kind.widths(module)[0]).reshape(3, heads, -1)
+        for head, inputs_of in enumerate(read[0].ids.reshape(heads, -1)):  # type: ignore[union-attr]
+            members = np.concatenate([inner[:, head].ravel(), inputs_of])
+            self.couple(np.repeat(members[:1], len(members)), members)
+        self.uses[last, "in"] = LayerChannels(last, "in", inner[2].ravel())
+        self.calls.append(last)
+        ids = self._produce(last, channel_kind(self._modules[last]).widths(self._modules[last])[0])
+        query, key = tensors[0], tensors[1]
+        self.label(output[0], ChannelIds(query.dim() - 1, ids))
+        tokens = [t.numel() // t.shape[-1] for t in (query, key)]
+        batch = 1 if query.dim() == 2 else query.shape[0 if module.batch_first else 1]
+        macs = 2 * tokens[0] * tokens[1] // batch * inner[2].size
+        self.products.append(Product(name, macs, (inner[2].ravel(),)))
 
     def _through(self, name: str, module: nn.Module, inputs: list[Any], output: Tensor) -> None:
         labels = self.labels(inputs[0])
@@ -270,6 +309,11 @@ class Tracer(ChannelPropagator):
         labels = self.labels(inputs[0])
         if labels is not None:
             self.label(output, ChannelIds(labels.dim, labels.ids, f"lower bound {name}"))
+
+    def pinned(self) -> list[tuple[str, str, int]]:
+        """Return the channels of layers that are unprunable."""
+        roots = {self.root(number) for number in self.unprunable}
+        return [m for root, members in self.classes().items() if root in roots for m in members]
 
     # -- result -----------------------------------------------------------------------------------
 

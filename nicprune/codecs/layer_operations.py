@@ -49,6 +49,7 @@ def resize(codec: nn.Module, state: Mapping[str, Tensor]) -> None:
     """
     for prefix, module in codec.named_modules():
         dot = f"{prefix}." if prefix else ""
+        kind = nearest_kind(module)  # of what it is before its shapes change
         for name, parameter in list(module.named_parameters(recurse=False)):
             value = state.get(dot + name)
             if value is not None and value.shape != parameter.shape:
@@ -64,7 +65,7 @@ def resize(codec: nn.Module, state: Mapping[str, Tensor]) -> None:
             value = state.get(dot + name)
             if value is not None and value.shape != buffer.shape:
                 setattr(module, name, torch.empty(value.shape, dtype=buffer.dtype))
-        if (kind := nearest_kind(module)) is not None:
+        if kind is not None:
             kind.follow_shapes(module)
 
 
@@ -83,7 +84,7 @@ def reinitialise(codec: nn.Module) -> None:
         if isinstance(module, nn.ParameterList) or bare:
             continue
         with torch.no_grad():
-            if kind is not None:
+            if kind is not None and kind.starts_anew(module):
                 kind.reinitialise(module)
             elif hasattr(module, "reset_parameters"):
                 module.reset_parameters()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from nicprune.channels.groups import Groups, removed_inputs
+from nicprune.channels.groups import Groups, Norms, removed_inputs
 from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.hooks import has_hooks
@@ -497,6 +497,23 @@ def check_combination(classes: Sequence[type[Method]]) -> None:
                     raise RecipeError(f"{cls.name} and {other.name} do not go together: {reason}")
 
 
+def _norms_of(parsed: Sequence[tuple[type[Method], Any]]) -> Norms:
+    """Return what becomes of channels that a norm computes over.
+
+    Raises:
+        RecipeError: the methods differ.
+    """
+    given = {cls.name: settings.norms for cls, settings in parsed if hasattr(settings, "norms")}
+    found: set[Norms] = set(given.values())
+    if len(found) > 1:
+        lacking = [name for name, norms in given.items() if norms != "adapt"]
+        raise RecipeError(
+            f"norms: adapt is of the whole codec: give it to {' and '.join(lacking)} too, or to"
+            " none of them"
+        )
+    return found.pop() if found else "pinned"
+
+
 def _attach_hooks(methods: Sequence[Method], codec: nn.Module) -> None:
     for method in sorted(methods, key=lambda one: one.attach_last):
         method.attach(codec)
@@ -550,7 +567,7 @@ def attach(
             "the codec has a method attached already; harden() or detach() it first, or attach a"
             " list"
         )
-    groups = analyse(codec)
+    groups = analyse(codec, _norms_of(parsed))
     cost = CostModel(codec, groups)
     # All is validated before the first hook is set, so that a failure leaves the codec as it was.
     methods = [cls(codec, groups, cost, settings) for cls, settings in parsed]

@@ -106,9 +106,10 @@ def smallest_widths(cost: CostModel, groups: Sequence[Group], round_to: int) -> 
     """Every group at its least width."""
     widths = cost.widths()
     for group in groups:
-        width, smaller = group.width, next_width(group.width, round_to, group.latent is not None)
+        step, latent = group.step(round_to), group.latent is not None
+        width, smaller = group.width, next_width(group.width, step, latent)
         while smaller < width:
-            width, smaller = smaller, next_width(smaller, round_to, group.latent is not None)
+            width, smaller = smaller, next_width(smaller, step, latent)
         widths[cost.names.index(group.name)] = width
     return widths
 
@@ -173,7 +174,8 @@ def allocate_widths(
     while over := excess(widths):
         deltas = np.zeros_like(widths)
         for i, group in zip(column, groups, strict=True):
-            deltas[i] = widths[i] - next_width(int(widths[i]), round_to, group.latent is not None)
+            step = group.step(round_to)
+            deltas[i] = widths[i] - next_width(int(widths[i]), step, group.latent is not None)
         saved: Any = sum(
             np.minimum(cost.decreases(widths, deltas, name), amount) / amount
             for name, amount in over.items()
@@ -213,11 +215,9 @@ def _put_back(
     """
     while True:
         options = []
-        for j, (i, _) in enumerate(zip(column, groups, strict=True)):
-            step = min(
-                round_to - int(widths[i]) % round_to if widths[i] % round_to else round_to,
-                int(full[i] - widths[i]),
-            )
+        for j, (i, group) in enumerate(zip(column, groups, strict=True)):
+            whole = group.step(round_to)
+            step = min(whole - int(widths[i]) % whole, int(full[i] - widths[i]))
             if step > 0:
                 gone = full[i] - widths[i]
                 options.append((float(lost[j][gone] - lost[j][gone - step]), int(i), step))

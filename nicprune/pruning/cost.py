@@ -190,13 +190,24 @@ class CostModel:
             inn - self._share_in @ self._full,
         )
 
+        own, rests = dict(counts), {}
+        runs: dict[str, str] = {}
+        for name, module in layers:
+            if parts := kinds[name].parts(module):
+                # Each of them is multiplied as often as the layer's own weights.
+                macs = own[name] - sum(s.macs for s in products if s.module == name)
+                names = [name, *(f"{name}.{part}" for part in parts)]
+                sizes = [int(out[row[one]] * inn[row[one]]) for one in names]
+                each, rests[name] = divmod(macs, sum(sizes))  # a rest: products not followed
+                own |= {one: each * size for one, size in zip(names, sizes, strict=True)}
+                runs |= dict.fromkeys(names, name)
         product, linear = np.zeros(n, np.int64), np.zeros(n, np.int64)
         product_params, linear_params = np.zeros(n, np.int64), np.zeros(n, np.int64)
         for i, (name, module) in enumerate(layers):
             target, divisor = (
                 (product, out[i] * inn[i]) if kinds[name].is_product(module) else (linear, out[i])
             )
-            target[i], remainder = divmod(counts.get(name, 0), int(divisor))
+            target[i], remainder = divmod(own.get(name, 0), int(divisor))
             if remainder:
                 raise CodecError(
                     f"the MACs of {name} are not a multiple of its widths; they cannot be predicted"
@@ -208,9 +219,12 @@ class CostModel:
         self._transforms += [transform_of(product.module) for product in products]
         # What no layer of a known kind does is constant: its channels are unprunable.
         constants = {n: m for n, m in _own_counts(counts, codec).items() if n not in row and m}
+        constants |= {name: rest for name, rest in rests.items() if rest}
         for shared in products:
-            constants[shared.module] = constants.get(shared.module, 0) - shared.macs
-        owners = [name for name, _ in layers] + [shared.module for shared in products]
+            if shared.module not in runs:
+                constants[shared.module] = constants.get(shared.module, 0) - shared.macs
+        owners = [runs.get(name, name) for name, _ in layers]
+        owners += [shared.module for shared in products]
         costly = [name for i, name in enumerate(owners) if product[i] or linear[i]]
         sides = sides_of_modules(codec, [*costly, *constants])
         encodes, decodes = (

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nicprune.channels.groups import Group, Groups
+from nicprune.channels.groups import Group, Groups, Norms
 from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.hooks import Hook, remove_hooks
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
 from nicprune.codecs.layer_kinds import channel_kind, holder, layers_of
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.layer_operations import zero
+
+PRESENT = 0.1
+"""Mask above which a channel counts in the statistics of a norm over channels."""
 
 
 class Masks(nn.Module):
@@ -25,16 +28,32 @@ class Masks(nn.Module):
     A convolution's weight and bias are multiplied while it runs, which is the same as multiplying
     its output and costs almost nothing; its parameters stay its own. Masked convolutions and
     entropy bottlenecks have their output multiplied. Layers that add a value to each channel are
-    masked too, so that a removed channel stays zero behind them.
+    masked too, so that a removed channel stays zero behind them. Norms over channels compute their
+    statistics with those whose mask is above `PRESENT`, or that are known to stay.
+
+    Args:
+        groups: those that are masked.
+        norms: whether norms over channels are among them; see `analyse`.
     """
 
-    def __init__(self, groups: Sequence[Any]):
+    stays: Tensor
+
+    def __init__(self, groups: Sequence[Any], norms: Norms = "pinned"):
         super().__init__()
         self.names = [g.name for g in groups]
         self.values = nn.ParameterList(nn.Parameter(torch.ones(g.width)) for g in groups)
+        self._sizes = [g.width for g in groups]
+        stays = torch.zeros(sum(self._sizes), dtype=torch.bool)
+        self.register_buffer("stays", stays, persistent=norms == "adapt")
 
     def __getitem__(self, name: str) -> nn.Parameter:
         return self.values[self.names.index(name)]
+
+    def present(self, position: int) -> Tensor:
+        """Return which channels of a group count in norms over channels, at least one of them."""
+        value = self.values[position].detach()
+        known = self.stays.split(self._sizes)[position]
+        return (value > PRESENT) | known & (value != 0) | (value == value.max())
 
     def attach(self, codec: nn.Module, groups: Groups) -> None:
         """Hook every layer that these groups are masked at."""
@@ -85,16 +104,18 @@ class Masks(nn.Module):
         for name, parts in self._sources(modules, groups).items():
             layer = modules[name]
             kind = channel_kind(layer)
-            factor = MaskHook(self, parts, layer).share().detach().to(place)
+            hook = MaskHook(self, parts, layer)
+            factor = hook.share().detach().to(place)
             values = kind.masked_attributes(layer, factor)
             if values is None and kind.convolution:
                 values = {"weight": layer.weight * kind.along(layer, "out", factor)}
                 if layer.bias is not None:
                     values["bias"] = layer.bias * factor
-            for attribute, value in (values or {}).items():
-                getattr(holder(layer), attribute).copy_(value)
-            if values is None:
-                zero(layer, "both", (factor == 0).nonzero().flatten().tolist())
+            if values is not None:
+                kind.write(layer, values)
+            gone = ~hook.counted() if kind.mixes else factor == 0
+            if values is None or kind.mixes and bool(gone.any()):
+                zero(layer, "both", gone.nonzero().flatten().tolist())
 
 
 class MaskHook(Hook):
@@ -121,9 +142,19 @@ class MaskHook(Hook):
 
     def share(self) -> Tensor:
         """Return the mask of each output channel."""
+        return self._gathered(lambda position: self.masks.values[position])
+
+    def counted(self) -> Tensor:
+        """Return which channels count in a norm over channels."""
+        return self._gathered(self.masks.present)
+
+    def _gathered(self, of: Callable[[int], Tensor]) -> Tensor:
+        """Return the entry of each output channel, from those of a group's channels by its
+        position.
+        """
         if self.gather is None:
-            return self.masks.values[self.position]
-        values = [self.masks.values[p] for p in self.parts]
+            return of(self.position)
+        values = [of(p) for p in self.parts]
         if self.gather.device != values[0].device:
             self.gather = self.gather.to(values[0].device)
         return torch.cat([values[0].new_ones(1), *values])[self.gather]
@@ -137,12 +168,14 @@ class MaskHook(Hook):
             self.names = list(values)
 
     def __call__(self, module: Any, args: Any, output: Any) -> Any:
+        found = None
+        if self.kind.mixes and output is not None and not bool((counted := self.counted()).all()):
+            found = self.kind.on_some(self.layer, args[0], counted)
         if self.names is not None:
             for name in self.names:
                 module.__dict__.pop(name, None)
-            return None
-        if output is None:
-            return None
+        if self.names is not None or self.kind.mixes or output is None:
+            return found
         first = output[0] if isinstance(output, tuple) else output
         shape = [1] * first.dim()
         shape[self.kind.channel_dim(self.layer, first)] = -1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +15,14 @@ from compressai.latent_codecs import ChannelGroupsLatentCodec
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nicprune.channels.groups import MIN_LATENTS, Groups, find_groups
+from nicprune.channels.groups import (
+    MIN_LATENTS,
+    Attribute,
+    Group,
+    Groups,
+    Norms,
+    find_groups,
+)
 from nicprune.codecs.anatomy import forward_for_analysis
 from nicprune.codecs.cdf import fast_indexes, update_tables
 from nicprune.codecs.copying import copy_codec
@@ -27,6 +34,13 @@ from nicprune.codecs.layer_operations import remove, zero
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.common.errors import CodecError, SurgeryError
+from nicprune.pruning.attributes import (
+    candidates,
+    find_attributes,
+    likeness,
+    set_attributes,
+    values_under,
+)
 
 TOLERANCE = 1e-10
 """Largest difference between masked and pruned codec in float64, relative to the output's largest
@@ -101,6 +115,7 @@ def prune(
         raise SurgeryError(
             f"channels of {name} ({type(modules[name]).__name__}) cannot be removed: {error}"
         ) from error
+    set_attributes(small, values_under(codec, groups, checked))
     follow_widths(small)
     record = provenance(codec).copy()
     set_provenance(small, record)
@@ -109,25 +124,30 @@ def prune(
     return small
 
 
-def analyse(codec: nn.Module) -> Groups:
+def analyse(codec: nn.Module, norms: Norms = "pinned") -> Groups:
     """Find the channel groups of any codec, and try them: what a foreign codec's own code holds to
-    its width is marked unprunable.
+    its width is marked unprunable, unless it has the number from an attribute that can follow.
 
     Tracing sees what happens to channels, not the numbers that code may carry along (`x[:, :32]`,
     `x.view(1, 64, h, w)`). Codecs built of nothing but CompressAI's and torch's own modules are
     known to carry none and are not tried.
+
+    Args:
+        norms: "adapt" lets channels go that a norm computes over (LayerNorm, GroupNorm, and the
+            like): its statistics are then of the channels that stay.
 
     Raises:
         CodecError: nothing in the codec can be pruned safely; names the layers that stand in the
             way. Or the codec does not run as it is, before any pruning; says what is missing.
     """
     check_not_replaced(codec)
-    groups = find_groups(codec)
+    groups = find_groups(codec, norms)
     if not has_foreign_code(codec):
         return groups
     check_runs(codec)
     rng = np.random.default_rng(0)
     unsafe: dict[str, str] = {}
+    searched = False
     for _ in range(TRIALS):  # random widths: parts that must stay equally wide do not
         keep = {}
         for group in groups.prunable(latents=True):
@@ -138,15 +158,16 @@ def analyse(codec: nn.Module) -> Groups:
                         group.width, int(rng.integers(least, group.width)), replace=False
                     ).tolist()
                 )
-        while failed := _failing(
-            codec, groups, {name: kept for name, kept in keep.items() if name not in unsafe}
-        ):
-            unsafe |= failed
+        while _reason(codec, groups, left := {n: k for n, k in keep.items() if n not in unsafe}):
+            if searched:
+                unsafe |= _failing(codec, groups, left)
+            else:
+                groups, searched = _with_attributes(codec, groups), True
     if not unsafe:
         return groups
-    found = Groups(
-        [replace(g, pinned=unsafe[g.name]) if g.name in unsafe else g for g in groups],
-        groups.products,
+    found = _replaced(
+        groups,
+        lambda g: replace(g, pinned=unsafe[g.name], attributes=()) if g.name in unsafe else g,
     )
     if not found.prunable():
         raise CodecError(
@@ -154,6 +175,51 @@ def analyse(codec: nn.Module) -> Groups:
             f" {'; '.join(f'{n}: {r}' for n, r in list(unsafe.items())[:4])}"
         )
     return found
+
+
+def _replaced(groups: Groups, change: Callable[[Group], Group]) -> Groups:
+    return Groups([change(group) for group in groups], groups.products)
+
+
+def _with_attributes(codec: nn.Module, groups: Groups) -> Groups:
+    """Return the groups with attributes to follow, where only then they can shrink. What is found
+    for a layer of one module is taken for that of every module of its class.
+    """
+    rng = np.random.default_rng(1)
+    found: dict[object, tuple[Attribute, ...]] = {}
+    for group in groups.prunable(latents=True):
+        least = MIN_LATENTS if group.latent else 1
+        around = candidates(codec, group)
+        if not around or group.width <= least:
+            continue
+        alike = likeness(codec, group, around)
+        if alike not in found:
+            widths = (least, max(least, group.width - 1))
+            keeps = [sorted(rng.choice(group.width, w, replace=False).tolist()) for w in widths]
+
+            def holds(
+                chosen: Sequence[Attribute],
+                known: Groups = groups,
+                name: str = group.name,
+                keeps: Any = keeps,
+            ) -> bool:
+                tried = _attributed(known, name, chosen)
+                return not any(_reason(codec, tried, {name: keep}, brief=True) for keep in keeps)
+
+            # By itself it may hold: then it needs none, or fails together with others.
+            found[alike] = () if holds(()) else find_attributes(around, holds)
+        numbers = [
+            a for a in around if (a.name, a.times) in {(f.name, f.times) for f in found[alike]}
+        ]
+        groups = _attributed(groups, group.name, numbers)
+    return groups
+
+
+def _attributed(groups: Groups, name: str, chosen: Sequence[Attribute]) -> Groups:
+    """Return the groups with attributes that one of them has to follow."""
+    return _replaced(
+        groups, lambda g: replace(g, attributes=tuple(chosen)) if g.name == name else g
+    )
 
 
 def has_foreign_code(codec: nn.Module) -> bool:
@@ -164,7 +230,8 @@ def has_foreign_code(codec: nn.Module) -> bool:
         if "forward" in module.__dict__:
             return True
         package = type(module).__module__
-        if package.startswith(OWN) or kind_of(module) is not None:
+        kind = kind_of(module)
+        if package.startswith(OWN) or kind is not None and not kind.by_trial:
             continue
         if isinstance(module, CONTAINERS):
             continue
@@ -230,13 +297,9 @@ def _failing(codec: nn.Module, groups: Groups, keep: Mapping[str, list[int]]) ->
     """Return the groups that cannot be pruned, and why, by halving; those that fail only together
     all count.
     """
-    if not keep:
+    reason = _reason(codec, groups, keep)
+    if not reason:
         return {}
-    try:
-        prune(codec, keep, groups)
-        return {}
-    except SurgeryError as error:
-        reason = f"the codec's code depends on this width ({str(error).split(';')[0]})"
     names = list(keep)
     half = len(names) // 2
     found: dict[str, str] = {}
@@ -244,6 +307,27 @@ def _failing(codec: nn.Module, groups: Groups, keep: Mapping[str, list[int]]) ->
         for part in (names[:half], names[half:]):
             found |= _failing(codec, groups, {name: keep[name] for name in part})
     return found or dict.fromkeys(names, reason)
+
+
+def _reason(
+    codec: nn.Module, groups: Groups, keep: Mapping[str, list[int]], *, brief: bool = False
+) -> str:
+    """Return why keep-lists cannot be had, nothing if they can.
+
+    Args:
+        brief: compare outputs alone, without a bitstream.
+    """
+    if not keep:
+        return ""
+    try:
+        if not brief:
+            prune(codec, keep, groups)
+            return ""
+        checked = groups.check(keep)
+        small = prune(codec, keep, groups, verify=False)
+        return "" if _gap(codec, small, checked, groups) <= TOLERANCE else "another function"
+    except SurgeryError as error:
+        return f"the codec's code depends on this width ({str(error).split(';')[0]})"
 
 
 def follow_widths(codec: Any) -> None:
@@ -399,12 +483,7 @@ def verify_same(
     Raises:
         SurgeryError: it does not, or it does not run.
     """
-    try:
-        found = difference(masked_copy(codec, keep, groups), small)
-    except Exception as error:  # a foreign codec's own code may raise anything
-        raise SurgeryError(
-            f"the pruned {type(codec).__name__} does not run: {_first_line(error)}"
-        ) from error
+    found = _gap(codec, small, keep, groups)
     if not found <= TOLERANCE:
         raise SurgeryError(
             f"the pruned {type(codec).__name__} is not the masked one: they differ by {found:.1e}"
@@ -412,6 +491,22 @@ def verify_same(
             " say. Nothing was changed"
         )
     return Verification(found, round_trip(small))
+
+
+def _gap(
+    codec: nn.Module, small: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups
+) -> float:
+    """Return the largest difference of a pruned codec from the masked one.
+
+    Raises:
+        SurgeryError: it does not run.
+    """
+    try:
+        return difference(masked_copy(codec, keep, groups), small)
+    except Exception as error:  # a foreign codec's own code may raise anything
+        raise SurgeryError(
+            f"the pruned {type(codec).__name__} does not run: {_first_line(error)}"
+        ) from error
 
 
 def round_trip(codec: Any) -> int | None:

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nicprune.channels.groups import MIN_LATENTS, Group, Groups
+from nicprune.channels.groups import MIN_LATENTS, Group, Groups, Norms
 from nicprune.codecs.anatomy import on_side, rate_distortion_loss
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_of
@@ -32,8 +32,8 @@ class Target(StrictConfig):
         budget: shares of the original codec, see `Budget`.
         widths: the width each channel group ends with, by name or pattern ("g_a.*": 48); others
             stay whole.
-        round_to: widths that a budget leads to are multiples of this; given `widths` are taken as
-            they are.
+        round_to: widths that a budget leads to are multiples of this, in channels of layers (of
+            heads, as many as that takes); given `widths` are taken as they are.
         latents: whether y and z may shrink too.
         side: "encoder" or "decoder": only what runs on this side alone shrinks and is trained. What
             writes or reads the bitstream stays as it is, so that the other side need not be
@@ -41,6 +41,8 @@ class Target(StrictConfig):
         only: names or patterns of the groups that may shrink; all if not given.
         lmbda: trade-off by which photographs decide (`split: auto`, fisher); that of the codec's
             quality if not given.
+        norms: whether channels that a norm computes over (LayerNorm, GroupNorm, and the like) are
+            "pinned", or may go ("adapt"): its statistics are then of the channels that stay.
     """
 
     budget: Budget | None = None
@@ -50,6 +52,7 @@ class Target(StrictConfig):
     side: Literal["encoder", "decoder"] | None = None
     only: list[str] | None = Field(default=None, min_length=1)
     lmbda: float | None = Field(default=None, gt=0)
+    norms: Norms = "pinned"
 
     @model_validator(mode="after")
     def _one(self) -> Target:

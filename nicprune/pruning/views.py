@@ -12,6 +12,7 @@ from torch import nn
 
 from nicprune.channels.groups import Groups, kept_channels
 from nicprune.codecs.layer_kinds import Index, channel_kind, holder, index_of, layers_of
+from nicprune.pruning.attributes import values_under
 
 
 class Slices:
@@ -21,11 +22,13 @@ class Slices:
         keep: the keep-lists.
         layers: (output, input) index of each layer that has less, by module name; for GDN and
             depthwise layers both are the same.
+        attributes: numbers of modules that follow the widths, by module name.
     """
 
     def __init__(self, codec: nn.Module, groups: Groups, keep: Mapping[str, Sequence[int]]):
         self.keep = {name: list(kept) for name, kept in keep.items()}
         modules = layers_of(codec)
+        self.attributes = values_under(codec, groups, self.keep)
         self.layers: dict[str, tuple[Index, Index]] = {}
         for name in dict.fromkeys(m.module for group in self.keep for m in groups[group].members):
             layer: Any = modules[name]
@@ -33,7 +36,7 @@ class Slices:
             if kind.codes:
                 continue
             widths = kind.widths(layer)
-            if kind.flow in ("dense", "grouped"):
+            if kind.flow in ("dense", "grouped", "attention"):
                 found = tuple(
                     index_of(kept_channels(groups, self.keep, name, axis, width), width)
                     for axis, width in zip(("out", "in"), widths, strict=True)
@@ -43,6 +46,14 @@ class Slices:
                 found = (index_of(both, widths[0]),) * 2
             if found != (None, None):
                 self.layers[name] = (found[0], found[1])
+
+    def overrides(self, codec: nn.Module) -> list[tuple[Any, dict[str, Any]]]:
+        """Return what `override_attributes` is to put in front of a codec's own."""
+        modules = layers_of(codec)
+        found = [
+            (modules[name], self.sliced_parameters(name, modules[name])) for name in self.layers
+        ]
+        return found + [(modules[name], dict(values)) for name, values in self.attributes.items()]
 
     def sliced_parameters(self, name: str, layer: Any) -> dict[str, Any]:
         """Return the attributes of a layer as it is when it has these channels alone."""

@@ -51,6 +51,7 @@ from nicprune.common.errors import CodecError, FileError, NicpruneError
 from nicprune.common.files import check_regular, expand, write_atomically
 from nicprune.methods.composition import Attached, attach
 from nicprune.methods.contract import Method
+from nicprune.pruning.attributes import noted_attributes, set_attributes
 from nicprune.pruning.surgery import follow_widths
 from nicprune.pruning.totals import Totals
 
@@ -162,6 +163,8 @@ def _contents(model: nn.Module, half: bool) -> tuple[dict[str, Any], dict[str, T
         "history": record.history,
         "structure": structure(codec),
     }
+    if followed := noted_attributes(codec):
+        header["attributes"] = followed
     # Buffers stay as they are: the likelihoods' lower bound, 1e-9, would be 0 in float16, and the
     # loss infinite.
     shrinks = {key for key, _ in codec.named_parameters() if half and not is_quantile(key)}
@@ -375,6 +378,7 @@ def _assemble(
             f"{where} holds a codec that {made} does not make: {_first_line(error)}{hint}"
         ) from error
     try:
+        set_attributes(codec, header.get("attributes") or {})
         fill(codec, state, where, hint="" if factory is not None else f"; {HOW}")
         _check_tables(codec, where)
         original = {name: int(value) for name, value in (header.get("original") or {}).items()}

@@ -509,7 +509,7 @@ def window_attention(s, x):
     )
 
 
-@case("layer_norm", a=conv, n=lambda: nn.LayerNorm(8), b=conv)
+@case("computes over channels", a=conv, n=lambda: nn.LayerNorm(8), b=conv)
 def layer_norm(s, x):
     return s.b(s.n(s.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from compressai.layers import GDN, GDN1, CheckerboardMaskedConv2d, MaskedConv2d
 from compressai.models.vbr import ScaleHyperpriorVbr
 from compressai.ops import LowerBound
 from helpers import make_telling
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from zoo_of_blocks import BlockCodec
 
 from nicprune.channels.groups import find_groups
 from nicprune.codecs.layer_kinds import (
@@ -26,10 +29,14 @@ from nicprune.codecs.layer_kinds import (
     kind_of,
     register_kind,
 )
-from nicprune.codecs.layer_kinds.parameters import OwnParameter
+from nicprune.codecs.layer_kinds import (
+    OwnNorm as OwnNormKind,
+)
+from nicprune.codecs.layer_kinds.parameters import OwnParameter, Part, layers_of
 from nicprune.codecs.layer_operations import reinitialise, remove, resize, zero
-from nicprune.common.errors import SurgeryError
+from nicprune.common.errors import CodecError, SurgeryError
 from nicprune.pruning.cost import measure
+from nicprune.pruning.surgery import analyse, prune
 
 KEPT_OUT, KEPT_IN = [0, 2, 3, 6], [1, 2, 4]
 
@@ -47,6 +54,19 @@ class Scaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.beta
+
+
+class OwnNorm(nn.Module):
+    """A norm over channels by hand, of a class that nobody registered."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(width) + 0.5)
+        self.shift = nn.Parameter(torch.rand(1, width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = x.var(1, keepdim=True).add(1e-6).sqrt()
+        return (x - x.mean(1, keepdim=True)) / scale * self.weight[:, None, None] + self.shift
 
 
 LAYERS: dict[str, Callable[[], Any]] = {
@@ -67,6 +87,16 @@ LAYERS: dict[str, Callable[[], Any]] = {
     "instance norm": lambda: nn.InstanceNorm2d(7, affine=True),
     "instance norm with running mean": lambda: nn.InstanceNorm2d(7, track_running_stats=True),
     "instance norm without scale": lambda: nn.InstanceNorm2d(7),
+    "layer norm": lambda: nn.LayerNorm(7),
+    "layer norm without bias": lambda: nn.LayerNorm(7, bias=False),
+    "layer norm without scale": lambda: nn.LayerNorm(7, elementwise_affine=False),
+    "RMS norm": lambda: nn.RMSNorm(7),
+    "group norm": lambda: nn.GroupNorm(2, 8),
+    "group norm of one group": lambda: nn.GroupNorm(1, 7),
+    "group norm without scale": lambda: nn.GroupNorm(2, 8, affine=False),
+    "group norm of single channels": lambda: nn.GroupNorm(7, 7),
+    "group norm of single channels without scale": lambda: nn.GroupNorm(7, 7, affine=False),
+    "own norm": lambda: OwnNorm(7),
     "PReLU": lambda: nn.PReLU(7),
     "parameter": lambda: OwnParameter(Scaled(7), "beta"),
     "parameter of three dimensions": lambda: OwnParameter(Scaled(7, 6, 6), "beta"),
@@ -88,9 +118,14 @@ LATTICES: dict[str, tuple[list[int], list[int]]] = {
     "grouped convolution": ([0, 2, 4, 6], [1, 2, 4, 5]),
     "grouped convolution of one input each": ([2, 3, 6, 7], [1, 3]),
     "grouped transposed convolution": ([0, 2, 4, 6], [1, 2, 4, 5]),
+    "group norm": ([0, 1, 3, 4, 5, 7], [0, 1, 3, 4, 5, 7]),
+    "group norm without scale": ([1, 3, 5, 7], [1, 3, 5, 7]),
 }
 """Channels that can stay of layers where not any can: outputs and inputs."""
-NO_WEIGHTS = ["instance norm without scale"]
+NO_WEIGHTS = [
+    f"{norm} without scale"
+    for norm in ("instance norm", "layer norm", "group norm", "group norm of single channels")
+]
 UNSCALED = [name for name in LAYERS if "without scale" in name or "running mean" in name]
 
 
@@ -159,6 +194,9 @@ def smaller(name: str) -> tuple[Any, Any, Any, list[int], list[int]]:
 def test_every_kind_is_tried() -> None:
     tried = {type(make()) for make in LAYERS.values()}
     without: set[Any] = {GaussianConditional, LowerBound}
+    heads: set[Any] = {nn.MultiheadAttention, Part, NonDynamicallyQuantizableLinear}
+    assert heads <= set(KINDS)  # they have tests of their own below
+    without |= heads
     assert set(KINDS) - without <= tried
     for made in (GaussianConditional(None), LowerBound(1.0)):
         assert not kind_of(made).has_channels  # type: ignore[union-attr]
@@ -176,13 +214,15 @@ def test_masked_is_removed(name: str) -> None:
     masked = torch.zeros_like(x).index_copy(
         dim, torch.tensor(inn), x.index_select(dim, torch.tensor(inn))
     )
-    found, expected = call(less, x.index_select(dim, torch.tensor(inn))), call(layer, masked)
-    axis = dim_of(kind, layer, expected)
-    kept = expected.index_select(axis, torch.tensor(out))
-    assert torch.allclose(found, kept, rtol=0, atol=1e-12)
     gone = [i for i in range(kind.widths(layer)[0]) if i not in out]
     zeroed = copy.deepcopy(layer)
     zero(zeroed, "both" if name in BOTH else "out", gone)
+    # What computes over channels has a masked form of its own, which does not look at the others.
+    full, read = (zeroed, x) if kind.mixes else (layer, masked)
+    found, expected = call(less, x.index_select(dim, torch.tensor(inn))), call(full, read)
+    axis = dim_of(kind, layer, expected)
+    kept = expected.index_select(axis, torch.tensor(out))
+    assert torch.allclose(found, kept, rtol=0, atol=1e-12)
     # What absorbs makes a removed channel zero whatever it reads.
     read = x if kind.absorbs or name not in BOTH else masked
     silent = call(zeroed, read).index_select(axis, torch.tensor(gone))
@@ -212,7 +252,12 @@ def test_a_mask_of_zeros_is_removal_and_one_of_ones_is_nothing(name: str) -> Non
         if kind.codes:
             continue
         with torch.no_grad():
-            if values is None:
+            if kind.mixes:
+                holder(layer).__dict__.update(values or {})
+                found = kind.on_some(layer, x, mask != 0)
+                for key in values or {}:
+                    del holder(layer).__dict__[key]
+            elif values is None:
                 found = call(layer, x)
                 shape = [1] * found.dim()
                 shape[kind.channel_dim(layer, found)] = -1
@@ -224,7 +269,7 @@ def test_a_mask_of_zeros_is_removal_and_one_of_ones_is_nothing(name: str) -> Non
                     del holder(layer).__dict__[key]
         dim = kind.channel_dim(layer, found)
         stays = mask.nonzero().flatten()
-        whole = call(layer, x).index_select(dim, stays)
+        whole = call(zeroed if kind.mixes else layer, x).index_select(dim, stays)
         assert torch.allclose(found.index_select(dim, stays), whole, rtol=0, atol=1e-12)
         if kind.absorbs or name not in BOTH:
             assert torch.allclose(found, call(zeroed, x), rtol=0, atol=1e-12)
@@ -314,7 +359,9 @@ def test_a_grouped_convolution_pruned_to_one_of_each_group_loses_groups(layer: A
 def test_norms_are_of_what_goes_with_a_channel(name: str) -> None:
     layer, kind = make(name)
     widths = kind.widths(layer)
-    for axis, width in [("both", 7)] if name in BOTH else [("out", widths[0]), ("in", widths[1])]:
+    for axis, width in (
+        [("both", widths[0])] if name in BOTH else [("out", widths[0]), ("in", widths[1])]
+    ):
         norms = kind.norms(layer, axis)
         assert norms.shape == (width,) and bool((norms > 0).all() or name in UNSCALED + NO_WEIGHTS)
         if axis == "out":
@@ -340,7 +387,11 @@ def test_some_kinds_have_other_forms() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in LAYERS if "bottleneck" not in n and "parameter" not in n and n not in NO_WEIGHTS],
+    [
+        n
+        for n in LAYERS
+        if "bottleneck" not in n and "parameter" not in n and n not in [*NO_WEIGHTS, "own norm"]
+    ],
 )
 def test_starting_anew_changes_the_values_alone(name: str) -> None:
     layer, kind, less, *_ = smaller(name)
@@ -350,6 +401,291 @@ def test_starting_anew_changes_the_values_alone(name: str) -> None:
     after = less.state_dict()
     assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
     assert any(not torch.equal(before[k], v) for k, v in after.items())
+
+
+# -- norms over channels --------------------------------------------------------------------------
+
+KEPT = torch.tensor([True, False, True, True, False, True, False, True])
+
+
+def by_formula(x: Tensor, dim: int, kept: Tensor, groups: int) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) over the channels kept of each group, sums over all of them
+    weighted with 1 and 0; the others are zero.
+    """
+    x = x.movedim(dim, 1)
+    weight = kept.to(x).view(1, -1, *[1] * (x.dim() - 2))
+    over = list(range(2, x.dim())) if dim == 1 else []  # a group norm is over places, too
+    found = []
+    for one, w in zip(x.chunk(groups, 1), weight.expand(x.shape).chunk(groups, 1), strict=True):
+        count = w.sum([1, *over], keepdim=True)
+        mean = (w * one).sum([1, *over], keepdim=True) / count
+        variance = (w * (one - mean).square()).sum([1, *over], keepdim=True) / count
+        found.append(w * (one - mean) / (variance + 1e-5).sqrt())
+    return torch.cat(found, 1).movedim(1, dim)
+
+
+@pytest.mark.parametrize("groups", [0, 1, 2])
+def test_statistics_are_those_of_the_channels_that_count(groups: int) -> None:
+    layer: nn.Module = nn.GroupNorm(groups, 8) if groups else nn.LayerNorm(8)
+    kept = torch.cat((KEPT[:4], KEPT[:4])) if groups == 2 else KEPT
+    x = torch.randn(2, 8, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    zero(layer.double(), "both", (~kept).nonzero().flatten().tolist())
+    expected = by_formula(x, 1 if groups else -1, kept, groups or 1)
+    assert torch.allclose(call(layer, x), expected, rtol=0, atol=1e-12)
+
+
+class ByRootMeanSquare(nn.Module):
+    """As several transformers have it: a length of 1, times the root of the width."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.scale = width**0.5
+        self.g = nn.Parameter(torch.ones(1, width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1) * self.g * self.scale
+
+
+class Function(torch.autograd.Function):
+    """NAFNet's way: forward and backward by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        mu = x.mean(1, keepdim=True)
+        y = (x - mu) / ((x - mu).pow(2).mean(1, keepdim=True) + eps).sqrt()
+        return weight.view(1, -1, 1, 1) * y + bias.view(1, -1, 1, 1)
+
+
+class ByFunction(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_parameter("weight", nn.Parameter(torch.ones(width)))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(width)))
+        self.eps = 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Function.apply(x, self.weight, self.bias, self.eps)
+
+
+class EitherWay(nn.Module):
+    """ConvNeXt's: channels first or last, by an argument; its shape is checked by torch."""
+
+    def __init__(self, width: int, last: bool):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.normalized_shape, self.last = (width,), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.last:
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, 1e-6)
+        u = x.mean(1, keepdim=True)
+        x = (x - u) / torch.sqrt((x - u).pow(2).mean(1, keepdim=True) + 1e-6)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
+class BiasFree(nn.Module):
+    """Restormer's: divided by the deviation, the mean not taken away; on tokens."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.normalized_shape = torch.Size((width,))
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-5) * self.weight
+
+
+class Permuted(nn.LayerNorm):
+    """Torchvision's: a layer norm on permuted dimensions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class WithDeviation(nn.Module):
+    """The Annotated Transformer's: divided by deviation + eps."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.a_2, self.b_2 = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+        return self.a_2 * (x - mean) / (std + 1e-6) + self.b_2
+
+
+HAND_WRITTEN: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "root mean square": (lambda: ByRootMeanSquare(7), 1),
+    "function": (lambda: ByFunction(7), 1),
+    "first": (lambda: EitherWay(7, False), 1),
+    "last": (lambda: EitherWay(7, True), -1),
+    "bias free": (lambda: BiasFree(7), -1),
+    "permuted": (lambda: Permuted(7), 1),
+    "deviation": (lambda: WithDeviation(7), -1),
+}
+
+
+@pytest.mark.parametrize("name", HAND_WRITTEN)
+def test_norms_by_hand_are_recognised(name: str) -> None:
+    make_norm, dim = HAND_WRITTEN[name]
+    layer = make_norm().double()
+    kind: Any = kind_of(layer)
+    assert kind is not None and kind.mixes and kind.by_trial and kind.dim == dim
+    x = torch.randn(2, 7, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    less = copy.deepcopy(layer)
+    remove(less, "both", [1, 4, 5], kind)
+    zero(layer, "both", [1, 4, 5])
+    stays = torch.tensor([0, 2, 3, 6])
+    axis = kind.channel_dim(layer, x)
+    found = call(layer, x).index_select(axis, stays)
+    assert torch.equal(found, call(less, x.index_select(axis, stays)))
+    again = make_norm().double()
+    resize(nn.Sequential(again), {f"0.{k}": v for k, v in less.state_dict().items()})
+    again.load_state_dict(less.state_dict())
+    assert torch.equal(call(again, x.index_select(axis, stays)), found)
+
+
+class Other(nn.Module):
+    """Not a norm, though it has a value for each channel."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how, self.weight = how, nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight[:, None, None]
+        if self.how == "scale":  # no channel sees another
+            return x * weight
+        if self.how == "order":  # the first channel is another than the rest
+            return (x - x[:, :1]) * weight
+        if self.how == "halves":  # a number in its code
+            return (x - x[:, :4].mean(1, keepdim=True)) * weight
+        if self.how == "offset":  # not linear in its parameters
+            return (x - x.mean(1, keepdim=True)) * (1 + weight)
+        return (x - x.mean(1, keepdim=True) + torch.rand_like(x)) * weight
+
+
+@pytest.mark.parametrize("how", ["scale", "order", "halves", "offset", "random"])
+def test_what_only_looks_like_a_norm_is_not_recognised(how: str) -> None:
+    assert kind_of(Other(how)) is None
+
+
+@pytest.mark.parametrize("how", ["scale", "order", "halves", "offset", "plain"])
+def test_a_registered_norm_is_tried_when_it_is_first_met(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nicprune.codecs.layer_kinds.kind.KINDS", dict(KINDS))
+    register_kind(Other, OwnNormKind(1, ["weight"]))
+    if how != "plain":
+        with pytest.raises(CodecError, match="Other is not the norm that its kind says"):
+            kind_of(Other(how))
+        return
+    monkeypatch.setattr(
+        Other, "forward", lambda s, x: F.normalize(x, dim=1) * s.weight[:, None, None]
+    )
+    codec = BlockCodec(Other(how)).eval()
+    groups = analyse(codec, "adapt")
+    assert groups["g_a.0"].pinned is None
+    prune(codec, {"g_a.0": [1, 4, 6]}, groups)
+
+
+# -- heads ----------------------------------------------------------------------------------------
+
+
+def attention(batch_first: bool = True, bias: bool = True) -> tuple[Any, Any]:
+    """Three heads of four channels, and its projection as a member of groups."""
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(12, 3, batch_first=batch_first, bias=bias)
+    if bias:
+        nn.init.uniform_(layer.in_proj_bias)
+        nn.init.uniform_(layer.out_proj.bias)
+    return layer.double().eval(), layers_of(nn.Sequential(layer))["0.out_proj"]
+
+
+HEAD = [4, 5, 6, 7]
+"""Channels of the head that goes, among 12; it goes from queries, keys and values."""
+ROWS = [i + 12 * part for part in range(3) for i in HEAD]
+STAYS = torch.tensor([i for i in range(12) if i not in HEAD])
+OUTPUTS = torch.tensor([0, 2, 3, 9, 10])
+
+
+def attend(layer: Any, x: Tensor, fused: bool = False) -> Tensor:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fused)
+    try:
+        with torch.no_grad():
+            return layer(x, x, x, need_weights=False)[0]
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("heads", [3, 2])
+def test_a_head_goes_with_its_channels(
+    batch_first: bool, bias: bool, fused: bool, heads: int
+) -> None:
+    layer, _ = attention(batch_first, bias)
+    less = copy.deepcopy(layer)
+    projection = layers_of(nn.Sequential(less))["0.out_proj"]
+    kinds = kind_of(less), kind_of(projection)
+    gone = HEAD if heads == 2 else []
+    rows = ROWS if heads == 2 else []
+    stays = STAYS if heads == 2 else torch.arange(12)
+    remove(less, "out", rows, kinds[0])
+    remove(less, "in", gone, kinds[0])
+    remove(projection, "in", gone, kinds[1])
+    remove(projection, "out", [i for i in range(12) if i not in OUTPUTS], kinds[1])
+    assert (less.num_heads, less.head_dim, less.embed_dim) == (heads, 4, 4 * heads)
+    x = torch.randn(5, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    full = x.clone()
+    full[..., gone] = 0
+    for masked in ("zero", "mask"):
+        twin = copy.deepcopy(layer)
+        last = layers_of(nn.Sequential(twin))["0.out_proj"]
+        if masked == "zero":
+            zero(twin, "out", rows)
+            zero(last, "out", [i for i in range(12) if i not in OUTPUTS])
+        else:
+            factor = torch.ones(36, dtype=torch.float64)
+            factor[rows] = 0
+            factor_out = torch.zeros(12, dtype=torch.float64)
+            factor_out[OUTPUTS] = 1.0
+            for part, by in ((twin, factor), (last, factor_out)):
+                holder(part).__dict__.update(kind_of(part).masked_attributes(part, by))  # type: ignore[union-attr]
+        found = attend(twin, full, fused)
+        assert not found.index_select(2, torch.tensor([1, 11])).any()
+        expected = found.index_select(2, OUTPUTS)
+        assert torch.allclose(attend(less, x[..., stays], fused), expected, rtol=0, atol=1e-12)
+
+
+def test_a_slice_of_attention_is_attention_with_channels_removed() -> None:
+    layer, projection = attention()
+    less = copy.deepcopy(layer)
+    small = layers_of(nn.Sequential(less))["0.out_proj"]
+    kinds: Any = kind_of(layer), kind_of(projection)
+    for part, kind, axis, gone in (
+        (less, kinds[0], "out", ROWS),
+        (less, kinds[0], "in", HEAD),
+        (small, kinds[1], "in", HEAD),
+    ):
+        remove(part, axis, gone, kind)
+        assert kind.norms(part, axis).shape == (kind.widths(part)[axis == "in"],)
+    rows = torch.tensor([i for i in range(36) if i not in ROWS])
+    values = kinds[0].sliced(layer, rows, STAYS) | kinds[1].sliced(projection, None, STAYS)
+    x = torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    layer.__dict__.update(values)
+    assert torch.equal(attend(layer, x), attend(less, x))
+    for one, part in ((less, small), (attention()[0], attention()[1])):
+        terms = [kinds[0].parameter_terms(one), kinds[1].parameter_terms(part)]
+        widths = [kinds[0].widths(one), kinds[1].widths(part)]
+        counted = sum(t[0] * o * i + t[1] * o for t, (o, i) in zip(terms, widths, strict=True))
+        assert counted == sum(p.numel() for p in one.parameters())
+    before = {k: v.shape for k, v in less.state_dict().items()}
+    reinitialise(nn.Sequential(less))
+    assert {k: v.shape for k, v in less.state_dict().items()} == before
+    assert not less.out_proj.bias.any() and not less.in_proj_bias.any()
 
 
 class OwnConvolution(nn.Conv2d):
@@ -374,6 +710,50 @@ def test_a_kind_of_ones_own_is_registered_in_a_line(monkeypatch: pytest.MonkeyPa
     after = {g.name for g in find_groups(codec).prunable()}
     assert "g_a.2" in after - before
     assert measure(codec).macs == measure(FactorizedPrior(8, 12)).macs
+
+
+class Unlike(nn.Conv2d):
+    """A convolution that does something else with its bias, or its weight, or its input."""
+
+    how = "plain"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "scaled":
+            return F.conv2d(x, self.weight, None if self.bias is None else 2 * self.bias)
+        if self.how == "first":
+            return F.conv2d(x + 1, self.weight, self.bias)
+        if self.how == "standardised":
+            return F.conv2d(x, self.weight - self.weight.mean(), self.bias)
+        if self.how == "activated":
+            return F.relu(super().forward(x) - 50)
+        if self.how == "second":
+            return self.missing(x)
+        return super().forward(x)
+
+
+class Apart(Convolution):
+    mask_on_weight = False
+
+
+@pytest.mark.parametrize("how", ["scaled", "first", "standardised", "activated", "second"])
+def test_a_kind_that_says_too_much_is_refused_when_it_is_first_met(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nicprune.codecs.layer_kinds.kind.KINDS", dict(KINDS))
+    register_kind(Unlike, Convolution())
+    for bias in (True, False):
+        monkeypatch.setattr(Unlike, "how", "plain")
+        assert kind_of(Unlike(5, 7, 1, bias=bias)) is not None
+    monkeypatch.setattr(Unlike, "how", how)
+    codec = BlockCodec(Unlike(8, 8, 1)).eval()
+    with pytest.raises(CodecError, match="mask_on_weight is False") as error:
+        find_groups(codec)
+    assert "\n" not in str(error.value)
+    register_kind(Unlike, Apart())
+    assert kind_of(codec.g_a[1]) is not None
+    register_kind(Unlike, Convolution())
+    with pytest.raises(CodecError):
+        kind_of(codec.g_a[1])
 
 
 def test_bottlenecks_of_ones_own_are_known_by_what_they_derive_from() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from compressai.models import CompressionModel, FactorizedPrior
 from helpers import built, image, make_telling, random_keep, same_state, state_of
 from torch import Tensor, nn
-from zoo_of_blocks import BlockCodec, Small
+from zoo_of_blocks import BlockCodec, Small, SmallWithNorm
 
 from nicprune.channels.groups import find_groups
 from nicprune.codecs.layer_operations import reinitialise
@@ -299,3 +299,13 @@ def test_parameters_of_a_module_start_anew_as_its_class_makes_them() -> None:
     reinitialise(small)
     assert small.g_a[1].gamma.tolist() == [0.5] * 3
     assert small.g_a[1].norm.running_mean.tolist() == [0.0] * 3
+
+
+def test_norms_by_hand_start_anew_as_their_class_makes_them() -> None:
+    codec = make_telling(SmallWithNorm())
+    small: Any = prune(codec, {"g_a.0": [1, 4, 6]}, analyse(codec, "adapt"))
+    with torch.no_grad():
+        small.g_a[1].norm.bias.fill_(3.0)
+    reinitialise(small)
+    assert small.g_a[1].norm.weight.tolist() == [1.0] * 3
+    assert small.g_a[1].norm.bias.tolist() == [0.0] * 3

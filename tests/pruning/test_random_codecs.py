@@ -20,6 +20,7 @@ from compressai.layers import GDN, AttentionBlock, ResidualBlock, subpel_conv3x3
 from compressai.models import FactorizedPrior, MeanScaleHyperprior, ScaleHyperprior
 from helpers import make_telling
 from torch import Tensor, nn
+from zoo_of_blocks import LayerNorm2d
 
 from nicprune.pruning.surgery import analyse
 
@@ -27,9 +28,9 @@ Random = np.random.Generator
 
 
 class Lambda(nn.Module):
-    """Layers by name, and what they do together."""
+    """Layers and numbers by name, and what they do together."""
 
-    def __init__(self, run: Callable[[Any, Tensor], Tensor], **layers: nn.Module | nn.Parameter):
+    def __init__(self, run: Callable[[Any, Tensor], Tensor], **layers: Any):
         super().__init__()
         self.run = run
         for name, layer in layers.items():
@@ -61,8 +62,17 @@ def norm(rng: Random, width: int) -> nn.Module:
         lambda: nn.BatchNorm2d(width, affine=False),
         lambda: nn.InstanceNorm2d(width, affine=True),
         nn.Identity,
+        lambda: nn.GroupNorm(1, width),
+        lambda: nn.GroupNorm(2, width, affine=bool(rng.integers(2))),
+        lambda: LayerNorm2d(width),
+        lambda: on_last_dimension(nn.LayerNorm(width, bias=bool(rng.integers(2)))),
+        lambda: on_last_dimension(nn.RMSNorm(width)),
     ]
     return choices[rng.integers(len(choices))]()
+
+
+def on_last_dimension(norm: nn.Module) -> nn.Module:
+    return Lambda(lambda s, x: s.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), norm=norm)
 
 
 def offset(width: int) -> nn.Parameter:
@@ -100,6 +110,37 @@ def attended(s: Any, x: Tensor) -> Tensor:
     return s.o(y).transpose(1, 2).view(b, -1, h, w)
 
 
+def cut_from_the_width(s: Any, x: Tensor) -> Tensor:
+    """Swin's: the size of heads follows from the width."""
+    b, c, h, w = x.shape
+    tokens = x.flatten(2).transpose(1, 2)
+    q, k, v = s.qkv(tokens).reshape(b, h * w, 3, 2, c // 2).permute(2, 0, 3, 1, 4)
+    weights = (q @ k.transpose(-2, -1) * 0.4 + s.table).softmax(-1)
+    y = (weights @ v).transpose(1, 2).reshape(b, h * w, c)
+    return s.o(y).transpose(1, 2).view(b, c, h, w)
+
+
+def by_numbers(s: Any, x: Tensor) -> Tensor:
+    """Heads whose number and size are attributes."""
+    b, c, h, w = x.shape
+    tokens = x.flatten(2).transpose(1, 2)
+    qkv = s.to_qkv(tokens).reshape(b, h * w, 3, s.heads, s.size).permute(2, 0, 3, 1, 4)
+    y = F.scaled_dot_product_attention(*qkv, scale=0.5).transpose(1, 2)
+    return s.out(y.reshape(b, h * w, s.inner)).transpose(1, 2).reshape(b, -1, h, w)
+
+
+def of_torch(s: Any, x: Tensor) -> Tensor:
+    tokens = x.flatten(2).transpose(1, 2)
+    y = s.attention(tokens, tokens, tokens, need_weights=False)[0]
+    return y.transpose(1, 2).reshape(x.shape)
+
+
+def split_by_numbers(s: Any, x: Tensor) -> Tensor:
+    """TCM's: some channels go one way, the others another."""
+    one, two = torch.split(s.wide(x), (s.some, s.others), dim=1)
+    return s.last(torch.cat((F.gelu(s.one(one)), s.two(two)), 1))
+
+
 def excited(s: Any, x: Tensor) -> Tensor:
     scale = s.expand(F.relu(s.reduce(x.mean((2, 3)))))
     return x * torch.sigmoid(scale)[:, :, None, None]
@@ -108,7 +149,7 @@ def excited(s: Any, x: Tensor) -> Tensor:
 def branch(rng: Random, width: int) -> nn.Module:
     """What a residual block may add: as wide as what it is given, an even number."""
     inner = 2 * int(rng.integers(2, 5))
-    sort = rng.integers(11)
+    sort = rng.integers(15)
     first, last = pointwise(rng, width, inner), pointwise(rng, inner, width)
     if sort == 0:
         wide = pointwise(rng, width, 2 * inner)
@@ -151,6 +192,31 @@ def branch(rng: Random, width: int) -> nn.Module:
         return AttentionBlock(width)
     if sort == 9:
         return ResidualBlock(width, width)
+    if sort == 10:
+        table = nn.Parameter(torch.rand(2, 1, 1))
+        qkv, o = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        return Lambda(cut_from_the_width, qkv=qkv, o=o, table=table)
+    if sort == 11:
+        heads, size = int(rng.integers(2, 5)), int(rng.integers(2, 5))
+        layers = {
+            "to_qkv": nn.Linear(width, 3 * heads * size),
+            "out": nn.Linear(heads * size, width),
+        }
+        return Lambda(by_numbers, heads=heads, size=size, inner=heads * size, **layers)
+    if sort == 12:
+        attention = nn.MultiheadAttention(width, 2, batch_first=True, bias=bool(rng.integers(2)))
+        return Lambda(of_torch, attention=attention)
+    if sort == 13:
+        some, others = int(rng.integers(2, 5)), int(rng.integers(5, 8))
+        return Lambda(
+            split_by_numbers,
+            some=some,
+            others=others,
+            wide=nn.Conv2d(width, some + others, 1),
+            one=nn.Conv2d(some, 4, 3, padding=1),
+            two=nn.Conv2d(others, 3, 1),
+            last=nn.Conv2d(7, width, 1),
+        )
     return nn.Sequential(first, norm(rng, inner), activation(rng, inner), last)
 
 
@@ -209,7 +275,7 @@ def tried(seed: int, folder: Path) -> None:
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         codec = make_telling(random_codec(seed), seed)
-    groups = analyse(codec)
+    groups = analyse(codec, "adapt")
     held = {g.name: g.pinned for g in groups if g.pinned}
     assert not held, held
     for number in (0, 2):

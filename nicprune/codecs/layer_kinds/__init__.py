@@ -5,6 +5,7 @@ what is below `codecs`.
 import importlib
 import pkgutil
 
+from nicprune.codecs.layer_kinds.channel_norms import GroupNorm, LayerNorm, OwnNorm
 from nicprune.codecs.layer_kinds.convolutions import (
     Convolution,
     DepthwiseConvolution,
@@ -44,12 +45,15 @@ __all__ = [
     "ChannelNorm",
     "Convolution",
     "DepthwiseConvolution",
+    "GroupNorm",
     "GroupedConvolution",
     "Index",
     "LayerKind",
+    "LayerNorm",
     "Linear",
     "MaskedConvolution",
     "Normalisation",
+    "OwnNorm",
     "PerChannel",
     "TransposedConvolution",
     "channel_kind",

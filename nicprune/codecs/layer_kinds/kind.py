@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from nicprune.codecs.layer_kinds.trials import LIBRARIES, check_mask_on_weight
 
 Index = slice | Tensor | None
 """Channels along one axis: the first n (a view), any (a copy), or None for all."""
@@ -53,9 +56,10 @@ class LayerKind:
     Attributes:
         flow: how channels go through it, a rule of the tracer: "dense" (each output from all
             inputs), "grouped" (a convolution with groups), "coupled" (each output is its input,
-            changed), "through" (the same, by a layer without channels of its own: zero stays
-            zero), "conditional" (an entropy model whose parameters come from outside), "bounded"
-            (a lower bound: zero does not stay zero).
+            changed), "attention" (heads, each with as many channels of its input), "through" (the
+            same, by a layer without channels of its own: zero stays zero), "conditional" (an
+            entropy model whose parameters come from outside), "bounded" (a lower bound: zero does
+            not stay zero).
         channel_axis: the dimension of its input and output that holds channels, from the end.
         needs_zero: whether a removed channel has to be zero where the layer reads it, so that what
             is left computes the same.
@@ -64,8 +68,13 @@ class LayerKind:
         convolution: whether it is a convolution of any sort.
         mask_on_weight: whether a mask on its outputs may multiply weight and bias instead. True
             only where both act as in `nn.Conv2d`: the output is linear in them, and the bias is
-            added last and unscaled (modulators fold a rate into it).
+            added last and unscaled (modulators fold a rate into it). A layer of a registered class
+            is tried in float64 when it is first met, and refused where this does not hold.
         pools: whether it divides or multiplies by a weighted sum over channels, as GDN does.
+        mixes: whether it computes statistics over channels, as a layer norm does. Its channels are
+            pinned, unless a method is attached with `norms: adapt`: then a masked layer computes
+            with the channels that count alone (`on_some`).
+        by_trial: whether it was found by trying the layer, not by its class.
         codes: whether it is an entropy model with parameters for each channel.
         adapts: whether it computes statistics of its input while training, and keeps them.
         inherited: whether subclasses are of this kind whatever they compute. Other kinds cover
@@ -82,6 +91,8 @@ class LayerKind:
     convolution: ClassVar[bool] = False
     mask_on_weight: ClassVar[bool] = False
     pools: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
+    by_trial: ClassVar[bool] = False
     codes: ClassVar[bool] = False
     adapts: ClassVar[bool] = False
     inherited: ClassVar[bool] = False
@@ -107,6 +118,16 @@ class LayerKind:
         return self.inherited or all(
             getattr(layer, name, None) is getattr(known, name, None) for name in self.computes
         )
+
+    def check(self, layer: Any) -> None:
+        """Try in float64 what the kind claims of a layer of a registered class, when it is first
+        met.
+
+        Raises:
+            CodecError: the layer computes something else; says what to do.
+        """
+        if self.mask_on_weight:
+            check_mask_on_weight(layer, self)
 
     def channel_dim(self, layer: Any, x: Tensor) -> int:
         """Return the dimension of an input or output that holds channels."""
@@ -150,8 +171,24 @@ class LayerKind:
         """Return whether whole groups are removed, where `flow` is "grouped"."""
         return False
 
+    def heads(self, layer: Any) -> int:
+        """Return the number of heads, where `flow` is "attention"."""
+        return 1
+
     def inputs_at_once(self, layer: Any) -> int:
         """Return how many input channels come and go together: as many as there are groups."""
+        return 1
+
+    def parts(self, layer: Any) -> tuple[str, ...]:
+        """Return the names of layers inside it whose weights it multiplies without calling them, as
+        many times as its own.
+        """
+        return ()
+
+    def equal_parts(self, layer: Any) -> int:
+        """Return the number of equal parts of its channels that stay equally wide, where `flow` is
+        "coupled": the groups of a group norm.
+        """
         return 1
 
     def parameter_terms(self, layer: Any) -> tuple[int, int]:
@@ -203,9 +240,20 @@ class LayerKind:
         """
         return None
 
+    def write(self, layer: Any, values: dict[str, Any]) -> None:
+        """Write what `masked_attributes` returned into the parameters, in place."""
+        for name, value in values.items():
+            getattr(layer, name).copy_(value)
+
     def on_output(self, factor: Tensor) -> Tensor:
         """Return the factor of the output, where a mask is not applied to parameters."""
         return factor
+
+    def on_some(self, layer: Any, x: Tensor, counted: Tensor) -> Tensor:
+        """Return the output, of the shape of x, where the layer computes with the channels that
+        count alone, a truth value for each; zero for the others.
+        """
+        raise NotImplementedError
 
     # -- sums over channels, where it `pools` -----------------------------------------------------
 
@@ -238,10 +286,19 @@ class LayerKind:
     # -- how much it matters ----------------------------------------------------------------------
 
     def norms(self, layer: Any, axis: str) -> Tensor:
-        """Return the squared L2 norm of each channel of an axis, shape (channels,)."""
+        """Return the squared L2 norm of each channel of an axis, shape (channels,).
+
+        L2 is all that methods ask for: `magnitude` adds up squares over the members of a group,
+        which no other norm allows layer by layer (DepGraph, section 4.2); `fisher` and mask decay
+        rank by squared gradients of masks, `random` by nothing.
+        """
         raise NotImplementedError
 
     # -- anew -------------------------------------------------------------------------------------
+
+    def starts_anew(self, layer: Any) -> bool:
+        """Return whether `reinitialise` knows how the layer's class starts."""
+        return True
 
     def reinitialise(self, layer: Any) -> None:
         """Draw the weights as the layer's class does when it is made, in place."""
@@ -250,6 +307,21 @@ class LayerKind:
 
 KINDS: dict[type, LayerKind] = {}
 """The kind of each type of layer, and of its subclasses that compute as it does."""
+
+RECOGNISERS: list[Callable[[nn.Module], LayerKind | None]] = []
+"""Functions that try a module whose class is not known, and return its kind if it shows one."""
+
+_recognised: WeakKeyDictionary[nn.Module, LayerKind | None] = WeakKeyDictionary()
+
+
+def _by_trial(layer: Any) -> LayerKind | None:
+    """Return the kind that a module of an unknown class shows when it is tried, once for each."""
+    if not isinstance(layer, nn.Module):
+        return None
+    if layer not in _recognised:
+        found = (recognise(layer) for recognise in RECOGNISERS)
+        _recognised[layer] = next((kind for kind in found if kind is not None), None)
+    return _recognised[layer]
 
 
 def register_kind(layer: type[nn.Module], kind: LayerKind) -> None:
@@ -262,17 +334,34 @@ def register_kind(layer: type[nn.Module], kind: LayerKind) -> None:
     KINDS[layer] = kind
 
 
+_checked: WeakKeyDictionary[nn.Module, LayerKind] = WeakKeyDictionary()
+
+
+def _check_once(layer: nn.Module, kind: LayerKind) -> None:
+    if _checked.get(layer) is not kind:
+        kind.check(layer)
+        _checked[layer] = kind
+
+
 def kind_of(layer: Any) -> LayerKind | None:
     """Return the kind of a layer. None if its type is not known, or if its parameters are computed
     from others at every call, as by `torch.nn.utils.parametrizations`.
+
+    Raises:
+        CodecError: the layer is not what the kind that somebody registered for it says; see
+            `LayerKind.check`.
     """
     for base in type(layer).__mro__:
         known = KINDS.get(base)
         if known is None or not (base is type(layer) or known.covers(type(layer), base)):
             continue
         found = known.of(layer)
-        return found if found.traceable(layer) else None
-    return None
+        if not found.traceable(layer):
+            return None
+        if not base.__module__.startswith(LIBRARIES):
+            _check_once(layer, found)
+        return found
+    return _by_trial(layer)
 
 
 def nearest_kind(layer: nn.Module) -> LayerKind | None:
@@ -281,7 +370,7 @@ def nearest_kind(layer: nn.Module) -> LayerKind | None:
     """
     bases = (KINDS.get(base) for base in type(layer).__mro__)
     known = next((kind for kind in bases if kind is not None), None)
-    return known.of(layer) if known is not None else None
+    return known.of(layer) if known is not None else _by_trial(layer)
 
 
 def kinds_in(codec: nn.Module) -> Mapping[str, LayerKind]:

@@ -53,7 +53,16 @@ class PerChannel(LayerKind):
         kept = kept_indices(self.widths(layer)[0], removed)
         for name in self.tensors:
             cut(layer, name, kept)
-        setattr(layer, self.width, len(kept))
+        self.set_width(layer, len(kept))
+
+    def width_attributes(self, layer: Any, width: int) -> dict[str, Any]:
+        """Return the attributes that repeat the width, for another width."""
+        return {self.width: width}
+
+    def set_width(self, layer: Any, width: int) -> None:
+        """Set the attributes that repeat the width."""
+        for name, value in self.width_attributes(layer, width).items():
+            setattr(layer, name, value)
 
     def sliced(self, layer: Any, out: Index, inn: Index) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -62,18 +71,18 @@ class PerChannel(LayerKind):
             if getattr(layer, name) is not None
         }
         length = len(take(torch.arange(self.widths(layer)[0]), 0, out))
-        return found | {self.width: length}
+        return found | self.width_attributes(layer, length)
 
     def follow_shapes(self, layer: Any) -> None:
         for name in self.tensors:
             if getattr(layer, name) is not None:
-                setattr(layer, self.width, len(getattr(layer, name)))
+                self.set_width(layer, getattr(layer, name).numel())
 
     def reads_width(self, layer: Any) -> bool:
         return all(getattr(layer, name) is None for name in self.tensors)
 
     def follow_input(self, layer: Any, x: Tensor) -> None:
-        setattr(layer, self.width, x.shape[self.channel_dim(layer, x)])
+        self.set_width(layer, x.shape[self.channel_dim(layer, x)])
 
     def norms(self, layer: Any, axis: str) -> Tensor:
         total = torch.zeros(self.widths(layer)[0])
@@ -95,7 +104,7 @@ class ChannelNorm(PerChannel):
     needs_zero = False
     absorbs = True
     adapts = True
-    tensors = ("weight", "bias", "running_mean", "running_var")
+    tensors: tuple[str, ...] = ("weight", "bias", "running_mean", "running_var")
     width = "num_features"
 
     def of(self, layer: Any) -> LayerKind:
@@ -121,8 +130,9 @@ class UnscaledNorm(ChannelNorm):
         return self
 
     def zero(self, layer: Any, channels: Tensor) -> None:
-        if layer.running_mean is not None:
-            layer.running_mean.index_fill_(0, channels.to(layer.running_mean.device), 0.0)
+        mean = getattr(layer, "running_mean", None)
+        if mean is not None:
+            mean.index_fill_(0, channels.to(mean.device), 0.0)
 
     def masked_attributes(self, layer: Any, factor: Tensor) -> dict[str, Tensor] | None:
         return None

@@ -16,6 +16,7 @@ from nicprune.codecs.layer_kinds.kind import (
     cut,
     kept_indices,
     kind_of,
+    kinds_in,
     take,
 )
 
@@ -65,6 +66,29 @@ class OwnParameter:
             yield self.name, value
 
 
+class Part:
+    """A layer inside another one that reads its weights without calling it, as attention does with
+    its projection. Everything else of it is the layer's own.
+
+    Attributes:
+        owner: the layer that it is a part of.
+        name: its attribute there.
+    """
+
+    def __init__(self, owner: nn.Module, name: str):
+        self.owner, self.name = owner, name
+
+    @property
+    def module(self) -> Any:
+        """The layer itself, or what stands in front of it now."""
+        return getattr(self.owner, self.name)
+
+    def __getattr__(self, name: str) -> Any:
+        if "owner" not in self.__dict__:  # half made, by a copy
+            raise AttributeError(name)
+        return getattr(self.module, name)
+
+
 class PerChannelParameter(LayerKind):
     """A parameter with values for each channel: a mask on it makes what it adds zero."""
 
@@ -100,6 +124,9 @@ class PerChannelParameter(LayerKind):
     def masked_attributes(self, layer: Any, factor: Tensor) -> dict[str, Tensor] | None:
         return {layer.name: layer.value * layer.spread(factor)}
 
+    def write(self, layer: Any, values: dict[str, Any]) -> None:
+        layer.value.copy_(values[layer.name])
+
     def norms(self, layer: Any, axis: str) -> Tensor:
         squares = layer.value.square().movedim(layer.dim, 0)
         return squares.reshape(layer.width, -1).sum(1)
@@ -131,12 +158,17 @@ def own_parameters(codec: nn.Module) -> dict[str, OwnParameter]:
 
 
 def layers_of(codec: nn.Module) -> dict[str, Any]:
-    """Return everything that can be a member of a channel group, by dotted name: modules, and
-    parameters that modules use themselves.
+    """Return everything that can be a member of a channel group, by dotted name: modules, parts of
+    layers that are not called, and parameters that modules use themselves.
     """
-    return dict(codec.named_modules()) | own_parameters(codec)
+    parts = {
+        f"{name}.{part}": Part(codec.get_submodule(name), part)
+        for name, kind in kinds_in(codec).items()
+        for part in kind.parts(codec.get_submodule(name))
+    }
+    return dict(codec.named_modules()) | parts | own_parameters(codec)
 
 
 def holder(layer: Any) -> nn.Module:
     """Return the module whose attributes a layer's parameters are."""
-    return layer.owner if isinstance(layer, OwnParameter) else layer
+    return layer.owner if isinstance(layer, (OwnParameter, Part)) else layer

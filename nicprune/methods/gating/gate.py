@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nicprune.channels.groups import Groups
+from nicprune.channels.groups import Groups, Norms
 from nicprune.codecs.anatomy import SIZE_MULTIPLE, forward_for_analysis, transform_of
 from nicprune.codecs.example import example_image
 from nicprune.codecs.layer_kinds.kind import kinds_in
@@ -66,6 +66,8 @@ class GatingConfig(StrictConfig):
         rest: what `harden` does with the other channels: keep the gates ("dynamic"), or open all
             and return a plain codec ("open").
         round_to: widths after removal are multiples of this.
+        norms: whether channels that a norm computes over are "pinned", or may be removed ("adapt"),
+            as for pruning.
     """
 
     budget: Budget | None = None
@@ -79,6 +81,7 @@ class GatingConfig(StrictConfig):
     freeze: float = Field(default=0.02, ge=0, lt=1)
     rest: Literal["dynamic", "open"] = "dynamic"
     round_to: int = Field(default=ROUND_TO, ge=1, le=64)
+    norms: Norms = "pinned"
 
     @model_validator(mode="after")
     def _consistent(self) -> GatingConfig:

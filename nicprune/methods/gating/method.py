@@ -436,11 +436,15 @@ class ChannelGating(Gating):
     # -- freezing ---------------------------------------------------------------------------------
 
     def select(self) -> dict[str, list[int]]:
-        gates = self.each()
+        gates, modules = self.each(), layers_of(self.codec)
         found: dict[str, list[int]] = {}
         for group in self.groups.prunable():
             readers = [m for m in group.members if m.axis == "in"]
-            pools = [m for m in group.members if m.axis == "both"]
+            pools = [
+                m
+                for m in group.members
+                if m.axis == "both" and channel_kind(modules[m.module]).pools
+            ]
             if (
                 not readers
                 or any(m.module not in gates for m in readers)
@@ -452,7 +456,7 @@ class ChannelGating(Gating):
                 rate = np.maximum(
                     rate, gates[member.module].open_rate.cpu().numpy()[member.index].max(1)
                 )
-            step = min(self.config.round_to, group.width)
+            step = min(group.step(self.config.round_to), group.width)
             count = max(int((rate > self.config.freeze).sum()), 1)
             count = min(-(-count // step) * step, group.width)
             if count < group.width:
@@ -482,6 +486,8 @@ class ChannelGating(Gating):
                     index = torch.from_numpy(channels).to(gamma.device)
                     added = gamma[:, index] @ meters[member.module].value.to(gamma)[index]
                     kind.add_to_pool(layer, added)
+                elif member.axis == "both":
+                    zero(layer, "both", channels.tolist())
 
     @torch.no_grad()
     def on_rescale(self, layer: str, side: str, factor: Tensor) -> None:

@@ -30,7 +30,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nicprune.channels.groups import Groups
+from nicprune.channels.groups import Groups, Norms
 from nicprune.codecs.anatomy import transform_of
 from nicprune.codecs.hooks import NarrowHook, remove_hooks
 from nicprune.codecs.layer_kinds import layers_of
@@ -66,6 +66,8 @@ class ScalableEncoderConfig(StrictConfig):
             step.
         decay_steps: training steps of all stages together, divided equally among the encoders.
         lmbda: lambda by which the best level is chosen; that of the codec's quality if not given.
+        norms: whether channels that a norm computes over are "pinned", or may go ("adapt"), as for
+            pruning.
         made: whether the encoders are small already (set by `harden`).
     """
 
@@ -78,6 +80,7 @@ class ScalableEncoderConfig(StrictConfig):
     pull: float = Field(default=1.0, ge=0)
     decay_steps: int = Field(default=10_000, ge=8)
     lmbda: float | None = Field(default=None, gt=0)
+    norms: Norms = "pinned"
     made: bool = False
 
     @model_validator(mode="after")
@@ -200,6 +203,7 @@ class ScalableEncoder(MultiWidth, Taught):
             "decay_steps": steps,
             "round_to": self.config.round_to,
             "side": "encoder",
+            "norms": self.config.norms,
         }
         if self.config.share is not None:
             analysis = self.cost.by_transform()["g_a"][0]

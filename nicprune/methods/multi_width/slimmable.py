@@ -31,7 +31,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nicprune.channels.groups import MIN_LATENTS
+from nicprune.channels.groups import MIN_LATENTS, Norms
 from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.hooks import NarrowHook, remove_hooks
 from nicprune.codecs.layer_kinds import Affine, channel_kind, is_bottleneck, layers_of
@@ -68,6 +68,8 @@ class SlimmableConfig(StrictConfig):
             None: all.
         distill: weight of the distance from the image of the widest, relative to the distortion.
         schedule: settings of the lambda schedule: {first: 1000, every: 200}.
+        norms: whether channels that a norm computes over are "pinned", or may go ("adapt"), as for
+            pruning.
     """
 
     widths: tuple[float, ...] | None = None
@@ -81,6 +83,7 @@ class SlimmableConfig(StrictConfig):
     sandwich: int | None = Field(default=None, ge=0)
     distill: float = Field(default=0.0, ge=0)
     schedule: ScheduleConfig | None = None
+    norms: Norms = "pinned"
 
     @model_validator(mode="after")
     def _consistent(self) -> SlimmableConfig:
@@ -219,8 +222,9 @@ class Slimmable(MultiWidth):
         return found
 
     def _at(self, share: float) -> dict[str, int]:
-        step, found = self.config.round_to, {}
+        found = {}
         for group in self._free:
+            step = group.step(self.config.round_to)
             least = max(min(step, group.width), MIN_LATENTS if group.latent else 1)
             found[group.name] = (
                 group.width
@@ -338,10 +342,7 @@ class Slimmable(MultiWidth):
         """Run the codec at the width that is set, inside the block."""
         i = self.widths.now or 0
         modules = layers_of(codec)
-        attributes: list[tuple[nn.Module, dict[str, Any]]] = []
-        slices = self._slices[i]
-        for name in slices.layers:
-            attributes.append((modules[name], slices.sliced_parameters(name, modules[name])))
+        attributes = self._slices[i].overrides(codec)
         if i:
             attributes += [
                 (modules[name], self._norm_at(i, name, modules[name])) for name in self._norms

@@ -96,7 +96,7 @@ class MaskDecay(Pruner):
         self._sizes = [g.width for g in free]
         fixed = self.config.fixed_widths(self.groups)
         self._goal = np.array([fixed.get(g.name, 0) for g in free], dtype=float)
-        self.masks = Masks(free)
+        self.masks = Masks(free, self.config.norms)
         steered = len(free) if self.config.widths is not None else 1
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("rho", torch.full((steered,), 1.0 / self.config.decay_steps))
@@ -226,6 +226,7 @@ class MaskDecay(Pruner):
             self.going.copy_(torch.from_numpy(np.concatenate(going)))
             self.at_commit.copy_(values)
             self.committed.fill_(True)
+            self.masks.stays.copy_(~self.going)
         self.current.copy_(values)
         self._write(values)
 
