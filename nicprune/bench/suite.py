@@ -23,6 +23,7 @@ from nicprune.bench.optimizer import bench_optimizer
 from nicprune.channels.groups import find_groups
 from nicprune.codecs.anatomy import forward_for_analysis, rate_distortion_loss
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
+from nicprune.codecs.layer_kinds import layers_of
 from nicprune.codecs.zoo import ZOO, qualities
 from nicprune.common.errors import RecipeError, closest
 from nicprune.common.machine import BUSY, machine_line, tune_allocator
@@ -122,7 +123,7 @@ def bench_surgery() -> Iterator[Measure]:
         keep = allocate_widths(
             cost,
             groups.prunable(),
-            {g.name: group_magnitude(codec, g) for g in groups.prunable()},
+            {g.name: group_magnitude(layers_of(codec), g) for g in groups.prunable()},
             Budget(macs=0.5),
         )
         small = prune(codec, keep, groups, verify=False)
@@ -164,7 +165,7 @@ def bench_budget() -> Iterator[Measure]:
         codec = load_codec(name, quality, weights="none")
         groups = find_groups(codec)
         cost = CostModel(codec, groups)
-        scores = {g.name: group_magnitude(codec, g) for g in groups.prunable()}
+        scores = {g.name: group_magnitude(layers_of(codec), g) for g in groups.prunable()}
         for round_to in (16, 1):
             timer = QuietTimer(3, limit=3)
             solving = partial(

@@ -15,9 +15,10 @@ import numpy as np
 from torch import nn
 
 from nicprune.channels.tracer import Tracer
-from nicprune.codecs.anatomy import check_codec
+from nicprune.codecs.anatomy import check_codec, transform_of
 from nicprune.codecs.example import forget_image
 from nicprune.codecs.layer_kinds import channel_kind, layers_of
+from nicprune.codecs.roles import SIDES, forget_roles, role_of, roles_of
 from nicprune.common.errors import CodecError, RecipeError, closest
 
 Norms = Literal["pinned", "adapt"]
@@ -117,10 +118,20 @@ class Groups(Sequence[Group]):
 
     Attributes:
         products: the matrix products, as in attention, that shrink with them.
+        roles: the transforms of modules whose names do not say them; see `roles.Roles`.
+        norms: how channels that norms compute over were taken; see `find_groups`.
     """
 
-    def __init__(self, groups: Sequence[Group], products: Sequence[ProductShares] = ()):
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        products: Sequence[ProductShares] = (),
+        roles: Mapping[str, str] | None = None,
+        norms: Norms = "pinned",
+    ):
+        self.norms = norms
         self.products = tuple(products)
+        self.roles = dict(roles or {})
         self._groups = tuple(groups)
         self._by_name = {group.name: group for group in self._groups}
 
@@ -144,6 +155,19 @@ class Groups(Sequence[Group]):
     def prunable(self, *, latents: bool = False) -> list[Group]:
         """Return the groups that may shrink, the latents y and z among them only if asked."""
         return [g for g in self._groups if g.pinned is None and (latents or g.latent is None)]
+
+    def on_side(self, side: str) -> list[Group]:
+        """Return the groups whose layers all run on one side alone, "encoder" or "decoder"."""
+        return [
+            group
+            for group in self._groups
+            if all(self.transform(member.module) in SIDES[side] for member in group.members)
+        ]
+
+    def transform(self, module: str) -> str:
+        """Return the transform of a layer of the codec, "other" if it has none."""
+        known = transform_of(module)
+        return known if known != "other" else role_of(self.roles, module)
 
     def full(self) -> dict[str, list[int]]:
         """Return the keep-list of every group that keeps everything."""
@@ -201,6 +225,7 @@ def find_groups(codec: nn.Module, norms: Norms = "pinned") -> Groups:
     """
     check_codec(codec)
     forget_image(codec)
+    forget_roles(codec)
     tracer = Tracer(codec, norms)
     try:
         tracer.run()
@@ -255,7 +280,10 @@ def find_groups(codec: nn.Module, norms: Norms = "pinned") -> Groups:
         groups.append((maker, Group(maker.module, len(channels), shares, latent, pinned)))
 
     named = _unique_names([(first, g) for first, g in groups if g.pinned != "image"])
-    found = Groups(named, _shares_of(tracer, named))
+    unknown = any(transform_of(m.module) == "other" for group in named for m in group.members)
+    found = Groups(
+        named, _shares_of(tracer, named), roles_of(codec).transforms if unknown else None, norms
+    )
     if norms == "adapt" and tracer.over_channels:
         _tell_of_norms(codec, tracer.over_channels)
     if not found.prunable():

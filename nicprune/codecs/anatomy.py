@@ -14,6 +14,7 @@ from compressai.models import CompressionModel
 from compressai.models.vbr import JointAutoregressiveHierarchicalPriorsVbr, ScaleHyperpriorVbr
 from torch import Tensor, nn
 
+from nicprune.codecs.calling import run
 from nicprune.common.errors import CodecError
 
 TRANSFORMS = (
@@ -99,18 +100,6 @@ def sides_of(transform: str) -> tuple[bool, bool]:
     return transform not in DECODER_ONLY, transform not in ENCODER_ONLY
 
 
-def on_side(name: str, side: str | None) -> bool:
-    """Return whether a layer or parameter runs on one side alone.
-
-    Args:
-        name: path of the layer or parameter in the codec.
-        side: "encoder" or "decoder"; None accepts every name.
-    """
-    return side is None or transform_of(name) in (
-        ENCODER_ONLY if side == "encoder" else DECODER_ONLY
-    )
-
-
 def forward_for_analysis(codec: nn.Module, x: Tensor) -> dict[str, Any]:
     """Run the forward pass that is traced and counted.
 
@@ -119,12 +108,12 @@ def forward_for_analysis(codec: nn.Module, x: Tensor) -> dict[str, Any]:
     context model there, is added in the first stage instead.
 
     Raises:
-        CodecError: the codec is compiled.
+        CodecError: the codec is compiled, or needs an argument that is not known.
     """
     check_not_compiled(codec)
     out: dict[str, Any]
     if not isinstance(codec, ScaleHyperpriorVbr):
-        out = codec(x)
+        out = run(codec, x)
         return out
     with _scale_to_context(codec):
         out = codec(x, stage=1)

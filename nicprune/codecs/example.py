@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import check_not_compiled, forward_for_analysis
+from nicprune.codecs.hooks import without_hooks
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.common.errors import CodecError
 
@@ -22,7 +25,8 @@ def image_shape(codec: nn.Module) -> tuple[int, int]:
     """Return the channels of a codec's images, and the smallest side of `SIZES` that it runs on.
 
     Raises:
-        CodecError: it runs on none (names the module that raised, and what), or is compiled.
+        CodecError: it runs on none (names the module that raised, and what), is compiled, or needs
+            an argument that is not known (see `calling`).
     """
     check_not_compiled(codec)
     if (known := codec.__dict__.get(ATTRIBUTE)) is not None:
@@ -75,27 +79,44 @@ def _failure(codec: nn.Module, image: Tensor) -> tuple[str, str] | None:
     ran.
     """
     stack: list[str] = []
-    handles = []
     modes = {module: module.training for module in codec.modules()}
+    try:
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+            without_hooks(codec),
+            module_names(codec, stack),
+        ):
+            forward_for_analysis(codec.eval(), image)
+    except CodecError:
+        raise
+    except Exception as error:  # a foreign codec's own code may raise anything
+        told = (str(error) or "").splitlines()
+        where = stack[-1] if stack else type(codec).__name__
+        return where, f"{type(error).__name__}: {told[0]}" if told else type(error).__name__
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return None
+
+
+@contextmanager
+def module_names(codec: nn.Module, stack: list[str]) -> Iterator[None]:
+    """Keep the names of the modules that run now, the innermost last: after an error, of those that
+    raised it. The codec itself goes by its class.
+    """
 
     def enter(name: str) -> Any:
         return lambda module, args: stack.append(name)
 
+    handles = []
     for name, module in codec.named_modules():
         handles.append(module.register_forward_pre_hook(enter(name or type(codec).__name__)))
         handles.append(
             module.register_forward_hook(lambda module, args, output: stack.pop() and None)
         )
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            forward_for_analysis(codec.eval(), image)
-    except Exception as error:  # a foreign codec's own code may raise anything
-        told = (str(error) or "").splitlines()
-        where = stack[-1] if stack else type(codec).__name__
-        return where, f"{type(error).__name__}: {told[0]}" if told else type(error).__name__
+        yield
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
-    return None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import CDF_BUFFERS
+from nicprune.codecs.trusted import is_listed
 from nicprune.common.errors import FileError
 from nicprune.common.files import check_regular
 
@@ -151,4 +152,4 @@ def _today(codec: nn.Module, key: str) -> Iterable[str]:
 
 def _of_compressai(codec: nn.Module, name: str) -> bool:
     module = dict(codec.named_modules()).get(name)
-    return module is not None and type(module).__module__.startswith("compressai.")
+    return module is not None and is_listed(type(module))

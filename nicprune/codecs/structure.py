@@ -13,11 +13,11 @@ from compressai.models import CompressionModel
 from torch import dtype, nn
 
 from nicprune.codecs.replaced_forward import ReplacedForward
+from nicprune.codecs.trusted import is_listed
 
 Structure = dict[str, list[Any]]
 """For each module by its name: [type, {setting: value}]."""
 
-LIBRARIES = ("torch.", "compressai.")
 WIDTHS = ("channels", "features")
 """Endings of the names of settings that repeat the shapes of the weights."""
 
@@ -68,7 +68,9 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
 
 
 def _settings(module: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    own = isinstance(module, CompressionModel) or not type(module).__module__.startswith(LIBRARIES)
+    cls = type(module)
+    library = cls.__module__.startswith("torch.") or is_listed(cls)
+    own = isinstance(module, CompressionModel) or not library
     found = {}
     for name, default in arguments.items():
         value = _plain(module.__dict__.get(name, _UNKNOWN))

@@ -23,6 +23,7 @@ from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.evc import EVC
 from nicprune.codecs.evc import SIZES as EVC_SIZES
 from nicprune.codecs.provenance import provenance
+from nicprune.codecs.trusted import SOURCES
 from nicprune.common.errors import CodecError, closest
 
 ZOO = tuple(image_models)
@@ -195,7 +196,7 @@ def rebuild(build: Mapping[str, Any], factory: Callable[[], nn.Module] | None = 
         return codec
     path = str(build.get("class", ""))
     module_name, _, qualified = path.partition(":")
-    if not module_name.startswith("compressai.") and module_name not in sys.modules:
+    if module_name not in SOURCES and module_name not in sys.modules:
         raise CodecError(
             f"the file holds a codec of {path!r}, which is not loaded here; import it first or pass"
             " factory= (on the command line: name package.module:factory and give the file as"

@@ -149,12 +149,36 @@ def to_rgb(image: Image.Image) -> Tensor:
     return grey.expand(3, *grey.shape).contiguous()
 
 
+LUMA = (19595, 38470, 7471)
+"""Weights of R, G and B in 65536ths: ITU-R BT.601's, as Pillow has them."""
+
+
+def to_channels(image: Tensor, channels: int) -> Tensor:
+    """Return an image (..., C, H, W), uint8 or floating-point, with so many channels: the grey of
+    RGB where one is asked for, and what it is where it has them.
+
+    Raises:
+        DataError: there is no such image.
+    """
+    if image.shape[-3] == channels:
+        return image
+    if image.shape[-3] != 3 or channels != 1:
+        raise DataError(
+            f"the codec takes images of {channels} channels, this one has {image.shape[-3]}"
+        )
+    weights = torch.tensor(LUMA, device=image.device).view(3, 1, 1)
+    if image.is_floating_point():
+        return (image * (weights / 65536).to(image)).sum(-3, keepdim=True)
+    grey = (image.int() * weights).sum(-3, keepdim=True) + (1 << 15)
+    return (grey >> 16).to(image.dtype)
+
+
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
 """Numbers of TIFF tags."""
 
 
 def write_png(image: Tensor, path: str | Path) -> Path:
-    """Write an image of shape (3, H, W) with values in [0, 1] as an 8-bit PNG."""
+    """Write an image of shape (3, H, W) or (1, H, W) with values in [0, 1] as an 8-bit PNG."""
     picture = to_pil_image(image.clamp(0, 1).mul(255).round().byte())
     return write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
 

@@ -16,13 +16,15 @@ from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, check_finite, unwrap
+from nicprune.codecs.calling import compress, decompress, run
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
 from nicprune.codecs.copying import copy_codec
+from nicprune.codecs.example import image_shape
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError, enough_memory
 from nicprune.common.files import write_text
 from nicprune.common.machine import BUSY, others_share, processor_time
-from nicprune.data.images import list_images, readable, usable_images
+from nicprune.data.images import list_images, readable, to_channels, usable_images
 from nicprune.evaluation.padding import crop, pad
 from nicprune.methods.composition import Attached, resolve_point
 from nicprune.methods.operating_point import EMPTY, OperatingPoint
@@ -166,8 +168,8 @@ class Evaluation:
 
 
 def psnr(reference: Tensor, decoded: Tensor) -> float:
-    """Return the PSNR in dB over RGB of two images in [0, 1], both rounded to 8 bits: CompressAI's
-    definition.
+    """Return the PSNR in dB over all channels of two images in [0, 1], both rounded to 8 bits:
+    CompressAI's definition.
     """
     a, b = (t.detach().cpu().clamp(0, 1).mul(255).round().double() for t in (reference, decoded))
     mse = float((a - b).square().mean())
@@ -187,7 +189,7 @@ def evaluate_image(
 
     Args:
         codec: a codec with up-to-date CDF tables.
-        image: uint8, shape (3, H, W).
+        image: uint8, shape (3, H, W); or (1, H, W) for a codec of grey images.
         name: name of the image, for its score.
         point: the operating point to code at.
 
@@ -202,11 +204,11 @@ def evaluate_image(
         padded, padding = pad(x)
         padded = padded.contiguous(memory_format=torch.channels_last)
         started = _now(device)
-        sent = codec.compress(padded, **point.keywords())
+        sent = compress(codec, padded, **point.keywords())
         encoded = _now(device)
-        received = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
+        received = decompress(codec, sent["strings"], sent["shape"], padded)["x_hat"]
         decoded = _now(device)
-        likelihoods = codec(padded, **point.keywords())["likelihoods"].values()
+        likelihoods = run(codec, padded, **point.keywords())["likelihoods"].values()
     if not bool(torch.isfinite(received).all()):
         raise CodecError("this codec decodes images to values that are not finite")
     cost = codec.image_cost() if isinstance(codec, Attached) else None
@@ -259,11 +261,12 @@ def evaluate(
             bare codec whose masks are still on it is evaluated at full size with the masks applied.
         images: a folder (its `test/` sub-folder if there is one), files, or "samples". Images of
             any size are padded to a multiple of 64 and cropped back; bpp counts the pixels of the
-            image without the padding. Broken images are skipped with a warning.
+            image without the padding. Broken images are skipped with a warning. A codec of one
+            channel gets the luma (BT.601) of colour images.
         device: where to run; by default the codec's own device.
         progress: show each image on a terminal.
         keep_decoded: called with (name, original, decoded, score) of each image; both images in [0,
-            1], (3, H, W).
+            1], (3, H, W) or (1, H, W).
         cost: the codec's cost, if it is known already.
         level, lmbda: with a modulator, the rate (by default the highest); with a scalable encoder,
             the level: see `Attached.forward`.
@@ -295,8 +298,9 @@ def evaluate(
     else:
         now = cost if cost is not None else measure(bare)
     scores: list[ImageScore] = []
-    before = processor_time()
+    before, channels = processor_time(), image_shape(bare)[0]
     for number, (path, image) in enumerate(readable(paths), 1):
+        image = to_channels(image, channels)
         if not scores:  # warm-up: the first call does one-time set-up
             evaluate_image(ready, image[:, :SIZE_MULTIPLE, :SIZE_MULTIPLE], "warm-up", point)
         score, decoded = evaluate_image(ready, image, path.name, point)

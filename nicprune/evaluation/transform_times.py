@@ -18,12 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
-from nicprune.codecs.anatomy import transform_of, unwrap
+from nicprune.codecs.anatomy import unwrap
+from nicprune.codecs.calling import compress, decompress
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
 from nicprune.codecs.copying import copy_codec
+from nicprune.codecs.example import image_shape
 from nicprune.codecs.layer_kinds import entropy_models
+from nicprune.codecs.roles import transform_in
 from nicprune.common.errors import RecipeError
-from nicprune.data.images import calibration_images, read_image
+from nicprune.data.images import calibration_images, read_image, to_channels
 from nicprune.evaluation.padding import pad
 from nicprune.evaluation.timer import QuietTimer
 from nicprune.evaluation.times import REST, Times
@@ -59,14 +62,14 @@ class Named:
         )
 
 
-def _part_of(name: str, module: nn.Module, layers: bool) -> str | None:
+def _part_of(codec: nn.Module, name: str, module: nn.Module, layers: bool) -> str | None:
     """Return the name under which a module's seconds are added: its transform, or with `layers` its
     path.
 
     With `layers`, None for a module inside a layer and for one that contains layers.
     """
     if not layers:
-        return transform_of(name)
+        return transform_in(codec, name)
     depth = name.count(".")
     return name if depth == 1 or (depth == 0 and not any(module.children())) else None
 
@@ -95,10 +98,11 @@ def _watched(model: nn.Module, spent: dict[str, float], layers: bool) -> Iterato
 
     try:
         coders = {id(part) for coder in entropy_models(model) for part in coder.modules()}
+        codec = unwrap(model)
         parts = {
             module: part
-            for name, module in unwrap(model).named_modules()
-            if name and (part := _part_of(name, module, layers)) is not None
+            for name, module in codec.named_modules()
+            if name and (part := _part_of(codec, name, module, layers)) is not None
         }
         for method in model.methods if isinstance(model, Attached) else ():
             parts = {module: str(method.name) for module in method.modules()} | parts
@@ -129,15 +133,15 @@ def stage_times(
 
     Args:
         codec: a codec with up-to-date CDF tables.
-        image: shape (1, 3, H, W), H and W multiples of 64.
+        image: shape (1, C, H, W) with as many channels as the codec takes, H and W multiples of 64.
         layers: by layer ("g_a.0") instead of by transform; time between layers counts as `REST`.
         rate: arguments of `compress`.
     """
     with fast_indexes():
         with _timed(codec, layers) as encode:
-            sent = codec.compress(image, **rate)
+            sent = compress(codec, image, **rate)
         with _timed(codec, layers) as decode:
-            codec.decompress(sent["strings"], sent["shape"])
+            decompress(codec, sent["strings"], sent["shape"], image)
     return encode, decode
 
 
@@ -205,9 +209,12 @@ def time_codecs(
         refresh_tables(ready[name])
     device = next(iter(next(iter(ready.values())).parameters())).device
     x = pad(shown)[0].to(device).contiguous(memory_format=torch.channels_last)
-    costs = {name: _cost(codec, x) for name, codec in ready.items()}
+    given = {name: to_channels(x, image_shape(unwrap(codec))[0]) for name, codec in ready.items()}
+    costs = {name: _cost(codec, given[name]) for name, codec in ready.items()}
     timer = QuietTimer(repeats, limit)
-    turns = timer.quiet(lambda: [stage_times(codec, x, layers=layers) for codec in ready.values()])
+    turns = timer.quiet(
+        lambda: [stage_times(codec, given[n], layers=layers) for n, codec in ready.items()]
+    )
     found = []
     for number, name in enumerate(ready):
         sides, wholes = [], []

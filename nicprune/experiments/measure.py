@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import unwrap
+from nicprune.codecs.calling import compress, decompress
 from nicprune.codecs.cdf import refresh_tables
+from nicprune.codecs.example import image_shape
 from nicprune.codecs.provenance import provenance
 from nicprune.common.machine import machine_line, versions
 from nicprune.data.images import list_images, usable_images
@@ -151,9 +153,10 @@ def quality_at(recipe: Recipe, lmbda: float) -> int | None:
 def peak_memory(codec: Any, point: OperatingPoint) -> tuple[int, int]:
     """Return the peak size of all tensors alive, in bytes, in encoding and decoding 768x512."""
     refresh_tables(codec)
-    image, sent = torch.rand(1, 3, 512, 768, generator=torch.Generator().manual_seed(0)), {}
-    encoding = peak_bytes(lambda: sent.update(codec.compress(image, **point.keywords())))
-    return encoding, peak_bytes(lambda: codec.decompress(sent["strings"], sent["shape"]))
+    channels, sent = image_shape(unwrap(codec))[0], {}
+    image = torch.rand(1, channels, 512, 768, generator=torch.Generator().manual_seed(0))
+    encoding = peak_bytes(lambda: sent.update(compress(codec, image, **point.keywords())))
+    return encoding, peak_bytes(lambda: decompress(codec, sent["strings"], sent["shape"], image))
 
 
 def test_name(recipe: Recipe) -> str:

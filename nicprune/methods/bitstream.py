@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nicprune.codecs.calling import further_arguments
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
+from nicprune.codecs.example import example_image
 
 
 class Coding(nn.Module):
@@ -45,6 +47,8 @@ class Coding(nn.Module):
             for choice in coder.choices
             if choice.in_bitstream
         ]
+        if not args and not kwargs:
+            kwargs = further_arguments(coder.codec, x, "compress")
         with fast_indexes(), coder.active():
             sent = coder.codec.compress(x, *args, **kwargs)
         return {**sent, "strings": [*header, *sent["strings"]]}
@@ -66,6 +70,9 @@ class Coding(nn.Module):
             for choice in coder.choices:
                 if choice.in_bitstream:
                     choice.read(_header(strings), width if choice is widths else None)
+            if len(args) < 2 and not kwargs.keys() - {"shape"}:
+                image = example_image(coder.codec)
+                kwargs |= further_arguments(coder.codec, image, "decompress")
             with fast_indexes(), coder.active():
                 return coder.codec.decompress(strings, *args, **kwargs)
         finally:  # the width that a stream was written at is not the one to write at next

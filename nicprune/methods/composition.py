@@ -12,13 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups, Norms, removed_inputs
+from nicprune.channels.known import remember
 from nicprune.codecs.anatomy import check_codec
+from nicprune.codecs.calling import further_arguments
 from nicprune.codecs.copying import copy_codec
+from nicprune.codecs.example import image_shape
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.common.config import parse
 from nicprune.common.errors import CodecError, RecipeError
+from nicprune.data.images import to_channels
 from nicprune.methods.bitstream import Coding
 from nicprune.methods.contract import METHODS, Distiller, Method, Pruner, Roles
 from nicprune.methods.multi_width.lambda_schedule import mean_figures
@@ -172,6 +176,8 @@ class Attached(Coding):
         self.set_point(self.point(level=level, lmbda=lmbda, width=width))
         if self.levels is not None and self.training and level is None and lmbda is None:
             self.levels.draw(x.shape[0], x.device)
+        if not args and not kwargs:
+            kwargs = further_arguments(self.codec, x, "forward")
         return self.codec(x, *args, **kwargs)
 
     def aux_loss(self) -> Tensor:
@@ -270,6 +276,7 @@ class Attached(Coding):
         if multi_width is None or self.widths is None:
             return
         before, training = self.widths.now, self.training
+        images = self._here(images)
         self.eval()
         figures = [mean_figures(self, images, width=width) for width in range(len(self.widths))]
         self.train(training)
@@ -303,9 +310,10 @@ class Attached(Coding):
             method.calibrate(self.codec, images)
 
     def _here(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Return images on the codec's device, where `fit` may have left it."""
+        """Return images on the codec's device, where `fit` may have left it, with its channels."""
         device = next(self.codec.parameters()).device
-        return [image.to(device) for image in images]
+        channels = image_shape(self.codec)[0]
+        return [to_channels(image, channels).to(device) for image in images]
 
     def image_cost(self) -> tuple[dict[str, float], dict[str, float]] | None:
         """Return the cost of the last image where it depends on it; see `Gating.image_cost`."""
@@ -350,6 +358,7 @@ class Attached(Coding):
                         other.on_rescale(layer, side, factor)
             method.fold(codec)
         set_provenance(codec, provenance(self.codec).copy())
+        remember(codec, self.groups)
         return codec, twin
 
     def extract(self, width: int, *, verify: bool = True) -> nn.Module:

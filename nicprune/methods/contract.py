@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
-from nicprune.codecs.anatomy import on_side
+from nicprune.codecs.roles import on_side
 from nicprune.common.config import StrictConfig
 from nicprune.common.registry import Registry
 from nicprune.methods.levels import Levels
@@ -95,7 +95,7 @@ class Method(nn.Module):
 
     def trains(self, name: str) -> bool:
         """Return whether a parameter of the codec, given by name, is trained."""
-        return on_side(name, getattr(self.config, "side", None))
+        return on_side(self.codec, name, getattr(self.config, "side", None))
 
     def attach(self, codec: nn.Module) -> None:
         """Set hooks on the codec. They must leave its forward pass exactly as it is."""

@@ -37,9 +37,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nicprune.channels.groups import from_ranges
+from nicprune.codecs.calling import run
 from nicprune.codecs.hooks import Hook, hook_dicts, remove_hooks
 from nicprune.codecs.layer_kinds import channel_kind
 from nicprune.codecs.provenance import provenance
+from nicprune.codecs.roles import roles_of
 from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import CodecError, RecipeError
@@ -111,6 +113,11 @@ class Stage:
         self.module, self.producer, self.outputs = module, producer, outputs
         self.mine, self.theirs = torch.from_numpy(mine), torch.from_numpy(theirs)
 
+    def dim(self, modules: Mapping[str, nn.Module], store: Mapping[str, Tensor]) -> int:
+        """Return the dimension of the module's input that holds channels."""
+        layer = modules[self.module]
+        return channel_kind(layer).channel_dim(layer, store[self.module])
+
     def share(self, modules: Mapping[str, nn.Module]) -> Tensor | None:
         """Return the mask of each channel that the module reads, shape (channels,): 1 without
         masks.
@@ -157,10 +164,9 @@ class Distillation(Distiller):
                 f"output distillation is by squared error; this codec is for {record.metric}: leave"
                 " output out"
             )
-        if self.config.latent and not isinstance(getattr(self.codec, "g_a", None), nn.Module):
+        if self.config.latent and (roles := roles_of(self.codec)).analysis is None:
             raise CodecError(
-                f"{type(self.codec).__name__} has no g_a, whose output latent distillation"
-                " compares: leave latent out"
+                f"latent distillation compares y, and {roles.reason}: leave latent out"
             )
 
     def set_teacher(self, teacher: nn.Module) -> None:
@@ -199,7 +205,7 @@ class Distillation(Distiller):
             if (
                 not readers
                 or not makers
-                or readers[-1].module.partition(".")[0] not in self.config.transforms
+                or self.groups.transform(readers[-1].module) not in self.config.transforms
             ):
                 continue
             reader = readers[-1]
@@ -230,11 +236,11 @@ class Distillation(Distiller):
             )
             for stage in self._stages
         ]
-        return (
-            [*found, modules["g_a"].register_forward_hook(Listener(self, store, "y"))]
-            if self.config.latent
-            else found
-        )
+        if self.config.latent:
+            end = roles_of(self.codec).analysis
+            assert end is not None  # validated
+            found.append(modules[end.module].register_forward_hook(Listener(self, store, "y")))
+        return found
 
     def detach(self, codec: nn.Module) -> None:
         remove_hooks(codec, lambda hook: hook.owner is self)
@@ -257,14 +263,17 @@ class Distillation(Distiller):
             teacher, self._theirs
         )  # for now only: copies of this module share the teacher
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            end = roles_of(self.codec).analysis
             if (
                 self.config.output
                 or self.config.weights == "entropy"
-                or any(stage.module.startswith(("h_", "g_s")) for stage in self._stages)
+                or end is None
+                or not end.whole
+                or any(self.groups.transform(s.module) != "g_a" for s in self._stages)
             ):
-                shown = teacher(x)
+                shown = run(teacher, x)
             else:
-                shown = {"y": teacher.g_a(x)}  # type: ignore[operator]
+                shown = {"y": teacher.get_submodule(end.module)(x)}
         for hook in hooks:
             hook.remove()
         total = x.new_zeros(())
@@ -282,13 +291,17 @@ class Distillation(Distiller):
         return total
 
     def _latent(self, shown: Mapping[str, Any], x: Tensor) -> Tensor:
-        mine, theirs = self._mine["y"].float(), self._theirs["y"].float()
+        end = roles_of(self.codec).analysis
+        assert end is not None  # validated
+        mine, theirs = (
+            store["y"].float().movedim(end.dim, 1) for store in (self._mine, self._theirs)
+        )
         if mine.shape != theirs.shape:
             raise CodecError(
                 f"y has {mine.shape[1]} channels, the teacher's has {theirs.shape[1]}: leave latent"
                 " out where latents are pruned"
             )
-        apart = (mine - theirs).square().sum((0, 2, 3))
+        apart = (mine - theirs).square().sum(_but_channels(mine))
         if self.config.weights == "entropy":
             bits = -torch.log2(shown["likelihoods"]["y"]).sum((0, 2, 3))
             apart = apart * bits / bits.mean().clamp_min(1e-12)
@@ -297,19 +310,24 @@ class Distillation(Distiller):
     def _features(self) -> Tensor:
         found = []
         for stage in self._stages:
-            mine, theirs = self._mine[stage.module].float(), self._theirs[stage.module].float()
+            mine, theirs = (
+                store[stage.module].float().movedim(stage.dim(self._named, store), 1)
+                for store in (self._mine, self._theirs)
+            )
             mine, theirs = (
                 mine[:, stage.mine.to(mine.device)],
                 theirs[:, stage.theirs.to(theirs.device)],
             )
+            dims = _but_channels(mine)
             share = stage.share(self._named)
             counts = mine.new_ones(mine.shape[1]) if share is None else share.to(mine)
             # What a mask has taken away is no fault of what is left: the teacher's channel counts
             # as much as the student's does.
-            apart = (mine - theirs * counts.view(1, -1, 1, 1)).square().mean((0, 2, 3))
-            energy = theirs.square().mean((0, 2, 3))
+            shape = [1, -1, *[1] * (mine.dim() - 2)]
+            apart = (mine - theirs * counts.view(shape)).square().mean(dims)
+            energy = theirs.square().mean(dims)
             if self.config.weights == "entropy":
-                spread = theirs.var((0, 2, 3), unbiased=False)
+                spread = theirs.var(dims, unbiased=False)
                 counts = counts * 0.5 * torch.log2(1 + spread / spread.mean().clamp_min(1e-12))
                 apart, energy = (
                     apart / energy.clamp_min(1e-3 * float(energy.mean()) + 1e-12),
@@ -328,6 +346,10 @@ class Distillation(Distiller):
 
     def after_step(self) -> None:
         self.step += 1
+
+
+def _but_channels(x: Tensor) -> list[int]:
+    return [dim for dim in range(x.dim()) if dim != 1]
 
 
 def _inputs(layer: nn.Module) -> int:

@@ -24,7 +24,6 @@ from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import (
     TRANSFORMS,
     forward_for_analysis,
-    transform_of,
 )
 from nicprune.codecs.example import example_image, image_shape
 from nicprune.codecs.hooks import without_hooks
@@ -32,6 +31,7 @@ from nicprune.codecs.layer_kinds import channel_kind, layers_of
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.replaced_forward import own_forwards
+from nicprune.codecs.roles import transforms_in
 from nicprune.common.errors import CodecError
 from nicprune.pruning.operators import HANDLES, uncounted, without_fused_attention
 from nicprune.pruning.sides import sides_of_modules
@@ -215,16 +215,16 @@ class CostModel:
             product_params[i], linear_params[i] = kinds[name].parameter_terms(module)
         for i, shared in enumerate(products, len(layers)):
             product[i] = shared.macs // (out[i] * inn[i])
-        self._transforms = [transform_of(name) for name, _ in layers]
-        self._transforms += [transform_of(product.module) for product in products]
         # What no layer of a known kind does is constant: its channels are unprunable.
         constants = {n: m for n, m in _own_counts(counts, codec).items() if n not in row and m}
         constants |= {name: rest for name, rest in rests.items() if rest}
         for shared in products:
             if shared.module not in runs:
                 constants[shared.module] = constants.get(shared.module, 0) - shared.macs
-        owners = [runs.get(name, name) for name, _ in layers]
-        owners += [shared.module for shared in products]
+        names = [name for name, _ in layers] + [shared.module for shared in products]
+        transforms = transforms_in(codec, [*names, *constants])
+        self._transforms = [transforms[name] for name in names]
+        owners = [runs.get(name, name) for name in names]
         costly = [name for i, name in enumerate(owners) if product[i] or linear[i]]
         sides = sides_of_modules(codec, [*costly, *constants])
         encodes, decodes = (
@@ -234,7 +234,7 @@ class CostModel:
         other += [sum(macs for name, macs in constants.items() if sides[name][i]) for i in (0, 1)]
         self._constants: dict[str, int] = {}
         for name, macs in constants.items():
-            transform = transform_of(name)
+            transform = transforms[name]
             self._constants[transform] = self._constants.get(transform, 0) + macs
         other_params = sum(p.numel() for p in codec.parameters()) - int(
             (product_params * out * inn + linear_params * out).sum()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import Group, Groups, Norms
 from nicprune.codecs.anatomy import rate_distortion_loss
+from nicprune.codecs.calling import run
 from nicprune.codecs.hooks import Hook, remove_hooks
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
 from nicprune.codecs.layer_kinds import channel_kind, holder, layers_of
@@ -214,7 +215,7 @@ def importance(
                     codec.get_submodule(name).eval()
             for image in images:
                 found = torch.autograd.grad(
-                    loss(codec(image), image)["loss"], list(masks.values), allow_unused=True
+                    loss(run(codec, image), image)["loss"], list(masks.values), allow_unused=True
                 )
                 for sum_, gradient in zip(total, found, strict=True):
                     if gradient is not None and bool(torch.isfinite(gradient).all()):

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
-import torch
 from torch import nn
 
 from nicprune.codecs.anatomy import sides_of, transform_of
-from nicprune.codecs.cdf import update_tables
-from nicprune.codecs.copying import copy_codec
-from nicprune.codecs.example import example_image
-from nicprune.codecs.hooks import without_hooks
+from nicprune.codecs.roles import calls_of
 
 
 def sides_of_modules(codec: nn.Module, names: Iterable[str]) -> dict[str, tuple[bool, bool]]:
@@ -23,36 +18,8 @@ def sides_of_modules(codec: nn.Module, names: Iterable[str]) -> dict[str, tuple[
     """
     found = {name: sides_of(transform_of(name)) for name in names}
     unknown = [name for name in found if name and transform_of(name) == "other"]
-    if unknown and (seen := _watch(codec, unknown)) is not None:
+    if unknown and (seen := calls_of(codec)) is not None:
         for name in unknown:
             if name in seen[0] | seen[1]:
                 found[name] = name in seen[0], name in seen[1]
     return found
-
-
-def _watch(codec: Any, names: Iterable[str]) -> tuple[set[str], set[str]] | None:
-    """Return the modules among those named that `compress` and `decompress` call."""
-    if not (hasattr(codec, "compress") and hasattr(codec, "decompress")):
-        return None
-    calls: tuple[set[str], set[str]] = set(), set()
-    side = calls[0]
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda module, args: side.add(name)
-
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), without_hooks(codec):
-        image = example_image(codec).cpu().float()
-        double = copy_codec(codec).cpu().float().eval()
-    modules = dict(double.named_modules())
-    for name in names:
-        if name in modules:
-            modules[name].register_forward_pre_hook(note(name))
-    try:
-        with torch.no_grad():
-            update_tables(double)
-            sent = double.compress(image)
-            side = calls[1]
-            double.decompress(sent["strings"], sent["shape"])
-    except Exception:  # a foreign codec's own code may raise anything; it is tried elsewhere
-        return None
-    return calls

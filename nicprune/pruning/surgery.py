@@ -23,16 +23,25 @@ from nicprune.channels.groups import (
     Norms,
     find_groups,
 )
+from nicprune.channels.known import recall, remember, remember_pruned
 from nicprune.codecs.anatomy import forward_for_analysis
+from nicprune.codecs.calling import compress, decompress
 from nicprune.codecs.cdf import fast_indexes, update_tables
-from nicprune.codecs.copying import copy_codec
-from nicprune.codecs.example import example_image
+from nicprune.codecs.copying import copy_codec, double_copy, sharing_copy
+from nicprune.codecs.example import example_image, module_names
 from nicprune.codecs.hooks import has_hooks
-from nicprune.codecs.layer_kinds import entropy_models, layers_of, widths_of
+from nicprune.codecs.layer_kinds import (
+    channel_kind,
+    entropy_models,
+    holder,
+    layers_of,
+    widths_of,
+)
 from nicprune.codecs.layer_kinds.kind import kind_of, nearest_kind
 from nicprune.codecs.layer_operations import remove, zero
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
+from nicprune.codecs.trusted import is_trusted
 from nicprune.common.errors import CodecError, SurgeryError
 from nicprune.pruning.attributes import (
     candidates,
@@ -41,6 +50,7 @@ from nicprune.pruning.attributes import (
     set_attributes,
     values_under,
 )
+from nicprune.pruning.trials import Failure, find_failing
 
 TOLERANCE = 1e-10
 """Largest difference between masked and pruned codec in float64, relative to the output's largest
@@ -100,10 +110,21 @@ def prune(
     groups = groups if groups is not None else analyse(codec)
     checked = groups.check(keep)
     small = copy_codec(codec)
-    modules = layers_of(small)
+    _remove_channels(small, checked, groups)
+    record = provenance(codec).copy()
+    set_provenance(small, record)
+    if verify:
+        record.verified = str(verify_same(codec, small, checked, groups))
+    remember_pruned(codec, small, groups, checked)
+    return small
+
+
+def _remove_channels(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups) -> None:
+    """Remove all channels that are not kept, in place; numbers in code follow."""
+    modules, numbers = layers_of(codec), values_under(codec, groups, keep)
     # Indices are those of the original, so all that a layer loses along one axis goes at once.
     losses: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for name, kept in checked.items():
+    for name, kept in keep.items():
         gone = np.setdiff1d(np.arange(groups[name].width), kept)
         for member in groups[name].members:
             losses[member.module, member.axis] += member.index[gone].ravel().tolist()
@@ -115,13 +136,8 @@ def prune(
         raise SurgeryError(
             f"channels of {name} ({type(modules[name]).__name__}) cannot be removed: {error}"
         ) from error
-    set_attributes(small, values_under(codec, groups, checked))
-    follow_widths(small)
-    record = provenance(codec).copy()
-    set_provenance(small, record)
-    if verify:
-        record.verified = str(verify_same(codec, small, checked, groups))
-    return small
+    set_attributes(codec, numbers)
+    follow_widths(codec)
 
 
 def analyse(codec: nn.Module, norms: Norms = "pinned") -> Groups:
@@ -130,7 +146,8 @@ def analyse(codec: nn.Module, norms: Norms = "pinned") -> Groups:
 
     Tracing sees what happens to channels, not the numbers that code may carry along (`x[:, :32]`,
     `x.view(1, 64, h, w)`). Codecs built of nothing but CompressAI's and torch's own modules are
-    known to carry none and are not tried.
+    known to carry none and are not tried; those of a fork that is called compressai too are. What
+    was found is kept as long as the codec is what it is, but for its weights.
 
     Args:
         norms: "adapt" lets channels go that a norm computes over (LayerNorm, GroupNorm, and the
@@ -141,10 +158,21 @@ def analyse(codec: nn.Module, norms: Norms = "pinned") -> Groups:
             way. Or the codec does not run as it is, before any pruning; says what is missing.
     """
     check_not_replaced(codec)
+    if (known := recall(codec, norms)) is not None:
+        return known
     groups = find_groups(codec, norms)
-    if not has_foreign_code(codec):
-        return groups
-    check_runs(codec)
+    if has_foreign_code(codec):
+        groups = _tried(codec, groups)
+    remember(codec, groups)
+    return groups
+
+
+def _tried(codec: nn.Module, groups: Groups) -> Groups:
+    """Return the groups, with the attributes that follow them; those that fail in trials marked
+    unprunable.
+    """
+    trials = _Trials(codec, groups)
+    check_runs(codec, trials.double)
     rng = np.random.default_rng(0)
     unsafe: dict[str, str] = {}
     searched = False
@@ -158,15 +186,21 @@ def analyse(codec: nn.Module, norms: Norms = "pinned") -> Groups:
                         group.width, int(rng.integers(least, group.width)), replace=False
                     ).tolist()
                 )
-        while _reason(codec, groups, left := {n: k for n, k in keep.items() if n not in unsafe}):
-            if searched:
-                unsafe |= _failing(codec, groups, left)
-            else:
-                groups, searched = _with_attributes(codec, groups), True
+        for codes in (False, True):  # bitstreams take longest
+            while failed := find_failing(
+                [name for name in keep if name not in unsafe],
+                lambda names, keep=keep, codes=codes: trials.failure(  # type: ignore[misc]
+                    {name: keep[name] for name in names}, codes
+                ),
+            ):
+                if searched:
+                    unsafe |= failed
+                else:
+                    trials.groups, searched = _with_attributes(trials), True
     if not unsafe:
-        return groups
+        return trials.groups
     found = _replaced(
-        groups,
+        trials.groups,
         lambda g: replace(g, pinned=unsafe[g.name], attributes=()) if g.name in unsafe else g,
     )
     if not found.prunable():
@@ -178,13 +212,14 @@ def analyse(codec: nn.Module, norms: Norms = "pinned") -> Groups:
 
 
 def _replaced(groups: Groups, change: Callable[[Group], Group]) -> Groups:
-    return Groups([change(group) for group in groups], groups.products)
+    return Groups([change(group) for group in groups], groups.products, groups.roles, groups.norms)
 
 
-def _with_attributes(codec: nn.Module, groups: Groups) -> Groups:
-    """Return the groups with attributes to follow, where only then they can shrink. What is found
-    for a layer of one module is taken for that of every module of its class.
+def _with_attributes(trials: _Trials) -> Groups:
+    """Return the groups of trials with attributes to follow, where only then they can shrink. What
+    is found for a layer of one module is taken for that of every module of its class.
     """
+    codec, groups = trials.double, trials.groups
     rng = np.random.default_rng(1)
     found: dict[object, tuple[Attribute, ...]] = {}
     for group in groups.prunable(latents=True):
@@ -203,8 +238,8 @@ def _with_attributes(codec: nn.Module, groups: Groups) -> Groups:
                 name: str = group.name,
                 keeps: Any = keeps,
             ) -> bool:
-                tried = _attributed(known, name, chosen)
-                return not any(_reason(codec, tried, {name: keep}, brief=True) for keep in keeps)
+                trials.groups = _attributed(known, name, chosen)
+                return not any(trials.failure({name: keep}, codes=False) for keep in keeps)
 
             # By itself it may hold: then it needs none, or fails together with others.
             found[alike] = () if holds(()) else find_attributes(around, holds)
@@ -229,19 +264,24 @@ def has_foreign_code(codec: nn.Module) -> bool:
     for module in codec.modules():
         if "forward" in module.__dict__:
             return True
-        package = type(module).__module__
-        kind = kind_of(module)
-        if package.startswith(OWN) or kind is not None and not kind.by_trial:
+        cls: Any = type(module)
+        plain = any(
+            isinstance(module, container) and cls.forward is container.forward
+            for container in CONTAINERS
+        )
+        if plain or is_trusted(cls):
             continue
-        if isinstance(module, CONTAINERS):
+        package, kind = cls.__module__, kind_of(module)
+        known = kind is not None and not kind.by_trial
+        if known and package.partition(".")[0] != "compressai":
+            continue
+        package = cls.__module__
+        if kind_of(module) is not None and package.partition(".")[0] != "compressai":
             continue
         if package not in PLAIN or any(True for _ in module.parameters()):
             return True
     return False
 
-
-OWN = ("compressai.", "nicprune.codecs.")
-"""Packages whose architectures hold no number of channels in code; tests try each of them."""
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
@@ -261,13 +301,17 @@ PLAIN = {
 """Modules of torch that hold no number of channels, unless they have parameters."""
 
 
-def check_runs(codec: Any) -> None:
+def check_runs(codec: Any, double: nn.Module) -> None:
     """Raise CodecError unless the codec does, as it is, what a pruned one will be tried for: run in
     float64, return what CompressAI's codecs return, and code, if it has `compress`.
+
+    Args:
+        double: a copy of it in float64.
     """
     name = type(codec).__name__
+    image = example_image(codec, seed=1).cpu().double()
     try:
-        found = difference(codec, codec)
+        found = _apart([_trace(sharing_copy(double), image) for _ in range(2)])
     except Exception as error:  # a foreign codec's own code may raise anything
         raise CodecError(
             f"{name} does not run in float64 as it is, before any pruning: {_first_line(error)}"
@@ -293,41 +337,70 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {told[0]}" if told else type(error).__name__
 
 
-def _failing(codec: nn.Module, groups: Groups, keep: Mapping[str, list[int]]) -> dict[str, str]:
-    """Return the groups that cannot be pruned, and why, by halving; those that fail only together
-    all count.
+class _Trials:
+    """Prunings of a foreign codec, as `prune` does and verifies them, in float64 throughout.
+    Weights are converted once, and copied only where channels go.
     """
-    reason = _reason(codec, groups, keep)
-    if not reason:
-        return {}
-    names = list(keep)
-    half = len(names) // 2
-    found: dict[str, str] = {}
-    if half:
-        for part in (names[:half], names[half:]):
-            found |= _failing(codec, groups, {name: keep[name] for name in part})
-    return found or dict.fromkeys(names, reason)
+
+    def __init__(self, codec: nn.Module, groups: Groups):
+        self.double, self.groups = double_copy(codec), groups
+        self.name = type(codec).__name__
+        self.image = example_image(codec, seed=1).cpu().double()
+
+    def failure(self, keep: Mapping[str, list[int]], codes: bool) -> Failure | None:
+        """Prune to these keep-lists; return what fails, None if nothing does.
+
+        Args:
+            codes: whether a bitstream is written and read, or the forward pass compared.
+        """
+        checked = self.groups.check(keep)
+        small = sharing_copy(self.double)
+        places: list[str] = []
+        try:
+            _remove_channels(small, checked, self.groups)
+            if codes:
+                round_trip(small)
+                return None
+            with module_names(small, places):
+                mine = _trace(small, self.image)
+        except Exception as error:  # a foreign codec's own code may raise anything
+            told = (
+                str(error).split(";")[0]
+                if isinstance(error, SurgeryError)
+                else f"the pruned {self.name} does not run: {_first_line(error)}"
+            )
+            return Failure(_depends(told), self._within(places[-1]) if places else ())
+        found = _apart([_trace(self._masked(checked), self.image), mine])
+        if not found <= TOLERANCE:
+            told = f"the pruned {self.name} is not the masked one: they differ by {found:.1e}"
+            return Failure(_depends(told))
+        return None
+
+    def _within(self, place: str) -> set[str]:
+        """Return the groups that have a layer in a module, or the module itself."""
+        return {
+            group.name
+            for group in self.groups
+            for member in group.members
+            if f"{member.module}.".startswith(f"{place}.")
+        }
+
+    def _masked(self, keep: Mapping[str, np.ndarray]) -> nn.Module:
+        modules = layers_of(self.double)
+        written = [
+            parameter
+            for name in keep
+            for member in self.groups[name].members
+            if channel_kind(modules[member.module]).masked(member.axis)
+            for parameter in holder(modules[member.module]).parameters(recurse=False)
+        ]
+        masked = sharing_copy(self.double, apart=written)
+        _mask_channels(masked, keep, self.groups)
+        return masked
 
 
-def _reason(
-    codec: nn.Module, groups: Groups, keep: Mapping[str, list[int]], *, brief: bool = False
-) -> str:
-    """Return why keep-lists cannot be had, nothing if they can.
-
-    Args:
-        brief: compare outputs alone, without a bitstream.
-    """
-    if not keep:
-        return ""
-    try:
-        if not brief:
-            prune(codec, keep, groups)
-            return ""
-        checked = groups.check(keep)
-        small = prune(codec, keep, groups, verify=False)
-        return "" if _gap(codec, small, checked, groups) <= TOLERANCE else "another function"
-    except SurgeryError as error:
-        return f"the codec's code depends on this width ({str(error).split(';')[0]})"
+def _depends(told: str) -> str:
+    return f"the codec's code depends on this width ({told})"
 
 
 def follow_widths(codec: Any) -> None:
@@ -379,7 +452,7 @@ def _follow_inputs(codec: nn.Module) -> None:
 def _latent_width(codec: nn.Module) -> int | None:
     """Return the channels of y: what the synthesis reads."""
     g_s = getattr(codec, "g_s", None)
-    if g_s is None:
+    if not isinstance(g_s, nn.Module):  # it may be a method
         return None
     return next(
         (
@@ -394,12 +467,17 @@ def _latent_width(codec: nn.Module) -> int | None:
 def masked_copy(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups) -> nn.Module:
     """Return a copy of full size whose removed channels are zero at every producer."""
     masked = copy_codec(codec)
-    modules = layers_of(masked)
+    _mask_channels(masked, keep, groups)
+    return masked
+
+
+def _mask_channels(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups) -> None:
+    """Make the removed channels zero at every producer, in place."""
+    modules = layers_of(codec)
     for name, kept in keep.items():
         gone = np.setdiff1d(np.arange(groups[name].width), kept)
         for member in groups[name].members:
             zero(modules[member.module], member.axis, member.index[gone].ravel().tolist())
-    return masked
 
 
 class _SmoothRounding(TorchFunctionMode):
@@ -423,23 +501,26 @@ def difference(first: nn.Module, second: nn.Module) -> float:
     the other does not.
     """
     image = example_image(first, seed=1).cpu().double()
-    traces: list[list[Tensor]] = []
+    return _apart([_trace(double_copy(codec), image) for codec in (first, second)])
+
+
+def _trace(double: nn.Module, image: Tensor) -> list[Tensor]:
+    """Return what `difference` compares of a codec in float64; it is run."""
+    trace: list[Tensor] = []
+    for model in entropy_models(double):
+        model.register_forward_hook(lambda m, args, out: trace.extend(_live_channels(m, args, out)))
     with torch.no_grad(), _SmoothRounding(), _default_dtype(torch.float64):
-        for codec in (first, second):
-            double = copy_codec(codec).cpu().double().eval()
-            trace: list[Tensor] = []
-            for model in entropy_models(double):
-                model.register_forward_hook(
-                    lambda m, args, out, trace=trace: trace.extend(_live_channels(m, args, out))
-                )
-            out = forward_for_analysis(double, image)
-            if not isinstance(out, dict) or not {"x_hat", "likelihoods"} <= out.keys():
-                raise SurgeryError(
-                    f"the forward pass of {type(codec).__name__} does not return a dictionary with"
-                    " x_hat and likelihoods, as those of CompressAI do"
-                )
-            trace.append(out["x_hat"])
-            traces.append(trace)
+        out = forward_for_analysis(double, image)
+    if not isinstance(out, dict) or not {"x_hat", "likelihoods"} <= out.keys():
+        raise SurgeryError(
+            f"the forward pass of {type(double).__name__} does not return a dictionary with"
+            " x_hat and likelihoods, as those of CompressAI do"
+        )
+    return [*trace, out["x_hat"]]
+
+
+def _apart(traces: Sequence[list[Tensor]]) -> float:
+    """Return the largest |difference| of two traces."""
     if [t.shape for t in traces[0]] != [t.shape for t in traces[1]]:
         return float("inf")
     found = [
@@ -483,7 +564,15 @@ def verify_same(
     Raises:
         SurgeryError: it does not, or it does not run.
     """
-    found = _gap(codec, small, keep, groups)
+    try:
+        image = example_image(codec, seed=1).cpu().double()
+        masked = double_copy(codec)
+        _mask_channels(masked, keep, groups)
+        found = _apart([_trace(masked, image), _trace(double_copy(small), image)])
+    except Exception as error:  # a foreign codec's own code may raise anything
+        raise SurgeryError(
+            f"the pruned {type(codec).__name__} does not run: {_first_line(error)}"
+        ) from error
     if not found <= TOLERANCE:
         raise SurgeryError(
             f"the pruned {type(codec).__name__} is not the masked one: they differ by {found:.1e}"
@@ -523,9 +612,10 @@ def round_trip(codec: Any) -> int | None:
     try:
         with torch.no_grad(), fast_indexes():
             update_tables(codec)
-            sent = codec.compress(image)
-            first = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
-            second = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
+            sent = compress(codec, image)
+            first, second = (
+                decompress(codec, sent["strings"], sent["shape"], image)["x_hat"] for _ in range(2)
+            )
     except Exception as error:  # a foreign codec's own code may raise anything
         raise SurgeryError(
             f"the bitstream of {type(codec).__name__} does not decode: {type(error).__name__}:"

@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nicprune.channels.groups import MIN_LATENTS, Group, Groups, Norms
-from nicprune.codecs.anatomy import on_side, rate_distortion_loss
+from nicprune.codecs.anatomy import rate_distortion_loss
+from nicprune.codecs.calling import run
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import StrictConfig
@@ -98,7 +99,7 @@ class Target(StrictConfig):
         found = [
             g
             for g in groups.prunable(latents=self.latents)
-            if all(on_side(member.module, self.side) for member in g.members)
+            if self.side is None or g in groups.on_side(self.side)
         ]
         if self.only is not None:
             for pattern in self.only:
@@ -208,7 +209,7 @@ def resolve_split(
             continue
         masked = masked_copy(codec, groups.check(keep), groups).eval()
         with torch.no_grad():
-            tried[split] = sum(float(loss(masked(image), image)["loss"]) for image in images)
+            tried[split] = sum(float(loss(run(masked, image), image)["loss"]) for image in images)
     if not tried:
         raise BudgetError(f"no split between encoder and decoder meets it: {reason}")
     best = min(tried, key=lambda split: tried[split])

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nicprune.channels.known import as_plain, from_plain, recall, remember
 from nicprune.codecs.anatomy import (
     CDF_BUFFERS,
     COMPILED,
@@ -183,6 +184,8 @@ def _contents(model: nn.Module, half: bool) -> tuple[dict[str, Any], dict[str, T
             STATE + key: value.detach().cpu().clone()
             for key, value in model.methods.state_dict().items()
         }
+    if (groups := recall(codec)) is not None:
+        header["groups"] = as_plain(codec, groups)
     return json.loads(json.dumps(header)), tensors
 
 
@@ -407,6 +410,13 @@ def _assemble(
         )
     set_provenance(codec, record)
     note_tables(codec)
+    if "groups" in header:
+        try:
+            groups = from_plain(codec, header["groups"])
+        except FileError as error:
+            raise FileError(f"{where} is damaged: {error}") from None
+        if groups is not None:
+            remember(codec, groups)
     return (
         _with_methods(codec, header, methods, where).eval()
         if header.get("methods")

@@ -31,13 +31,15 @@ from nicprune.codecs.anatomy import (
     transform_of,
     unwrap,
 )
+from nicprune.codecs.calling import compress, decompress
 from nicprune.codecs.cdf import bounded_reads, check_bottlenecks, counted_symbols, fast_indexes
 from nicprune.codecs.copying import copy_codec
+from nicprune.codecs.example import example_image, image_shape
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.structure import checksum, structure
 from nicprune.common.errors import CodecError, DataError, FileError, enough_memory
 from nicprune.common.files import check_regular
-from nicprune.data.images import check_size, read_image
+from nicprune.data.images import check_size, read_image, to_channels
 from nicprune.evaluation.padding import crop, pad
 from nicprune.methods.composition import Attached, resolve_point
 
@@ -69,7 +71,8 @@ def encode(
         codec: a `CompressionModel`, pruned or not, or one with gates or a modulator on it, as
             returned by `attach`, `harden` or `load`. A float32 copy is used. After training, call
             `codec.update(force=True)` first, as for `compress`.
-        image: uint8 RGB, shape (3, H, W), of any size; or an image file.
+        image: uint8 RGB, shape (3, H, W), of any size; or an image file. A codec of one channel
+            takes (1, H, W) too, and the luma (BT.601) of RGB.
         level, lmbda: with a modulator, the rate, as in `Attached.forward`; by default the highest.
             The bitstream holds it. With a scalable encoder, the level; the original codec decodes
             the bitstreams of every level.
@@ -87,17 +90,19 @@ def encode(
     asked = {name: value for name, value in asked.items() if value is not None}
     if not isinstance(image, Tensor):
         image = read_image(image)
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+    channels = image_shape(unwrap(codec))[0]
+    fits = image.ndim == 3 and image.shape[0] in (3, channels)
+    if image.dtype != torch.uint8 or not fits or not image.numel():
         raise DataError(
-            "expected a uint8 image of shape (3, H, W), got"
+            f"expected a uint8 image of shape ({channels}, H, W), got"
             f" {str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
         )
     check_size(image.shape[2], image.shape[1], "the image")
-    ready = _ready(codec)
+    image, ready = to_channels(image, channels), _ready(codec)
     height, width_ = image.shape[1:]
     with fast_indexes(), enough_memory(f"coding an image of {width_}x{height} pixels"):
         x = image.unsqueeze(0).to(next(ready.parameters()).device).float().div(255)
-        sent = ready.compress(pad(x)[0], **asked)
+        sent = compress(ready, pad(x)[0], **asked)
     header = HEADER.pack(MAGIC, VERSION, _mark(fingerprint(ready), ready), _tables(ready))
     data = header + b"".join(
         _pack(value) for value in (image.shape[2], image.shape[1], sent["shape"], sent["strings"])
@@ -107,7 +112,8 @@ def encode(
 
 @torch.no_grad()
 def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
-    """Decode an image that `encode` wrote; return it as uint8 RGB, shape (3, H, W), on the CPU.
+    """Decode an image that `encode` wrote; return it as uint8 RGB, shape (3, H, W), on the CPU. A
+    codec of one channel gives (1, H, W).
 
     As with every learned codec, decoding repeats the encoder's floating-point arithmetic to find
     the distribution of each symbol. It is guaranteed only where this arithmetic gives the same
@@ -164,14 +170,15 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
         if not isinstance(width, int) or not isinstance(height, int) or not width * height:
             raise FileError(MISFIT)
         check_size(width, height, "the image")
-        padded, padding = pad(torch.empty(1, 3, height, width, device="meta"))
+        channels = image_shape(unwrap(ready))[0]
+        padded, padding = pad(torch.empty(1, channels, height, width, device="meta"))
         with fast_indexes(), enough_memory(f"an image of {width}x{height} pixels"):
             tiles = padded.shape[-2] // SIZE_MULTIPLE, padded.shape[-1] // SIZE_MULTIPLE
             usual, symbols = _tile(ready)
             if not _may_be(shape, usual, tiles):
                 raise FileError(MISFIT)
             with bounded_reads(2 * symbols * tiles[0] * tiles[1]):
-                x_hat = ready.decompress(strings, shape)["x_hat"]
+                x_hat = decompress(ready, strings, shape, example_image(unwrap(ready)))["x_hat"]
         if x_hat.shape != padded.shape:
             raise ValueError(f"decoded {tuple(x_hat.shape)}, expected {tuple(padded.shape)}")
         if not bool(torch.isfinite(x_hat).all()):
@@ -190,9 +197,9 @@ def decode(codec: nn.Module, data: bytes | str | Path) -> Tensor:
 
 def _tile(ready: Any) -> tuple[Any, int]:
     """The shape that a codec gives for the smallest image, and how many symbols it writes."""
-    device = next(ready.parameters()).device
+    image = torch.zeros_like(example_image(unwrap(ready))[..., :SIZE_MULTIPLE, :SIZE_MULTIPLE])
     with counted_symbols() as counts:
-        sent = ready.compress(torch.zeros(1, 3, SIZE_MULTIPLE, SIZE_MULTIPLE, device=device))
+        sent = compress(ready, image)
     return sent["shape"], sum(counts)
 
 

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, unwrap
+from nicprune.codecs.calling import run
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
+from nicprune.codecs.example import example_image, image_shape
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds import is_bottleneck
 from nicprune.codecs.replaced_forward import check_not_replaced
+from nicprune.codecs.roles import ANALYSIS, SYNTHESIS, roles_of
 from nicprune.common.errors import CodecError, FileError
 from nicprune.common.files import write_atomically
 
@@ -49,11 +52,9 @@ def export_compressai(codec: nn.Module, path: str | Path) -> Path:
     refresh_tables(ready)
     state = {key: value.detach().clone() for key, value in ready.state_dict().items()}
     stock = _stock(ready, state)
-    image = torch.rand(
-        1, 3, SIZE_MULTIPLE, SIZE_MULTIPLE, generator=torch.Generator().manual_seed(0)
-    )
+    image = example_image(ready, seed=0)
     with torch.no_grad():
-        outputs = [_outputs(model(image)) for model in (stock.eval(), ready)]
+        outputs = [_outputs(run(model, image)) for model in (stock.eval(), ready)]
     # A missing or reshaped output is as wrong as a different number.
     same = outputs[0].keys() == outputs[1].keys() and all(
         torch.equal(outputs[0][key], outputs[1][key]) for key in outputs[0]
@@ -153,7 +154,7 @@ def export_onnx(
     say: Callable[[str], Any] | None = None,
 ) -> list[Path]:
     """Write g_a.onnx, h_a.onnx, h_s.onnx and g_s.onnx (those that the codec has), for any height
-    and width.
+    and width. Of a codec with other names, the modules that do the work of g_a and g_s.
 
     Entropy coding stays in Python: only transforms are exported.
 
@@ -172,16 +173,21 @@ def export_onnx(
     """
     ready = _plain_copy(codec)
     _require("onnx", "onnxscript", *(["onnxruntime"] if check else []))
-    transforms = [
-        (name, module)
-        for name, module in ready.named_modules()
-        if name.rsplit(".", 1)[-1] in EXPORTED
-    ]
+    transforms = {
+        short: name
+        for name, _ in ready.named_modules()
+        if (short := name.rsplit(".", 1)[-1]) in EXPORTED
+    }
+    roles = roles_of(ready)
+    for short, end in ((ANALYSIS, roles.analysis), (SYNTHESIS, roles.synthesis)):
+        if end is not None and end.whole:
+            transforms.setdefault(short, end.module)
     if not transforms:
-        raise CodecError(f"{type(codec).__name__} has none of {', '.join(EXPORTED)}")
+        reason = f"; {roles.reason}" if roles.reason else ""
+        raise CodecError(f"{type(codec).__name__} has none of {', '.join(EXPORTED)}{reason}")
     written = []
-    for name, module in transforms:
-        short = name.rsplit(".", 1)[-1]
+    for short, name in transforms.items():
+        module = ready.get_submodule(name)
         inputs = [_example(ready, name, size) for size in SIZES]
         found: list[float] = []
 
@@ -237,7 +243,8 @@ def _example(codec: nn.Module, name: str, size: tuple[int, int]) -> Tensor:
     handle = codec.get_submodule(name).register_forward_pre_hook(take)
     try:
         with torch.no_grad():
-            codec(torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)))
+            generator = torch.Generator().manual_seed(0)
+            run(codec, torch.rand(1, image_shape(codec)[0], *size, generator=generator))
     finally:
         handle.remove()
     # The latents of an untrained codec all round to zero; noise makes the comparison meaningful.

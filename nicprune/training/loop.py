@@ -23,19 +23,22 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import CDF_BUFFERS, on_side, rate_distortion_loss, unwrap
+from nicprune.codecs.anatomy import CDF_BUFFERS, rate_distortion_loss, unwrap
+from nicprune.codecs.calling import further_arguments
 from nicprune.codecs.cdf import refresh_tables
+from nicprune.codecs.example import image_shape
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
 from nicprune.codecs.layer_kinds import is_quantile
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
+from nicprune.codecs.roles import on_side
 from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import StrictConfig, parse
 from nicprune.common.errors import FileError, InterruptedRun, RecipeError, TrainingError
 from nicprune.common.files import append_line, check_writable, content_digest, write_atomically
 from nicprune.common.lock import locked
 from nicprune.common.progress import Progress
-from nicprune.data.images import calibration_images
+from nicprune.data.images import calibration_images, to_channels
 from nicprune.data.patches import Patches, mix
 from nicprune.training.checkpoints import Checkpoints
 from nicprune.training.interruption import deferred_signals
@@ -168,7 +171,7 @@ def frozen_parameters(model: nn.Module, side: str | None) -> list[nn.Parameter]:
         p
         for name, p in codec.named_parameters()
         if not (
-            on_side(name, one_side)
+            on_side(codec, name, one_side)
             and (side == "both" or attached is None or attached.trains(name))
         )
     ]
@@ -227,6 +230,7 @@ def fit(
     lr = options.lr if options.lr is not None else DEFAULT_LR[options.optimizer]
     own = {"metric": metric, "lmbda": lmbda_of(unwrap(model), options.lmbda, metric), "lr": lr}
     options = parse(TrainSettings, options.model_dump() | own, "fit(...)")
+    channels = image_shape(unwrap(model))[0]
     patches = Patches(train, options.patch_size)
     looked_at = calibration_images(validation) if validation is not None else []
     if not looked_at and any(
@@ -280,7 +284,7 @@ def fit(
                         step=run.step,
                         rank=fabric.global_rank,
                     )
-                    figures = run.advance(fabric.to_device(batch))
+                    figures = run.advance(to_channels(fabric.to_device(batch), channels))
                     if run.attached is not None and run.attached.wants_validation:
                         run.attached.validate([fabric.to_device(image) for image in looked_at])
                     if run.step % options.log_every == 0 or run.step == options.steps:
@@ -456,10 +460,12 @@ class _Run:
         Several widths take one pass each, so that the memory is that of one width.
         """
         at = {} if width is None else {"width": width}
+        # What methods are attached to asks for itself.
+        given = {} if self.attached else further_arguments(self.codec, batch, "forward")
         with torch.autocast(
             self.fabric.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None
         ):
-            out = self.wrapped(batch, **at)
+            out = self.wrapped(batch, **given, **at)
         out = {**out, "x_hat": out["x_hat"].float()}
         own = (
             self.attached.objective(out, batch, _target(self.options)[1])

@@ -37,6 +37,7 @@ def test_masks_that_have_decayed_are_hardened_exactly(name: str, tmp_path: Any) 
     assert difference(attached.codec, attached.harden(verify=False)) <= 1e-10
 
 
+@pytest.mark.filterwarnings("ignore:slimmable. at width")
 @pytest.mark.parametrize("name", sorted(BLOCKS))
 def test_a_width_of_a_slimmable_codec_is_the_codec_of_that_width(name: str) -> None:
     attached = attach(block_codec(name), "slimmable", widths=[1.0, 0.5], round_to=1)

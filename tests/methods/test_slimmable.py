@@ -6,14 +6,19 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from compressai.ops.parametrizers import NonNegativeParametrizer
 from helpers import built, image, same_state, state_of
+from helpers_cli import call as command
 from torch import Tensor, nn
+from zoo_of_blocks import BlockCodec, block_codec
 
 import nicprune as nip
 from nicprune.codecs.layer_kinds import is_bottleneck
@@ -693,3 +698,54 @@ def test_what_stands_in_front_goes_again_even_if_something_fails() -> None:
     ):
         assert module.in_features == 0 and module.weight.shape == (1,)
     assert module.in_features == 2 and module.weight.shape == (2, 2)
+
+
+class Held(nn.Module):
+    """Many MACs between numbers in code, few elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(8, 64, 3, padding=1), nn.Conv2d(64, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x.reshape(1, 8, *x.shape[2:])))
+        return self.last(y.reshape(1, 64, *x.shape[2:])).reshape(1, 8, *x.shape[2:])
+
+
+def held_codec(quality: int = 1) -> nn.Module:
+    return BlockCodec(Held()).eval()
+
+
+def test_widths_that_hardly_change_the_cost_are_warned_of() -> None:
+    codec = held_codec()
+    with pytest.warns(UserWarning) as caught:
+        attached = attach(codec, "slimmable", widths=[1.0, 0.75, 0.5], round_to=1)
+    (warning,) = [str(w.message) for w in caught]
+    attached.set_width(2)
+    left = attached.totals().macs / attached.cost.totals().macs
+    assert f"at width 0.5, BlockCodec still needs {left:.0%} of its MACs" in warning
+    assert left > 0.9 and "\n" not in warning
+    attached.detach()
+    attach(block_codec("NAF"), "slimmable", widths=[1.0, 0.5], round_to=1)  # warns of nothing
+
+
+def test_check_of_a_recipe_warns_of_such_widths(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_png(torch.rand(3, 96, 96), tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "held_codecs", types.SimpleNamespace(make=held_codec))
+    content = {
+        "version": 1,
+        "name": "held",
+        "codec": "held_codecs:make",
+        "qualities": [1],
+        "lambdas": {1: 0.01},
+        "photographs": {"train": str(tmp_path), "test": str(tmp_path)},
+        "training": {"batch_size": 1, "patch_size": 64, "precision": "32"},
+        "sparsify": {"steps": 4},
+        "methods": [{"name": "slimmable", "widths": [1.0, 0.5], "round_to": 1}],
+    }
+    recipe = tmp_path / "held.yaml"
+    recipe.write_text(yaml.safe_dump(content))
+    with pytest.warns(UserWarning, match=r"slimmable: at width 0\.5"):
+        assert "fine" in command("check", str(recipe))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from channelwise_codec import ChannelwiseCodec
 from compressai.models import CompressionModel, FactorizedPrior
 from helpers import built, image, make_telling, random_keep, same_state, state_of
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from zoo_of_blocks import BlockCodec, Small, SmallWithNorm
 from nicprune.channels.groups import find_groups
 from nicprune.codecs.layer_operations import reinitialise
 from nicprune.common.errors import CodecError
+from nicprune.pruning import surgery
 from nicprune.pruning.cost import CostModel, measure
 from nicprune.pruning.masks import importance
 from nicprune.pruning.surgery import analyse, has_foreign_code, prune
@@ -173,6 +175,42 @@ def test_faults_of_the_codec_itself_are_not_blamed_on_widths(fault: str, says: s
     with pytest.raises(CodecError, match=says) as error:
         analyse(Faulty(nn.Sequential(nn.ReLU(), conv())).eval())
     assert "\n" not in str(error.value)
+
+
+def test_numbers_where_only_bitstreams_are_written_are_found() -> None:
+    class Coded(BlockCodec):
+        def compress(self, x: Tensor) -> dict[str, Any]:
+            y = self.g_a[1](self.g_a[0](x)).view(1, 8, 16, 16)
+            y = self.g_a[2](y)
+            return {"strings": [self.entropy_bottleneck.compress(y)], "shape": y.shape[-2:]}
+
+    groups = analyse(make_telling(Coded(nn.Sequential(conv(), nn.ReLU(), conv()))))
+    assert "bitstream of Coded does not decode" in str(groups["g_a.1.2"].pinned)
+    assert groups["g_a.1.0"].pinned is None and groups["g_a.0"].pinned is None
+
+
+def test_few_trials_find_the_widths_that_code_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules that raise point to them: four attentions among sixty groups."""
+    tried: list[int] = []
+    own = surgery._Trials.failure
+
+    def counting(self: Any, keep: Any, codes: bool) -> Any:
+        tried.append(len(keep))
+        return own(self, keep, codes)
+
+    monkeypatch.setattr(surgery._Trials, "failure", counting)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        codec = ChannelwiseCodec(16, 24, 2, 1, (8,), heads=2).eval()
+    groups = analyse(codec)
+    held = {g.name for g in groups if "depends on this width" in str(g.pinned)}
+    assert held == {
+        *("g_a.2", "g_a.7", "g_s.3"),
+        *(f"{where}.b.0.qkv" for where in ("g_a.4", "g_a.8", "g_s.0", "g_s.5")),
+    }
+    assert len(groups) > 60 and len(tried) <= 25
+    keep = random_keep(groups, 0)
+    assert CostModel(codec, groups).totals(keep) == measure(prune(codec, keep, groups))
 
 
 def test_a_part_of_ones_own_in_a_codec_of_the_zoo_is_tried() -> None:

@@ -15,9 +15,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups, Norms
-from nicprune.codecs.anatomy import SIZE_MULTIPLE, forward_for_analysis, transform_of
+from nicprune.codecs.anatomy import SIZE_MULTIPLE, forward_for_analysis
 from nicprune.codecs.example import example_image
 from nicprune.codecs.layer_kinds.kind import kinds_in
+from nicprune.codecs.roles import roles_of, transforms_in
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import CodecError, RecipeError
 from nicprune.pruning.budget import ROUND_TO, Budget
@@ -355,9 +356,10 @@ def gatable(codec: nn.Module, groups: Groups, transforms: Sequence[str]) -> list
             if member.axis == "in":
                 read[member.module] = read.get(member.module, 0) + member.index.size
     names, reasons = [], set()
-    modules = dict(codec.named_modules())
-    for name, kind in kinds_in(codec).items():
-        if not kind.convolution or transform_of(name) not in transforms:
+    modules, kinds = dict(codec.named_modules()), kinds_in(codec)
+    transform = transforms_in(codec, kinds)
+    for name, kind in kinds.items():
+        if not kind.convolution or transform[name] not in transforms:
             continue
         if kind.flow == "grouped":
             reasons.add(f"{name} is grouped")
@@ -368,11 +370,9 @@ def gatable(codec: nn.Module, groups: Groups, transforms: Sequence[str]) -> list
         else:
             names.append(name)
     if not names:
-        raise CodecError(
-            f"no convolution of {type(codec).__name__} can have a gate:"
-            f" {'; '.join(sorted(reasons)[:3]) or 'none in ' + ', '.join(transforms)}"
-        )
-    found = {transform_of(name) for name in names}
+        told = [*sorted(reasons)[:3], roles_of(codec).reason or f"none in {', '.join(transforms)}"]
+        raise CodecError(f"no convolution of {type(codec).__name__} can have a gate: {told[0]}")
+    found = {transform[name] for name in names}
     if missing := [t for t in transforms if t not in found and set(transforms) != set(GATED)]:
         raise RecipeError(
             f"transforms: no convolution of {missing[0]} can have a gate; those of"

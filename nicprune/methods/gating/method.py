@@ -45,10 +45,10 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.channels.groups import kept_channels
-from nicprune.codecs.anatomy import transform_of
 from nicprune.codecs.layer_kinds import channel_kind, layers_of, widths_of
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.layer_operations import zero
+from nicprune.codecs.roles import transform_in, transforms_in
 from nicprune.common.errors import BudgetError, RecipeError, TrainingError
 from nicprune.methods.contract import METHODS, Gating, Method
 from nicprune.methods.gating.execution import attach_gates, detach_gates, pooled_before
@@ -100,6 +100,7 @@ class ChannelGating(Gating):
         super().__init__(*args)
         codec = self.codec
         self.gated = gatable(codec, self.groups, self.config.transforms)
+        self._transforms = transforms_in(codec, self.gated)
         modules = dict(codec.named_modules())
         self.gates = nn.ModuleDict(
             {
@@ -115,7 +116,7 @@ class ChannelGating(Gating):
         pools = [
             n
             for n, kind in kinds_in(codec).items()
-            if kind.pools and transform_of(n) in self.config.transforms
+            if kind.pools and transform_in(codec, n) in self.config.transforms
         ]
         self.powers = nn.ModuleDict(
             {key_of(n): Power(channel_kind(modules[n]).widths(modules[n])[0]) for n in pools}
@@ -237,7 +238,7 @@ class ChannelGating(Gating):
         totals, by_transform = self.cost.with_fewer(inputs, outputs, keep)
         twice = {self._behind[pool] for pool in outputs}
         for name, gate in self.each().items():
-            transform, width = transform_of(name), gate.channels
+            transform, width = self._transforms[name], gate.channels
             if keep:
                 width = len(kept_channels(self.groups, keep, name, "in", width))
             own = width * (

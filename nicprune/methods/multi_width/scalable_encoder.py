@@ -31,11 +31,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups, Norms
-from nicprune.codecs.anatomy import transform_of
+from nicprune.codecs.calling import further_arguments
 from nicprune.codecs.hooks import NarrowHook, remove_hooks
 from nicprune.codecs.layer_kinds import layers_of
 from nicprune.codecs.layer_operations import resize, zero
 from nicprune.codecs.provenance import provenance
+from nicprune.codecs.roles import roles_of, transform_in
 from nicprune.codecs.zoo import LAMBDAS, lmbda_of
 from nicprune.common.config import StrictConfig, parse
 from nicprune.common.errors import CodecError, RecipeError, TrainingError
@@ -180,21 +181,43 @@ class ScalableEncoder(MultiWidth, Taught):
         count, made = self.config.encoders, self.config.made
         self.widths = EncoderLevels(count, made)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
-        self.encoders = nn.ModuleList(copy.deepcopy(codec.g_a) for _ in range(count - made))
+        self.encoders = nn.ModuleList(
+            copy.deepcopy(self._analysis_of(codec)) for _ in range(count - made)
+        )
         self.decays = (
             nn.ModuleList() if made else nn.ModuleList(self._decay(i) for i in range(count))
         )
         self._teacher: tuple[nn.Module, ...] = (
-            () if made else (copy.deepcopy(codec.g_a).requires_grad_(False),)
+            () if made else (copy.deepcopy(self._analysis_of(codec)).requires_grad_(False),)
         )
         self._y: Tensor | None = None
         self._macs: list[tuple[int, int]] = []
 
     def validate(self) -> None:
-        if not isinstance(getattr(self.codec, "g_a", None), nn.Module):
+        name, roles = type(self.codec).__name__, roles_of(self.codec)
+        if roles.analysis is None:
+            raise CodecError(f"a scalable encoder stands in for the analysis, and {roles.reason}")
+        parent = self.codec.get_submodule(self._path.rpartition(".")[0])
+        if not roles.analysis.whole or isinstance(parent, (nn.Sequential, nn.ModuleList)):
             raise CodecError(
-                f"{type(self.codec).__name__} has no g_a, which a scalable encoder stands in for"
+                f"a scalable encoder stands in for the analysis, which is not one module of {name}"
+                f" that is given the image alone: it ends in {self._path}"
             )
+
+    @property
+    def _path(self) -> str:
+        """Name of the module that is the analysis."""
+        found = roles_of(self.codec).analysis
+        assert found is not None  # validated
+        return found.module
+
+    def _analysis_of(self, codec: nn.Module) -> nn.Module:
+        return codec.get_submodule(self._path)
+
+    def _standing_in(self, codec: nn.Module, encoder: nn.Module) -> tuple[nn.Module, Any]:
+        """Return what overrides the analysis: where, and by what."""
+        before, _, last = self._path.rpartition(".")
+        return codec.get_submodule(before), {last: encoder}
 
     def _decay(self, i: int) -> Method:
         """Return the mask decay of one encoder."""
@@ -208,7 +231,8 @@ class ScalableEncoder(MultiWidth, Taught):
         if self.config.share is not None:
             analysis = self.cost.by_transform()["g_a"][0]
             left = self.cost.totals().encoder - (1 - self.config.share) * analysis
-            target |= {"budget": {"encoder": left / self.cost.original.encoder}, "only": ["g_a*"]}
+            target["budget"] = {"encoder": left / self.cost.original.encoder}
+            target["only"] = [f"{self._path}*"]
         else:
             target["widths"] = self.config.widths
         holder = self._holder(i)
@@ -221,13 +245,19 @@ class ScalableEncoder(MultiWidth, Taught):
 
     def _holder(self, i: int) -> Any:
         """Return the codec with one of the encoders as its g_a; all else is the codec's own."""
-        holder = copy.copy(self.codec)
-        holder.__dict__["_modules"] = {**self.codec._modules, "g_a": self._encoder(i)}
+        holder = node = copy.copy(self.codec)
+        *before, last = self._path.split(".")
+        for part in before:
+            inner: Any = copy.copy(node._modules[part])
+            node.__dict__["_modules"] = {**node._modules, part: inner}
+            node = inner
+        node.__dict__["_modules"] = {**node._modules, last: self._encoder(i)}
         return holder
 
     def _encoder(self, i: int) -> nn.Module:
         if self.config.made:
-            first: Any = self.codec._modules["g_a"]
+            before, _, last = self._path.rpartition(".")
+            first: Any = self.codec.get_submodule(before)._modules[last]
             return first if i == 0 else self.encoders[i - 1]
         return self.encoders[i]
 
@@ -255,7 +285,7 @@ class ScalableEncoder(MultiWidth, Taught):
             yield
             return
         made = self._best(codec) if level == self.widths.best else self._at(level)
-        with override_attributes([(codec, {"g_a": Standing(made)})]):
+        with override_attributes([self._standing_in(codec, Standing(made))]):
             yield
 
     def _at(self, level: int) -> Callable[[Tensor], Tensor]:
@@ -279,8 +309,8 @@ class ScalableEncoder(MultiWidth, Taught):
             for i in range(self.config.encoders):
                 parts.append(self._encoder(i)(x))
                 tried.append(self._join(parts))
-                with override_attributes([(codec, {"g_a": Given(tried[-1])})]):
-                    out = codec.forward(x)
+                with override_attributes([self._standing_in(codec, Given(tried[-1]))]):
+                    out = codec.forward(x, **further_arguments(codec, x, "forward"))
                 bits = sum(-torch.log2(v).flatten(1).sum(1) for v in out["likelihoods"].values())
                 mse = (out["x_hat"].clamp(0, 1) - x).square().flatten(1).mean(1)
                 costs.append(self.lmbda * 255**2 * mse + bits / (x.shape[2] * x.shape[3]))
@@ -366,10 +396,10 @@ class ScalableEncoder(MultiWidth, Taught):
     def set_teacher(self, teacher: nn.Module) -> None:
         """Take a codec's encoder as the teacher of encoders that are small already."""
         given: Any = teacher
-        self._teacher = (given.g_a,)
+        self._teacher = (self._analysis_of(given),)
 
     def trains(self, name: str) -> bool:
-        return self.config.made and transform_of(name) == "g_a"
+        return self.config.made and transform_in(self.codec, name) == "g_a"
 
     def manually_updated(self) -> list[nn.Parameter]:
         return [p for decay in self._decays() for p in decay.manually_updated()]
@@ -392,9 +422,9 @@ class ScalableEncoder(MultiWidth, Taught):
         modules = layers_of(self._encoder(i))
         for group in self.groups:
             for member in group.members if group.latent == "y" else ():
-                if member.axis == "out" and transform_of(member.module) == "g_a":
+                if member.axis == "out" and self.groups.transform(member.module) == "g_a":
                     zero(
-                        modules[member.module.removeprefix("g_a.")],
+                        modules[member.module.removeprefix(self._path).lstrip(".")],
                         "out",
                         member.index.ravel().tolist(),
                     )
@@ -460,7 +490,8 @@ class ScalableEncoder(MultiWidth, Taught):
             return
         for i, decay in enumerate(self._decays()):
             decay.fold(self._holder(i))
-        codec.g_a = self.encoders[0]
+        before, _, last = self._path.rpartition(".")
+        setattr(codec.get_submodule(before), last, self.encoders[0])
 
     def config_after_pruning(self) -> dict[str, Any]:
         return {**self.config.model_dump(), "made": True}
@@ -473,6 +504,6 @@ class ScalableEncoder(MultiWidth, Taught):
                 if self.config.made
                 else prune(self._holder(i), self._decays()[i].select(), self.groups)
             )
-            other.encoders[i - 1] = copy.deepcopy(small.g_a)
+            other.encoders[i - 1] = copy.deepcopy(self._analysis_of(small))
         other._teacher = self._teacher
         other.step.copy_(self.step)

@@ -22,6 +22,7 @@ same way (the authors' gdn_slim_plus.py). The widest width has neither: it is th
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -113,8 +114,8 @@ class SlimmableConfig(StrictConfig):
         return self
 
 
-def _same(x: Tensor) -> Tensor:
-    return x
+HARDLY = 0.25
+"""Widths do little where they save less than this fraction of what a width in proportion would."""
 
 
 @METHODS.register("slimmable")
@@ -202,7 +203,7 @@ class Slimmable(MultiWidth):
                     (
                         g.width
                         for g in self._free
-                        if any(m.module.startswith("g_a") for m in g.members)
+                        if any(self.groups.transform(m.module) == "g_a" for m in g.members)
                     ),
                     default=0,
                 )
@@ -213,6 +214,7 @@ class Slimmable(MultiWidth):
                     )
             shares = [width / first for width in self.config.widths]
         found = [self._at(share) for share in shares]
+        self._warn_if_widths_do_little(shares[-1], found[-1])
         for wider, narrower, number in zip(found, found[1:], range(1, len(found)), strict=False):
             if wider == narrower:
                 raise RecipeError(
@@ -220,6 +222,18 @@ class Slimmable(MultiWidth):
                     f" {self.config.round_to}: set them further apart, or round_to lower"
                 )
         return found
+
+    def _warn_if_widths_do_little(self, share: float, widths: dict[str, int]) -> None:
+        """Warn where most of the codec stays as it is at the narrowest width."""
+        left = self.cost.totals(widths).macs / self.cost.totals().macs
+        if 1 - left < HARDLY * (1 - share):
+            fixed = sum(1 for g in self.groups if g.pinned)
+            warnings.warn(
+                f"slimmable: at width {share:.3g}, {type(self.codec).__name__} still needs"
+                f" {left:.0%} of its MACs: {fixed} of its {len(self.groups)} channel groups cannot"
+                " be narrower (nicprune profile gives the reasons)",
+                stacklevel=5,
+            )
 
     def _at(self, share: float) -> dict[str, int]:
         found = {}

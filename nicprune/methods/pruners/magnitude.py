@@ -8,9 +8,11 @@ budget, channels go by importance per MAC saved.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
-from torch import nn
 
 from nicprune.channels.groups import Group
 from nicprune.codecs.layer_kinds import channel_kind, layers_of
@@ -18,11 +20,13 @@ from nicprune.methods.contract import METHODS, Pruner
 from nicprune.pruning.target import Target
 
 
-def group_magnitude(codec: nn.Module, group: Group) -> np.ndarray:
+def group_magnitude(modules: Mapping[str, Any], group: Group) -> np.ndarray:
     """Return the importance of each channel of a group: L2 norm over its members, relative to the
     group's mean.
+
+    Args:
+        modules: what `layers_of(codec)` returns.
     """
-    modules = layers_of(codec)
     total = np.zeros(group.width)
     with torch.no_grad():
         for member in group.members:
@@ -46,5 +50,6 @@ class Magnitude(Pruner):
 
     def select(self) -> dict[str, list[int]]:
         config: Target = self.config  # type: ignore[assignment]
-        scores = {g.name: group_magnitude(self.codec, g) for g in config.free(self.groups)}
+        modules = layers_of(self.codec)
+        scores = {g.name: group_magnitude(modules, g) for g in config.free(self.groups)}
         return config.choose(self.groups, self.cost, scores, per_cost=True)

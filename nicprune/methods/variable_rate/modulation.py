@@ -24,6 +24,7 @@ activations; fvcore counts no such products, and neither do we.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,11 +33,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nicprune.channels.groups import kept_channels
-from nicprune.codecs.anatomy import rate_distortion_loss, transform_of
+from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.hooks import Hook, remove_hooks
 from nicprune.codecs.layer_kinds import kind_of, widths_of
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.provenance import provenance
+from nicprune.codecs.roles import roles_of, transform_in
 from nicprune.codecs.zoo import lmbda_for
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import CodecError
@@ -88,19 +90,29 @@ class Site(Hook):
 
     Attributes:
         name, side: the module, and "in" or "out".
+        dim: the dimension of its output or input that holds channels.
         layer, axis: the convolution, and its axis, with these channels: what pruning removes there,
             the site loses too.
         width: channels.
     """
 
-    def __init__(self, owner: Modulation, name: str, side: str, layer: str, axis: str, width: int):
-        self.owner, self.method = owner, owner
+    def __init__(
+        self,
+        owner: Modulation,
+        name: str,
+        side: str,
+        layer: str,
+        axis: str,
+        width: int,
+        dim: int = 1,
+    ):
+        self.owner, self.method, self.dim = owner, owner, dim
         self.name, self.side, self.layer, self.axis, self.width = name, side, layer, axis, width
         self.scales = side == "in"
 
     def _apply(self, x: Tensor, module: nn.Module | None = None) -> Tensor:
         scale, bias = self.method.factors(self)
-        x = x * scale[..., None, None].to(x)
+        x = x * self._spread(scale, x)
         if bias is None or module is None:
             return x
         # A channel that is masked away must not come back by the bias that it is given here; see
@@ -108,7 +120,13 @@ class Site(Hook):
         for hook in module._forward_hooks.values():
             if isinstance(hook, Hook) and (share := hook.share()) is not None:
                 bias = bias * share.to(bias)
-        return x + bias[..., None, None].to(x)
+        return x + self._spread(bias, x)
+
+    def _spread(self, value: Tensor, x: Tensor) -> Tensor:
+        """Shape values (images or 1, channels) to go with a tensor."""
+        shape = [1] * x.dim()
+        shape[0], shape[self.dim] = value.shape
+        return value.view(shape).to(x)
 
     def before(self, module: nn.Module, args: Any) -> Any:
         """Scale the input."""
@@ -137,26 +155,45 @@ class Modulation(RateModulator):
         self.build()
 
     def validate(self) -> None:
-        for name in ("g_a", "g_s"):
-            if not isinstance(getattr(self.codec, name, None), nn.Module) or not convolutions_in(
-                self.codec, (name,)
-            ):
-                raise CodecError(
-                    f"{type(self.codec).__name__} has no {name} with a convolution: a"
-                    " modulator scales what g_a gives and g_s is given"
-                )
+        self.places()
 
     def places(self) -> list[Site]:
-        """Return the sites where activations are scaled: the output of g_a and the input of g_s,
-        unless a modulator has more.
+        """Return the sites where activations are scaled: the output of g_a and the input of g_s, or
+        of the modules that do their work, unless a modulator has more.
+
+        Raises:
+            CodecError: where they are is not known.
         """
         codec: Any = self.codec
-        last, first = convolutions_in(codec, ("g_a",))[-1], convolutions_in(codec, ("g_s",))[0]
-        width = widths_of(codec.get_submodule(first))[1]
-        return [
-            Site(self, "g_a", "out", last, "out", width),
-            Site(self, "g_s", "in", first, "in", width),
+        roles, sites = roles_of(codec), []
+        for end, transform, axis in (
+            (roles.analysis, "g_a", "out"),
+            (roles.synthesis, "g_s", "in"),
+        ):
+            layer = self._latent_layer(transform, axis)
+            if end is None or layer is None:
+                reason = roles.reason or f"no layer of {transform} has y for its {axis}put"
+                raise CodecError(
+                    f"a modulator scales what the analysis gives and the synthesis is given, and"
+                    f" {reason}"
+                )
+            width = widths_of(codec.get_submodule(layer))[axis == "in"]
+            sites.append(Site(self, end.module, axis, layer, axis, width, end.dim))
+        return sites
+
+    def _latent_layer(self, transform: str, axis: str) -> str | None:
+        """Return a layer of a transform whose outputs or inputs are all of y, and nothing else."""
+        modules, counts = dict(self.codec.named_modules()), Counter[str]()
+        for group in self.groups:
+            for member in group.members if group.latent == "y" else ():
+                if member.axis == axis and self.groups.transform(member.module) == transform:
+                    counts[member.module] += member.index.size
+        found = [
+            name
+            for name, kind in kinds_in(self.codec).items()
+            if name in counts and counts[name] == kind.widths(modules[name])[axis == "in"]
         ]
+        return found[-1 if axis == "out" else 0] if found else None
 
     def build(self) -> None:
         """Create the parameters."""
@@ -238,12 +275,8 @@ class Modulation(RateModulator):
     def fold(self, codec: nn.Module) -> None:
         for site in self.sites:
             layer: Any = codec.get_submodule(site.name)
-            if site.name in ("g_a", "g_s"):
-                layer = (
-                    list(layer.children())[-1 if site.side == "out" else 0]
-                    if len(list(layer.children()))
-                    else layer
-                )
+            while type(layer) is nn.Sequential and len(layer):
+                layer = layer[-1 if site.side == "out" else 0]
             kind = kind_of(layer)
             if kind is None or not (kind.convolution and kind.mask_on_weight):
                 raise CodecError(
@@ -317,5 +350,5 @@ def convolutions_in(codec: nn.Module, transforms: Sequence[str]) -> list[str]:
         for name, kind in kinds_in(codec).items()
         if kind.convolution
         and (kind.mask_on_weight or kind.flow == "grouped")
-        and transform_of(name) in transforms
+        and transform_in(codec, name) in transforms
     ]
