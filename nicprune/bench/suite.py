@@ -19,6 +19,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from nicprune.bench.decoding import bench_decoding
 from nicprune.bench.optimizer import bench_optimizer
 from nicprune.channels.groups import find_groups
 from nicprune.codecs.anatomy import forward_for_analysis, rate_distortion_loss
@@ -380,6 +381,7 @@ PARTS: dict[str, Callable[[], Iterator[Measure]]] = {
     "slimmable": bench_slimmable,
     "coding": bench_coding,
     "optimizer": bench_optimizer,
+    "decoding": bench_decoding,
 }
 
 

@@ -25,6 +25,7 @@ from nicprune.cli.prune import prune_codec
 from nicprune.cli.recipes import check, run
 from nicprune.cli.reports import overview, report
 from nicprune.cli.timing import time_coding
+from nicprune.cli.verify import verify_files
 from nicprune.common.errors import InterruptedRun, NicpruneError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate_codec,
     "encode": encode_image,
     "decode": decode_file,
+    "verify": verify_files,
     "report": report,
     "overview": overview,
     "export": export,

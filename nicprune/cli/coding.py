@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from nicprune.cli.options import Codec, Force, Level, Lmbda, Metric, Quality, Weights, Width
+from nicprune.cli.options import (
+    Codec,
+    Fast,
+    Force,
+    Level,
+    Lmbda,
+    MaxPixels,
+    Metric,
+    Quality,
+    Weights,
+    Width,
+)
 
 
 def encode_image(
@@ -20,6 +31,8 @@ def encode_image(
     level: Level = None,
     lmbda: Lmbda = None,
     width: Width = None,
+    fast: Fast = False,
+    max_pixels: MaxPixels = None,
     force: Force = False,
 ) -> None:
     """Encode an image into a file.
@@ -29,7 +42,8 @@ def encode_image(
     from nicprune.common.files import check_output, write_atomically
     from nicprune.data.images import read_image
     from nicprune.storage.checkpoint import load_codec
-    from nicprune.storage.container import MAGIC, encode
+    from nicprune.storage.coded_image import MAGIC
+    from nicprune.storage.container import encode
 
     check_output(
         output, [image, codec, weights], lambda start: start.startswith(MAGIC), force=force
@@ -41,6 +55,7 @@ def encode_image(
         level=level,
         lmbda=lmbda,
         width=width,
+        fast=fast,
     )
     write_atomically(output, lambda temporary: temporary.write_bytes(data))
     _, height, columns = picture.shape
@@ -62,9 +77,20 @@ def decode_file(
     quality: Quality = None,
     weights: Weights = "official",
     metric: Metric = "mse",
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="Compute the picture in float64: the same to the bit everywhere, but slower.",
+        ),
+    ] = False,
+    max_pixels: MaxPixels = None,
     force: Force = False,
 ) -> None:
-    """Decode a file that encode wrote into a PNG."""
+    """Decode a file that encode wrote into a PNG.
+
+    Ends with an error if the symbols decoded are not those that were encoded.
+    """
     from nicprune.common.errors import RecipeError
     from nicprune.common.files import check_output
     from nicprune.data.images import write_png
@@ -76,6 +102,6 @@ def decode_file(
     check_output(
         output, [file, codec, weights], lambda start: start.startswith(b"\x89PNG"), force=force
     )
-    picture = decode(load_codec(codec, quality, metric=metric, weights=weights), file)
+    picture = decode(load_codec(codec, quality, metric=metric, weights=weights), file, exact=exact)
     write_png(picture.float() / 255, output)
     typer.echo(f"wrote {output} ({picture.shape[2]}x{picture.shape[1]} pixels)")

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from nicprune.cli.options import Codec, Force, Level, Lmbda, Metric, Quality, Weights, Width
+from nicprune.cli.options import (
+    Codec,
+    Fast,
+    Force,
+    Level,
+    Lmbda,
+    MaxPixels,
+    Metric,
+    Quality,
+    Weights,
+    Width,
+)
 
 
 def evaluate_codec(
@@ -32,6 +43,8 @@ def evaluate_codec(
             help="jpeg and webp: PSNR at this rate in bpp, interpolated between their settings.",
         ),
     ] = None,
+    fast: Fast = False,
+    max_pixels: MaxPixels = None,
     force: Force = False,
 ) -> None:
     """Evaluate a codec on real bitstreams.
@@ -59,6 +72,7 @@ def evaluate_codec(
         level=level,
         lmbda=lmbda,
         width=width,
+        fast=fast,
     )
     if per_image:
         for image in result.images:

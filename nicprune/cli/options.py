@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,25 @@ def _level(text: str) -> float | str:
         return text if text == "best" else float(text)
     except ValueError:
         raise typer.BadParameter(f"a level is a number, or best (got {text!r})") from None
+
+
+def _bound_images(context: typer.Context, pixels: int | None) -> int | None:
+    """Set the bound on images for as long as the command runs."""
+    if pixels is None:
+        return None
+    from nicprune.data.images import MAX_PIXELS_VARIABLE as NAME
+
+    before = os.environ.get(NAME)
+    os.environ[NAME] = str(pixels)
+
+    @context.call_on_close
+    def restore() -> None:
+        if before is None:
+            os.environ.pop(NAME, None)
+        else:
+            os.environ[NAME] = before
+
+    return pixels
 
 
 Codec = Annotated[str, typer.Argument(help="Name, file, or package.module:factory.")]
@@ -37,6 +57,25 @@ Level = Annotated[
 Lmbda = Annotated[float | None, typer.Option(help="With a modulator: the rate, by its lambda.")]
 Width = Annotated[
     int | None, typer.Option(help="With a slimmable codec: the width; 0 is the widest.")
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        min=1,
+        callback=_bound_images,
+        help="Refuse images of more pixels; by default those of more than 89,478,485.",
+    ),
+]
+Fast = Annotated[
+    bool,
+    typer.Option(
+        "--fast",
+        help=(
+            "Entropy parameters in float32. Elsewhere, with another processor, number of threads"
+            " or software, some images then do not decode."
+        ),
+    ),
 ]
 Force = Annotated[
     bool, typer.Option("--force", help="Replace an existing file of another kind too.")

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from nicprune.cli.options import Overrides
+from nicprune.cli.options import MaxPixels, Overrides
 
 Recipe = Annotated[str, typer.Argument(help="Recipe file or name (see nicprune list recipes).")]
 
 
-def check(recipe: Recipe, set_: Overrides = None) -> None:
+def check(recipe: Recipe, set_: Overrides = None, max_pixels: MaxPixels = None) -> None:
     """Check a recipe and all that it needs, without running it."""
     from pathlib import Path
 
@@ -35,6 +35,7 @@ def run(
         bool, typer.Option("--dry-run", help="Check everything and print the planned runs.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Run a recipe and write its report.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nicprune.cli.options import Metric, Quality, Weights
+from nicprune.cli.options import MaxPixels, Metric, Quality, Weights
 
 EAGER = "eager"
 
@@ -66,6 +66,7 @@ def time_coding(
     out: Annotated[
         str | None, typer.Option(help="Folder to write times.md, times.json and times.png into.")
     ] = None,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Time the parts of coding an image.
 

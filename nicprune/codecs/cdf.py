@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
-from compressai import ans
 from compressai.entropy_models import EntropyModel, EntropyModelVbr, GaussianConditional
 from torch import Tensor, nn
 
@@ -103,59 +102,6 @@ def fast_indexes() -> Iterator[None]:
                 # slower, and the same.
                 stack.callback(setattr, cls, name, own)
         yield
-
-
-@contextmanager
-def counted_symbols() -> Iterator[list[int]]:
-    """Within it, how many symbols each call of CompressAI's encoders writes is appended to the list
-    that it gives.
-    """
-    counts: list[int] = []
-
-    def counting(encode: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(self: Any, symbols: Any, *args: Any) -> Any:
-            counts.append(len(symbols))
-            return encode(self, symbols, *args)
-
-        return counted
-
-    with ExitStack() as stack:
-        for cls in (ans.RansEncoder, ans.BufferedRansEncoder):
-            _exchange(stack, cls, "encode_with_indexes", counting)
-        yield counts
-
-
-@contextmanager
-def bounded_reads(symbols: int) -> Iterator[None]:
-    """Within it, CompressAI's decoder reads zeros behind the end of a string, not what lies there
-    in memory: it does not look where a string ends.
-
-    A step of its coder reads one word of four bytes at the most, and a symbol outside its table up
-    to fifteen times as many bytes as the string has.
-
-    Args:
-        symbols: how many a string may hold.
-    """
-
-    def padded(string: bytes) -> bytes:
-        return string + bytes(4 * symbols + 16 * len(string) + 4096)
-
-    def padding(read: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda self, string, *args: read(self, padded(string), *args)
-
-    with ExitStack() as stack:
-        for name in ("set_stream", "decode_with_indexes"):
-            _exchange(stack, ans.RansDecoder, name, padding)
-        yield
-
-
-def _exchange(
-    stack: ExitStack, cls: Any, name: str, change: Callable[[Callable[..., Any]], Any]
-) -> None:
-    """Exchange a method for as long as the stack lasts."""
-    own = getattr(cls, name)
-    setattr(cls, name, change(own))
-    stack.callback(setattr, cls, name, own)
 
 
 def _bottleneck_hash(codec: Any) -> str:

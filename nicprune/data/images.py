@@ -37,9 +37,10 @@ SAMPLE_TRAIN = (
 
 
 MAX_PIXELS = 89_478_485
-"""Pixels of the largest image that is decoded, Pillow's own bound; the variable NICPRUNE_MAX_PIXELS
-sets another.
-"""
+"""Pixels of the largest image that is decoded, Pillow's own bound."""
+
+MAX_PIXELS_VARIABLE = "NICPRUNE_MAX_PIXELS"
+"""Environment variable that sets another bound; --max-pixels sets it for one command."""
 
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
@@ -90,9 +91,9 @@ def max_pixels() -> int:
     Raises:
         DataError: NICPRUNE_MAX_PIXELS is no such number.
     """
-    given = os.environ.get("NICPRUNE_MAX_PIXELS") or str(MAX_PIXELS)
+    given = os.environ.get(MAX_PIXELS_VARIABLE) or str(MAX_PIXELS)
     if not given.isascii() or not given.isdecimal() or not int(given):
-        raise DataError(f"NICPRUNE_MAX_PIXELS is a number of pixels (got {given!r:.40})")
+        raise DataError(f"{MAX_PIXELS_VARIABLE} is a number of pixels (got {given!r:.40})")
     return int(given)
 
 
@@ -100,8 +101,8 @@ def check_size(width: int, height: int, what: str) -> None:
     """Raise DataError if an image is larger than `max_pixels`."""
     if width * height > (most := max_pixels()):
         raise DataError(
-            f"{what} has {width}x{height} pixels, more than the {most:,} that are allowed; set"
-            " NICPRUNE_MAX_PIXELS to allow more"
+            f"{what} has {width}x{height} pixels, more than the {most:,} that are allowed;"
+            f" --max-pixels or {MAX_PIXELS_VARIABLE} allows more"
         )
 
 

@@ -20,6 +20,7 @@ from nicprune.codecs.calling import compress, decompress, run
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape
+from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError, enough_memory
 from nicprune.common.files import write_text
@@ -183,15 +184,20 @@ def string_bytes(strings: Any) -> int:
 
 @torch.no_grad()
 def evaluate_image(
-    codec: Any, image: Tensor, name: str, point: OperatingPoint = EMPTY
+    codec: Any,
+    image: Tensor,
+    name: str,
+    point: OperatingPoint = EMPTY,
+    coder: Coder | None = None,
 ) -> tuple[ImageScore, Tensor]:
     """Encode and decode one image.
 
     Args:
-        codec: a codec with up-to-date CDF tables.
+        codec: a codec with up-to-date CDF tables, for the estimate of bpp.
         image: uint8, shape (3, H, W); or (1, H, W) for a codec of grey images.
         name: name of the image, for its score.
         point: the operating point to code at.
+        coder: codes the image, made of a copy of the codec; if None, the codec itself does.
 
     Returns:
         The scores, and the decoded image, float in [0, 1] on the CPU.
@@ -204,9 +210,14 @@ def evaluate_image(
         padded, padding = pad(x)
         padded = padded.contiguous(memory_format=torch.channels_last)
         started = _now(device)
-        sent = compress(codec, padded, **point.keywords())
-        encoded = _now(device)
-        received = decompress(codec, sent["strings"], sent["shape"], padded)["x_hat"]
+        if coder is not None:
+            sent = coder.compress(padded, **point.keywords())
+            encoded = _now(device)
+            received = coder.decompress(sent["strings"], sent["shape"], padded)
+        else:
+            sent = compress(codec, padded, **point.keywords())
+            encoded = _now(device)
+            received = decompress(codec, sent["strings"], sent["shape"], padded)["x_hat"]
         decoded = _now(device)
         likelihoods = run(codec, padded, **point.keywords())["likelihoods"].values()
     if not bool(torch.isfinite(received).all()):
@@ -252,8 +263,9 @@ def evaluate(
     level: Any = None,
     lmbda: float | None = None,
     width: int | None = None,
+    fast: bool = False,
 ) -> Evaluation:
-    """Encode and decode every image with real bitstreams.
+    """Encode and decode every image with real bitstreams, those that `encode` writes.
 
     Args:
         codec: a `CompressionModel` of any width, or one with gates or a modulator on it (as
@@ -271,6 +283,7 @@ def evaluate(
         level, lmbda: with a modulator, the rate (by default the highest); with a scalable encoder,
             the level: see `Attached.forward`.
         width: with a slimmable codec, the width (by default the one that is set).
+        fast: compute entropy parameters in float32; see `encode`.
 
     Raises:
         CodecError: `codec` has methods attached that must be hardened first.
@@ -292,6 +305,7 @@ def evaluate(
     ready: Any = copy_codec(codec).to(place).float().eval().to(memory_format=torch.channels_last)
     check_finite(ready)
     refresh_tables(ready)
+    coder = None if fast else Coder(copy_codec(ready))
     if isinstance(ready, Attached):
         ready.set_point(point)
         now = ready.totals()
@@ -302,8 +316,9 @@ def evaluate(
     for number, (path, image) in enumerate(readable(paths), 1):
         image = to_channels(image, channels)
         if not scores:  # warm-up: the first call does one-time set-up
-            evaluate_image(ready, image[:, :SIZE_MULTIPLE, :SIZE_MULTIPLE], "warm-up", point)
-        score, decoded = evaluate_image(ready, image, path.name, point)
+            tile = image[:, :SIZE_MULTIPLE, :SIZE_MULTIPLE]
+            evaluate_image(ready, tile, "warm-up", point, coder)
+        score, decoded = evaluate_image(ready, image, path.name, point, coder)
         scores.append(score)
         if keep_decoded is not None:
             keep_decoded(path.name, image.float() / 255, decoded, score)

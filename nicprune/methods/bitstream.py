@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -31,6 +31,8 @@ class Coding(nn.Module):
         "shape"}, as the codec's own compress.
 
         With a modulator, the first string says at which rate; with several widths, at which width.
+        With gates, the images of a batch are coded one by one: an image is then coded to the same
+        strings in a batch and alone, where closed channels are left out of the computation.
         CDF tables must be current: call update(force=True) after training of your own. Masks that
         still decay are folded into a copy for it, which is slow: harden for good.
 
@@ -50,8 +52,9 @@ class Coding(nn.Module):
         if not args and not kwargs:
             kwargs = further_arguments(coder.codec, x, "compress")
         with fast_indexes(), coder.active():
-            sent = coder.codec.compress(x, *args, **kwargs)
-        return {**sent, "strings": [*header, *sent["strings"]]}
+            sent = [coder.codec.compress(one, *args, **kwargs) for one in coder._parts_of(x)]
+        strings = _joined([one["strings"] for one in sent])
+        return {**sent[0], "strings": [*header, *strings]}
 
     @torch.no_grad()
     def decompress(
@@ -74,10 +77,21 @@ class Coding(nn.Module):
                 image = example_image(coder.codec)
                 kwargs |= further_arguments(coder.codec, image, "decompress")
             with fast_indexes(), coder.active():
-                return coder.codec.decompress(strings, *args, **kwargs)
+                count = _count(strings) if coder.roles.gating else 1
+                if count <= 1:
+                    return coder.codec.decompress(strings, *args, **kwargs)
+                each = [
+                    coder.codec.decompress(_taken(strings, i), *args, **kwargs)
+                    for i in range(count)
+                ]
+            return {**each[0], "x_hat": torch.cat([one["x_hat"] for one in each])}
         finally:  # the width that a stream was written at is not the one to write at next
             if widths is not None:
                 widths.now = before
+
+    def _parts_of(self: Any, x: Tensor) -> Sequence[Tensor]:
+        """Split a batch into what is coded at once."""
+        return x.split(1) if self.roles.gating else [x]
 
     @contextmanager
     def active(self: Any) -> Iterator[None]:
@@ -104,3 +118,28 @@ def _header(strings: list[Any]) -> bytes:
     """Remove the next header from a bitstream's strings and return it."""
     found = strings.pop(0) if strings else b""
     return found[0] if isinstance(found, list) and found else b""
+
+
+def _joined(each: list[Any]) -> Any:
+    """Join the strings of several batches: the innermost lists hold a string for each image."""
+    if len(each) == 1:
+        return each[0]
+    if all(isinstance(string, bytes) for strings in each for string in strings):
+        return [string for strings in each for string in strings]
+    return [_joined(list(strings)) for strings in zip(*each, strict=True)]
+
+
+def _taken(strings: Any, index: int) -> Any:
+    """Return the strings of one image of a batch."""
+    if all(isinstance(string, bytes) for string in strings):
+        return [strings[index]]
+    return [_taken(one, index) for one in strings]
+
+
+def _count(strings: Any) -> int:
+    """Return the number of images that strings hold; 0 if they are not what `compress` returns."""
+    while isinstance(strings, (list, tuple)) and strings:
+        if all(isinstance(string, bytes) for string in strings):
+            return len(strings)
+        strings = strings[0]
+    return 0

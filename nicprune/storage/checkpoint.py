@@ -50,6 +50,7 @@ from nicprune.codecs.zoo import (
 )
 from nicprune.common.errors import CodecError, FileError, NicpruneError
 from nicprune.common.files import check_regular, expand, write_atomically
+from nicprune.common.machine import versions
 from nicprune.methods.composition import Attached, attach
 from nicprune.methods.contract import Method
 from nicprune.pruning.attributes import noted_attributes, set_attributes
@@ -163,6 +164,7 @@ def _contents(model: nn.Module, half: bool) -> tuple[dict[str, Any], dict[str, T
         "original": record.original,
         "history": record.history,
         "structure": structure(codec),
+        "versions": versions(),
     }
     if followed := noted_attributes(codec):
         header["attributes"] = followed
@@ -331,6 +333,16 @@ def load(path: str | Path, *, factory: Factory | None = None) -> nn.Module:
         CodecError: the codec's class is not imported, or changed since the codec was saved; pass
             `factory`.
     """
+    header, state = read_file(path)
+    return _assemble(header, state, str(path), factory)
+
+
+def read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the header and the tensors of a file, and compare them with its digest if it has one.
+
+    Raises:
+        FileError: the file is missing, damaged, or was not written by `save`.
+    """
     header = read_header(path)
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -341,7 +353,7 @@ def load(path: str | Path, *, factory: Factory | None = None) -> nn.Module:
         header, state
     ):
         raise FileError(f"{path} is damaged: its checksum does not fit")
-    return _assemble(header, state, str(path), factory)
+    return header, state
 
 
 def _codec_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

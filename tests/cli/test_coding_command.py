@@ -73,3 +73,65 @@ def test_encode_and_decode_fail_in_one_line(
         err = fails(monkeypatch, capsys, *arguments)
         assert expected in err and err.startswith("nicprune: ") and err.count("\n") == 1
     assert not out.exists() and not png.exists()
+
+
+def test_the_picture_is_exact_or_entropy_parameters_are_fast_if_asked(tmp_path: Path) -> None:
+    import torch
+
+    from nicprune.data.images import read_image, write_png
+    from nicprune.evaluation.evaluate import evaluate
+    from nicprune.storage.container import decode, encode
+
+    codec = built("bmshj2018-hyperprior")[0]
+    file, picture = save(codec, tmp_path / "c.safetensors"), tmp_path / "a.png"
+    write_png(torch.rand(3, 64, 96), picture)
+    coded, decoded = tmp_path / "a.nic", tmp_path / "b.png"
+    call("encode", str(file), str(picture), str(coded), "--fast")
+    assert coded.read_bytes() == encode(codec, picture, fast=True) != encode(codec, picture)
+    call("encode", str(file), str(picture), str(coded))
+    call("decode", str(file), str(coded), str(decoded), "--exact")
+    assert torch.equal(read_image(decoded), decode(codec, coded, exact=True))
+    expected = str(evaluate(codec, picture, fast=True)).split(" dB")[0]
+    assert expected in call("eval", str(file), str(picture), "--fast")
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "eval", "check", "verify"])
+def test_images_of_too_many_pixels_are_refused_before_any_work(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import torch
+
+    from nicprune.data.images import max_pixels, write_png
+    from nicprune.storage import container
+    from nicprune.storage.container import encode
+
+    monkeypatch.delenv("NICPRUNE_MAX_PIXELS", raising=False)
+    codec = built("bmshj2018-hyperprior")[0]
+    file, picture = str(save(codec, tmp_path / "c.safetensors")), str(tmp_path / "a.png")
+    write_png(torch.rand(3, 80, 90), picture)
+    coded, out = tmp_path / "a.nic", str(tmp_path / "out.png")
+    coded.write_bytes(encode(codec, picture))
+    recipe = ["mask_decay_mbt2018", "--set", f"photographs.train={picture}"]
+    recipe += ["--set", f"photographs.test={picture}", "--set", "training.patch_size=64"]
+    arguments = {
+        "encode": [file, picture, str(tmp_path / "b.nic")],
+        "decode": [file, str(coded), out],
+        "eval": [file, picture],
+        "check": [*recipe, "--set", "weights=none"],
+        "verify": [str(coded)],
+    }[command]
+    before = max_pixels()
+
+    def unwanted(*args: object, **kwargs: object) -> None:
+        raise AssertionError("work began")
+
+    monkeypatch.setattr(container, "copy_codec", unwanted)
+    told = fails(monkeypatch, capsys, command, *arguments, "--max-pixels", "7199")
+    assert "90x80 pixels, more than the 7,199 that are allowed; --max-pixels" in told
+    assert max_pixels() == before, "the bound is that of one command"
+    monkeypatch.undo()
+    if command != "check":
+        call(command, *arguments, "--max-pixels", "7200")

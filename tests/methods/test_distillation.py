@@ -427,21 +427,6 @@ def test_files_of_a_pruned_encoder_are_read_by_the_original(tmp_path: Path) -> N
         container.decode(decoder, data)
 
 
-def test_files_from_before_fingerprints_left_encoders_out_are_read() -> None:
-    codec = built("bmshj2018-hyperprior")[0]
-    codec.update(force=True)  # type: ignore[operator]
-    with pytest.MonkeyPatch.context() as patch:
-        real = container.fingerprint
-        patch.setattr(
-            container, "fingerprint", lambda codec, encoder=False: real(codec, encoder=True)
-        )
-        patch.setattr(container, "_mark", lambda weights, codec: weights)
-        patch.setattr(container, "VERSION", 1)
-        data = container.encode(codec, (image(codec, 0)[0] * 255).byte())
-    assert container.decode(codec, data).shape == (3, 64, 64)
-    assert container.encode(codec, (image(codec, 0)[0] * 255).byte()) != data
-
-
 def test_tables_stand_as_long_as_their_weights_do(tmp_path: Path) -> None:
     codec: Any = load_codec(
         "demo-hyperprior", 1

@@ -478,6 +478,36 @@ def test_bitstreams_decode_with_gates_partly_closed(name: str) -> None:
                 )
 
 
+@pytest.mark.parametrize("name", ["bmshj2018-hyperprior", "elic2022-chandelier"])
+def test_an_image_is_coded_the_same_in_a_batch_and_alone(name: str) -> None:
+    """Closed channels are left out of the computation, or multiplied by zero: other roundings."""
+    attached = attach(built(name)[0], "channel_gating", **QUICK)
+    images = torch.cat([picture(attached.codec, seed, 128) for seed in range(3)])
+    with torch.no_grad():
+        for seed in range(3):
+            attached.train()(picture(attached.codec, seed))
+        for gate in attached.methods[0].each().values():  # type: ignore[operator]
+            gate.threshold.fill_(0.9)
+    attached.eval().update(force=True)
+    whole = attached.compress(images)
+    decoded = attached.decompress(whole["strings"], whole["shape"])["x_hat"]
+
+    def of_image(strings: Any, index: int) -> Any:
+        if all(isinstance(string, bytes) for string in strings):
+            return [strings[index]]
+        return [of_image(one, index) for one in strings]
+
+    for index in range(3):
+        alone = attached.compress(images[index : index + 1])
+        assert alone["shape"] == whole["shape"]
+        assert alone["strings"] == of_image(whole["strings"], index)
+        one = attached.decompress(of_image(whole["strings"], index), whole["shape"])["x_hat"]
+        assert torch.equal(one[0], decoded[index])
+    assert any(not bool(m.open.all()) for m in attached.modules() if hasattr(m, "open")), (
+        "no gate closed anything: this test shows nothing"
+    )
+
+
 def test_both_sides_compute_the_same_whether_or_not_gradients_are_kept() -> None:
     """The tables that strings are written with are h_s's output: a rounding apart, they may not
     decode.

@@ -4,6 +4,7 @@ whole or not this codec's.
 
 from __future__ import annotations
 
+import base64
 import copy
 import os
 import subprocess
@@ -19,11 +20,15 @@ from torch import Tensor, nn
 
 from nicprune.common.errors import CodecError, DataError, FileError, NicpruneError, RecipeError
 from nicprune.data.images import read_image, write_png
-from nicprune.evaluation.evaluate import evaluate, string_bytes
+from nicprune.evaluation.evaluate import evaluate, psnr, string_bytes
 from nicprune.evaluation.padding import crop, pad
 from nicprune.methods import Attached, attach
-from nicprune.storage.checkpoint import load, save
-from nicprune.storage.container import HEADER, MAGIC, _pack, decode, encode, fingerprint
+from nicprune.storage import container
+from nicprune.storage.checkpoint import load, load_codec, save
+from nicprune.storage.coded_image import EARLIER, HEADER, MAGIC, VERSION, read_coded
+from nicprune.storage.container import ImageCoder, decode, encode
+from nicprune.storage.identity import fingerprint
+from nicprune.storage.values import pack as _pack
 
 LAMBDAS = (0.0018, 0.0067, 0.025)
 
@@ -51,6 +56,11 @@ def by_hand(codec: Any, picture: Tensor, **rate: float) -> tuple[Tensor, int]:
     return crop(x_hat, padding)[0].clamp(0, 1).mul(255).round().byte(), string_bytes(
         sent["strings"]
     )
+
+
+def close(decoded: Tensor, expected: Tensor) -> bool:
+    """Whether two pictures are the same but for how float32 rounds to 8 bits."""
+    return bool((decoded.int() - expected.int()).abs().max() <= 1)
 
 
 def ready(name: str) -> Any:
@@ -113,8 +123,8 @@ def test_what_is_read_is_what_the_codec_itself_decodes(name: str) -> None:
     expected, size = by_hand(codec, picture)
     decoded = decode(codec, data)
     assert decoded.dtype == torch.uint8 and decoded.shape == picture.shape
-    assert torch.equal(decoded, expected)
-    assert len(data) - size < (40 if "elic" not in name and "checkerboard" not in name else 110)
+    assert close(decoded, expected)
+    assert len(data) - size < (50 if "elic" not in name and "checkerboard" not in name else 120)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (64, 64), (65, 63), (130, 67)])
@@ -122,7 +132,7 @@ def test_any_size_comes_back(size: tuple[int, int], hyperprior: Any) -> None:
     decoded = decode(hyperprior, encode(hyperprior, photo(*size)))
     assert decoded.shape == (3, *size)
     hyperprior.update(force=True)
-    assert torch.equal(decoded, by_hand(hyperprior, photo(*size))[0])
+    assert close(decoded, by_hand(hyperprior, photo(*size))[0])
 
 
 def test_a_file_is_as_good_as_a_tensor(hyperprior: Any, tmp_path: Path) -> None:
@@ -141,11 +151,11 @@ def test_the_rate_travels_inside(level: float) -> None:
     expected, size = by_hand(attached, picture, level=level)
     data = encode(attached, picture, level=level)
     attached.levels.assign(1.0)  # type: ignore[union-attr]
-    assert torch.equal(decode(attached, data), expected)
-    assert len(data) - size < 40
+    assert close(decode(attached, data), expected)
+    assert len(data) - size < 50
     other = encode(attached, picture, level=1.3)
     assert (len(other) > len(data)) == (level < 1.3), "a higher level is a higher rate"
-    assert not torch.equal(decode(attached, other), expected)
+    assert not close(decode(attached, other), expected)
 
 
 def test_a_rate_may_be_given_as_its_lambda() -> None:
@@ -161,8 +171,8 @@ def test_gates_are_part_of_the_codec(tmp_path: Path) -> None:
     assert any(not bool(m.open.all()) for m in attached.modules() if hasattr(m, "open")), (
         "no gate closed anything: this test shows nothing"
     )
-    assert torch.equal(decode(attached, data), expected)
-    assert not torch.equal(expected, by_hand(ready("bmshj2018-hyperprior"), picture)[0])
+    assert close(decode(attached, data), expected)
+    assert not close(expected, by_hand(ready("bmshj2018-hyperprior"), picture)[0])
     again = load(save(attached, tmp_path / "gated.safetensors"))
     assert torch.equal(decode(again, data), expected)
     refused(ready("bmshj2018-hyperprior"), data, "another codec")
@@ -273,9 +283,13 @@ def test_the_codec_is_given_back_what_it_gave_in_the_arithmetic_of_its_encoder()
             return super().decompress(strings, shape)
 
     codec.__class__ = Watched
-    data = encode(codec.train().to(memory_format=torch.channels_last), photo())
-    decode(codec.eval().to(memory_format=torch.contiguous_format), data)
-    assert seen[0] == seen[-1] and seen[0][2:] == (False, True, True)
+    for fast in (True, False):
+        seen.clear()
+        data = encode(codec.train().to(memory_format=torch.channels_last), photo(), fast=fast)
+        written = seen[-1]
+        decode(codec.eval().to(memory_format=torch.contiguous_format), data)
+        assert seen[-1][:3] == (*written[:2], False)
+        assert all(one[3:] in ((fast, fast), (True, fast)) for one in (written, seen[-1]))
     assert [type(size) for size in seen[-1][1]["y"]] == [torch.Size] * len(ELIC_GROUPS)
 
 
@@ -327,18 +341,161 @@ def test_an_encoder_of_other_layers_writes_what_the_codec_reads() -> None:
     assert decode(codec, encode(other, photo())).shape == photo().shape
 
 
-def test_images_of_the_first_version_are_read(hyperprior: Any) -> None:
+def of_version(data: bytes, version: int, mark: bytes) -> bytes:
+    """An image that was encoded with `fast`, as an earlier version wrote it."""
+    tables = data[len(MAGIC) + 9 : EARLIER.size]
+    return sealed(MAGIC + bytes([version]) + mark + tables + data[HEADER.size : -4])
+
+
+def test_images_of_earlier_versions_are_read(hyperprior: Any) -> None:
+    data = encode(hyperprior, photo(), fast=True)
+    assert data[len(MAGIC)] == VERSION == 3
+    own = fingerprint(hyperprior)
+    first = of_version(data, 1, own)
+    with_encoder = of_version(data, 1, fingerprint(hyperprior, encoder=True))
+    second = of_version(data, 2, data[len(MAGIC) + 1 : len(MAGIC) + 9])
+    for earlier in (first, with_encoder, second):
+        with pytest.warns(UserWarning, match="carries no digest"):
+            assert torch.equal(decode(hyperprior, earlier), decode(hyperprior, data))
+    refused(ready("mbt2018-mean"), first, "another codec")
+    refused(hyperprior, of_version(data, 2, own), "another codec")
+    refused(hyperprior, sealed(data[: len(MAGIC)] + b"\4" + data[5:-4]), "version 4")
+
+
+SECOND = base64.b85decode(
+    b"i%v;H0?0SKsyD~tJ@iH@R^S1k0SN>I2?fFi<Z}_#;zvsW6I&*sp~`qGI}1~QADy;J%#3n{i`maAxG%XcZzdEMbo}"
+    b"6kR$2x8Hro$;8J+sOOZ!uk6O(JW{ll*ulCILV<x+B90`|kHdDb0h=j~~LP6eK<STe7F*BPaG{>nLlK6*?><b$d9P"
+    b"MeosTqBI67IiUf<sr#8%SL^9Xt6I19A1_htrGjMW^jUM38Kj&p=|6uyy$QMQK4)ca7O?JcK2cV)h`lL+jzoa#%vY"
+    b"6jKcGC1~7n0Ha_IN6&>|PZx`r&7uT~n1u_$vBI5u6006&AH8TcFz%u"
+)
+"""photo(40, 56) by demo-hyperprior at quality 1, as it was written before version 3."""
+
+
+def test_an_image_that_was_written_by_the_version_before_is_read() -> None:
+    codec = load_codec("demo-hyperprior", 1)
+    assert SECOND[len(MAGIC)] == 2
+    with pytest.warns(UserWarning, match=r"version 2.* carries no digest"):
+        decoded = decode(codec, SECOND)
+    assert psnr(photo(40, 56) / 255, decoded / 255) == pytest.approx(21.54, abs=0.02)
+
+
+def test_a_note_on_a_missing_digest_names_the_file(hyperprior: Any, tmp_path: Path) -> None:
+    data = encode(hyperprior, photo(64, 64), fast=True)
+    mark = data[len(MAGIC) + 1 : len(MAGIC) + 9]
+    (tmp_path / "old.nic").write_bytes(of_version(data, 2, mark))
+    with pytest.warns(UserWarning, match=r"old\.nic .* noise|old\.nic .* wrong") as caught:
+        decode(hyperprior, tmp_path / "old.nic")
+    assert caught[0].filename == __file__
+
+
+FLAGS = EARLIER.size
+"""Place of the flags in a header of version 3."""
+
+
+def test_entropy_parameters_are_in_float64_unless_told_otherwise(hyperprior: Any) -> None:
+    data, fast = (encode(hyperprior, photo(), fast=fast) for fast in (False, True))
+    assert (data[FLAGS], fast[FLAGS]) == (3, 2)
+    assert close(decode(hyperprior, data), decode(hyperprior, fast))
+    # What decodes is what the file says.
+    with pytest.MonkeyPatch.context() as patch:
+        seen: list[bool] = []
+        real = container.Coder
+        patch.setattr(
+            container,
+            "Coder",
+            lambda model, float64, everything: seen.append(float64) or real(model, float64=float64),
+        )
+        decode(hyperprior, data)
+        decode(hyperprior, fast)
+    assert seen == [True, False]
+
+
+def test_symbols_that_are_not_the_encoders_are_refused(hyperprior: Any) -> None:
+    """A digest that does not fit stands for symbols that do not."""
+    for fast in (False, True):
+        data = encode(hyperprior, photo(), fast=fast)
+        for place in range(FLAGS + 1, HEADER.size):
+            changed = bytearray(data[:-4])
+            changed[place] ^= 1
+            refused(hyperprior, sealed(bytes(changed)), "symbols differ from the encoder's")
+
+
+@pytest.mark.parametrize("name", ["mbt2018", "elic2022-official"])
+def test_other_arithmetic_is_refused_and_never_noise(name: str) -> None:
+    """Between encoding and decoding, one weight of those that both sides use changes, which nobody
+    notices but the digest.
+    """
+    codec = ready(name)
+    data = encode(codec, photo(128, 128))
+    before = decode(codec, data)
+    real = container.copy_codec
+
+    def altered(model: Any) -> Any:
+        copied = real(model)
+        for key, weight in copied.named_parameters():
+            if "entropy_parameters" in key:
+                weight.data.mul_(1.01)
+        return copied
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(container, "fingerprint", lambda model: data[5:13])
+        patch.setattr(container, "mark", lambda own, model: data[5:13])
+        patch.setattr(container, "copy_codec", altered)
+        refused(codec, data, "cannot be decoded here")
+    assert torch.equal(decode(codec, data), before)
+
+
+def test_a_picture_may_be_decoded_exactly(hyperprior: Any) -> None:
     data = encode(hyperprior, photo())
-    assert data[len(MAGIC)] == 2
-    places = len(MAGIC), len(MAGIC) + 9
-    first = data[: places[0]] + b"\1" + fingerprint(hyperprior) + data[places[1] : -4]
-    with_encoder = (
-        data[: places[0]] + b"\1" + fingerprint(hyperprior, encoder=True) + data[places[1] : -4]
-    )
-    assert torch.equal(decode(hyperprior, sealed(with_encoder)), decode(hyperprior, data))
-    assert torch.equal(decode(hyperprior, sealed(first)), decode(hyperprior, data))
-    refused(ready("mbt2018-mean"), sealed(first), "another codec")
-    refused(hyperprior, sealed(data[: places[0]] + b"\3" + data[places[0] + 1 : -4]), "version 3")
+    exact = decode(hyperprior, data, exact=True)
+    assert close(exact, decode(hyperprior, data))
+    float64 = copy.deepcopy(hyperprior).double()
+    float64.update(force=True)
+    with torch.no_grad():
+        padded, padding = pad(photo().unsqueeze(0).double() / 255)
+        sent = float64.compress(padded)
+        expected = float64.decompress(sent["strings"], sent["shape"])["x_hat"]
+    assert torch.equal(exact, crop(expected, padding)[0].clamp(0, 1).mul(255).round().byte())
+    refused_exactly = encode(hyperprior, photo(), fast=True)
+    with pytest.raises(FileError, match="cannot be decoded exactly"):
+        decode(hyperprior, refused_exactly, exact=True)
+
+
+def test_a_codec_without_compressais_coder_has_no_digest(hyperprior: Any) -> None:
+    class Raw(type(hyperprior)):  # type: ignore[misc]
+        def compress(self, x: Tensor) -> dict[str, Any]:
+            return {"strings": [[bytes(x[0].mul(255).byte().flatten().tolist())]], "shape": [1]}
+
+        def decompress(self, strings: Any, shape: Any) -> dict[str, Any]:
+            side = round((len(strings[0][0]) // 3) ** 0.5)
+            values = torch.tensor(list(strings[0][0]), dtype=torch.uint8)
+            return {"x_hat": values.view(1, 3, side, side) / 255}
+
+    hyperprior.__class__ = Raw
+    data = encode(hyperprior, photo(64, 64))
+    with pytest.warns(UserWarning, match="an entropy coder of its own"):
+        assert torch.equal(decode(hyperprior, data), photo(64, 64))
+
+
+def test_one_coder_codes_many_images_at_many_rates() -> None:
+    attached = attach(ready("bmshj2018-hyperprior"), "slimmable", widths=[1.0, 0.5], round_to=1)
+    attached.update(force=True)
+    coder = ImageCoder(attached)
+    for options in ({"width": 1}, {}, {"fast": True}, {"width": 1}, {}):
+        data = coder.encode(photo(64, 64), **options)  # type: ignore[arg-type]
+        assert data == encode(attached, photo(64, 64), **options)  # type: ignore[arg-type]
+        coded, _ = read_coded(data)
+        assert torch.equal(coder.decode(coded), decode(attached, data))
+
+
+def test_evaluation_counts_the_strings_that_are_written(tmp_path: Path) -> None:
+    for name in ("mbt2018", "elic2022-official"):
+        codec = ready(name)
+        file = write_png(photo() / 255, tmp_path / "a.png")
+        for fast in (False, True):
+            coded, _ = read_coded(encode(codec, file, fast=fast))
+            score = evaluate(codec, file, fast=fast).images[0]
+            assert score.bpp * 67 * 130 == pytest.approx(8 * string_bytes(coded.strings), rel=1e-3)
 
 
 def test_other_tables_are_told_so() -> None:
@@ -418,8 +575,9 @@ CRAFTED = """
 import sys, torch
 from helpers import built
 from nicprune.common.errors import FileError
-from nicprune.storage import container
-from nicprune.storage.container import HEADER, _pack, decode, encode
+from nicprune.storage.coded_image import HEADER
+from nicprune.storage.container import decode, encode
+from nicprune.storage.values import pack, unpack_all
 import zlib
 
 torch.set_num_threads(1)
@@ -427,7 +585,7 @@ for name in sys.argv[1:]:
     codec = built(name)[0]
     codec.update(force=True)
     data = encode(codec, torch.zeros(3, 64, 64, dtype=torch.uint8))
-    width, height, shape, strings = container._unpack_all(data[HEADER.size : -4], 4)
+    width, height, shape, strings = unpack_all(data[HEADER.size : -4], 4)
 
     def every(value, change):
         if isinstance(value, dict):
@@ -447,7 +605,7 @@ for name in sys.argv[1:]:
     ):
         for text in (b"", b"\\xff" * 8, bytes(range(256)), None):
             given = strings if text is None else every(strings, lambda s: text)
-            body = data[: HEADER.size] + b"".join(map(_pack, (*sizes, shapes, given)))
+            body = data[: HEADER.size] + b"".join(map(pack, (*sizes, shapes, given)))
             try:
                 decode(codec, body + zlib.crc32(body).to_bytes(4, "big"))
                 print("decoded")
@@ -477,16 +635,16 @@ def test_images_made_on_purpose_end_in_one_line_or_a_picture() -> None:
 
 
 def test_zeros_behind_a_string_change_nothing(hyperprior: Any) -> None:
-    from nicprune.codecs.cdf import bounded_reads, counted_symbols
+    from nicprune.codecs.rans import bounded_reads, recorded_symbols
 
     hyperprior.update(force=True)
     x = photo(64, 64).unsqueeze(0).float() / 255
-    with torch.no_grad(), counted_symbols() as counts:
+    with torch.no_grad(), recorded_symbols() as written:
         sent = hyperprior.compress(x)
-    assert sum(counts) == 24 * 16 + 16
+    assert written.written == 24 * 16 + 16
     with torch.no_grad():
         expected = hyperprior.decompress(sent["strings"], sent["shape"])["x_hat"]
-        with bounded_reads(sum(counts)):
+        with bounded_reads(written.written):
             found = hyperprior.decompress(sent["strings"], sent["shape"])["x_hat"]
     assert torch.equal(found, expected)
 

@@ -1,0 +1,150 @@
+"""Encode or decode images in a process of its own, whose environment selects CPU kernels and
+threads.
+
+`python -m nicprune.bench.decoding_worker` reads a `Job` as JSON from standard input and writes a
+line of JSON for each image and way of coding.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nicprune.common.errors import FileError
+from nicprune.common.machine import tune_allocator
+from nicprune.data.images import read_image
+from nicprune.storage.checkpoint import load
+from nicprune.storage.coded_image import read_coded
+from nicprune.storage.container import ImageCoder
+
+FLOAT64, FLOAT32, EXACT = "float64", "float32", "exact"
+"""Ways of coding: entropy parameters in float64 (the default) or float32 (`fast`); the picture in
+float64 as well.
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The task of one process.
+
+    Attributes:
+        actions: "encode"; "reference", which decodes and keeps the pictures; or "decode", which
+            compares with them.
+        codecs: files of codecs, by label.
+        images: image files.
+        crop: side of the square at the centre that is coded; None for whole images.
+        ways: some of `FLOAT64`, `FLOAT32`, `EXACT`.
+        folder: for bitstreams and pictures.
+        onednn: whether torch may use oneDNN.
+    """
+
+    actions: list[str]
+    codecs: dict[str, str]
+    images: list[str]
+    crop: int | None
+    ways: list[str]
+    folder: str
+    onednn: bool = True
+
+
+@dataclass(frozen=True)
+class Done:
+    """One image, encoded or decoded.
+
+    Attributes:
+        seconds: CPU time of the process.
+        size: of the coded image, in bytes.
+        pixels: of the image.
+        refused: the error, empty if there was none.
+        differing, largest: number of values that differ from the reference's picture, and the
+            largest difference, in levels of 256.
+    """
+
+    action: str
+    codec: str
+    image: str
+    way: str
+    seconds: float
+    size: int = 0
+    pixels: int = 0
+    refused: str = ""
+    differing: int = 0
+    largest: int = 0
+
+
+def run_job(job: Job) -> Iterator[Done]:
+    """Do what a job says, image by image."""
+    for label, file in job.codecs.items():
+        coder = ImageCoder(load(file))
+        for image in job.images:
+            place = Path(job.folder) / f"{label}.{Path(image).stem}"
+            for action in job.actions:
+                for way in job.ways:
+                    if action != "encode":
+                        yield _decode(action, label, coder, image, way, place)
+                    elif way != EXACT:  # encoded as FLOAT64 is
+                        yield _encode(job.crop, label, coder, image, way, place)
+
+
+def _encode(
+    crop: int | None, label: str, coder: ImageCoder, image: str, way: str, place: Path
+) -> Done:
+    picture = cropped(read_image(image), crop)
+    started = time.process_time()
+    data = coder.encode(picture, fast=way == FLOAT32)
+    seconds = time.process_time() - started
+    _named(place, way).write_bytes(data)
+    pixels = picture.shape[1] * picture.shape[2]
+    return Done("encode", label, image, way, seconds, len(data), pixels)
+
+
+def _decode(action: str, label: str, coder: ImageCoder, image: str, way: str, place: Path) -> Done:
+    data = _named(place, FLOAT32 if way == FLOAT32 else FLOAT64)
+    kept = _named(place, f"{way}.npy")
+    started = time.process_time()
+    try:
+        picture = coder.decode(*read_coded(data), exact=way == EXACT)
+    except FileError as error:
+        return Done(action, label, image, way, time.process_time() - started, refused=str(error))
+    seconds = time.process_time() - started
+    if action == "reference":
+        np.save(kept, picture.numpy())
+        return Done(action, label, image, way, seconds)
+    apart = (picture.int() - torch.from_numpy(np.load(kept)).int()).abs()
+    differing, largest = int((apart > 0).sum()), int(apart.max())
+    return Done(action, label, image, way, seconds, differing=differing, largest=largest)
+
+
+def _named(place: Path, end: str) -> Path:
+    return place.parent / f"{place.name}.{end}"
+
+
+def cropped(image: Tensor, side: int | None) -> Tensor:
+    """Return the square at the centre of an image (3, H, W), or all of it."""
+    if side is None:
+        return image
+    top, left = (max(0, (size - side) // 2) for size in image.shape[1:])
+    return image[:, top : top + side, left : left + side].contiguous()
+
+
+def main() -> None:
+    """Read a job, do it, and print what was done."""
+    given: dict[str, Any] = json.load(sys.stdin)
+    tune_allocator()
+    job = Job(**given)
+    with torch.backends.mkldnn.flags(enabled=job.onednn):
+        for done in run_job(job):
+            print(json.dumps(asdict(done)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Verify a codec's file or a coded image: whether it is whole, and what made it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nicprune.common.errors import CodecError, FileError
+from nicprune.common.files import check_regular
+from nicprune.storage.checkpoint import SUFFIX, load, read_file
+from nicprune.storage.coded_image import MAGIC, read_coded
+from nicprune.storage.container import ImageCoder
+from nicprune.storage.identity import fingerprint, mark
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A file that is whole.
+
+    Attributes:
+        kind: "codec" or "coded image".
+        facts: what is known of it, by name.
+    """
+
+    kind: str
+    facts: dict[str, str]
+
+    def __str__(self) -> str:
+        width = max(map(len, self.facts))
+        return "\n".join(f"  {name:{width}}  {value}" for name, value in self.facts.items())
+
+
+def verify(path: str | Path, codec: nn.Module | None = None) -> Verified:
+    """Verify a file that `save` or `encode` wrote.
+
+    Args:
+        path: the file.
+        codec: decodes a coded image, and proves that its symbols are those that were encoded.
+
+    Raises:
+        FileError: it is neither, is damaged, or `codec` does not decode it.
+    """
+    try:
+        with open(check_regular(path), "rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from None
+    if start.startswith(MAGIC):
+        return _image(path, codec)
+    # A safetensors file begins with eight bytes of length and its header, in JSON.
+    if Path(path).suffix != SUFFIX and start[8:] != b"{":
+        raise FileError(f"{path} is neither a codec that nicprune saved nor an image it encoded")
+    return _codec(path)
+
+
+def _image(path: str | Path, codec: nn.Module | None) -> Verified:
+    coded, _ = read_coded(path)
+    size = Path(path).stat().st_size
+    facts = {
+        "format": f"version {coded.version}",
+        "size": f"{coded.width}x{coded.height} pixels, {size:,} bytes,"
+        f" {8 * size / (coded.width * coded.height):.4f} bpp",
+        "codec": coded.mark.hex(),
+        "entropy parameters": "float64" if coded.in_float64 else "float32",
+        "symbols": f"digest {coded.digest.hex()}" if coded.digest else "no digest",
+    }
+    if codec is not None:
+        ImageCoder(codec).decode(coded, str(path))
+        facts["decoded"] = (
+            "all symbols are the encoder's"
+            if coded.digest
+            else "without an error; whether the picture is the one encoded is not known"
+        )
+    return Verified("coded image", facts)
+
+
+def _codec(path: str | Path) -> Verified:
+    header, tensors = read_file(path)
+    facts = {
+        "name": _name(header),
+        "format": f"version {header['version']}",
+        "made by": _versions(header),
+        "digest": "fits" if "digest" in header else "none (an earlier version)",
+    }
+    try:
+        codec = load(path)
+    except CodecError as error:
+        if "digest" not in header:
+            raise
+        facts["loaded"] = f"not here: {error}"
+    else:
+        facts["codec"] = mark(fingerprint(codec), codec).hex()
+        facts["parameters"] = f"{sum(p.numel() for p in codec.parameters()):,}"
+    facts["tensors"] = f"{len(tensors)}, {sum(t.nbytes for t in tensors.values()):,} bytes"
+    if header.get("methods"):
+        facts["methods"] = ", ".join(str(m["name"]) for m in header["methods"])
+    for number, entry in enumerate(header.get("history") or [], 1):
+        facts[f"step {number}"] = _step(entry)
+    return Verified("codec", facts)
+
+
+def _name(header: Mapping[str, Any]) -> str:
+    quality = f", quality {header['quality']}" if header.get("quality") else ""
+    build = header.get("build")
+    made = build.get("class") or build.get("factory") if isinstance(build, dict) else None
+    return f"{header.get('name')}{quality}, {header.get('metric', 'mse')} ({made})"
+
+
+def _versions(header: Mapping[str, Any]) -> str:
+    found = header.get("versions")
+    if not isinstance(found, dict):
+        return "not recorded (an earlier version)"
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def _step(entry: Any) -> str:
+    if not isinstance(entry, dict):
+        return "?"
+    methods = entry.get("methods") or []
+    names = ", ".join(str(m.get("name")) for m in methods if isinstance(m, dict))
+    before, after = entry.get("macs_before"), entry.get("macs_after")
+    fewer = f": {before / after:.2f}x fewer MACs" if before and after else ""
+    return f"{names or '?'}{fewer}"

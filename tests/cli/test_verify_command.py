@@ -1,0 +1,157 @@
+"""`nicprune verify`: what is whole, what made it, and what is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import built
+from helpers_cli import call, fails
+
+from nicprune.codecs.rans import Symbols
+from nicprune.common.errors import CodecError, FileError
+from nicprune.common.machine import versions
+from nicprune.data.images import write_png
+from nicprune.methods import attach
+from nicprune.storage import container
+from nicprune.storage.checkpoint import read_header, save
+from nicprune.storage.coded_image import EARLIER, HEADER, MAGIC
+from nicprune.storage.container import encode
+from nicprune.storage.identity import fingerprint, mark
+from nicprune.storage.verify import verify
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """A pruned codec with a modulator, and an image that it coded."""
+    small = attach(
+        built("bmshj2018-hyperprior")[0], "magnitude", budget={"macs": 0.5}, round_to=1
+    ).harden()
+    codec = attach(small, "bit_rate_modulator", qualities=[1, 2])
+    picture = write_png(torch.rand(3, 70, 90), tmp_path / "a.png")
+    found = {"codec": save(codec, tmp_path / "c.safetensors"), "image": tmp_path / "a.nic"}
+    found["image"].write_bytes(encode(codec, picture))
+    found["other"] = save(built("mbt2018-mean")[0], tmp_path / "o.safetensors")
+    found["picture"] = picture
+    return found
+
+
+def test_files_that_are_whole(files: dict[str, Path]) -> None:
+    from nicprune.storage.checkpoint import load
+
+    out = call("verify", str(files["codec"]), str(files["image"]), "--codec", str(files["codec"]))
+    codec, image = out.split(f"{files['image']}: ")
+    model = load(files["codec"])
+    own = mark(fingerprint(model), model).hex()
+    for expected in (
+        f"{files['codec']}: whole (codec)",
+        f"nicprune {versions()['nicprune']}, torch {versions()['torch']}",
+        "ScaleHyperprior",
+        "digest      fits",
+        f"codec       {own}",
+        "methods     bit_rate_modulator",
+        "step 1      magnitude: ",
+        "x fewer MACs",
+        f"{sum(p.numel() for p in model.parameters()):,}",
+    ):
+        assert expected in codec
+    size = files["image"].stat().st_size
+    for expected in (
+        "whole (coded image)",
+        "90x70 pixels",
+        f"{size:,} bytes, {8 * size / 6300:.4f} bpp",
+        own,
+        "float64",
+        "all symbols are the encoder's",
+    ):
+        assert expected in image
+    assert "decoded" not in call("verify", str(files["image"]))
+
+
+def test_each_file_that_is_not_whole_is_named(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    damaged = []
+    for name in ("codec", "image"):
+        content = bytearray(files[name].read_bytes())
+        content[-9] ^= 4
+        damaged.append(tmp_path / f"damaged-{files[name].name}")
+        damaged[-1].write_bytes(content)
+    told = fails(
+        monkeypatch, capsys, "verify", *map(str, damaged), str(files["picture"]), "nowhere",
+        str(files["image"]),
+    )  # fmt: skip
+    lines = told.splitlines()
+    assert [line.startswith("nicprune: ") for line in lines] == [True] * 4
+    for line, expected in zip(
+        lines,
+        ("checksum does not fit", "checksum does not fit", "neither a codec", "no such file"),
+        strict=True,
+    ):
+        assert expected in line
+
+
+def test_an_image_is_decoded_by_its_codec_alone(files: dict[str, Path]) -> None:
+    from nicprune.storage.checkpoint import load
+
+    with pytest.raises(FileError, match="coded with another codec"):
+        verify(files["image"], load(files["other"]))
+    codec = load(files["codec"])
+    real = container.recorded_symbols
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(container, "recorded_symbols", lambda: real(_Other()))
+        with pytest.raises(FileError, match="symbols differ from the encoder's"):
+            verify(files["image"], codec)
+    assert verify(files["image"], codec).facts["decoded"]
+
+
+class _Other(Symbols):
+    def digest(self, strings: Any) -> bytes:
+        return b"12345678"
+
+
+def test_an_image_of_an_earlier_version_says_that_it_carries_no_digest(
+    files: dict[str, Path],
+) -> None:
+    import zlib
+
+    from nicprune.storage.checkpoint import load
+
+    codec = load(files["codec"])
+    data = encode(codec, files["picture"], fast=True)
+    body = MAGIC + b"\2" + data[len(MAGIC) + 1 : EARLIER.size] + data[HEADER.size : -4]
+    files["image"].write_bytes(body + zlib.crc32(body).to_bytes(4, "big"))
+    found = verify(files["image"], codec).facts
+    assert (found["format"], found["entropy parameters"]) == ("version 2", "float32")
+    assert found["symbols"] == "no digest" and "is not known" in found["decoded"]
+
+
+def test_a_codec_of_somebodys_own_class_is_whole_without_being_loaded(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nicprune.storage import verify as module
+
+    def foreign(path: Path) -> None:
+        raise CodecError("pass factory=")
+
+    monkeypatch.setattr(module, "load", foreign)
+    assert verify(files["codec"]).facts["loaded"] == "not here: pass factory="
+    header, tensors = module.read_file(files["codec"])
+    header.pop("digest")
+    monkeypatch.setattr(module, "read_file", lambda path: (header, tensors))
+    with pytest.raises(CodecError, match="factory"):
+        verify(files["codec"])
+
+
+def test_files_say_by_which_versions_they_were_made(files: dict[str, Path]) -> None:
+    header = read_header(files["codec"])
+    assert header["versions"] == versions()
+    json.dumps(header["versions"])
+    embedded = verify(
+        Path(container.__file__).parents[1] / "weights/demo-hyperprior-q1.safetensors"
+    )
+    assert embedded.facts["made by"].startswith("not recorded")
