@@ -7,6 +7,7 @@ Command modules import torch and the rest of nicprune inside their functions, so
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -90,8 +91,8 @@ def main() -> None:
     from nicprune.common.machine import tune_allocator
 
     tune_allocator()
-    if os.getcwd() not in sys.path:  # package.module:factory in the working directory
-        sys.path.insert(0, os.getcwd())
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
         warnings.simplefilter("ignore", category)
     # Pillow's, for images as large as those that reading them refuses in a line of its own.

@@ -80,6 +80,13 @@ Fast = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", help="Replace an existing file of another kind too.")
 ]
+NoImport = Annotated[
+    bool,
+    typer.Option(
+        "--no-import",
+        help="Refuse a recipe that runs code of its own, by codec: package.module:factory.",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a recipe key: key=value, e.g. finetune.steps=100."),

@@ -6,23 +6,32 @@ from typing import Annotated
 
 import typer
 
-from nicprune.cli.options import MaxPixels, Overrides
+from nicprune.cli.options import MaxPixels, NoImport, Overrides
 
 Recipe = Annotated[str, typer.Argument(help="Recipe file or name (see nicprune list recipes).")]
 
 
-def check(recipe: Recipe, set_: Overrides = None, max_pixels: MaxPixels = None) -> None:
-    """Check a recipe and all that it needs, without running it."""
+def check(
+    recipe: Recipe,
+    set_: Overrides = None,
+    no_import: NoImport = False,
+    max_pixels: MaxPixels = None,
+) -> None:
+    """Check a recipe and all that it needs, without training.
+
+    A codec that it names as package.module:factory is imported and built, which runs code.
+    """
     from pathlib import Path
 
     from nicprune.experiments.recipe import read_recipe
     from nicprune.experiments.resolve import resolve
 
-    parsed, _ = read_recipe(recipe, set_ or [])
+    parsed, _ = read_recipe(recipe, set_ or [], imports=not no_import)
     resolve(parsed, Path("runs"))
+    runs = f"; it runs the code of {parsed.codec}" if parsed.imports else ""
     typer.echo(
         f"{recipe}: fine ({parsed.task} {parsed.codec}, qualities"
-        f" {', '.join(map(str, parsed.qualities))})"
+        f" {', '.join(map(str, parsed.qualities))}){runs}"
     )
 
 
@@ -35,6 +44,7 @@ def run(
         bool, typer.Option("--dry-run", help="Check everything and print the planned runs.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    no_import: NoImport = False,
     max_pixels: MaxPixels = None,
 ) -> None:
     """Run a recipe and write its report.
@@ -44,7 +54,7 @@ def run(
     from nicprune.experiments.recipe import read_recipe
     from nicprune.experiments.run import plan, run_recipe
 
-    parsed, text = read_recipe(recipe, set_ or [])
+    parsed, text = read_recipe(recipe, set_ or [], imports=not no_import)
     if dry_run:
         for line in plan(parsed):
             typer.echo(line)

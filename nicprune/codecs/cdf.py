@@ -158,7 +158,9 @@ def check_tables(model: nn.Module) -> None:
     models: list[tuple[str, Any]] = [
         (name, m)
         for name, m in model.named_modules()
-        if isinstance(m, (EntropyModel, EntropyModelVbr)) and m._quantized_cdf.numel()
+        if isinstance(m, (EntropyModel, EntropyModelVbr))
+        # All three are empty before they are made.
+        and any(t.numel() for t in (m._quantized_cdf, m._cdf_length, m._offset))
     ]
     for name, m in models:
         if reason := _misfit(m):
@@ -178,7 +180,7 @@ def _misfit(model: Any) -> str:
         return f"there are {len(table)} for {rows} channels or scales"
     if not bool(((length >= 2) & (length <= table.shape[1])).all()):
         return f"their lengths lie outside 2 to {table.shape[1]}"
-    if not bool((offset.abs() <= WIDEST).all()):
+    if not bool((offset.long().abs() <= WIDEST).all()):  # -2^31 has no opposite in 32 bits
         return "their offsets are out of range"
     places = torch.arange(table.shape[1], device=table.device)
     inside = places[None, 1:] < length[:, None]

@@ -4,9 +4,11 @@ keys.
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import CDF_BUFFERS
 from nicprune.codecs.trusted import is_listed
+from nicprune.common.config import cut
 from nicprune.common.errors import FileError
 from nicprune.common.files import check_regular
 
@@ -78,21 +81,51 @@ def read_state_dict(path: str | Path, codec: nn.Module) -> State:
 def _read(path: str | Path) -> Any:
     check_regular(path)
     try:
+        # What is no archive is read from memory: its pickle says how much is to be read, and a
+        # file would be asked for as much.
+        source = path if _has_right_sums(path) else io.BytesIO(Path(path).read_bytes())
         with warnings.catch_warnings():
             # Warnings about pickle protocols: an unreadable file raises an error below.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
-            raise FileError(
-                f"{path} is refused: it holds more than tensors, and unpickling it could run code"
-            ) from None
-        raise FileError(f"{path} is not a PyTorch checkpoint, or is cut short") from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+            return torch.load(source, map_location="cpu", weights_only=True)
+    except FileError:
+        raise
+    except Exception as error:  # damaged pickles and storages raise errors of any kind
+        told = str(error).lower()
+        if isinstance(error, pickle.UnpicklingError):
+            if "weights_only" in told or "unsupported" in told:
+                raise FileError(
+                    f"{path} is refused: it holds more than tensors, and unpickling it could run"
+                    " code"
+                ) from None
+            raise FileError(f"{path} is not a PyTorch checkpoint, or is cut short") from None
+        reason = cut(str(error) or type(error).__name__, 200)
+        raise FileError(f"{path} is not a PyTorch checkpoint, or is cut short ({reason})") from None
+
+
+def _has_right_sums(path: str | Path) -> bool:
+    """Return whether a file is a ZIP archive, as torch.save writes since version 1.6.
+
+    Raises:
+        FileError: it is one and damaged: torch.load does not compare its checksums.
+    """
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(ZIP)) != ZIP:
+                return False
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged directory raises errors of any kind
         raise FileError(
-            f"{path} is not a PyTorch checkpoint, or is cut short"
-            f" ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            f"{path} is damaged: {cut(str(error) or type(error).__name__, 200)}"
         ) from None
+    if damaged is not None:
+        raise FileError(f"{path} is damaged: the checksum of {cut(damaged)} does not fit")
+    return True
+
+
+ZIP = b"PK\3\4"
+"""What torch.load, too, knows an archive by."""
 
 
 def _is_state(value: object) -> bool:

@@ -14,6 +14,7 @@ from torch import dtype, nn
 
 from nicprune.codecs.replaced_forward import ReplacedForward
 from nicprune.codecs.trusted import is_listed
+from nicprune.common.config import cut
 
 Structure = dict[str, list[Any]]
 """For each module by its name: [type, {setting: value}]."""
@@ -52,18 +53,18 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
     """Say where two structures differ, in words; nothing if they are the same."""
     told = []
     for name in [*expected, *(name for name in found if name not in expected)]:
-        place = name or "the codec"
+        place = cut(name) or "the codec"
         if name not in found or name not in expected:
             told.append(f"{place} is {'missing' if name not in found else 'new'}")
             continue
         (was, settings), (now, others) = expected[name], found[name]
         if was != now:
-            told.append(f"{place} is {now} instead of {was}")
+            told.append(f"{place} is {cut(str(now))} instead of {cut(str(was))}")
             continue
         for key in sorted({*settings, *others}):
             values = [json.dumps(s[key]) if key in s else "the default" for s in (others, settings)]
             if values[0] != values[1]:
-                told.append(f"{place} has {key} {values[0][:40]} instead of {values[1][:40]}")
+                told.append(f"{place} has {cut(key)} {values[0][:40]} instead of {values[1][:40]}")
     return told
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.error import URLError
 
@@ -163,10 +165,15 @@ def build_named(
 def build_from_path(path: str, quality: int | None = None) -> Any:
     """Build a codec by calling `package.module:factory`, a function or a class.
 
+    The module may also lie in the current folder, which is looked at last, and from then on.
+
     Raises:
         CodecError: the factory cannot be imported, fails, or does not return a `CompressionModel`.
     """
     module_name, _, attribute = path.partition(":")
+    with suppress(FileNotFoundError):  # the folder was removed
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:

@@ -229,9 +229,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     except FileError:
         raise
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        raise FileError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        raise FileError(f"cannot write {path}: {_reason(error, temporary)}") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -239,9 +237,24 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def _reason(error: Exception, temporary: Path | None) -> str:
+    """Return why a file could not be written. torch.save tells of a full disk in words that nobody
+    understands; trying to make the file longer says it.
+    """
+    allocate = getattr(os, "posix_fallocate", None)
+    if isinstance(error, RuntimeError) and temporary is not None and allocate is not None:
+        try:
+            with open(temporary, "ab") as file:
+                allocate(file.fileno(), file.tell(), 1 << 20)
+        except OSError as full:
+            return full.strerror or str(full)
+    return getattr(error, "strerror", None) or str(error).split("\n", 1)[0]
+
+
 def write_text(path: str | Path, text: str) -> Path:
-    """Write `text` as UTF-8, atomically."""
-    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write `text` as UTF-8, atomically; bytes of a file's name that are not UTF-8 as escapes."""
+    content = text.encode("utf-8", "backslashreplace")
+    return write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def append_line(path: str | Path, line: str) -> None:

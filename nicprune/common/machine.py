@@ -49,7 +49,7 @@ def describe_machine() -> dict[str, str | int | float]:
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count() or 0,
-        "memory_gb": _memory_gb(),
+        "memory_gb": round(memory_bytes() / 1e9, 1),
         "platform": platform.platform(terse=True),
         "python": platform.python_version(),
         "device": _device(),
@@ -79,8 +79,9 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def _memory_gb() -> float:
-    return round(psutil.virtual_memory().total / 1e9, 1)
+def memory_bytes() -> int:
+    """Return the memory of this machine in bytes."""
+    return int(psutil.virtual_memory().total)
 
 
 def processor_time() -> tuple[float, float, float] | None:

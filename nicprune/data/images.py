@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
+from nicprune.common.config import cut
 from nicprune.common.errors import DataError, FileError
 from nicprune.common.files import check_regular, expand, write_atomically
 
@@ -42,19 +43,13 @@ MAX_PIXELS = 89_478_485
 MAX_PIXELS_VARIABLE = "NICPRUNE_MAX_PIXELS"
 """Environment variable that sets another bound; --max-pixels sets it for one command."""
 
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "GIF", "JPEG2000")
+"""Formats that are opened, whatever a file is called. Pillow knows others, of which EPS would start
+another program.
+"""
+
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-    MemoryError,
-)
-"""Errors of Pillow for files that are damaged, not images, or too large."""
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -70,19 +65,21 @@ def read_image(path: str | Path) -> Tensor:
     except FileError as error:
         raise DataError(str(error)) from None
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             check_size(*image.size, str(path))
+            image.verify()  # of a PNG, checksums that Pillow does not look at when it decodes
+        with Image.open(path, formats=FORMATS) as image:
             return to_rgb(image)
     except DataError as error:
         raise DataError(f"cannot read {path}: {error}") from None
-    except UNREADABLE as error:
+    except Exception as error:  # Pillow raises errors of any kind on damaged files
         raise DataError(f"cannot read {path} as an image: {_reason(error)}") from None
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return cut(str(error) or type(error).__name__, 200)
 
 
 def max_pixels() -> int:
@@ -267,7 +264,7 @@ def usable_images(paths: Iterable[Path], minimum: int = 1) -> list[Path]:
     usable, refused = [], []
     for path in paths:
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 check_size(*image.size, path.name)
                 if min(image.size) < minimum:
                     refused.append(
@@ -279,7 +276,7 @@ def usable_images(paths: Iterable[Path], minimum: int = 1) -> list[Path]:
             refused.append(str(error))
         except Image.DecompressionBombError:
             refused.append(f"{path.name} (larger than Pillow opens)")
-        except UNREADABLE:
+        except Exception:  # of any kind; see read_image
             refused.append(f"{path.name} (broken)")
     if not usable:
         raise DataError(

@@ -20,12 +20,15 @@ from nicprune.common.errors import FileError, NicpruneError, RecipeError, closes
 from nicprune.common.files import check_regular, expand
 from nicprune.data.images import list_images
 from nicprune.methods import METHODS
-from nicprune.training.loop import TrainSettings
+from nicprune.training.loop import LARGEST_LR, TrainSettings
 
 LARGEST_SEED = 2**62 - 1
 """Each seed gives two of 63 bits, one for each phase of training."""
 
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+
+Quality = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+"""Of a codec of one's own, any number that tables hold."""
 
 FIXED = ("lmbda", "metric", "seed", "steps")
 """Training settings that a recipe states elsewhere than below `training:`."""
@@ -35,7 +38,7 @@ class Phase(StrictConfig):
     """One phase of training: its steps, and settings that differ from `training:`."""
 
     steps: int = Field(ge=0)
-    lr: float | None = Field(default=None, gt=0)
+    lr: float | None = Field(default=None, gt=0, le=LARGEST_LR)
     schedule: Literal["constant", "cosine", "linear"] | None = None
     warmup: int | None = Field(default=None, ge=0)
     optimizer: Literal["adam", "soap"] | None = None
@@ -152,7 +155,7 @@ class Recipe(StrictConfig):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     task: Literal["prune", "train"] = "prune"
     codec: str
-    qualities: list[int] = Field(min_length=1)
+    qualities: list[Quality] = Field(min_length=1)
     metric: Literal["mse", "ms-ssim"] = "mse"
     weights: str = "official"
     lambdas: dict[int, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
@@ -235,6 +238,11 @@ class Recipe(StrictConfig):
     def lmbda(self, quality: int) -> float:
         """Return the lambda that a quality is trained with."""
         return self.lambdas[quality] if quality in self.lambdas else lmbda_for(quality, self.metric)
+
+    @property
+    def imports(self) -> bool:
+        """True if the codec is `package.module:factory`, which runs code."""
+        return ":" in self.codec
 
     @property
     def top(self) -> int:
@@ -321,8 +329,13 @@ def find_recipe(name: str) -> Path:
     raise RecipeError(f"no recipe {name!r}; {closest(stem, known)}")
 
 
-def read_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
+def read_recipe(
+    name: str, overrides: Sequence[str] = (), *, imports: bool = True
+) -> tuple[Recipe, str]:
     """Read a recipe and apply `key=value` overrides; return it with the text it amounts to.
+
+    Nothing is imported here. With `imports` false, a recipe that would have code imported later is
+    refused.
 
     Raises:
         RecipeError: not YAML, an unknown key, a value out of range, a codec, quality or method that
@@ -343,9 +356,12 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
     for override in overrides:
         apply_override(content, override)
     content.setdefault("name", path.stem)
-    return parse_recipe(content, str(path)), (
-        yaml.safe_dump(content, sort_keys=False) if overrides else text
-    )
+    recipe = parse_recipe(content, str(path))
+    if recipe.imports and not imports:
+        raise RecipeError(
+            f"{path}: codec: {cut(recipe.codec)} runs code; look at it, then leave --no-import out"
+        )
+    return recipe, yaml.safe_dump(content, sort_keys=False) if overrides else text
 
 
 def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
@@ -355,7 +371,7 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
     if isinstance(arms, list):
         content["methods"] = [_parse_arm(arm, i, content, where) for i, arm in enumerate(arms)]
     recipe = parse(Recipe, content, where)
-    if ":" not in recipe.codec and not recipe.codec.endswith(".safetensors"):
+    if not recipe.imports and not recipe.codec.endswith(".safetensors"):
         for quality in recipe.qualities:
             try:
                 check_name(recipe.codec, quality, recipe.metric)

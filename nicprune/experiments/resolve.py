@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,8 @@ from torch import nn
 
 from nicprune.codecs.zoo import DEMO
 from nicprune.common.config import parse
-from nicprune.common.errors import DataError, NicpruneError, RecipeError
-from nicprune.data.images import list_images, usable_images
+from nicprune.common.errors import DataError, FileError, NicpruneError, RecipeError
+from nicprune.data.images import list_images, readable, usable_images
 from nicprune.experiments.plan import (
     Run,
     architecture,
@@ -27,6 +26,7 @@ from nicprune.experiments.plan import (
 )
 from nicprune.experiments.recipe import Recipe, check_paths
 from nicprune.methods import attach
+from nicprune.report.record_files import read as read_records
 from nicprune.storage.checkpoint import check_savable
 from nicprune.training.loop import TrainSettings, check_environment
 
@@ -71,12 +71,11 @@ def resolve(recipe: Recipe, runs: Path) -> list[Run]:
 
 
 def finished(job: Run) -> bool:
-    """Return whether a run's result exists, is complete, and has the run's key."""
+    """Return whether a run's result exists, is whole, and has the run's key."""
     try:
-        content = json.loads((job.folder / "record.json").read_text(encoding="utf-8"))
-        record = content[0] if isinstance(content, list) else content
-        return bool(record.get("key") == job.key)
-    except (OSError, ValueError, AttributeError, IndexError):
+        records = read_records(job.folder / "record.json")
+        return bool(records) and all(record.key == job.key for record in records)
+    except FileError:
         return False
 
 
@@ -122,7 +121,8 @@ def _check_images(recipe: Recipe, patch_size: int) -> None:
         ):
             if (folder := getattr(given, split)) is not None:
                 try:
-                    usable_images(list_images(folder, inside), minimum)
+                    # Headers of all; of one at least, what follows.
+                    next(readable(usable_images(list_images(folder, inside), minimum)))
                 except DataError as error:
                     raise DataError(f"photographs.{split}: {error}") from None
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,7 @@ from nicprune.methods.composition import operating_points
 from nicprune.methods.with_teacher import taught, teaching, untaught
 from nicprune.report import collect, text_table, write_report
 from nicprune.report.record_files import record_json
-from nicprune.storage.checkpoint import load, save
+from nicprune.storage.checkpoint import load, read_contents, save
 from nicprune.training.checkpoints import remove_checkpoints
 from nicprune.training.loop import fit
 
@@ -104,8 +105,13 @@ def report(
         made, file = job.folder / "codec.safetensors", None
         if made.exists() and (job.role in ("pruned", "modulated") or recipe.task == "train"):
             name = report_name(recipe, job)
-            write_atomically(folder / "codecs" / name, partial(shutil.copyfile, made))
-            file = f"codecs/{name}"
+            try:
+                read_contents(made)  # what is damaged stays where it is
+            except FileError as error:
+                warnings.warn(f"{error}; the report is without it. {_anew(job)}", stacklevel=2)
+            else:
+                write_atomically(folder / "codecs" / name, partial(shutil.copyfile, made))
+                file = f"codecs/{name}"
         # The folder may have been copied from another recipe's, which does the same job.
         records += [r.model_copy(update={"file": file, "recipe": recipe.name}) for r in found]
     page = write_report(records, folder, crops=recipe.photographs.crops)
@@ -113,6 +119,37 @@ def report(
     say(text_table(records))
     say(f"\nreport: {page}")
     return page
+
+
+def _anew(job: Run) -> str:
+    return f"To train it again, remove {job.folder} and run the recipe"
+
+
+def load_of(other: Run, name: str, factory: Callable[[], nn.Module]) -> nn.Module:
+    """Return a codec that another run has left, in the file with this name.
+
+    Raises:
+        FileError: it is damaged, or gone; says how to make it again.
+    """
+    try:
+        return load(other.folder / name, factory=factory)
+    except FileError as error:
+        raise FileError(f"{error}. {_anew(other)}") from None
+
+
+def load_hardened(recipe: Recipe, job: Run) -> nn.Module | None:
+    """Return a run's codec as it was after the first phase; None if it has not come so far, or its
+    file is damaged, which is then removed.
+    """
+    path = job.folder / "hardened.safetensors"
+    if not path.exists():
+        return None
+    try:
+        return load(path, factory=lambda: load_base_codec(recipe, job))
+    except FileError as error:
+        warnings.warn(f"{error}; it is made again", stacklevel=2)
+        path.unlink()
+        return None
 
 
 def load_trained(recipe: Recipe, job: Run) -> tuple[nn.Module, int] | None:
@@ -138,11 +175,9 @@ def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tu
         return load_base_codec(recipe, job), 0
     if job.arm.scratch is not None:
         return from_scratch(recipe, job, listed, progress)
-    hardened = job.folder / "hardened.safetensors"
     phases = phases_of(recipe, job)
-    if hardened.exists():
-        codec = load(hardened, factory=lambda: load_base_codec(recipe, job))
-    else:
+    codec = load_hardened(recipe, job)
+    if codec is None:
         codec = load_base_codec(recipe, job)
         attached = attach(codec, job.settings)
         prepare(attached, recipe)
@@ -154,7 +189,11 @@ def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tu
             _fit(attached, recipe, job, "sparsify", progress)
             calibrate(attached, recipe)
             codec = attached.harden()
-        save(codec, hardened, factory=partial(architecture, recipe, job))
+        hardened = save(
+            codec,
+            job.folder / "hardened.safetensors",
+            factory=partial(architecture, recipe, job),
+        )
         # Continue from the file, so that an interrupted run gives the same result.
         codec = load(hardened, factory=lambda: load_base_codec(recipe, job))
     if phases["finetune"].steps:
@@ -186,7 +225,7 @@ def from_scratch(
         for other in listed
         if (other.arm.label, other.quality, other.seed) == (job.arm.scratch, job.quality, job.seed)
     )
-    codec = load(like.folder / "codec.safetensors", factory=lambda: load_base_codec(recipe, job))
+    codec = load_of(like, "codec.safetensors", lambda: load_base_codec(recipe, job))
     entry = {
         "methods": [{"name": "scratch"}],
         "widths": provenance(codec).history[-1].get("widths", {}),
@@ -206,7 +245,7 @@ def train(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tuple[
     )
     if before is not None:
         record = provenance(codec).copy()
-        codec = load(before.folder / "full.safetensors", factory=lambda: codec)
+        codec = load_of(before, "full.safetensors", lambda: codec)
         set_provenance(codec, record)
     _fit(codec, recipe, job, "train", progress)
     save(codec, job.folder / "full.safetensors", factory=partial(architecture, recipe, job))

@@ -12,6 +12,7 @@ from nicprune.report.aggregate import aggregate
 from nicprune.report.bd_rate import bd_table
 from nicprune.report.cautions import cautions
 from nicprune.report.crops import no_crops, read_crops
+from nicprune.report.csv import csv
 from nicprune.report.data_frame import table
 from nicprune.report.latex import latex
 from nicprune.report.markdown import markdown
@@ -54,10 +55,10 @@ def write_report(
     at_qualities = [row for row in rows if not row.between()]
     known = cautions(ready, at_qualities, pieces)
     page = render_page(title or _title(ready), ready, rows, bd, plots, pieces, known)
-    write_text(folder / "table.csv", table(ready).to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "table.csv", csv(table(ready)))
     write_text(folder / "table.md", markdown(ready))
     write_text(folder / "table.tex", latex(ready))
-    write_text(folder / "bd.csv", bd.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "bd.csv", csv(bd))
     for name, content in pieces.files.items():
         _write_bytes(folder / name, content)
     write_text(folder / "records.json", records_json(ready, folder, pieces.of_records))

@@ -48,6 +48,7 @@ from nicprune.codecs.zoo import (
     qualities,
     rebuild,
 )
+from nicprune.common.config import cut
 from nicprune.common.errors import CodecError, FileError, NicpruneError
 from nicprune.common.files import check_regular, expand, write_atomically
 from nicprune.common.machine import versions
@@ -302,7 +303,8 @@ def read_header(path: str | Path) -> dict[str, Any]:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise FileError(f"{path} is not a safetensors file, or is cut short ({error})") from None
+        reason = cut(str(error), 200)
+        raise FileError(f"{path} is not a safetensors file, or is cut short ({reason})") from None
     try:
         header = json.loads(metadata[FORMAT])
         version = int(header["version"])
@@ -314,6 +316,25 @@ def read_header(path: str | Path) -> dict[str, Any]:
             " install --upgrade nicprune"
         )
     return header
+
+
+def read_contents(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the header and the tensors of a file, without making its codec.
+
+    Raises:
+        FileError: the file is missing, damaged, or was not written by `save`.
+    """
+    header = read_header(path)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            state: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"{path} is cut short ({cut(str(error), 200)})") from None
+    if ("digest" in header or header["version"] == VERSION) and header.get("digest") != _digest(
+        header, state
+    ):
+        raise FileError(f"{path} is damaged: its checksum does not fit")
+    return header, state
 
 
 def load(path: str | Path, *, factory: Factory | None = None) -> nn.Module:
@@ -333,27 +354,8 @@ def load(path: str | Path, *, factory: Factory | None = None) -> nn.Module:
         CodecError: the codec's class is not imported, or changed since the codec was saved; pass
             `factory`.
     """
-    header, state = read_file(path)
+    header, state = read_contents(path)
     return _assemble(header, state, str(path), factory)
-
-
-def read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read the header and the tensors of a file, and compare them with its digest if it has one.
-
-    Raises:
-        FileError: the file is missing, damaged, or was not written by `save`.
-    """
-    header = read_header(path)
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            state: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise FileError(f"{path} is cut short ({error})") from None
-    if ("digest" in header or header["version"] == VERSION) and header.get("digest") != _digest(
-        header, state
-    ):
-        raise FileError(f"{path} is damaged: its checksum does not fit")
-    return header, state
 
 
 def _codec_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -493,6 +495,16 @@ def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str, hint: str = 
             if keys
         )
         raise FileError(f"{where} does not fit {type(codec).__name__}: {told}{hint}")
+    for key, value in state.items():
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+            raise FileError(f"{where}: {key} is not a tensor of plain values")
+        if value.numel() * value.element_size() > max(1 << 20, value.untyped_storage().nbytes()):
+            raise FileError(f"{where}: {key} is larger than what the file holds of it")
+        if key.rpartition(".")[2] not in CDF_BUFFERS and value.dim() != own[key].dim():
+            raise FileError(
+                f"{where} does not fit {type(codec).__name__}: {key} has the shape"
+                f" {tuple(value.shape)} instead of {tuple(own[key].shape)}{hint}"
+            )
     resize(codec, state)
     # Not CompressionModel.load_state_dict, which wants CDF tables empty: they have their shapes
     # already.

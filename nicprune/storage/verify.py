@@ -11,7 +11,7 @@ from torch import nn
 
 from nicprune.common.errors import CodecError, FileError
 from nicprune.common.files import check_regular
-from nicprune.storage.checkpoint import SUFFIX, load, read_file
+from nicprune.storage.checkpoint import SUFFIX, load, read_contents
 from nicprune.storage.coded_image import MAGIC, read_coded
 from nicprune.storage.container import ImageCoder
 from nicprune.storage.identity import fingerprint, mark
@@ -79,7 +79,7 @@ def _image(path: str | Path, codec: nn.Module | None) -> Verified:
 
 
 def _codec(path: str | Path) -> Verified:
-    header, tensors = read_file(path)
+    header, tensors = read_contents(path)
     facts = {
         "name": _name(header),
         "format": f"version {header['version']}",

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from nicprune.common.config import cut
 from nicprune.common.errors import FileError
 from nicprune.common.files import check_regular, write_atomically
 
@@ -115,7 +116,14 @@ def _read(path: Path) -> dict[str, Any]:
             if found.digest() != seal.removeprefix(SEAL):
                 raise Damaged("is damaged: its digest is another")
             file.seek(0)
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise Damaged(f"cannot be read ({error.strerror or error})") from None
+    except Damaged:
+        raise
+    except Exception as error:  # the digest is right, and the content somebody else's
+        reason = cut(str(error) or type(error).__name__, 200)
+        raise Damaged(f"is not one of nicprune's ({reason})") from None
+    if not isinstance(state, dict) or type(state.get("step")) is not int:
+        raise Damaged("is not one of nicprune's: it does not say at which step it was written")
     return state

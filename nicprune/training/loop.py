@@ -33,10 +33,11 @@ from nicprune.codecs.provenance import provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.roles import on_side
 from nicprune.codecs.zoo import lmbda_of
-from nicprune.common.config import StrictConfig, parse
+from nicprune.common.config import StrictConfig, cut, parse
 from nicprune.common.errors import FileError, InterruptedRun, RecipeError, TrainingError
 from nicprune.common.files import append_line, check_writable, content_digest, write_atomically
 from nicprune.common.lock import locked
+from nicprune.common.machine import memory_bytes
 from nicprune.common.progress import Progress
 from nicprune.data.images import calibration_images, to_channels
 from nicprune.data.patches import Patches, mix
@@ -47,6 +48,10 @@ from nicprune.training.precision import autocast_dtype, entropy_models_in_float3
 
 MAX_SKIPPED = 20
 """Largest number of consecutive steps that are skipped because their gradient is not finite."""
+
+
+LARGEST_LR = 1e6
+"""No training survives it, and much larger ones are no float32."""
 
 
 class TrainSettings(StrictConfig):
@@ -85,8 +90,8 @@ class TrainSettings(StrictConfig):
     patch_size: int = Field(default=256, ge=64)
     optimizer: Literal["adam", "soap"] = "adam"
     max_precondition_dim: int = Field(default=MAX_PRECONDITIONED, ge=1)
-    lr: float | None = Field(default=None, gt=0)
-    aux_lr: float = Field(default=1e-3, gt=0)
+    lr: float | None = Field(default=None, gt=0, le=LARGEST_LR)
+    aux_lr: float = Field(default=1e-3, gt=0, le=LARGEST_LR)
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup: int = Field(default=0, ge=0)
     clip: float = Field(default=1.0, gt=0)
@@ -315,10 +320,17 @@ def check_environment(options: TrainSettings) -> None:
     """Raise unless this machine has the devices and packages that training needs.
 
     Raises:
-        TrainingError: the accelerator is unknown or missing, or TensorBoard is not installed.
+        TrainingError: the accelerator is unknown or missing, TensorBoard is not installed, or a
+            batch alone takes more memory than there is.
     """
     if options.devices == 1:  # several are started as processes
         _fabric(options)
+    batch = 4 * 3 * options.batch_size * options.patch_size**2
+    if batch > (memory := memory_bytes()):
+        raise TrainingError(
+            f"a batch of {options.batch_size} patches of {options.patch_size} pixels square takes"
+            f" {batch / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f}"
+        )
     if options.tensorboard:
         _summary_writer()
 
@@ -340,7 +352,7 @@ def _fabric(options: TrainSettings) -> Fabric:
         )
         if options.devices > 1:
             fabric.launch()
-    except (RuntimeError, ValueError, MisconfigurationException) as error:
+    except (RuntimeError, ValueError, ImportError, MisconfigurationException) as error:
         raise TrainingError(
             f"cannot train on {options.devices} x {options.accelerator!r}:"
             f" {str(error).splitlines()[0]}"
@@ -538,6 +550,26 @@ class _Run:
                 self._metrics_file.unlink(missing_ok=True)
             return
         state, path = found
+        try:
+            self._restore(state, path)
+        except RecipeError:
+            raise
+        except Exception as error:  # its digest is right: of another model, or not nicprune's
+            reason = cut(str(error) or type(error).__name__, 200)
+            raise FileError(
+                f"{path} does not fit this model: {reason}. Remove it to start again"
+            ) from None
+        if self._metrics_file is not None and self._metrics_file.exists():
+            lines = self._metrics_file.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if _step_of(line) <= self.step]
+            write_atomically(self._metrics_file, lambda p: p.write_bytes(b"".join(kept)))
+
+    def _restore(self, state: dict[str, Any], path: Path) -> None:
+        """Take over the content of a checkpoint.
+
+        Raises:
+            RecipeError: it belongs to another run.
+        """
         before, identity = json.loads(state["settings"]), state["identity"]
         free = {"checkpoint_every", "log_every", "tensorboard", "devices", "accelerator"}
         now = self.options.model_dump()
@@ -548,47 +580,33 @@ class _Run:
         if changed:
             differences = ", ".join(f"{k} {before.get(k)!r} there, {now[k]!r} now" for k in changed)
             raise RecipeError(
-                f"{path} belongs to a run with other settings ({differences}); use another folder"
-                " or remove it"
+                f"{path} belongs to a run with other settings ({cut(differences, 400)}); use"
+                " another folder or remove it"
             )
         if identity != self.identity:
             raise RecipeError(
                 f"{path} belongs to another run (codec, method or images differ); use another"
                 " folder or remove it"
             )
-        try:
-            # CDF tables are rebuilt from the weights at the end; those of the checkpoint may have
-            # another size.
-            tables = {
-                k: v
-                for k, v in self.model.state_dict().items()
-                if k.rsplit(".", 1)[-1] in CDF_BUFFERS
-            }
-            self.model.load_state_dict({**state["model"], **tables})
-            self.optimizer.optimizer.load_state_dict(state["optimizer"])
-            if self.aux_optimizer is not None:
-                self.aux_optimizer.load_state_dict(state["aux_optimizer"])
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise FileError(
-                f"{path} does not fit this model: {str(error).splitlines()[0]}. Remove it to start"
-                " again"
-            ) from None
+        # CDF tables are rebuilt from the weights at the end; those of the checkpoint may have
+        # another size.
+        tables = {
+            k: v for k, v in self.model.state_dict().items() if k.rsplit(".", 1)[-1] in CDF_BUFFERS
+        }
+        self.model.load_state_dict({**state["model"], **tables})
+        self.optimizer.optimizer.load_state_dict(state["optimizer"])
+        if self.aux_optimizer is not None:
+            self.aux_optimizer.load_state_dict(state["aux_optimizer"])
         self.step = self.saved_step = state["step"]
-        self.skipped = state["skipped"]
+        self.skipped = int(state["skipped"])
         self._clock = (time.monotonic(), self.step)
         if (threads := torch.get_num_threads()) != state["threads"] and (
             self.fabric.device.type == "cpu"
         ):
             warnings.warn(
-                f"resuming with {threads} threads what {state['threads']} began: the result will"
-                " differ in its last bits from that of an uninterrupted run",
-                stacklevel=2,
-            )
-        if self._metrics_file is not None and self._metrics_file.exists():
-            lines = self._metrics_file.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= self.step]
-            write_atomically(
-                self._metrics_file, lambda p: p.write_text("".join(line + "\n" for line in kept))
+                f"resuming with {threads} threads what {cut(str(state['threads']))} began: the"
+                " result will differ in its last bits from that of an uninterrupted run",
+                stacklevel=3,
             )
 
     def interrupted(self, number: int) -> InterruptedRun:
@@ -615,8 +633,12 @@ class _Run:
             self._writer.close()
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
+    """Step of a line of metrics.jsonl; infinity if it is damaged, or a killed process left it
+    incomplete.
+    """
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # a line that a killed process left incomplete
+        step = float(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return math.inf
+    return math.inf if math.isnan(step) else step

@@ -140,9 +140,9 @@ def test_a_codec_of_somebodys_own_class_is_whole_without_being_loaded(
 
     monkeypatch.setattr(module, "load", foreign)
     assert verify(files["codec"]).facts["loaded"] == "not here: pass factory="
-    header, tensors = module.read_file(files["codec"])
+    header, tensors = module.read_contents(files["codec"])
     header.pop("digest")
-    monkeypatch.setattr(module, "read_file", lambda path: (header, tensors))
+    monkeypatch.setattr(module, "read_contents", lambda path: (header, tensors))
     with pytest.raises(CodecError, match="factory"):
         verify(files["codec"])
 

@@ -110,13 +110,14 @@ def tiff(bits: int, data: bytes, *, sample: int = 1, photometric: int = 1, e: st
     return out + bytes(4)
 
 
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
+    crc = zlib.crc32(name + data)
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
+
+
 def png(depth: int, colour: int, row: bytes) -> bytes:
     """A PNG of one row."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        crc = zlib.crc32(name + data)
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
-
     channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
     head = struct.pack(">IIBBBBB", 8 * len(row) // depth // channels, 1, depth, colour, 0, 0, 0)
     return (
@@ -270,3 +271,52 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     ]
     (tmp_path / "all").symlink_to(photos)
     assert len(list_images(tmp_path / "all", "test")) == 3
+
+
+@pytest.mark.parametrize("place", ["checksum", "pixels"])
+def test_damaged_pixels_of_a_png_are_seen(place: str, tmp_path: Path) -> None:
+    """Those that unpack all the same, which Pillow's decoder takes."""
+    whole = png(8, 2, bytes(range(30)))
+    packed, other = (zlib.compress(b"\0" + bytes(range(n, 30 + n))) for n in (0, 1))
+    assert whole.count(packed) == 1 and len(packed) == len(other)
+    data = bytearray(whole)
+    if place == "checksum":
+        data[whole.index(packed) + len(packed)] ^= 1
+    else:
+        data = data.replace(packed, other)
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    with Image.open(path) as image:
+        assert image.convert("RGB").size == (10, 1), "Pillow takes it"
+    with pytest.raises(DataError, match="broken PNG file"):
+        read_image(path)
+    path.write_bytes(whole)
+    assert read_image(path).flatten(1).T.flatten().tolist() == [*range(30)]
+
+
+def test_formats_that_start_other_programs_are_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    with pytest.raises(DataError, match="cannot identify image file"):
+        read_image(path)
+    with pytest.raises(DataError, match="no usable image"):
+        usable_images([path])
+
+
+def test_pngs_whose_chunks_are_out_of_order_are_one_line(tmp_path: Path) -> None:
+    """Pillow raises IndexError on some of them."""
+    path, whole = tmp_path / "a.png", png(8, 2, bytes(range(30)))
+    head, packed = (
+        chunk(name, whole[whole.index(name) + 4 :][:length])
+        for name, length in ((b"IHDR", 13), (b"IDAT", len(zlib.compress(bytes(range(31))))))
+    )
+    end = chunk(b"IEND", b"")
+    for order in ([head, end, packed], [end, head, packed], [packed, head, end], [head, end]):
+        path.write_bytes(whole[:8] + b"".join(order))
+        with pytest.raises(DataError, match="cannot read .* as an image") as told:
+            read_image(path)
+        assert "\n" not in str(told.value)

@@ -17,7 +17,7 @@ from helpers import offer_tiny_codecs
 from helpers_cli import call, fails
 
 import nicprune.training.loop as training
-from nicprune.common.errors import NicpruneError, RecipeError, TrainingError
+from nicprune.common.errors import DataError, NicpruneError, RecipeError, TrainingError
 from nicprune.data.images import write_png
 from nicprune.experiments.plan import Run, fit_settings, load_base_codec, phases_of
 from nicprune.experiments.recipe import LARGEST_SEED, parse_recipe, read_recipe
@@ -70,6 +70,11 @@ def content(photos: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ({"methods": [{"name": "none", "label": "a\nb"}]}, "a label is a line of text"),
         ({"training": {"accelerator": "abc"}}, "cannot train on 1 x 'abc'"),
         ({"training": {"patch_size": 128}}, "photographs.train: no usable image"),
+        ({"training": {"accelerator": "tpu"}}, "cannot train on 1 x 'tpu'"),
+        ({"training": {"batch_size": 10**9, "patch_size": 64}}, "a batch of 1000000000 patches"),
+        ({"training": {"lr": 1e300}}, "lr: input should be less than or equal to"),
+        ({"finetune": {"steps": 2, "lr": 1e300}}, "lr: input should be less than or equal to"),
+        ({"qualities": [10**30], "lambdas": {10**30: 0.01}}, "qualities.0: input should be less"),
         ({"photographs": {"train": [], "test": "samples"}}, "name a folder of images"),
         ({"photographs": {"train": "", "test": "samples"}}, "name a folder of images"),
         ({"seeds": [10**30]}, "seeds.0: input should be less than or equal to"),
@@ -92,6 +97,17 @@ def test_what_training_would_refuse_is_found(
     with pytest.raises(NicpruneError) as caught:
         resolve(parse_recipe(content | change, "recipe.yaml"), tmp_path)
     assert message.lower() in str(caught.value).lower() and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("split", ["train", "test", "validation"])
+def test_images_that_are_all_broken_are_found(
+    content: dict[str, Any], split: str, tmp_path: Path
+) -> None:
+    photo = write_png(torch.rand(3, 96, 96), tmp_path / "broken" / "a.png")
+    photo.write_bytes(photo.read_bytes()[:900])  # a whole header
+    content["photographs"] = content["photographs"] | {split: str(photo.parent)}
+    with pytest.raises(DataError, match=f"photographs.{split}: no usable image: every one of 1"):
+        resolve(parse_recipe(content, "a"), tmp_path)
 
 
 @pytest.mark.parametrize("steps", [4, 4.0, "4"])

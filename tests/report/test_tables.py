@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from helpers_report import record, sweep
 
-from nicprune.report import table, text_table
+from nicprune.report import table, text_table, write_report
 from nicprune.report.aggregate import aggregate
 from nicprune.report.cautions import cautions
 from nicprune.report.headline import headline
@@ -166,3 +170,28 @@ def test_latex_and_markdown_escape() -> None:
     rows = [line for line in md.splitlines() if line.startswith("|")]
     assert len(rows) == 4 and all(len(re.findall(r"(?<!\\)\|", row)) == 11 for row in rows)
     assert "<b>" not in md.replace(r"\<b\>", "")
+
+
+def test_labels_that_spreadsheets_would_run_are_text(tmp_path: Path, undrawn: None) -> None:
+    labels = ["=HYPERLINK(1)", "+1", "-1+1", "@SUM(A1)", "a=1", "plain"]
+    found = [
+        record(role, quality, **({"label": label} if label else {}))
+        for role, label in (("original", ""), *(("pruned", label) for label in labels))
+        for quality in (1, 2, 3, 4)
+    ]
+    write_report(found, tmp_path)
+    for name, column in (("table.csv", "label"), ("bd.csv", "label")):
+        read = pd.read_csv(tmp_path / name)
+        texts = [value for value in read[column] if value != "original"]
+        with (tmp_path / name).open(encoding="utf-8", newline="") as file:
+            again = [row[column] for row in csv.DictReader(file) if row[column] != "original"]
+        assert texts == again
+        if name == "table.csv":
+            assert set(texts) == {f"'{x}" if x[0] in "=+-@" else x for x in labels}
+        assert not [text for text in texts if text[0] in "=+-@"]
+    # Numbers stay numbers, negative ones too, and records are exact.
+    frame, read = table(found), pd.read_csv(tmp_path / "table.csv")
+    for column in frame.select_dtypes("number"):
+        assert read[column].tolist() == pytest.approx(frame[column].tolist(), nan_ok=True)
+    kept = json.loads((tmp_path / "records.json").read_text(encoding="utf-8"))
+    assert {entry["label"] for entry in kept} == {"original", *labels}

@@ -11,6 +11,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,23 @@ from nicprune.methods import attach
 from nicprune.storage.checkpoint import embedded_file, load, read_header, save
 
 
-def rewritten(file: Path, *, version: int = 3, **changes: Tensor) -> Path:
+def rewritten(
+    file: Path,
+    *,
+    version: int = 3,
+    header: Callable[[dict[str, Any]], object] = lambda header: None,
+    **changes: Tensor,
+) -> Path:
     """The file with other tensors, as somebody who knows the format writes it."""
     from nicprune.storage.checkpoint import _digest
 
-    state, header = load_file(file) | changes, read_header(file)
-    header["version"] = version
-    del header["digest"]
+    state, content = load_file(file) | changes, read_header(file)
+    content["version"] = version
+    del content["digest"]
+    header(content)
     if version == 3:
-        header["digest"] = _digest(header, state)
-    save_file(state, file, metadata={"nicprune": json.dumps(header)})
+        content["digest"] = _digest(content, state)
+    save_file(state, file, metadata={"nicprune": json.dumps(content)})
     return file
 
 
@@ -61,6 +69,19 @@ def test_any_byte_that_is_changed_is_noticed(tmp_path: Path) -> None:
         else:  # a space between two words of the header
             assert same_state(state_of(again), expected) and whole[place : place + 1].isspace()
     assert noticed > 180
+
+
+def test_what_a_header_says_is_cut_in_the_message(tmp_path: Path) -> None:
+    """safetensors shows the whole of a header that it cannot read."""
+    file = save(FactorizedPrior(2, 3), tmp_path / "a.safetensors")
+    whole = file.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    text = json.loads(whole[8 : 8 + length])
+    made = json.dumps({"__metadata__": text["__metadata__"]["nicprune"]}).encode()
+    file.write_bytes(len(made).to_bytes(8, "little") + made)
+    with pytest.raises(FileError, match="not a safetensors file, or is cut short") as told:
+        load(file)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 600
 
 
 def test_two_tensors_exchanged_are_noticed(tmp_path: Path, hyperprior: nn.Module) -> None:
@@ -116,10 +137,12 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "too large": (_changed("_quantized_cdf", (2, 3), 10**6), "do not rise"),
     "one short": (lambda t: t["_cdf_length"].sub_(1), "do not rise"),
     "an offset": (_changed("_offset", 0, -WIDEST - 1), "offsets"),
+    "the least offset": (_changed("_offset", 0, -(2**31)), "offsets"),
     "fewer rows": (
         lambda t: t.update({key: value[:-3].clone() for key, value in t.items()}),
         "channels or scales",
     ),
+    "no rows": (lambda t: t.update(_quantized_cdf=t["_quantized_cdf"][:0].clone()), "shapes"),
     "fewer lengths": (
         lambda t: t.update(_cdf_length=t["_cdf_length"][:-1].clone()),
         "shapes",
@@ -157,6 +180,25 @@ def test_tables_that_the_coder_cannot_read_are_refused(
     with pytest.raises(FileError, match=f"CDF tables of {name} are damaged: .*{expected}") as told:
         load(file)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header["structure"].update({"g_a.0": ["x" * 5000, {}]}),
+        lambda header: header["structure"].update({"g_a.0": ["a\nb", {}], "a\nb": ["c", {}]}),
+        lambda header: header["structure"]["g_a.0"][1].update({"a\nb": "x" * 5000}),
+        lambda header: header.update(structure="a\nb"),
+    ],
+)
+def test_what_a_file_says_is_cut_in_messages(
+    change: Any, tmp_path: Path, saved: tuple[nn.Module, bytes]
+) -> None:
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(saved[1])
+    with pytest.raises(CodecError, match="holds another codec") as told:
+        load(rewritten(file, header=change))
+    assert "\n" not in str(told.value) and len(str(told.value)) < 1000
 
 
 def test_tables_of_every_architecture_are_fine(architecture: str) -> None:

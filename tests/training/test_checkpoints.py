@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -155,3 +157,62 @@ def test_an_exchanged_photograph_is_another_run(tmp_path: Path) -> None:
     assert photo.stat().st_size == size
     with pytest.raises(RecipeError, match="images differ"):
         fit(codec(), photo, steps=2, **QUICK, folder=tmp_path / "run")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="asks the system as Linux does")
+@pytest.mark.parametrize("limit", [1000, 10_000])
+def test_a_disk_that_is_full_is_told_as_such(two: Checkpoints, limit: int) -> None:
+    """torch.save speaks of an unexpected position instead. A limit of a file's size stands for the
+    end of the disk.
+    """
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    whole = two.newest.read_bytes()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        with pytest.raises(FileError, match=r"cannot write .*checkpoint.pt: File too large$"):
+            two.save({**STATE, "step": 4})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert two.newest.read_bytes() == whole and len(list(two.newest.parent.iterdir())) == 2
+
+
+FOREIGN: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no step": lambda state: state.pop("step"),
+    "a step in words": lambda state: state.update(step="three"),
+    "settings": lambda state: state.update(settings="{"),
+    "no identity": lambda state: state.pop("identity"),
+    "skipped": lambda state: state.update(skipped=[1]),
+    "a layer less": lambda state: state["model"].pop("g_a.0.weight"),
+    "an optimizer in words": lambda state: state.update(optimizer="adam"),
+    "a group of parameters": lambda state: state["optimizer"]["param_groups"].insert(0, "a"),
+    "the state of a parameter": lambda state: state["optimizer"]["state"].update({0: 0}),
+    "a step of a parameter": lambda state: state["optimizer"]["state"][0].update(step={1: 1}),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(FOREIGN))
+def test_what_somebody_else_sealed_is_one_line(kind: str, tmp_path: Path) -> None:
+    photo = write_png(torch.rand(3, 64, 64), tmp_path / "a.png")
+    settings = QUICK | {"checkpoint_every": 1}
+    fit(codec(), photo, steps=1, **settings, folder=tmp_path / "run")
+    state = torch.load(tmp_path / "run" / NEWEST, weights_only=True)
+    FOREIGN[kind](state)
+    remove_checkpoints(tmp_path / "run")
+    Checkpoints(tmp_path / "run").save(state)
+    with pytest.raises(FileError) as told:
+        fit(codec(), photo, steps=1, **settings, folder=tmp_path / "run")
+    assert "\n" not in str(told.value) and "emove" in str(told.value)
+
+
+def test_a_damaged_log_does_not_stop_a_run(tmp_path: Path) -> None:
+    photo = write_png(torch.rand(3, 64, 64), tmp_path / "a.png")
+    settings = QUICK | {"log_every": 1}
+    fit(codec(), photo, steps=2, **settings, folder=tmp_path / "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    first, second = log.read_bytes().splitlines(keepends=True)
+    for bad in (b"\xff\xfe\n", b'{"step": 1, "a": "\xe9"}\n', b'{"step": 1e999}\n', b"[" * 9999):
+        log.write_bytes(first + second + bad)
+        fit(codec(), photo, steps=2, **settings, folder=tmp_path / "run")
+        assert log.read_bytes() == first + second
