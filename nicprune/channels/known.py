@@ -38,17 +38,15 @@ class _Known:
 
     Attributes:
         state: what the codec was when its groups were found; see `_state`.
-        norms: how channels that norms compute over were taken; see `find_groups`.
         groups: its groups; None where it was pruned since and they are to be found again.
-        pinned: why channels cannot be removed, by all the places of each.
-        attributes: numbers that follow a width, by all the places of its channels.
+        norms: what becomes of channels that a norm computes over.
+        before: the groups of the codec that it was pruned from, by where their channels are now.
     """
 
     state: list[Any]
-    norms: Norms
     groups: Groups | None
-    pinned: dict[Place, str]
-    attributes: dict[Place, tuple[Attribute, ...]]
+    norms: Norms
+    before: dict[Place, Group]
 
     def __deepcopy__(self, memo: Any) -> None:
         return None
@@ -63,22 +61,24 @@ ATTRIBUTE = "_nicprune_groups"
 
 def remember(codec: nn.Module, groups: Groups) -> None:
     """Keep the groups of a codec, which `recall` returns until a part of it is another."""
-    codec.__dict__[ATTRIBUTE] = _Known(_state(codec), groups.norms, groups, {}, {})
+    codec.__dict__[ATTRIBUTE] = _Known(_state(codec), groups, groups.norms, {})
 
 
 def recall(codec: nn.Module, norms: Norms | None = None) -> Groups | None:
     """Return the groups of a codec if they are known and it is what it was, but for its weights.
 
     Args:
-        norms: how channels that norms compute over have to be taken; by default as they were.
+        norms: what becomes of channels that a norm computes over; None for what is known.
     """
     known: _Known | None = codec.__dict__.get(ATTRIBUTE)
-    if known is None or norms not in (None, known.norms) or not _same(known.state, _state(codec)):
+    if known is None or norms not in (None, known.norms):
+        return None
+    if not _same(known.state, _state(codec)):
         return None
     if known.groups is None:
         found = find_groups(codec, known.norms)
         known.groups = Groups(
-            [_with_trials(group, known) for group in found],
+            [_as_before(group, known.before) for group in found],
             found.products,
             found.roles,
             found.norms,
@@ -86,18 +86,14 @@ def recall(codec: nn.Module, norms: Norms | None = None) -> Groups | None:
     return known.groups
 
 
-def _with_trials(group: Group, known: _Known) -> Group:
-    """Return a group with what trials have shown of its channels."""
+def _as_before(group: Group, before: Mapping[Place, Group]) -> Group:
+    """Return a group with what trials have shown of the groups that it is what is left of."""
     if group.pinned:
         return group
-    places = list(_places(group))
-    reasons = [known.pinned[place] for place in places if place in known.pinned]
-    followed = [known.attributes[place] for place in places if place in known.attributes]
-    return replace(
-        group,
-        pinned=reasons[-1] if reasons else None,
-        attributes=followed[0] if followed and not reasons else (),
-    )
+    were = {g.name: g for place in _places(group) if (g := before.get(place)) is not None}
+    pinned = next((g.pinned for g in were.values() if g.pinned), None)
+    attributes = dict.fromkeys(a for g in were.values() for a in g.attributes)
+    return replace(group, pinned=pinned, attributes=() if pinned else tuple(attributes))
 
 
 def remember_pruned(
@@ -111,24 +107,18 @@ def remember_pruned(
         return
     gone: dict[tuple[str, str], list[int]] = {}
     for name, kept in keep.items():
-        removed = np.setdiff1d(np.arange(groups[name].width), kept)
+        away = np.setdiff1d(np.arange(groups[name].width), kept)
         for member in groups[name].members:
-            gone.setdefault((member.module, member.axis), []).extend(member.index[removed].ravel())
+            gone.setdefault((member.module, member.axis), []).extend(member.index[away].ravel())
     before = {layer: np.sort(indices) for layer, indices in gone.items()}
-    pinned: dict[Place, str] = {}
-    attributes: dict[Place, tuple[Attribute, ...]] = {}
-    for group in groups:
-        for module, axis, index in _places(group):
-            place = (
-                module,
-                axis,
-                index - int(np.searchsorted(before.get((module, axis), []), index)),
-            )
-            if group.pinned is not None:
-                pinned[place] = group.pinned
-            elif group.attributes:
-                attributes[place] = group.attributes
-    small.__dict__[ATTRIBUTE] = _Known(_state(small), known.norms, None, pinned, attributes)
+    told = {
+        (module, axis, index - int(np.searchsorted(before.get((module, axis), []), index))): group
+        for group in groups
+        if group.pinned is not None or group.attributes
+        for module, axis, index in _places(group)
+        if index not in gone.get((module, axis), ())
+    }
+    small.__dict__[ATTRIBUTE] = _Known(_state(small), None, groups.norms, told)
 
 
 def _places(group: Group) -> Iterable[Place]:
@@ -243,7 +233,7 @@ def from_plain(codec: nn.Module, written: Any) -> Groups | None:
                 for module, macs, widths, shares in written["products"]
             ],
             {str(module): str(transform) for module, transform in written["roles"].items()},
-            "adapt" if written.get("norms") == "adapt" else "pinned",
+            "adapt" if written["norms"] == "adapt" else "pinned",
         )
         _check(codec, found)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecipeError) as error:
@@ -253,7 +243,7 @@ def from_plain(codec: nn.Module, written: Any) -> Groups | None:
 
 def _check(codec: nn.Module, groups: Groups) -> None:
     """Raise an error unless every channel that groups name is there, and in one group."""
-    modules = layers_of(codec)
+    modules, named = layers_of(codec), dict(codec.named_modules())
     seen: set[Place] = set()
     for group in groups:
         for member in group.members:
@@ -264,8 +254,8 @@ def _check(codec: nn.Module, groups: Groups) -> None:
             if int(member.index.min()) < 0 or int(member.index.max()) >= width:
                 raise ValueError(f"{member.module} has {width} channels")
         for attribute in group.attributes:
-            if type(getattr(codec.get_submodule(attribute.module), attribute.name)) is not int:
-                raise ValueError(f"{attribute.module} has no whole number {attribute.name}")
+            if type(named[attribute.module].__dict__[attribute.name]) is not int:
+                raise ValueError(f"{attribute.name} is no whole number")
         places = list(_places(group))
         if len(set(places)) < len(places) or seen & set(places):
             raise ValueError(f"{group.name} shares channels with another")
@@ -285,7 +275,7 @@ def _group(
     latent: str | None,
     pinned: str | None,
     members: Sequence[Any],
-    attributes: Sequence[Any] = (),
+    attributes: Sequence[Any],
 ) -> Group:
     made = tuple(
         Member(
@@ -295,8 +285,8 @@ def _group(
         )
         for module, axis, columns in members
     )
-    followed = tuple(Attribute(str(m), str(n), int(times)) for m, n, times in attributes)
-    return Group(str(name), len(made[0].index), made, latent, pinned, followed)
+    numbers = tuple(Attribute(str(module), str(key), int(n)) for module, key, n in attributes)
+    return Group(str(name), len(made[0].index), made, latent, pinned, numbers)
 
 
 MOST = 1 << 16

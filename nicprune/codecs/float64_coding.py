@@ -102,13 +102,14 @@ class Coder:
             sent: dict[str, Any] = calling.compress(self.model, x, **rate)
         return sent
 
-    def decompress(self, strings: Any, shape: Any, like: Tensor) -> Tensor:
+    def decompress(self, strings: Any, shape: Any, like: Tensor | None = None) -> Tensor:
         """Return images (B, C, H, W) in float32 from what `compress` returned.
 
         Args:
-            like: a tensor of the shape of the images; its values do not count.
+            like: a tensor of the shape of the images, for codecs that take further arguments; its
+                values do not count. By default, one of the shape of a tile.
         """
-        like = torch.empty(like.shape, device=self._tile.device)
+        like = torch.empty((self._tile if like is None else like).shape, device=self._tile.device)
         with self._coding():
             x_hat: Tensor = calling.decompress(self.model, strings, shape, like)["x_hat"]
         return x_hat.float()

@@ -125,7 +125,7 @@ def _has_right_sums(path: str | Path) -> bool:
 
 
 ZIP = b"PK\3\4"
-"""What torch.load, too, knows an archive by."""
+"""First bytes of an archive, by which torch.load knows it too."""
 
 
 def _is_state(value: object) -> bool:

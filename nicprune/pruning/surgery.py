@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -120,8 +120,9 @@ def prune(
 
 
 def _remove_channels(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups) -> None:
-    """Remove all channels that are not kept, in place; numbers in code follow."""
-    modules, numbers = layers_of(codec), values_under(codec, groups, keep)
+    """Remove all channels that are not kept, in place."""
+    values = values_under(codec, groups, keep)
+    modules = layers_of(codec)
     # Indices are those of the original, so all that a layer loses along one axis goes at once.
     losses: dict[tuple[str, str], list[int]] = defaultdict(list)
     for name, kept in keep.items():
@@ -136,7 +137,7 @@ def _remove_channels(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: G
         raise SurgeryError(
             f"channels of {name} ({type(modules[name]).__name__}) cannot be removed: {error}"
         ) from error
-    set_attributes(codec, numbers)
+    set_attributes(codec, values)
     follow_widths(codec)
 
 
@@ -168,14 +169,14 @@ def analyse(codec: nn.Module, norms: Norms = "pinned") -> Groups:
 
 
 def _tried(codec: nn.Module, groups: Groups) -> Groups:
-    """Return the groups, with the attributes that follow them; those that fail in trials marked
-    unprunable.
+    """Return the groups, with attributes that they have to follow, and those that fail in trials
+    marked unprunable.
     """
     trials = _Trials(codec, groups)
     check_runs(codec, trials.double)
     rng = np.random.default_rng(0)
     unsafe: dict[str, str] = {}
-    searched = False
+    searched: set[str] = set()
     for _ in range(TRIALS):  # random widths: parts that must stay equally wide do not
         keep = {}
         for group in groups.prunable(latents=True):
@@ -193,14 +194,17 @@ def _tried(codec: nn.Module, groups: Groups) -> Groups:
                     {name: keep[name] for name in names}, codes
                 ),
             ):
-                if searched:
+                untried = failed.keys() - searched
+                if not untried:
                     unsafe |= failed
-                else:
-                    trials.groups, searched = _with_attributes(trials), True
+                    continue
+                trials.groups = groups = _with_attributes(codec, groups, untried, trials)
+                searched |= untried
+                unsafe |= {name: failed[name] for name in untried if not groups[name].attributes}
     if not unsafe:
-        return trials.groups
+        return groups
     found = _replaced(
-        trials.groups,
+        groups,
         lambda g: replace(g, pinned=unsafe[g.name], attributes=()) if g.name in unsafe else g,
     )
     if not found.prunable():
@@ -212,20 +216,22 @@ def _tried(codec: nn.Module, groups: Groups) -> Groups:
 
 
 def _replaced(groups: Groups, change: Callable[[Group], Group]) -> Groups:
-    return Groups([change(group) for group in groups], groups.products, groups.roles, groups.norms)
+    changed = [change(group) for group in groups]
+    return Groups(changed, groups.products, groups.roles, groups.norms)
 
 
-def _with_attributes(trials: _Trials) -> Groups:
-    """Return the groups of trials with attributes to follow, where only then they can shrink. What
-    is found for a layer of one module is taken for that of every module of its class.
+def _with_attributes(
+    codec: nn.Module, groups: Groups, names: Collection[str], trials: _Trials
+) -> Groups:
+    """Return the groups, those named with attributes to follow where only then they can shrink.
+    What is found for a layer of one module is taken for that of every module of its class.
     """
-    codec, groups = trials.double, trials.groups
     rng = np.random.default_rng(1)
     found: dict[object, tuple[Attribute, ...]] = {}
     for group in groups.prunable(latents=True):
         least = MIN_LATENTS if group.latent else 1
         around = candidates(codec, group)
-        if not around or group.width <= least:
+        if group.name not in names or not around or group.width <= least:
             continue
         alike = likeness(codec, group, around)
         if alike not in found:
@@ -238,8 +244,8 @@ def _with_attributes(trials: _Trials) -> Groups:
                 name: str = group.name,
                 keeps: Any = keeps,
             ) -> bool:
-                trials.groups = _attributed(known, name, chosen)
-                return not any(trials.failure({name: keep}, codes=False) for keep in keeps)
+                tried = _attributed(known, name, chosen)
+                return all(trials.holds(tried, {name: keep}) for keep in keeps)
 
             # By itself it may hold: then it needs none, or fails together with others.
             found[alike] = () if holds(()) else find_attributes(around, holds)
@@ -274,9 +280,6 @@ def has_foreign_code(codec: nn.Module) -> bool:
         package, kind = cls.__module__, kind_of(module)
         known = kind is not None and not kind.by_trial
         if known and package.partition(".")[0] != "compressai":
-            continue
-        package = cls.__module__
-        if kind_of(module) is not None and package.partition(".")[0] != "compressai":
             continue
         if package not in PLAIN or any(True for _ in module.parameters()):
             return True
@@ -375,6 +378,14 @@ class _Trials:
             told = f"the pruned {self.name} is not the masked one: they differ by {found:.1e}"
             return Failure(_depends(told))
         return None
+
+    def holds(self, groups: Groups, keep: Mapping[str, list[int]]) -> bool:
+        """Return whether keep-lists of such groups can be had, by the forward pass alone."""
+        before, self.groups = self.groups, groups
+        try:
+            return self.failure(keep, codes=False) is None
+        finally:
+            self.groups = before
 
     def _within(self, place: str) -> set[str]:
         """Return the groups that have a layer in a module, or the module itself."""
@@ -591,7 +602,10 @@ def _gap(
         SurgeryError: it does not run.
     """
     try:
-        return difference(masked_copy(codec, keep, groups), small)
+        image = example_image(codec, seed=1).cpu().double()
+        masked = double_copy(codec)
+        _mask_channels(masked, keep, groups)
+        return _apart([_trace(masked, image), _trace(double_copy(small), image)])
     except Exception as error:  # a foreign codec's own code may raise anything
         raise SurgeryError(
             f"the pruned {type(codec).__name__} does not run: {_first_line(error)}"
