@@ -214,13 +214,13 @@ class Slimmable(MultiWidth):
                     )
             shares = [width / first for width in self.config.widths]
         found = [self._at(share) for share in shares]
-        self._warn_if_widths_do_little(shares[-1], found[-1])
         for wider, narrower, number in zip(found, found[1:], range(1, len(found)), strict=False):
             if wider == narrower:
                 raise RecipeError(
                     f"widths {number - 1} and {number} are the same in multiples of"
                     f" {self.config.round_to}: set them further apart, or round_to lower"
                 )
+        self._warn_if_widths_do_little(shares[-1], found[-1])
         return found
 
     def _warn_if_widths_do_little(self, share: float, widths: dict[str, int]) -> None:
