@@ -117,7 +117,7 @@ def _has_right_sums(path: str | Path) -> bool:
             damaged = archive.testzip()
     except Exception as error:  # a damaged directory raises errors of any kind
         raise FileError(
-            f"{path} is damaged: {cut(str(error) or type(error).__name__, 200)}"
+            f"{path} is damaged or cut short: {cut(str(error) or type(error).__name__, 200)}"
         ) from None
     if damaged is not None:
         raise FileError(f"{path} is damaged: the checksum of {cut(damaged)} does not fit")
