@@ -93,9 +93,11 @@ def test_a_wrong_file_is_noticed(
     pytest.importorskip("onnxscript")
     import nicprune.storage.export as module
 
-    real = module._write
+    real = module.write_onnx
     monkeypatch.setattr(
-        module, "_write", lambda m, x, path: real(nn.Sequential(m, nn.Hardtanh(-0.1, 0.1)), x, path)
+        module,
+        "write_onnx",
+        lambda m, x, path: real(nn.Sequential(m, nn.Hardtanh(-0.1, 0.1)), x, path),
     )
     with pytest.raises(FileError, match="g_a.onnx does not compute what g_a does"):
         export_onnx(hyperprior, tmp_path)
@@ -111,7 +113,7 @@ def test_what_cannot_be_traced_is_said_in_one_line(
     def fails(*args: object) -> None:
         raise RuntimeError("no such operator\nand a long explanation")
 
-    monkeypatch.setattr("nicprune.storage.export._write", fails)
+    monkeypatch.setattr("nicprune.storage.export.write_onnx", fails)
     with pytest.raises(
         FileError, match="g_a cannot be exported to ONNX: RuntimeError: no such operator$"
     ):
