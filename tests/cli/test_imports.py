@@ -12,7 +12,7 @@ import torch
 import yaml
 from helpers_cli import call, fails
 
-from nicprune.cli import main
+from nicprune.cli.application import main
 from nicprune.codecs.zoo import build_from_path
 from nicprune.common.errors import CodecError
 from nicprune.data.images import write_png

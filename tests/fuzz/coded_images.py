@@ -18,7 +18,8 @@ from compressai.models import (
 from torch import nn
 
 from nicprune.methods import attach
-from nicprune.storage.container import HEADER, decode, encode
+from nicprune.storage.coded_image import HEADER
+from nicprune.storage.container import decode, encode
 
 from .damage import damaged
 from .trial import Believed
