@@ -25,7 +25,7 @@ from nicprune.channels.groups import (
 from nicprune.codecs.anatomy import CDF_BUFFERS
 from nicprune.codecs.layer_kinds import layers_of, widths_of
 from nicprune.codecs.structure import structure
-from nicprune.common.errors import FileError, RecipeError
+from nicprune.common.errors import CodecError, FileError, RecipeError
 
 Place = tuple[str, str, int]
 """A layer, an axis and a channel along it."""
@@ -65,7 +65,8 @@ def remember(codec: nn.Module, groups: Groups) -> None:
 
 
 def recall(codec: nn.Module, norms: Norms | None = None) -> Groups | None:
-    """Return the groups of a codec if they are known and it is what it was, but for its weights.
+    """Return the groups of a codec if they are known and it is what it was, but for its weights;
+    None too if none of them can shrink any more.
 
     Args:
         norms: what becomes of channels that a norm computes over; None for what is known.
@@ -76,13 +77,19 @@ def recall(codec: nn.Module, norms: Norms | None = None) -> Groups | None:
     if not _same(known.state, _state(codec)):
         return None
     if known.groups is None:
-        found = find_groups(codec, known.norms)
-        known.groups = Groups(
+        try:
+            found = find_groups(codec, known.norms)
+        except CodecError:  # nothing is left to prune, which only who wants to prune has to know
+            return None
+        left = Groups(
             [_as_before(group, known.before) for group in found],
             found.products,
             found.roles,
             found.norms,
         )
+        if not left.prunable():
+            return None
+        known.groups = left
     return known.groups
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from zoo_of_blocks import BlockCodec
 
 from nicprune import attach, load, save
-from nicprune.channels.groups import Groups, find_groups
+from nicprune.channels import known
+from nicprune.channels.groups import Groups, Norms, find_groups
 from nicprune.channels.known import as_plain, from_plain, recall
-from nicprune.common.errors import FileError
+from nicprune.common.errors import CodecError, FileError
 from nicprune.pruning import surgery
 from nicprune.pruning.surgery import analyse, prune
 from nicprune.storage.checkpoint import FORMAT, _digest
@@ -192,6 +194,25 @@ def test_a_file_holds_the_groups(codec: Any, trials: list[str], tmp_path: Path) 
         assert same(analyse(getattr(again, "codec", again)), analyse(getattr(one, "codec", one)))
     assert trials == ["Foreign"]
     assert torch.equal(again(image(codec))["x_hat"], one(image(codec))["x_hat"])
+
+
+@pytest.mark.parametrize("left", ["no group", "groups that cannot shrink"])
+def test_a_codec_with_nothing_left_to_prune_is_saved(
+    left: str, codec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = analyse(codec)
+    small = prune(codec, random_keep(groups, 0), groups)
+    if left == "no group":
+
+        def find(codec: nn.Module, norms: Norms) -> Groups:
+            raise CodecError("nothing can be pruned safely")
+
+        monkeypatch.setattr(known, "find_groups", find)
+    else:
+        monkeypatch.setattr(known, "_as_before", lambda g, before: replace(g, pinned="held"))
+    again = load(save(small, tmp_path / "small.safetensors"))
+    assert torch.equal(again(image(codec))["x_hat"], small(image(codec))["x_hat"])
+    assert recall(small) is None
 
 
 def rewritten(file: Path, change: Any) -> Path:
