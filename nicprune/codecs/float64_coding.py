@@ -59,6 +59,8 @@ class Coder:
         float64: compute in float64 what encoder and decoder must compute alike.
         everything: compute one-sided modules in float64 too. A decoded image then does not depend
             on the machine; otherwise single values may differ by one level of 256.
+        point: arguments of `compress` for the tile. Without one, a codec that searches for its
+            operating point decodes when encoding too, and nothing that it runs is one-sided.
 
     Attributes:
         in_float64: whether it does; False for a codec whose own code takes float32 alone.
@@ -69,8 +71,16 @@ class Coder:
         symbols: number of symbols that it writes for a tile.
     """
 
-    def __init__(self, model: Any, *, float64: bool = True, everything: bool = False):
+    def __init__(
+        self,
+        model: Any,
+        *,
+        float64: bool = True,
+        everything: bool = False,
+        point: Mapping[str, Any] | None = None,
+    ):
         self.model = model
+        self._point = dict(point or {})
         self.has_digest = False
         self.failure: Exception | None = None
         self.shape: Any = None
@@ -82,7 +92,11 @@ class Coder:
         )
         self._tile = tile.to(next(model.parameters()).device)
         tensors = _float_tensors(model)
-        if float64 and not everything and (found := _watch(model, tensors, self._tile)):
+        if (
+            float64
+            and not everything
+            and (found := _watch(model, tensors, self._tile, self._point))
+        ):
             self.in_float64 = True
             self._use(*found)
             if self._works():
@@ -128,7 +142,7 @@ class Coder:
         """Code a tile as images will be coded; return whether that is possible."""
         try:
             with recorded_symbols() as written:
-                sent = self.compress(self._tile)
+                sent = self.compress(self._tile, **self._point)
             with recorded_symbols() as read:
                 self.decompress(sent["strings"], sent["shape"], self._tile)
         except Exception as error:  # a foreign codec's own code may raise anything
@@ -255,7 +269,7 @@ class _Touched(TorchDispatchMode):
 
 
 def _watch(
-    model: Any, tensors: Mapping[str, Tensor], tile: Tensor
+    model: Any, tensors: Mapping[str, Tensor], tile: Tensor, point: Mapping[str, Any]
 ) -> tuple[set[str], set[nn.Module]] | None:
     """Watch a model code an image.
 
@@ -285,7 +299,7 @@ def _watch(
 
     try:
         with torch.no_grad(), fast_indexes(), touched:
-            sent = calling.compress(model, tile)
+            sent = calling.compress(model, tile, **point)
             side = calls[1]
             calling.decompress(model, sent["strings"], sent["shape"], tile)
     except Exception:  # a foreign codec's own code may raise anything

@@ -27,7 +27,7 @@ from nicprune.common.files import write_text
 from nicprune.common.machine import BUSY, others_share, processor_time
 from nicprune.data.images import list_images, readable, to_channels, usable_images
 from nicprune.evaluation.padding import crop, pad
-from nicprune.methods.composition import Attached, resolve_point
+from nicprune.methods.composition import Attached, operating_points, resolve_point
 from nicprune.methods.operating_point import EMPTY, OperatingPoint
 from nicprune.pruning.cost import COUNTER, measure
 from nicprune.pruning.totals import AREA, Totals
@@ -305,7 +305,8 @@ def evaluate(
     ready: Any = copy_codec(codec).to(place).float().eval().to(memory_format=torch.channels_last)
     check_finite(ready)
     refresh_tables(ready)
-    coder = None if fast else Coder(copy_codec(ready))
+    tried = operating_points(ready)[0].keywords()
+    coder = None if fast else Coder(copy_codec(ready), point=tried)
     if isinstance(ready, Attached):
         ready.set_point(point)
         now = ready.totals()

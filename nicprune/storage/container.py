@@ -21,7 +21,7 @@ from nicprune.codecs.rans import bounded_reads, recorded_symbols
 from nicprune.common.errors import CodecError, DataError, FileError, enough_memory
 from nicprune.data.images import check_size, read_image, to_channels
 from nicprune.evaluation.padding import crop, pad
-from nicprune.methods.composition import Attached, resolve_point
+from nicprune.methods.composition import Attached, operating_points, resolve_point
 from nicprune.storage.coded_image import VERSION, CodedImage, read_coded
 from nicprune.storage.identity import fingerprint, mark, tables
 from nicprune.storage.values import MISFIT
@@ -226,7 +226,8 @@ class ImageCoder:
             model = copy_codec(self._ready)
             if float64:
                 model = model.to(memory_format=torch.channels_last)
-            coder = Coder(model, float64=float64, everything=everything)
+            point = operating_points(model)[0].keywords()
+            coder = Coder(model, float64=float64, everything=everything, point=point)
             if not coder.in_float64:
                 model.to(memory_format=torch.contiguous_format)
             self._coders[key] = coder
