@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from nicprune.channels.groups import Groups
+from nicprune.channels.groups import Groups, ProductShares
 from nicprune.codecs.anatomy import (
     TRANSFORMS,
     forward_for_analysis,
@@ -28,7 +29,7 @@ from nicprune.codecs.anatomy import (
 from nicprune.codecs.example import example_image, image_shape
 from nicprune.codecs.hooks import without_hooks
 from nicprune.codecs.layer_kinds import channel_kind, layers_of
-from nicprune.codecs.layer_kinds.kind import kinds_in
+from nicprune.codecs.layer_kinds.kind import LayerKind, kinds_in
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.replaced_forward import own_forwards
 from nicprune.codecs.roles import transforms_in
@@ -107,6 +108,79 @@ def _own_counts(counts: Mapping[str, int], codec: nn.Module) -> dict[str, int]:
     return own
 
 
+def _within_layers(
+    codec: nn.Module,
+    counts: Mapping[str, int],
+    layers: Sequence[tuple[str, nn.Module]],
+    kinds: Mapping[str, LayerKind],
+    groups: Groups,
+) -> tuple[dict[str, int], dict[str, int], dict[str, str], list[ProductShares]]:
+    """Divide the MACs of layers that multiply weights of others (see `LayerKind.parts`).
+
+    Returns:
+        The MACs of every layer; what no weight accounts for, by layer; for the layers concerned,
+        the one that runs them; and products, where some output channels are multiplied more often
+        than others: queries of another length than keys.
+    """
+    own, rests, runs = dict(counts), {}, {}
+    uneven: list[ProductShares] = []
+    modules = dict(layers)
+    holding = {name: kinds[name] for name, module in layers if kinds[name].parts(module)}
+    calls = _calls(codec, holding)
+    for name, kind in holding.items():
+        followed = sum(s.macs for s in groups.products if s.module == name)
+        rests[name] = counts.get(name, 0) - followed
+        runs[name] = name
+        times: dict[str, list[int]] = {}
+        for args, kwargs in calls[name]:
+            for part, blocks in kind.times(modules[name], args, kwargs).items():
+                known = times.setdefault(part, [0] * len(blocks))
+                times[part] = [a + b for a, b in zip(known, blocks, strict=True)]
+        for part, total in times.items():
+            one, count = f"{name}.{part}" if part else name, len(total)
+            out, inn = kinds[one].widths(modules[one])
+            least, size = min(total), out // count * inn
+            runs[one], own[one] = name, least * out * inn
+            rests[name] -= sum(total) * size
+            if more := sum(total) - least * count:
+                shares = _share(groups, one, "out", count), _share(groups, one, "in", 1)
+                uneven.append(ProductShares(name, more * size, (out // count, inn), shares))
+    return own, rests, runs, uneven
+
+
+def _share(groups: Groups, layer: str, axis: str, blocks: int) -> dict[str, int]:
+    """Return how many channels of one of equal blocks of a layer's axis go with one of a group."""
+    return {
+        group.name: member.index.shape[1] // blocks
+        for group in groups
+        for member in group.members
+        if member.module == layer and member.axis in (axis, "both")
+    }
+
+
+def _calls(codec: nn.Module, names: Iterable[str]) -> dict[str, list[Any]]:
+    """Return the arguments of every call of these layers on the codec's own image."""
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    if not found:
+        return found
+    modes = {module: module.training for module in codec.modules()}
+    handles = [
+        codec.get_submodule(name).register_forward_pre_hook(
+            lambda module, args, kwargs, seen=seen: seen.append((args, kwargs)), with_kwargs=True
+        )
+        for name, seen in found.items()
+    ]
+    try:
+        with torch.no_grad(), without_hooks(codec), own_forwards(codec):
+            forward_for_analysis(codec.eval(), example_image(codec))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    return found
+
+
 def measure(codec: nn.Module) -> Totals:
     """Count a codec as it is, with fvcore."""
     return CostModel(codec, Groups([])).totals()
@@ -161,7 +235,8 @@ class CostModel:
         kinds |= {name: channel_kind(modules[name]) for name in named if name not in kinds}
         layers = [(name, modules[name]) for name in kinds]
         self._row = row = {name: i for i, (name, _) in enumerate(layers)}
-        products = groups.products
+        own, rests, runs, uneven = _within_layers(codec, counts, layers, kinds, groups)
+        products = (*groups.products, *uneven)
         n, k = len(layers) + len(products), len(groups)
         self._share_out, self._share_in = np.zeros((n, k), np.int64), np.zeros((n, k), np.int64)
         for column, group in enumerate(groups):
@@ -190,17 +265,6 @@ class CostModel:
             inn - self._share_in @ self._full,
         )
 
-        own, rests = dict(counts), {}
-        runs: dict[str, str] = {}
-        for name, module in layers:
-            if parts := kinds[name].parts(module):
-                # Each of them is multiplied as often as the layer's own weights.
-                macs = own[name] - sum(s.macs for s in products if s.module == name)
-                names = [name, *(f"{name}.{part}" for part in parts)]
-                sizes = [int(out[row[one]] * inn[row[one]]) for one in names]
-                each, rests[name] = divmod(macs, sum(sizes))  # a rest: products not followed
-                own |= {one: each * size for one, size in zip(names, sizes, strict=True)}
-                runs |= dict.fromkeys(names, name)
         product, linear = np.zeros(n, np.int64), np.zeros(n, np.int64)
         product_params, linear_params = np.zeros(n, np.int64), np.zeros(n, np.int64)
         for i, (name, module) in enumerate(layers):

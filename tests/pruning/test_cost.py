@@ -7,10 +7,11 @@ import torch
 from compressai.zoo import image_models
 from helpers import GROUP_COUNTS, built, image, random_keep
 from torch.utils.flop_counter import FlopCounterMode
+from zoo_of_blocks import block_codec
 
 from nicprune.codecs.anatomy import forward_for_analysis
 from nicprune.pruning.cost import CostModel, count_modules, measure
-from nicprune.pruning.surgery import prune
+from nicprune.pruning.surgery import analyse, prune
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -94,3 +95,18 @@ def test_counting_changes_nothing() -> None:
 @pytest.mark.parametrize("architecture", sorted(GROUP_COUNTS))
 def test_group_counts(architecture: str) -> None:
     assert len(built(architecture)[1].prunable(latents=True)) == GROUP_COUNTS[architecture]
+
+
+def test_queries_and_keys_of_other_lengths_are_told_apart() -> None:
+    """Torch's attention multiplies the matrix of queries, and that behind the heads, once for each
+    query, and those of keys and values once for each of these.
+    """
+    codec = block_codec("torch's cross attention")
+    groups = analyse(codec)
+    cost = CostModel(codec, groups)
+    for group in groups.prunable(latents=True):
+        keep = {group.name: list(range(max(2, group.width // 2)))}
+        small = measure(prune(codec, keep, groups))
+        assert cost.totals(keep) == small != cost.totals()
+    keep = {"g_a.1.q": [0], "g_a.1.attention.out_proj": [0, 5, 7]}
+    assert cost.totals(keep) == measure(prune(codec, keep, groups))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +34,15 @@ class Attention(LayerKind):
 
     def parts(self, layer: Any) -> tuple[str, ...]:
         return ("out_proj",)
+
+    def times(
+        self, layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> dict[str, tuple[int, ...]]:
+        given = {**dict(zip(("query", "key", "value"), args, strict=False)), **kwargs}
+        query, key, value = (
+            given[name].numel() // given[name].shape[-1] for name in ("query", "key", "value")
+        )
+        return {"": (query, key, value), "out_proj": (query,)}
 
     def traceable(self, layer: Any) -> bool:
         own = {name for name, value in layer._parameters.items() if value is not None}

@@ -180,10 +180,17 @@ class LayerKind:
         return 1
 
     def parts(self, layer: Any) -> tuple[str, ...]:
-        """Return the names of layers inside it whose weights it multiplies without calling them, as
-        many times as its own.
-        """
+        """Return the names of layers inside it whose weights it multiplies without calling them."""
         return ()
+
+    def times(
+        self, layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> dict[str, tuple[int, ...]]:
+        """Return how often weights are multiplied in a call: its own by the name "", and those of
+        its `parts`; for each as many numbers as there are equal blocks of output channels that
+        differ in this.
+        """
+        return {}
 
     def equal_parts(self, layer: Any) -> int:
         """Return the number of equal parts of its channels that stay equally wide, where `flow` is
