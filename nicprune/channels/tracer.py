@@ -26,6 +26,7 @@ from nicprune.codecs.example import example_image
 from nicprune.codecs.layer_kinds import channel_kind, kind_of
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.layer_kinds.parameters import own_parameters
+from nicprune.codecs.modes import modes_restored
 
 
 @dataclass
@@ -61,10 +62,7 @@ class Tracer(ChannelPropagator):
             CodecError: it runs on no image.
         """
         image = example_image(self.codec, seed=0)
-        modes = {module: module.training for module in self.codec.modules()}
-        with ExitStack() as stack, torch.no_grad():
-            for module, training in modes.items():
-                stack.callback(setattr, module, "training", training)
+        with ExitStack() as stack, torch.no_grad(), modes_restored(self.codec):
             self.codec.eval()
             for name, module in self.codec.named_modules():
                 kind = kind_of(module)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nicprune.codecs.anatomy import check_not_compiled, forward_for_analysis
 from nicprune.codecs.hooks import without_hooks
 from nicprune.codecs.layer_kinds.kind import kinds_in
+from nicprune.codecs.modes import modes_restored
 from nicprune.common.errors import CodecError
 
 SIZES = (64, 128, 256, 512)
@@ -79,9 +80,9 @@ def _failure(codec: nn.Module, image: Tensor) -> tuple[str, str] | None:
     ran.
     """
     stack: list[str] = []
-    modes = {module: module.training for module in codec.modules()}
     try:
         with (
+            modes_restored(codec),
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
             without_hooks(codec),
@@ -94,9 +95,6 @@ def _failure(codec: nn.Module, image: Tensor) -> tuple[str, str] | None:
         told = (str(error) or "").splitlines()
         where = stack[-1] if stack else type(codec).__name__
         return where, f"{type(error).__name__}: {told[0]}" if told else type(error).__name__
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return None
 
 

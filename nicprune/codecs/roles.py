@@ -26,6 +26,7 @@ from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import example_image
 from nicprune.codecs.hooks import without_hooks
 from nicprune.codecs.layer_kinds import entropy_models, is_bottleneck
+from nicprune.codecs.modes import modes_restored
 
 ANALYSIS, SYNTHESIS = "g_a", "g_s"
 
@@ -268,14 +269,13 @@ class _Flow(TorchFunctionMode):
         """Run the codec on a small image; it is left as it was."""
         codec = self.codec
         image = example_image(codec, seed=0)
-        modes = {module: module.training for module in codec.modules()}
         models = entropy_models(codec)
         codes = [m for m in models if not is_bottleneck(m)] or models
         own = {id(part) for model in models for part in model.modules()}
         # A module that both sides call may have parts that only one does: those count then.
         apart = {above for one in self.encodes | self.decodes for above in _above(one)}
         shared = self.both - apart
-        with _hooks() as handles, without_hooks(codec), torch.no_grad():
+        with _hooks() as handles, without_hooks(codec), torch.no_grad(), modes_restored(codec):
             for name, module in codec.named_modules():
                 if name in self.encodes or name in self.decodes:
                     handles += [
@@ -291,8 +291,6 @@ class _Flow(TorchFunctionMode):
                     forward_for_analysis(codec.eval(), image)
             finally:
                 self._sources.clear()
-                for module, training in modes.items():
-                    module.training = training
 
     def end(self, name: str, among: list[str]) -> End | None:
         """Return one of these modules as an end of the latents, None if it shows no channels.

@@ -30,6 +30,7 @@ from nicprune.codecs.example import example_image, image_shape
 from nicprune.codecs.hooks import without_hooks
 from nicprune.codecs.layer_kinds import channel_kind, layers_of
 from nicprune.codecs.layer_kinds.kind import LayerKind, kinds_in
+from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.replaced_forward import own_forwards
 from nicprune.codecs.roles import transforms_in
@@ -58,8 +59,6 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
     Warns if an operator runs that may multiply and accumulate and that is not counted.
     """
     image = example_image(codec)
-    modes = {module: module.training for module in codec.modules()}
-    codec.eval()
     logger = logging.getLogger("fvcore.nn.jit_analysis")
     level = logger.level
     try:
@@ -70,7 +69,9 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
             without_hooks(codec),
             own_forwards(codec),
             without_fused_attention(),
+            modes_restored(codec),
         ):
+            codec.eval()
             warnings.simplefilter("ignore")
             logger.setLevel(logging.ERROR)
             analysis = FlopCountAnalysis(_Forward(codec).eval(), image).set_op_handle(**HANDLES)
@@ -81,8 +82,6 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
             missing = uncounted(analysis.unsupported_ops())
     finally:
         logger.setLevel(level)
-        for module, training in modes.items():
-            module.training = training
     if missing:
         warnings.warn(
             f"MACs of {', '.join(missing)} in {type(codec).__name__} are not counted", stacklevel=2
@@ -163,7 +162,6 @@ def _calls(codec: nn.Module, names: Iterable[str]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {name: [] for name in names}
     if not found:
         return found
-    modes = {module: module.training for module in codec.modules()}
     handles = [
         codec.get_submodule(name).register_forward_pre_hook(
             lambda module, args, kwargs, seen=seen: seen.append((args, kwargs)), with_kwargs=True
@@ -171,13 +169,11 @@ def _calls(codec: nn.Module, names: Iterable[str]) -> dict[str, list[Any]]:
         for name, seen in found.items()
     ]
     try:
-        with torch.no_grad(), without_hooks(codec), own_forwards(codec):
+        with torch.no_grad(), without_hooks(codec), own_forwards(codec), modes_restored(codec):
             forward_for_analysis(codec.eval(), example_image(codec))
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return found
 
 

@@ -17,6 +17,7 @@ from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
 from nicprune.codecs.layer_kinds import channel_kind, holder, layers_of
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.layer_operations import zero
+from nicprune.codecs.modes import modes_restored
 
 PRESENT = 0.1
 """Mask above which a channel counts in the statistics of a norm over channels."""
@@ -203,11 +204,15 @@ def importance(
     masks = Masks(which).to(next(codec.parameters()).device)
     total = [torch.zeros_like(value) for value in masks.values]
     loss = rate_distortion_loss(lmbda, metric)
-    modes = {module: module.training for module in codec.modules()}
     masks.attach(codec, groups)
     try:
         # Noise in place of rounding has gradients; it is drawn apart from everybody else's.
-        with torch.enable_grad(), torch.random.fork_rng(), strided_pointwise_by_slicing(codec):
+        with (
+            torch.enable_grad(),
+            torch.random.fork_rng(),
+            strided_pointwise_by_slicing(codec),
+            modes_restored(codec),
+        ):
             torch.manual_seed(0)
             codec.train()
             for name, kind in kinds_in(codec).items():
@@ -222,6 +227,4 @@ def importance(
                         sum_ += gradient.square()
     finally:
         masks.detach(codec)
-        for module, training in modes.items():
-            module.training = training
     return {name: value.detach() for name, value in zip(masks.names, total, strict=True)}

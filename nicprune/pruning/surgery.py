@@ -39,6 +39,7 @@ from nicprune.codecs.layer_kinds import (
 )
 from nicprune.codecs.layer_kinds.kind import kind_of, nearest_kind
 from nicprune.codecs.layer_operations import remove, zero
+from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.trusted import is_trusted
@@ -447,17 +448,14 @@ def _follow_inputs(codec: nn.Module) -> None:
             kind.follow_input(layer, args[0])
 
         handles.append(layer.register_forward_pre_hook(follow))
-    training = {module: module.training for module in codec.modules()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), modes_restored(codec):
             forward_for_analysis(codec.eval(), example_image(codec))
     except Exception as error:  # widths do not fit: whoever verifies the codec says which
         logging.getLogger(__name__).debug("widths cannot be followed: %s", error)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _latent_width(codec: nn.Module) -> int | None:

@@ -18,6 +18,7 @@ from nicprune.channels.groups import Groups, Norms
 from nicprune.codecs.anatomy import SIZE_MULTIPLE, forward_for_analysis
 from nicprune.codecs.example import example_image
 from nicprune.codecs.layer_kinds.kind import kinds_in
+from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.roles import roles_of, transforms_in
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import CodecError, RecipeError
@@ -310,16 +311,13 @@ def input_sizes(codec: nn.Module, names: list[str]) -> dict[str, int]:
         )
         for name in names
     ]
-    modes = {module: module.training for module in codec.modules()}
     image = example_image(codec)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), modes_restored(codec):
             forward_for_analysis(codec.eval(), image)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     area = image.shape[2] * image.shape[3]
     return {name: size * SIZE_MULTIPLE**2 // area for name, size in sizes.items()}
 

@@ -48,6 +48,7 @@ from nicprune.channels.groups import kept_channels
 from nicprune.codecs.layer_kinds import channel_kind, layers_of, widths_of
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.layer_operations import zero
+from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.roles import transform_in, transforms_in
 from nicprune.common.errors import BudgetError, RecipeError, TrainingError
 from nicprune.methods.contract import METHODS, Gating, Method
@@ -367,17 +368,13 @@ class ChannelGating(Gating):
     def calibrate(self, model: nn.Module, images: Sequence[Tensor]) -> None:
         if not images:
             raise TrainingError("calibrating gates needs at least one image")
-        modes = {module: module.training for module in (*model.modules(), *self.modules())}
-        model.eval()
-        self.eval()
-        try:
+        with modes_restored(model, self):
+            model.eval()
+            self.eval()
             if self.config.budget is None:
                 self._measure(model, images)
             else:
                 self._meet(model, images)
-        finally:
-            for module, training in modes.items():
-                module.training = training
 
     def _measure(self, model: nn.Module, images: Sequence[Tensor]) -> dict[str, Tensor]:
         """Run these images, set open rates and powers to theirs, and return the margins of each
