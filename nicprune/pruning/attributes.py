@@ -15,15 +15,13 @@ import numpy as np
 from torch import nn
 
 from nicprune.channels.groups import Attribute, Group, Groups
+from nicprune.codecs.trusted import of_a_library
 
 FOLLOWED = "_nicprune_attributes"
 """Name of the attribute on a pruned codec that keeps what was set, by dotted name."""
 
 MOST = 12
 """Sets of attributes that are tried for a group."""
-
-LIBRARIES = ("torch.", "compressai.", "nicprune.")
-"""Packages whose modules' attributes their kinds take care of."""
 
 
 def candidates(codec: nn.Module, group: Group) -> list[Attribute]:
@@ -38,7 +36,7 @@ def candidates(codec: nn.Module, group: Group) -> list[Attribute]:
     found = []
     for name in around:
         module = modules.get(name)
-        if not name or module is None or type(module).__module__.startswith(LIBRARIES):
+        if not name or module is None or of_a_library(type(module)):
             continue
         for key, value in module.__dict__.items():
             whole = isinstance(value, int) and not isinstance(value, bool) and value > 0

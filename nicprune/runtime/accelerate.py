@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nicprune.codecs.anatomy import check_codec
+from nicprune.codecs.calling import compress, decompress
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.replaced_forward import ReplacedForward, check_not_replaced
 from nicprune.common.errors import CodecError, RecipeError, closest
-from nicprune.data.images import read_image
+from nicprune.data.images import read_image, to_channels
 from nicprune.evaluation.evaluate import psnr, string_bytes
 from nicprune.evaluation.padding import pad
 from nicprune.pruning.sides import sides_of_modules
@@ -126,12 +127,13 @@ def accelerate(
         raise RecipeError(f"unknown precision {precision!r}; {closest(precision, PRECISIONS)}")
     engine = BACKENDS[backend]()
     engine.check(precision)
-    ranges = [_image(one) for one in calibration] if precision == "int8" else []
+    channels = image_shape(codec)[0]
+    ranges = [_image(one, channels) for one in calibration] if precision == "int8" else []
     if precision == "int8" and not ranges:
         raise RecipeError("precision 'int8' needs images: calibration=[...]")
     fast: Any = copy_codec(codec).cpu().float().eval()
     refresh_tables(fast)
-    sample = _smooth_image(image_shape(fast)[0]) if image is None else _image(image)
+    sample = _smooth_image(channels) if image is None else _image(image, channels)
     inputs = _inputs(fast, [sample, *ranges])
     if not inputs:
         raise CodecError(
@@ -186,10 +188,10 @@ def _smooth_image(channels: int) -> Tensor:
     return F.interpolate(noise, (256, 384), mode="bicubic").clamp(0, 1)
 
 
-def _image(image: Tensor | str | Path) -> Tensor:
+def _image(image: Tensor | str | Path, channels: int) -> Tensor:
     """Return an image as padded floats, (1, C, H, W)."""
     pixels = image if isinstance(image, Tensor) else read_image(image)
-    return pad(pixels.unsqueeze(0).float().div(255))[0]
+    return pad(to_channels(pixels, channels).unsqueeze(0).float().div(255))[0]
 
 
 def _inputs(codec: Any, images: Sequence[Tensor]) -> dict[str, list[Tensor]]:
@@ -211,8 +213,8 @@ def _inputs(codec: Any, images: Sequence[Tensor]) -> dict[str, list[Tensor]]:
     try:
         for x in images:
             with fast_indexes():
-                sent = codec.compress(x)
-                codec.decompress(sent["strings"], sent["shape"])
+                sent = compress(codec, x)
+                decompress(codec, sent["strings"], sent["shape"], x)
     except Exception as error:  # a foreign codec's own code may raise anything
         raise CodecError(
             f"{type(codec).__name__} cannot code an image:"
@@ -235,8 +237,8 @@ def _inputs(codec: Any, images: Sequence[Tensor]) -> dict[str, list[Tensor]]:
 def _coded(codec: Any, x: Tensor) -> tuple[float, float]:
     """Return bits per pixel and PSNR of an image."""
     with fast_indexes():
-        sent = codec.compress(x)
-        x_hat = codec.decompress(sent["strings"], sent["shape"])["x_hat"].clamp(0, 1)
+        sent = compress(codec, x)
+        x_hat = decompress(codec, sent["strings"], sent["shape"], x)["x_hat"].clamp(0, 1)
     pixels = x.shape[-1] * x.shape[-2]
     return 8 * string_bytes(sent["strings"]) / pixels, psnr(x, x_hat)
 

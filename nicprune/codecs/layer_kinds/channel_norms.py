@@ -24,6 +24,7 @@ from nicprune.codecs.layer_kinds.kind import (
     take,
 )
 from nicprune.codecs.layer_kinds.norms import ChannelNorm, PerChannel, UnscaledNorm
+from nicprune.codecs.trusted import of_a_library
 from nicprune.common.errors import CodecError
 
 
@@ -267,8 +268,13 @@ def recognise_norm(layer: nn.Module) -> LayerKind | None:
     values = {name: value for name, value in layer._parameters.items() if value is not None}
     sizes = {value.numel() for value in values.values()}
     vectors = all(v.dim() and v.numel() == max(v.shape) for v in values.values())
-    own = not type(layer).__module__.startswith(("torch.", "compressai."))
-    if not own or not vectors or len(sizes) != 1 or layer._modules or layer._buffers:
+    if (
+        of_a_library(type(layer))
+        or not vectors
+        or len(sizes) != 1
+        or layer._modules
+        or layer._buffers
+    ):
         return None
     (width,) = sizes
     if width < 2:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.layer_kinds.trials import LIBRARIES, check_mask_on_weight
+from nicprune.codecs.layer_kinds.trials import check_mask_on_weight
+from nicprune.codecs.trusted import of_a_library
 
 Index = slice | Tensor | None
 """Channels along one axis: the first n (a view), any (a copy), or None for all."""
@@ -365,7 +366,7 @@ def kind_of(layer: Any) -> LayerKind | None:
         found = known.of(layer)
         if not found.traceable(layer):
             return None
-        if not base.__module__.startswith(LIBRARIES):
+        if not of_a_library(base):
             _check_once(layer, found)
         return found
     return _by_trial(layer)

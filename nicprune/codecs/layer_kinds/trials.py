@@ -13,9 +13,6 @@ from nicprune.common.errors import CodecError
 TOLERANCE = 1e-10
 """Largest difference, relative to the largest value of the output."""
 
-LIBRARIES = ("torch.", "compressai.", "nicprune.")
-"""Packages whose layers are known to be what their kinds say; tests try each of them."""
-
 SIDES = (8, 16, 32, 64)
 """Sides of the images that a layer is tried with, until it runs on one."""
 
