@@ -36,7 +36,8 @@ from compressai.models.vbr import (
 )
 from torch import Tensor, nn
 
-from nicprune.channels.groups import Groups, find_groups
+from nicprune.channels.find_groups import find_groups
+from nicprune.channels.groups import Groups
 from nicprune.codecs.layer_kinds import is_bottleneck
 from nicprune.methods import METHODS
 

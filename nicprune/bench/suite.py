@@ -21,15 +21,15 @@ from torch import Tensor, nn
 
 from nicprune.bench.decoding import bench_decoding
 from nicprune.bench.optimizer import bench_optimizer
-from nicprune.channels.groups import find_groups
+from nicprune.channels.find_groups import find_groups
 from nicprune.codecs.anatomy import forward_for_analysis, rate_distortion_loss
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
-from nicprune.codecs.layer_kinds import layers_of
+from nicprune.codecs.layer_kinds.parameters import layers_of
 from nicprune.codecs.zoo import ZOO, qualities
 from nicprune.common.errors import RecipeError, closest
 from nicprune.common.machine import BUSY, machine_line, tune_allocator
 from nicprune.evaluation.timer import Measure, QuietTimer, seconds_of
-from nicprune.methods import attach
+from nicprune.methods.composition import attach
 from nicprune.methods.pruners.magnitude import group_magnitude
 from nicprune.pruning.budget import Budget, allocate_widths
 from nicprune.pruning.cost import CostModel

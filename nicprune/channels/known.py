@@ -13,17 +13,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from nicprune.channels.groups import (
-    Attribute,
-    Group,
-    Groups,
-    Member,
-    Norms,
-    ProductShares,
-    find_groups,
-)
+from nicprune.channels.find_groups import find_groups
+from nicprune.channels.groups import Attribute, Group, Groups, Member, Norms, ProductShares
 from nicprune.codecs.anatomy import CDF_BUFFERS
-from nicprune.codecs.layer_kinds import layers_of, widths_of
+from nicprune.codecs.layer_kinds.kind import widths_of
+from nicprune.codecs.layer_kinds.parameters import layers_of
 from nicprune.codecs.structure import structure
 from nicprune.common.errors import CodecError, FileError, RecipeError
 

@@ -23,8 +23,7 @@ from nicprune.channels.numbers import ChannelIds, Product
 from nicprune.channels.propagation import ChannelPropagator
 from nicprune.codecs.anatomy import forward_for_analysis
 from nicprune.codecs.example import example_image
-from nicprune.codecs.layer_kinds import channel_kind, kind_of
-from nicprune.codecs.layer_kinds.kind import kinds_in
+from nicprune.codecs.layer_kinds.kind import channel_kind, kind_of, kinds_in
 from nicprune.codecs.layer_kinds.parameters import own_parameters
 from nicprune.codecs.modes import modes_restored
 

@@ -17,7 +17,7 @@ def list_names(
     from nicprune.codecs.zoo import codec_names, qualities
     from nicprune.common.errors import RecipeError, closest
     from nicprune.experiments.recipe import recipe_names
-    from nicprune.methods import METHODS
+    from nicprune.methods.contract import METHODS
 
     sections: dict[str, list[tuple[str, str]]] = {
         "codecs": [

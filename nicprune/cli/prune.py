@@ -39,7 +39,7 @@ def prune_codec(
     from nicprune.common.errors import RecipeError
     from nicprune.common.files import check_output
     from nicprune.data.images import calibration_images
-    from nicprune.methods import Attached, attach
+    from nicprune.methods.composition import Attached, attach
     from nicprune.pruning.cost import COUNTER, measure
     from nicprune.storage.checkpoint import check_destination, load_codec, save
 

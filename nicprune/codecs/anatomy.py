@@ -4,7 +4,7 @@ models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,9 @@ TRANSFORMS = (
 """Names of transforms, in the order in which they run."""
 
 ENCODER_ONLY, DECODER_ONLY = ("g_a", "h_a"), ("g_s",)
+
+SIDES = {"encoder": ENCODER_ONLY, "decoder": DECODER_ONLY}
+"""Transforms that run on one side alone."""
 
 CDF_BUFFERS = {"_offset", "_quantized_cdf", "_cdf_length", "scale_table"}
 """Buffers of entropy models that `update()` creates; their sizes depend on the weights."""
@@ -90,6 +93,17 @@ def unwrap(model: nn.Module) -> Any:
 def transform_of(module_name: str) -> str:
     """Return the transform that a module belongs to; "other" if its path names none."""
     return next((part for part in module_name.split(".") if part in TRANSFORMS), "other")
+
+
+def role_of(transforms: Mapping[str, str], name: str) -> str:
+    """Return the transform of a module or parameter by name, or by the module that it is part of;
+    "other" if there is none.
+    """
+    while name:
+        if name in transforms:
+            return transforms[name]
+        name = name.rpartition(".")[0]
+    return "other"
 
 
 def sides_of(transform: str) -> tuple[bool, bool]:

@@ -16,7 +16,7 @@ from compressai.entropy_models import EntropyModel, EntropyModelVbr, GaussianCon
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import unwrap
-from nicprune.codecs.layer_kinds import entropy_models, is_bottleneck
+from nicprune.codecs.layer_kinds.entropy import entropy_models, is_bottleneck
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError
 

@@ -14,24 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nicprune.codecs.anatomy import (
-    DECODER_ONLY,
-    ENCODER_ONLY,
-    forward_for_analysis,
-    transform_of,
-)
+from nicprune.codecs.anatomy import SIDES, forward_for_analysis, role_of, sides_of, transform_of
 from nicprune.codecs.calling import compress, decompress
 from nicprune.codecs.cdf import update_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import example_image
 from nicprune.codecs.hooks import without_hooks
-from nicprune.codecs.layer_kinds import entropy_models, is_bottleneck
+from nicprune.codecs.layer_kinds.entropy import entropy_models, is_bottleneck
 from nicprune.codecs.modes import modes_restored
 
 ANALYSIS, SYNTHESIS = "g_a", "g_s"
-
-SIDES = {"encoder": ENCODER_ONLY, "decoder": DECODER_ONLY}
-"""Transforms that run on one side alone."""
 
 ATTRIBUTE = "_nicprune_roles"
 """Name of the attribute on a codec that keeps what was found: plain values, which copies carry."""
@@ -99,17 +91,6 @@ def on_side(codec: nn.Module, name: str, side: str | None) -> bool:
     return side is None or transform_in(codec, name) in SIDES[side]
 
 
-def role_of(transforms: Mapping[str, str], name: str) -> str:
-    """Return the transform of a module or parameter by name, or by the module that it is part of;
-    "other" if there is none.
-    """
-    while name:
-        if name in transforms:
-            return transforms[name]
-        name = name.rpartition(".")[0]
-    return "other"
-
-
 def roles_of(codec: nn.Module) -> Roles:
     """Return the roles of a codec's modules. Where g_a and g_s are modules, names say them; else
     the codec is run and watched, once.
@@ -133,6 +114,21 @@ def calls_of(codec: nn.Module) -> Calls | None:
         kept["calls"] = None if found is None else [sorted(names) for names in found]
     plain = kept["calls"]
     return None if plain is None else (set(plain[0]), set(plain[1]))
+
+
+def sides_of_modules(codec: nn.Module, names: Iterable[str]) -> dict[str, tuple[bool, bool]]:
+    """Return for each module whether it runs when encoding, and when decoding.
+
+    Modules of CompressAI's transforms are known by name. For others the codec codes an image and is
+    watched; those that it calls on neither side, or all of them if it cannot code, count on both.
+    """
+    found = {name: sides_of(transform_of(name)) for name in names}
+    unknown = [name for name in found if name and transform_of(name) == "other"]
+    if unknown and (seen := calls_of(codec)) is not None:
+        for name in unknown:
+            if name in seen[0] | seen[1]:
+                found[name] = name in seen[0], name in seen[1]
+    return found
 
 
 def forget_roles(codec: nn.Module) -> None:

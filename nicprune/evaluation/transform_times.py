@@ -23,7 +23,7 @@ from nicprune.codecs.calling import compress, decompress
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape
-from nicprune.codecs.layer_kinds import entropy_models
+from nicprune.codecs.layer_kinds.entropy import entropy_models
 from nicprune.codecs.roles import transform_in
 from nicprune.common.errors import RecipeError
 from nicprune.data.images import calibration_images, read_image, to_channels

@@ -16,7 +16,7 @@ from nicprune.codecs.zoo import DEMO
 from nicprune.common.files import content_digest, expand
 from nicprune.data.images import list_images
 from nicprune.experiments.recipe import MethodSpec, Phase, Recipe, Variant, digest, slug_of
-from nicprune.methods import METHODS
+from nicprune.methods.contract import METHODS
 from nicprune.storage.checkpoint import embedded_file, load_codec
 
 

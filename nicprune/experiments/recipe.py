@@ -19,7 +19,7 @@ from nicprune.common.config import StrictConfig, apply_override, cut, parse, rea
 from nicprune.common.errors import FileError, NicpruneError, RecipeError, closest
 from nicprune.common.files import check_regular, expand
 from nicprune.data.images import list_images
-from nicprune.methods import METHODS
+from nicprune.methods.contract import METHODS
 from nicprune.training.loop import LARGEST_LR, TrainSettings
 
 LARGEST_SEED = 2**62 - 1

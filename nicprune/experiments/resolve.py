@@ -25,7 +25,7 @@ from nicprune.experiments.plan import (
     report_name,
 )
 from nicprune.experiments.recipe import Recipe, check_paths
-from nicprune.methods import attach
+from nicprune.methods.composition import attach
 from nicprune.report.record_files import read as read_records
 from nicprune.storage.checkpoint import check_savable
 from nicprune.training.loop import TrainSettings, check_environment

@@ -38,8 +38,7 @@ from nicprune.experiments.plan import (
 )
 from nicprune.experiments.recipe import Recipe
 from nicprune.experiments.resolve import finished, load_for_check, resolve
-from nicprune.methods import Attached, attach
-from nicprune.methods.composition import operating_points
+from nicprune.methods.composition import Attached, attach, operating_points
 from nicprune.methods.with_teacher import taught, teaching, untaught
 from nicprune.report import collect, text_table, write_report
 from nicprune.report.record_files import record_json

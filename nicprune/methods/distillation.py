@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from nicprune.channels.groups import from_ranges
 from nicprune.codecs.calling import run
 from nicprune.codecs.hooks import Hook, hook_dicts, remove_hooks
-from nicprune.codecs.layer_kinds import channel_kind
+from nicprune.codecs.layer_kinds.kind import channel_kind
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.roles import roles_of
 from nicprune.codecs.zoo import lmbda_of

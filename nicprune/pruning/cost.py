@@ -28,15 +28,14 @@ from nicprune.codecs.anatomy import (
 )
 from nicprune.codecs.example import example_image, image_shape
 from nicprune.codecs.hooks import without_hooks
-from nicprune.codecs.layer_kinds import channel_kind, layers_of
-from nicprune.codecs.layer_kinds.kind import LayerKind, kinds_in
+from nicprune.codecs.layer_kinds.kind import LayerKind, channel_kind, kinds_in
+from nicprune.codecs.layer_kinds.parameters import layers_of
 from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.replaced_forward import own_forwards
-from nicprune.codecs.roles import transforms_in
+from nicprune.codecs.roles import sides_of_modules, transforms_in
 from nicprune.common.errors import CodecError
 from nicprune.pruning.operators import HANDLES, uncounted, without_fused_attention
-from nicprune.pruning.sides import sides_of_modules
 from nicprune.pruning.totals import AREA, Totals
 
 COUNTER = "fvcore"

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from nicprune.channels.groups import Group, Groups, Norms
 from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.calling import run
+from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.hooks import Hook, remove_hooks
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
-from nicprune.codecs.layer_kinds import channel_kind, holder, layers_of
-from nicprune.codecs.layer_kinds.kind import kinds_in
+from nicprune.codecs.layer_kinds.kind import channel_kind, kinds_in
+from nicprune.codecs.layer_kinds.parameters import holder, layers_of
 from nicprune.codecs.layer_operations import zero
 from nicprune.codecs.modes import modes_restored
 
@@ -228,3 +229,19 @@ def importance(
     finally:
         masks.detach(codec)
     return {name: value.detach() for name, value in zip(masks.names, total, strict=True)}
+
+
+def masked_copy(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups) -> nn.Module:
+    """Return a copy of full size whose removed channels are zero at every producer."""
+    masked = copy_codec(codec)
+    mask_channels(masked, keep, groups)
+    return masked
+
+
+def mask_channels(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups) -> None:
+    """Make the removed channels zero at every producer, in place."""
+    modules = layers_of(codec)
+    for name, kept in keep.items():
+        gone = np.setdiff1d(np.arange(groups[name].width), kept)
+        for member in groups[name].members:
+            zero(modules[member.module], member.axis, member.index[gone].ravel().tolist())

@@ -15,14 +15,8 @@ from compressai.latent_codecs import ChannelGroupsLatentCodec
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nicprune.channels.groups import (
-    MIN_LATENTS,
-    Attribute,
-    Group,
-    Groups,
-    Norms,
-    find_groups,
-)
+from nicprune.channels.find_groups import find_groups
+from nicprune.channels.groups import MIN_LATENTS, Attribute, Group, Groups, Norms
 from nicprune.channels.known import recall, remember, remember_pruned
 from nicprune.codecs.anatomy import forward_for_analysis
 from nicprune.codecs.calling import compress, decompress
@@ -30,15 +24,10 @@ from nicprune.codecs.cdf import fast_indexes, update_tables
 from nicprune.codecs.copying import copy_codec, double_copy, sharing_copy
 from nicprune.codecs.example import example_image, module_names
 from nicprune.codecs.hooks import has_hooks
-from nicprune.codecs.layer_kinds import (
-    channel_kind,
-    entropy_models,
-    holder,
-    layers_of,
-    widths_of,
-)
-from nicprune.codecs.layer_kinds.kind import kind_of, nearest_kind
-from nicprune.codecs.layer_operations import remove, zero
+from nicprune.codecs.layer_kinds.entropy import entropy_models
+from nicprune.codecs.layer_kinds.kind import channel_kind, kind_of, nearest_kind, widths_of
+from nicprune.codecs.layer_kinds.parameters import holder, layers_of
+from nicprune.codecs.layer_operations import remove
 from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
@@ -51,6 +40,7 @@ from nicprune.pruning.attributes import (
     set_attributes,
     values_under,
 )
+from nicprune.pruning.masks import mask_channels
 from nicprune.pruning.trials import Failure, find_failing
 
 TOLERANCE = 1e-10
@@ -407,7 +397,7 @@ class _Trials:
             for parameter in holder(modules[member.module]).parameters(recurse=False)
         ]
         masked = sharing_copy(self.double, apart=written)
-        _mask_channels(masked, keep, self.groups)
+        mask_channels(masked, keep, self.groups)
         return masked
 
 
@@ -471,22 +461,6 @@ def _latent_width(codec: nn.Module) -> int | None:
         ),
         None,
     )
-
-
-def masked_copy(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups) -> nn.Module:
-    """Return a copy of full size whose removed channels are zero at every producer."""
-    masked = copy_codec(codec)
-    _mask_channels(masked, keep, groups)
-    return masked
-
-
-def _mask_channels(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups) -> None:
-    """Make the removed channels zero at every producer, in place."""
-    modules = layers_of(codec)
-    for name, kept in keep.items():
-        gone = np.setdiff1d(np.arange(groups[name].width), kept)
-        for member in groups[name].members:
-            zero(modules[member.module], member.axis, member.index[gone].ravel().tolist())
 
 
 class _SmoothRounding(TorchFunctionMode):
@@ -576,7 +550,7 @@ def verify_same(
     try:
         image = example_image(codec, seed=1).cpu().double()
         masked = double_copy(codec)
-        _mask_channels(masked, keep, groups)
+        mask_channels(masked, keep, groups)
         found = _apart([_trace(masked, image), _trace(double_copy(small), image)])
     except Exception as error:  # a foreign codec's own code may raise anything
         raise SurgeryError(
@@ -602,7 +576,7 @@ def _gap(
     try:
         image = example_image(codec, seed=1).cpu().double()
         masked = double_copy(codec)
-        _mask_channels(masked, keep, groups)
+        mask_channels(masked, keep, groups)
         return _apart([_trace(masked, image), _trace(double_copy(small), image)])
     except Exception as error:  # a foreign codec's own code may raise anything
         raise SurgeryError(

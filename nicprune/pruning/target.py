@@ -22,8 +22,7 @@ from nicprune.common.config import StrictConfig
 from nicprune.common.errors import BudgetError, RecipeError, TrainingError, closest
 from nicprune.pruning.budget import ROUND_TO, Budget, allocate_widths, check_feasible
 from nicprune.pruning.cost import CostModel
-from nicprune.pruning.masks import importance
-from nicprune.pruning.surgery import masked_copy
+from nicprune.pruning.masks import importance, masked_copy
 
 
 class Target(StrictConfig):

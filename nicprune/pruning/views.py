@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from nicprune.channels.groups import Groups, kept_channels
-from nicprune.codecs.layer_kinds import Index, channel_kind, holder, index_of, layers_of
+from nicprune.codecs.layer_kinds.kind import Index, channel_kind, index_of
+from nicprune.codecs.layer_kinds.parameters import holder, layers_of
 from nicprune.pruning.attributes import values_under
 
 

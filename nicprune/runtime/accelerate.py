@@ -28,11 +28,11 @@ from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.replaced_forward import ReplacedForward, check_not_replaced
+from nicprune.codecs.roles import sides_of_modules
 from nicprune.common.errors import CodecError, RecipeError, closest
 from nicprune.data.images import read_image, to_channels
 from nicprune.evaluation.evaluate import psnr, string_bytes
 from nicprune.evaluation.padding import pad
-from nicprune.pruning.sides import sides_of_modules
 from nicprune.runtime.backends import BACKENDS, PRECISIONS, Backend
 from nicprune.runtime.layer_forms import LayerForm, choose_forms
 

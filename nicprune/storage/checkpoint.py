@@ -33,7 +33,7 @@ from nicprune.codecs.cdf import check_tables, note_tables, refresh_tables, updat
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import example_image
 from nicprune.codecs.hooks import has_hooks, remove_hooks
-from nicprune.codecs.layer_kinds import entropy_models, is_quantile
+from nicprune.codecs.layer_kinds.entropy import entropy_models, is_quantile
 from nicprune.codecs.layer_operations import resize
 from nicprune.codecs.provenance import Provenance, provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced

@@ -19,7 +19,7 @@ from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import example_image, image_shape
 from nicprune.codecs.hooks import has_hooks
-from nicprune.codecs.layer_kinds import is_bottleneck
+from nicprune.codecs.layer_kinds.entropy import is_bottleneck
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.roles import ANALYSIS, SYNTHESIS, roles_of
 from nicprune.common.errors import CodecError, FileError

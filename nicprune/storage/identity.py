@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import CDF_BUFFERS, ENCODER_ONLY, transform_of, unwrap
 from nicprune.codecs.structure import checksum, structure
-from nicprune.methods import Attached
+from nicprune.methods.composition import Attached
 
 
 def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:

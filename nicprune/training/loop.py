@@ -28,7 +28,7 @@ from nicprune.codecs.calling import further_arguments
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.example import image_shape
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
-from nicprune.codecs.layer_kinds import is_quantile
+from nicprune.codecs.layer_kinds.entropy import is_quantile
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.roles import on_side

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.layer_kinds import entropy_models
+from nicprune.codecs.layer_kinds.entropy import entropy_models
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -29,7 +29,8 @@ from helpers import (
 from torch import Tensor, nn
 from zoo_of_blocks import BlockCodec
 
-from nicprune.channels.groups import Groups, find_groups
+from nicprune.channels.find_groups import find_groups
+from nicprune.channels.groups import Groups
 from nicprune.codecs.layer_kinds.entropy import EntropyBottleneckPruner
 from nicprune.codecs.layer_kinds.gdn import GDNPruner
 from nicprune.common.errors import CodecError, RecipeError

@@ -21,7 +21,8 @@ from zoo_of_blocks import BlockCodec
 
 from nicprune import attach, load, save
 from nicprune.channels import known
-from nicprune.channels.groups import Groups, Norms, find_groups
+from nicprune.channels.find_groups import find_groups
+from nicprune.channels.groups import Groups, Norms
 from nicprune.channels.known import as_plain, from_plain, recall
 from nicprune.common.errors import CodecError, FileError
 from nicprune.pruning import surgery

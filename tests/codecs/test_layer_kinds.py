@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from zoo_of_blocks import BlockCodec
 
-from nicprune.channels.groups import find_groups
+from nicprune.channels.find_groups import find_groups
 from nicprune.codecs.layer_kinds import (
     KINDS,
     Convolution,

@@ -21,7 +21,7 @@ from nicprune.common.errors import CodecError, RecipeError, TrainingError
 from nicprune.data.images import calibration_images
 from nicprune.methods import Attached, attach
 from nicprune.methods.with_teacher import taught, untaught
-from nicprune.pruning.surgery import masked_copy
+from nicprune.pruning.masks import masked_copy
 from nicprune.storage import container
 from nicprune.storage.checkpoint import load, load_codec, save
 from nicprune.training.loop import fit

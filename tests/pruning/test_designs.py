@@ -13,7 +13,8 @@ from torch import nn
 from zoo_of_blocks import BlockCodec, TorchAttention
 from zoo_of_designs import DESIGNS, design
 
-from nicprune.channels.groups import Groups, find_groups
+from nicprune.channels.find_groups import find_groups
+from nicprune.channels.groups import Groups
 from nicprune.methods import attach
 from nicprune.pruning.cost import CostModel
 from nicprune.pruning.surgery import analyse

@@ -14,7 +14,7 @@ from helpers import built, image, make_telling, random_keep, same_state, state_o
 from torch import Tensor, nn
 from zoo_of_blocks import BlockCodec, Small, SmallWithNorm
 
-from nicprune.channels.groups import find_groups
+from nicprune.channels.find_groups import find_groups
 from nicprune.codecs.layer_operations import reinitialise
 from nicprune.common.errors import CodecError
 from nicprune.pruning import surgery

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
 from nicprune.codecs.hooks import Hook, remove_hooks
-from nicprune.codecs.layer_kinds import channel_kind
+from nicprune.codecs.layer_kinds.kind import channel_kind
 from nicprune.methods.gating.gate import Gate, Power, sampling_step
 
 PAYS_BELOW = 0.95

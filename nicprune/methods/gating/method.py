@@ -45,8 +45,8 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.channels.groups import kept_channels
-from nicprune.codecs.layer_kinds import channel_kind, layers_of, widths_of
-from nicprune.codecs.layer_kinds.kind import kinds_in
+from nicprune.codecs.layer_kinds.kind import channel_kind, kinds_in, widths_of
+from nicprune.codecs.layer_kinds.parameters import layers_of
 from nicprune.codecs.layer_operations import zero
 from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.roles import transform_in, transforms_in

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from nicprune.channels.groups import Groups, Norms
 from nicprune.codecs.calling import further_arguments
 from nicprune.codecs.hooks import NarrowHook, remove_hooks
-from nicprune.codecs.layer_kinds import layers_of
+from nicprune.codecs.layer_kinds.parameters import layers_of
 from nicprune.codecs.layer_operations import resize, zero
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.roles import roles_of, transform_in

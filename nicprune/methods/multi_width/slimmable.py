@@ -35,7 +35,10 @@ from torch import Tensor, nn
 from nicprune.channels.groups import MIN_LATENTS, Norms
 from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.hooks import NarrowHook, remove_hooks
-from nicprune.codecs.layer_kinds import Affine, channel_kind, is_bottleneck, layers_of
+from nicprune.codecs.layer_kinds.entropy import is_bottleneck
+from nicprune.codecs.layer_kinds.gdn import Affine
+from nicprune.codecs.layer_kinds.kind import channel_kind
+from nicprune.codecs.layer_kinds.parameters import layers_of
 from nicprune.codecs.layer_operations import remove, resize
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_for, lmbda_of

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from nicprune.channels.groups import Group
-from nicprune.codecs.layer_kinds import channel_kind, layers_of
+from nicprune.codecs.layer_kinds.kind import channel_kind
+from nicprune.codecs.layer_kinds.parameters import layers_of
 from nicprune.methods.contract import METHODS, Pruner
 from nicprune.pruning.target import Target
 

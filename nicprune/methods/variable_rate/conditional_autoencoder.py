@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nicprune.codecs.layer_kinds import widths_of
+from nicprune.codecs.layer_kinds.kind import widths_of
 from nicprune.methods.contract import METHODS
 from nicprune.methods.variable_rate.modulation import (
     ZERO,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.layer_kinds import widths_of
+from nicprune.codecs.layer_kinds.kind import widths_of
 from nicprune.methods.contract import METHODS
 from nicprune.methods.variable_rate.modulation import (
     Modulation,

@@ -35,8 +35,7 @@ from torch import Tensor, nn
 from nicprune.channels.groups import kept_channels
 from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.hooks import Hook, remove_hooks
-from nicprune.codecs.layer_kinds import kind_of, widths_of
-from nicprune.codecs.layer_kinds.kind import kinds_in
+from nicprune.codecs.layer_kinds.kind import kind_of, kinds_in, widths_of
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.roles import roles_of, transform_in
 from nicprune.codecs.zoo import lmbda_for
