@@ -12,6 +12,8 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib import resources
+from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
@@ -248,3 +250,8 @@ class _Bounded(TorchDispatchMode):
             if self.left < 0 or asked > LARGEST_WEIGHT:
                 raise self.error
         return func(*args, **(kwargs or {}))
+
+
+def embedded_file(quality: int) -> Path:
+    """Return the path of the embedded codec's weights."""
+    return Path(str(resources.files("nicprune"))) / "weights" / f"{DEMO}-q{quality}.safetensors"

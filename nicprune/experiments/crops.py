@@ -9,7 +9,6 @@ from torch import Tensor
 
 from nicprune.common.files import shortened
 from nicprune.data.images import write_png
-from nicprune.evaluation.evaluate import ImageScore
 from nicprune.report.record_parts import Crop
 
 SIZE = (192, 192)
@@ -21,8 +20,11 @@ def save_crop(
     number: int,
     original: Tensor,
     decoded: Tensor,
-    score: ImageScore,
     base: Path,
+    *,
+    name: str,
+    bpp: float,
+    psnr_db: float,
 ) -> Crop:
     """Write the most detailed window of an image, original and decoded.
 
@@ -30,21 +32,21 @@ def save_crop(
         folder: the files go to crops/ below it.
         number: number of the image among those with crops.
         original, decoded: images (3, H, W) in [0, 1].
-        score: results of the image.
         base: folder that the paths of the crop are relative to.
+        name, bpp, psnr_db: name of the image, bits per pixel and PSNR of the decoded one.
     """
     top, left, height, width = detailed_window(original)
-    paths, stem = [], shortened(Path(score.name).stem, 200)
+    paths, stem = [], shortened(Path(name).stem, 200)
     for kind, image in (("original", original), ("decoded", decoded)):
         path = folder / "crops" / f"{number}-{stem}-{kind}.png"
         write_png(image[:, top : top + height, left : left + width], path)
         paths.append(str(path.relative_to(base)))
     return Crop(
-        image=score.name,
+        image=name,
         original=paths[0],
         decoded=paths[1],
-        bpp=score.bpp,
-        psnr_db=score.psnr_db,
+        bpp=bpp,
+        psnr_db=psnr_db,
     )
 
 

@@ -84,7 +84,18 @@ def measure_at(
     def keep(name: str, original: Tensor, decoded: Tensor, score: ImageScore) -> None:
         if recipe.photographs.crops and len(crops) < CROPPED_IMAGES and quality is not None:
             folder = job.folder / str(point)
-            crops.append(save_crop(folder, len(crops), original, decoded, score, job.folder))
+            crops.append(
+                save_crop(
+                    folder,
+                    len(crops),
+                    original,
+                    decoded,
+                    job.folder,
+                    name=score.name,
+                    bpp=score.bpp,
+                    psnr_db=score.psnr_db,
+                )
+            )
 
     evaluation = evaluate(
         codec,

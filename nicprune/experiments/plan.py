@@ -9,15 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from nicprune.codecs.zoo import DEMO
+from nicprune.codecs.zoo import DEMO, embedded_file
 from nicprune.common.files import content_digest, expand
 from nicprune.data.images import list_images
 from nicprune.experiments.recipe import MethodSpec, Phase, Recipe, Variant, digest, slug_of
 from nicprune.methods.contract import METHODS
-from nicprune.storage.checkpoint import embedded_file, load_codec
 
 
 @dataclass(frozen=True)
@@ -182,17 +178,3 @@ def report_name(recipe: Recipe, job: Run) -> str:
     level = "" if job.role == "modulated" else f"-q{job.quality}"
     codec = Path(recipe.codec).stem.replace(":", "-")
     return f"{codec}{level}-{job.folder.name.rsplit('-', 1)[0]}.safetensors"
-
-
-def load_base_codec(recipe: Recipe, job: Run) -> nn.Module:
-    """Return the codec that a run starts from; random weights are drawn with the run's seed."""
-    torch.manual_seed(job.seed)
-    return load_codec(
-        recipe.codec, job.quality, metric=recipe.metric, weights=recipe.weights_for(job.quality)
-    )
-
-
-def architecture(recipe: Recipe, job: Run) -> nn.Module:
-    """Return the codec that a run starts from, with any weights."""
-    own = recipe.codec.endswith(".safetensors")  # the file holds the codec and its weights
-    return load_base_codec(recipe if own else recipe.model_copy(update={"weights": "none"}), job)

@@ -15,15 +15,8 @@ from nicprune.codecs.zoo import DEMO
 from nicprune.common.config import parse
 from nicprune.common.errors import DataError, FileError, NicpruneError, RecipeError
 from nicprune.data.images import list_images, readable, usable_images
-from nicprune.experiments.plan import (
-    Run,
-    architecture,
-    fit_settings,
-    load_base_codec,
-    phases_of,
-    plan_runs,
-    report_name,
-)
+from nicprune.experiments.base_codec import architecture, load_base_codec
+from nicprune.experiments.plan import Run, fit_settings, phases_of, plan_runs, report_name
 from nicprune.experiments.recipe import Recipe, check_paths
 from nicprune.methods.composition import attach
 from nicprune.report.record_files import read as read_records

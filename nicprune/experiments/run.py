@@ -27,15 +27,9 @@ from nicprune.common.files import (
 )
 from nicprune.common.lock import locked
 from nicprune.data.images import calibration_images
+from nicprune.experiments.base_codec import architecture, load_base_codec
 from nicprune.experiments.measure import last_change, measure_at
-from nicprune.experiments.plan import (
-    Run,
-    architecture,
-    fit_settings,
-    load_base_codec,
-    phases_of,
-    report_name,
-)
+from nicprune.experiments.plan import Run, fit_settings, phases_of, report_name
 from nicprune.experiments.recipe import Recipe
 from nicprune.experiments.resolve import finished, load_for_check, resolve
 from nicprune.methods.composition import Attached, attach, operating_points

@@ -11,7 +11,6 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,6 +44,7 @@ from nicprune.codecs.zoo import (
     build_named,
     check_name,
     codec_names,
+    embedded_file,
     qualities,
     rebuild,
 )
@@ -574,11 +574,6 @@ def load_codec(
     if not weights.exists():
         raise FileError(f"no such weights file: {weights} (or use weights='official' or 'none')")
     return _load_weights(build_named(name, quality, metric, official=False), weights).eval()
-
-
-def embedded_file(quality: int) -> Path:
-    """Return the path of the embedded codec's weights."""
-    return Path(str(resources.files("nicprune"))) / "weights" / f"{DEMO}-q{quality}.safetensors"
 
 
 def _embedded(quality: int | None) -> nn.Module:

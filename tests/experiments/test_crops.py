@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from nicprune.data.images import read_image
-from nicprune.evaluation.evaluate import ImageScore
 from nicprune.experiments.crops import SIZE, detailed_window, save_crop
 
 
@@ -28,8 +27,16 @@ def test_a_small_image_is_its_own_crop() -> None:
 
 def test_both_pieces_are_written_below_the_folder(tmp_path: Path) -> None:
     original, decoded = torch.rand(3, 64, 80), torch.rand(3, 64, 80)
-    score = ImageScore("photos.v2/a.b.png", 80, 64, 0.3, 0.29, 30.5, 0.9, 0.1, 0.1)
-    crop = save_crop(tmp_path / "level-1", 2, original, decoded, score, tmp_path)
+    crop = save_crop(
+        tmp_path / "level-1",
+        2,
+        original,
+        decoded,
+        tmp_path,
+        name="photos.v2/a.b.png",
+        bpp=0.3,
+        psnr_db=30.5,
+    )
     assert crop.model_dump() == {
         "image": "photos.v2/a.b.png",
         "original": "level-1/crops/2-a.b-original.png",

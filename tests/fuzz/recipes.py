@@ -20,7 +20,8 @@ from compressai.models import FactorizedPrior
 
 import nicprune.training.loop as training
 from nicprune.data.images import write_png
-from nicprune.experiments.plan import Run, fit_settings, load_base_codec, phases_of
+from nicprune.experiments.base_codec import load_base_codec
+from nicprune.experiments.plan import Run, fit_settings, phases_of
 from nicprune.experiments.recipe import Recipe, read_recipe, recipe_names
 from nicprune.experiments.resolve import resolve
 from nicprune.experiments.run import prepare

@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nicprune.codecs.cdf import WIDEST, check_tables
-from nicprune.codecs.zoo import rebuild
+from nicprune.codecs.zoo import embedded_file, rebuild
 from nicprune.common.errors import CodecError, FileError, NicpruneError
 from nicprune.methods import attach
-from nicprune.storage.checkpoint import embedded_file, load, read_header, save
+from nicprune.storage.checkpoint import load, read_header, save
 
 
 def rewritten(
