@@ -57,11 +57,12 @@ from nicprune.methods.contract import Method
 from nicprune.pruning.attributes import noted_attributes, set_attributes
 from nicprune.pruning.surgery import follow_widths
 from nicprune.pruning.totals import Totals
+from nicprune.storage.packed_tables import pack_tables, unpack_tables
 
 FORMAT = "nicprune"
-VERSION = 3
+VERSION = 4
 """Of the format: 1 was a codec alone, 2 one with gates or a modulator on it; 3 is either, with the
-codec's structure and a digest of the whole file.
+codec's structure and a digest of the whole file; 4 has CDF tables without what fills them up.
 """
 
 STATE = "nicprune.methods."
@@ -114,6 +115,7 @@ def save(
     refresh_tables(model)
     header, tensors = _contents(model, half)
     _check_made_again(model, header, tensors, factory)
+    tensors = pack_tables(tensors)
     header["digest"] = _digest(header, tensors)
 
     def write(temporary: Path) -> None:
@@ -330,11 +332,11 @@ def read_contents(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             state: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise FileError(f"{path} is cut short ({cut(str(error), 200)})") from None
-    if ("digest" in header or header["version"] == VERSION) and header.get("digest") != _digest(
+    if ("digest" in header or header["version"] > 2) and header.get("digest") != _digest(
         header, state
     ):
         raise FileError(f"{path} is damaged: its checksum does not fit")
-    return header, state
+    return header, unpack_tables(state, str(path)) if header["version"] > 3 else state
 
 
 def load(path: str | Path, *, factory: Factory | None = None) -> nn.Module:
