@@ -137,17 +137,20 @@ def _stale(part: nn.Module, tables: str) -> bool:
 
 
 def check_bottlenecks(model: nn.Module) -> None:
-    """Raise CodecError where CDF tables cannot be made of an entropy bottleneck, whose quantiles
-    are not finite or too far apart: names the first.
+    """Raise CodecError where CDF tables cannot be made of an entropy bottleneck, whose parameters
+    are not finite or whose quantiles are too far apart: names the first.
     """
     for name, module in model.named_modules():
         if not is_bottleneck(module):
             continue
+        for key, value in module.named_parameters():
+            if not bool(torch.isfinite(value).all()):
+                raise CodecError(f"CDF tables cannot be made of {name}: its {key} is not finite")
         quantiles = cast("Any", module).quantiles.detach()[:, 0]
         if not bool((quantiles.diff(dim=1).abs() < WIDEST).all()):
             raise CodecError(
-                f"CDF tables cannot be made of {name}: its quantiles are not finite, or further"
-                f" apart than {WIDEST}; train its auxiliary loss (codec.aux_loss())"
+                f"CDF tables cannot be made of {name}: its quantiles are further apart than"
+                f" {WIDEST}; train its auxiliary loss (codec.aux_loss())"
             )
 
 
@@ -209,7 +212,15 @@ def update_tables(codec: Any) -> None:
         if getattr(m, "scale_table", None) is not None and m.scale_table.numel()
     ]
     takes_scales = found and "scale_table" in inspect.signature(codec.update).parameters
-    codec.update(force=True, **({"scale_table": found[0]} if takes_scales else {}))
+    _make_tables(codec, **({"scale_table": found[0]} if takes_scales else {}))
+
+
+def _make_tables(part: Any, **arguments: Any) -> None:
+    try:
+        part.update(force=True, **arguments)
+    except ValueError as error:  # finite parameters may still give a density that is not
+        reason = str(error).splitlines()[0]
+        raise CodecError(f"CDF tables cannot be made of {type(part).__name__}: {reason}") from error
 
 
 def refresh_tables(model: nn.Module) -> None:
@@ -225,5 +236,5 @@ def refresh_tables(model: nn.Module) -> None:
     for part in _parts(model):
         if _stale(part, part.cdf_source_hash):
             check_bottlenecks(part)
-            part.update(force=True)
+            _make_tables(part)
     note_tables(model)
