@@ -15,7 +15,8 @@ from nicprune.channels.groups import Groups
 from nicprune.pruning.cost import CostModel, measure
 from nicprune.pruning.masks import Masks
 from nicprune.pruning.operators import without_fused_attention
-from nicprune.pruning.surgery import difference, prune
+from nicprune.pruning.surgery import prune
+from nicprune.pruning.verification import difference
 from nicprune.pruning.views import Slices, override_attributes
 from nicprune.storage.checkpoint import load, save
 

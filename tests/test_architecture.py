@@ -45,7 +45,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "safetensors": ("storage.checkpoint",),
     "onnx": ("storage.export",),
     "pytorch_msssim": ("evaluation.evaluate",),
-    "compressai": ("codecs.*", "channels.tracer", "pruning.surgery", "evaluation.padding"),
+    "compressai": ("codecs.*", "channels.tracer", "pruning.removal", "evaluation.padding"),
     "psutil": ("common.machine",),
 }
 """The only files that may import each heavy library."""

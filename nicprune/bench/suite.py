@@ -33,7 +33,8 @@ from nicprune.methods.composition import attach
 from nicprune.methods.pruners.magnitude import group_magnitude
 from nicprune.pruning.budget import Budget, allocate_widths
 from nicprune.pruning.cost import CostModel
-from nicprune.pruning.surgery import prune, verify_same
+from nicprune.pruning.surgery import prune
+from nicprune.pruning.verification import verify_same
 from nicprune.storage.checkpoint import load_codec
 from nicprune.training.precision import autocast_dtype, entropy_models_in_float32
 

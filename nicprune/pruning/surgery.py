@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
-from compressai.latent_codecs import ChannelGroupsLatentCodec
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from nicprune.channels.find_groups import find_groups
 from nicprune.channels.groups import MIN_LATENTS, Attribute, Group, Groups, Norms
 from nicprune.channels.known import recall, remember, remember_pruned
-from nicprune.codecs.anatomy import forward_for_analysis
-from nicprune.codecs.calling import compress, decompress
-from nicprune.codecs.cdf import fast_indexes, update_tables
 from nicprune.codecs.copying import copy_codec, double_copy, sharing_copy
 from nicprune.codecs.example import example_image, module_names
 from nicprune.codecs.hooks import has_hooks
-from nicprune.codecs.layer_kinds.entropy import entropy_models
-from nicprune.codecs.layer_kinds.kind import channel_kind, kind_of, nearest_kind, widths_of
+from nicprune.codecs.layer_kinds.kind import channel_kind, kind_of
 from nicprune.codecs.layer_kinds.parameters import holder, layers_of
-from nicprune.codecs.layer_operations import remove
-from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.trusted import is_trusted
@@ -37,37 +25,22 @@ from nicprune.pruning.attributes import (
     candidates,
     find_attributes,
     likeness,
-    set_attributes,
-    values_under,
 )
 from nicprune.pruning.masks import mask_channels
+from nicprune.pruning.removal import remove_channels
 from nicprune.pruning.trials import Failure, find_failing
-
-TOLERANCE = 1e-10
-"""Largest difference between masked and pruned codec in float64, relative to the output's largest
-value.
-"""
+from nicprune.pruning.verification import (
+    TOLERANCE,
+    apart,
+    check_runs,
+    first_line,
+    round_trip,
+    trace,
+    verify_same,
+)
 
 TRIALS = 3
 """Random prunings that a foreign codec has to stand."""
-
-
-@dataclass(frozen=True)
-class Verification:
-    """The checks of a pruned codec: the largest |masked - pruned| in float64, and how many bytes
-    went through the bitstream, None for a codec that writes none.
-    """
-
-    max_difference: float
-    stream_bytes: int | None
-
-    def __str__(self) -> str:
-        coded = (
-            f"{self.stream_bytes} bytes written and read back"
-            if self.stream_bytes is not None
-            else "no bitstream: the codec has no compress"
-        )
-        return f"masked = pruned to {self.max_difference:.1e} (float64), {coded}"
 
 
 def prune(
@@ -101,35 +74,13 @@ def prune(
     groups = groups if groups is not None else analyse(codec)
     checked = groups.check(keep)
     small = copy_codec(codec)
-    _remove_channels(small, checked, groups)
+    remove_channels(small, checked, groups)
     record = provenance(codec).copy()
     set_provenance(small, record)
     if verify:
         record.verified = str(verify_same(codec, small, checked, groups))
     remember_pruned(codec, small, groups, checked)
     return small
-
-
-def _remove_channels(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups) -> None:
-    """Remove all channels that are not kept, in place."""
-    values = values_under(codec, groups, keep)
-    modules = layers_of(codec)
-    # Indices are those of the original, so all that a layer loses along one axis goes at once.
-    losses: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for name, kept in keep.items():
-        gone = np.setdiff1d(np.arange(groups[name].width), kept)
-        for member in groups[name].members:
-            losses[member.module, member.axis] += member.index[gone].ravel().tolist()
-    kinds = {name: kind_of(modules[name]) for name, _ in losses}
-    try:
-        for (name, axis), indices in losses.items():
-            remove(modules[name], axis, sorted(set(indices)), kinds[name])
-    except Exception as error:
-        raise SurgeryError(
-            f"channels of {name} ({type(modules[name]).__name__}) cannot be removed: {error}"
-        ) from error
-    set_attributes(codec, values)
-    follow_widths(codec)
 
 
 def analyse(codec: nn.Module, norms: Norms = "pinned") -> Groups:
@@ -295,42 +246,6 @@ PLAIN = {
 """Modules of torch that hold no number of channels, unless they have parameters."""
 
 
-def check_runs(codec: Any, double: nn.Module) -> None:
-    """Raise CodecError unless the codec does, as it is, what a pruned one will be tried for: run in
-    float64, return what CompressAI's codecs return, and code, if it has `compress`.
-
-    Args:
-        double: a copy of it in float64.
-    """
-    name = type(codec).__name__
-    image = example_image(codec, seed=1).cpu().double()
-    try:
-        found = _apart([_trace(sharing_copy(double), image) for _ in range(2)])
-    except Exception as error:  # a foreign codec's own code may raise anything
-        raise CodecError(
-            f"{name} does not run in float64 as it is, before any pruning: {_first_line(error)}"
-        ) from error
-    if not np.isfinite(found):
-        raise CodecError(
-            f"{name} returns values that are not finite, before any pruning, or nothing that can be"
-            " compared"
-        )
-    if found > TOLERANCE:
-        raise CodecError(
-            f"{name} returns something else each time, before any pruning: its forward pass in"
-            " evaluation mode is random, or changes the codec"
-        )
-    try:
-        round_trip(codec)
-    except SurgeryError as error:
-        raise CodecError(f"before any pruning, {error}") from error
-
-
-def _first_line(error: Exception) -> str:
-    told = str(error).splitlines()
-    return f"{type(error).__name__}: {told[0]}" if told else type(error).__name__
-
-
 class _Trials:
     """Prunings of a foreign codec, as `prune` does and verifies them, in float64 throughout.
     Weights are converted once, and copied only where channels go.
@@ -351,20 +266,20 @@ class _Trials:
         small = sharing_copy(self.double)
         places: list[str] = []
         try:
-            _remove_channels(small, checked, self.groups)
+            remove_channels(small, checked, self.groups)
             if codes:
                 round_trip(small)
                 return None
             with module_names(small, places):
-                mine = _trace(small, self.image)
+                mine = trace(small, self.image)
         except Exception as error:  # a foreign codec's own code may raise anything
             told = (
                 str(error).split(";")[0]
                 if isinstance(error, SurgeryError)
-                else f"the pruned {self.name} does not run: {_first_line(error)}"
+                else f"the pruned {self.name} does not run: {first_line(error)}"
             )
             return Failure(_depends(told), self._within(places[-1]) if places else ())
-        found = _apart([_trace(self._masked(checked), self.image), mine])
+        found = apart([trace(self._masked(checked), self.image), mine])
         if not found <= TOLERANCE:
             told = f"the pruned {self.name} is not the masked one: they differ by {found:.1e}"
             return Failure(_depends(told))
@@ -403,222 +318,3 @@ class _Trials:
 
 def _depends(told: str) -> str:
     return f"the codec's code depends on this width ({told})"
-
-
-def follow_widths(codec: Any) -> None:
-    """Set the Python attributes that CompressAI's codecs and torch's layers keep of their widths to
-    what their parameters and inputs have now.
-    """
-    for module in codec.modules():
-        if isinstance(module, ChannelGroupsLatentCodec):
-            widths = [
-                widths_of(module.latent_codec[f"y{k}"].context_prediction)[1]
-                for k in range(len(module.groups))
-            ]
-            module.groups = widths
-            module.groups_acc = [0, *np.cumsum(widths).tolist()]
-            if isinstance(getattr(codec, "groups", None), list):
-                codec.groups = list(widths)
-    if isinstance(getattr(codec, "M", None), int):
-        width = _latent_width(codec)
-        if width is not None:
-            codec.M = width
-    _follow_inputs(codec)
-
-
-def _follow_inputs(codec: nn.Module) -> None:
-    """Let layers whose parameters do not show their width take it from what they are given."""
-    layers = [(m, kind) for m in codec.modules() if (kind := kind_of(m)) and kind.reads_width(m)]
-    if not layers:
-        return
-    handles = []
-    for layer, kind in layers:
-
-        def follow(layer: Any, args: Any, kind: Any = kind) -> None:
-            kind.follow_input(layer, args[0])
-
-        handles.append(layer.register_forward_pre_hook(follow))
-    try:
-        with torch.no_grad(), modes_restored(codec):
-            forward_for_analysis(codec.eval(), example_image(codec))
-    except Exception as error:  # widths do not fit: whoever verifies the codec says which
-        logging.getLogger(__name__).debug("widths cannot be followed: %s", error)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _latent_width(codec: nn.Module) -> int | None:
-    """Return the channels of y: what the synthesis reads."""
-    g_s = getattr(codec, "g_s", None)
-    if not isinstance(g_s, nn.Module):  # it may be a method
-        return None
-    return next(
-        (
-            widths_of(m)[1]
-            for m in g_s.modules()
-            if (kind := nearest_kind(m)) is not None and kind.convolution
-        ),
-        None,
-    )
-
-
-class _SmoothRounding(TorchFunctionMode):
-    """Replaces rounding by something smooth that is zero at zero: so a small difference cannot hide
-    below a rounding step, nor grow by tipping one; means and medians still matter; and an untrained
-    codec's latents do not all become zero.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") == "round":
-            return args[0] + 0.25 * torch.sin(args[0])
-        return func(*args, **(kwargs or {}))
-
-
-def difference(first: nn.Module, second: nn.Module) -> float:
-    """Return the largest |difference| of two codecs in float64, rounding made smooth, each tensor
-    relative to its largest value.
-
-    Compared are the image and all that entropy models are given and return. Channels that are zero
-    throughout are left out there: the bitstream of the one codec may carry removed latents, that of
-    the other does not.
-    """
-    image = example_image(first, seed=1).cpu().double()
-    return _apart([_trace(double_copy(codec), image) for codec in (first, second)])
-
-
-def _trace(double: nn.Module, image: Tensor) -> list[Tensor]:
-    """Return what `difference` compares of a codec in float64; it is run."""
-    trace: list[Tensor] = []
-    for model in entropy_models(double):
-        model.register_forward_hook(lambda m, args, out: trace.extend(_live_channels(m, args, out)))
-    with torch.no_grad(), _SmoothRounding(), _default_dtype(torch.float64):
-        out = forward_for_analysis(double, image)
-    if not isinstance(out, dict) or not {"x_hat", "likelihoods"} <= out.keys():
-        raise SurgeryError(
-            f"the forward pass of {type(double).__name__} does not return a dictionary with"
-            " x_hat and likelihoods, as those of CompressAI do"
-        )
-    return [*trace, out["x_hat"]]
-
-
-def _apart(traces: Sequence[list[Tensor]]) -> float:
-    """Return the largest |difference| of two traces."""
-    if [t.shape for t in traces[0]] != [t.shape for t in traces[1]]:
-        return float("inf")
-    found = [
-        float((a - b).abs().max()) / max(float(a.abs().max()), 1e-12)
-        for a, b in zip(*traces, strict=True)
-        if a.numel()
-    ]
-    return max(found) if not any(f != f for f in found) else float("nan")
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Let code that makes tensors make them of this type inside the block."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _live_channels(model: nn.Module, args: Sequence[Any], out: Any) -> list[Tensor]:
-    given = [a for a in args if isinstance(a, Tensor) and a.dim() == 4]
-    if not given or any(a.shape[1] != given[0].shape[1] for a in given):
-        return given
-    live = torch.stack([a.abs().amax((0, 2, 3)) > 0 for a in given]).any(0)
-    returned = [
-        t
-        for t in (out if isinstance(out, tuple) else (out,))
-        if isinstance(t, Tensor) and t.dim() == 4 and t.shape[1] == len(live)
-    ]
-    return [t[:, live] for t in (*given, *returned)]
-
-
-def verify_same(
-    codec: nn.Module, small: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups
-) -> Verification:
-    """Check that `small` equals `codec` with the removed channels masked, and that its bitstream
-    decodes.
-
-    Raises:
-        SurgeryError: it does not, or it does not run.
-    """
-    try:
-        image = example_image(codec, seed=1).cpu().double()
-        masked = double_copy(codec)
-        mask_channels(masked, keep, groups)
-        found = _apart([_trace(masked, image), _trace(double_copy(small), image)])
-    except Exception as error:  # a foreign codec's own code may raise anything
-        raise SurgeryError(
-            f"the pruned {type(codec).__name__} does not run: {_first_line(error)}"
-        ) from error
-    if not found <= TOLERANCE:
-        raise SurgeryError(
-            f"the pruned {type(codec).__name__} is not the masked one: they differ by {found:.1e}"
-            f" (at most {TOLERANCE:.0e} is allowed); the codec's layers are not what their channels"
-            " say. Nothing was changed"
-        )
-    return Verification(found, round_trip(small))
-
-
-def _gap(
-    codec: nn.Module, small: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups
-) -> float:
-    """Return the largest difference of a pruned codec from the masked one.
-
-    Raises:
-        SurgeryError: it does not run.
-    """
-    try:
-        image = example_image(codec, seed=1).cpu().double()
-        masked = double_copy(codec)
-        mask_channels(masked, keep, groups)
-        return _apart([_trace(masked, image), _trace(double_copy(small), image)])
-    except Exception as error:  # a foreign codec's own code may raise anything
-        raise SurgeryError(
-            f"the pruned {type(codec).__name__} does not run: {_first_line(error)}"
-        ) from error
-
-
-def round_trip(codec: Any) -> int | None:
-    """Write and read a bitstream; return its length in bytes, None if the codec has no `compress`
-    and `decompress`. A copy is used: CDF tables of the codec stay as they are.
-
-    Raises:
-        SurgeryError: it does not decode, to something finite, twice the same.
-    """
-    if not (hasattr(codec, "compress") and hasattr(codec, "decompress")):
-        return None
-    image = example_image(codec, seed=1).cpu().float()
-    codec = copy_codec(codec).cpu().float().eval()
-    try:
-        with torch.no_grad(), fast_indexes():
-            update_tables(codec)
-            sent = compress(codec, image)
-            first, second = (
-                decompress(codec, sent["strings"], sent["shape"], image)["x_hat"] for _ in range(2)
-            )
-    except Exception as error:  # a foreign codec's own code may raise anything
-        raise SurgeryError(
-            f"the bitstream of {type(codec).__name__} does not decode: {type(error).__name__}:"
-            f" {error}"
-        ) from error
-    if (
-        first.shape != image.shape
-        or not bool(torch.isfinite(first).all())
-        or not torch.equal(first, second)
-    ):
-        raise SurgeryError(
-            f"the bitstream of {type(codec).__name__} decodes to something else each time"
-        )
-    return sum(len(s) for s in _byte_strings(sent["strings"]))
-
-
-def _byte_strings(value: Any) -> list[bytes]:
-    return (
-        [value] if isinstance(value, bytes) else [s for item in value for s in _byte_strings(item)]
-    )

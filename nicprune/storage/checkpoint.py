@@ -55,7 +55,7 @@ from nicprune.common.machine import versions
 from nicprune.methods.composition import Attached, attach
 from nicprune.methods.contract import Method
 from nicprune.pruning.attributes import noted_attributes, set_attributes
-from nicprune.pruning.surgery import follow_widths
+from nicprune.pruning.removal import follow_widths
 from nicprune.pruning.totals import Totals
 from nicprune.storage.packed_tables import pack_tables, unpack_tables
 

@@ -13,7 +13,7 @@ from zoo_of_blocks import BLOCKS, block_codec
 
 from nicprune.data.images import write_png
 from nicprune.methods import attach
-from nicprune.pruning.surgery import difference
+from nicprune.pruning.verification import difference
 from nicprune.training.loop import fit
 
 NAMES = ["NAF", "ConvNeXt", "SE", "shuffle", "heads"]

@@ -19,7 +19,7 @@ from nicprune.experiments.recipe import read_recipe
 from nicprune.methods import METHODS, Attached, attach
 from nicprune.methods.pruners.mask_decay import MaskDecay
 from nicprune.pruning.cost import measure
-from nicprune.pruning.surgery import difference
+from nicprune.pruning.verification import difference
 from nicprune.storage.checkpoint import load, save
 from nicprune.storage.export import export_onnx
 from nicprune.training.loop import fit

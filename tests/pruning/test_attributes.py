@@ -15,7 +15,8 @@ from zoo_of_blocks import BlockCodec, C
 
 from nicprune.common.errors import CodecError
 from nicprune.pruning.attributes import FOLLOWED, set_attributes
-from nicprune.pruning.surgery import analyse, difference, prune
+from nicprune.pruning.surgery import analyse, prune
+from nicprune.pruning.verification import difference
 from nicprune.storage.checkpoint import load, save
 
 

@@ -16,6 +16,7 @@ from helpers import ARCHITECTURES, built, hook_count, image, random_keep, same_s
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nicprune.channels.find_groups import find_groups
 from nicprune.channels.groups import Group, Groups, Member
 from nicprune.codecs.anatomy import forward_for_analysis
 from nicprune.codecs.layer_kinds import is_bottleneck
@@ -25,7 +26,7 @@ from nicprune.codecs.layer_kinds.gdn import GDNPruner
 from nicprune.codecs.layer_kinds.kind import kept_indices
 from nicprune.codecs.layer_operations import reinitialise, remove
 from nicprune.common.errors import RecipeError, SurgeryError
-from nicprune.pruning import surgery
+from nicprune.pruning import removal, verification
 from nicprune.pruning.surgery import prune
 
 
@@ -91,7 +92,7 @@ def decoded(codec: nn.Module) -> tuple[Tensor, int]:
             found = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
     finally:
         torch.set_default_dtype(torch.float32)
-    return found, sum(len(s) for s in surgery._byte_strings(sent["strings"]))
+    return found, sum(len(s) for s in verification._byte_strings(sent["strings"]))
 
 
 @pytest.mark.parametrize("seed", [0, 1, "minimal"])
@@ -102,7 +103,7 @@ def test_pruned_is_masked(architecture: str, seed: int | str) -> None:
     assert relative(run(wide, torch.float64, True), run(small, torch.float64, True)) <= 1e-10
     assert relative(run(wide, torch.float64, False), run(small, torch.float64, False)) <= 1e-10
     assert relative(run(wide, torch.float32, False), run(small, torch.float32, False)) <= 1e-5
-    surgery.verify_same(codec, small, groups.check(keep), groups)
+    verification.verify_same(codec, small, groups.check(keep), groups)
     gone: dict[tuple[str, str], int] = {}
     for name, kept in keep.items():
         for member in groups[name].members:
@@ -131,7 +132,7 @@ def test_pruning_twice_is_pruning_once(architecture: str) -> None:
     codec, groups = built(architecture)
     first = random_keep(groups, 5)
     once = prune(codec, first, groups, verify=False)
-    again = surgery.find_groups(once)
+    again = find_groups(once)
     second = {
         g.name: list(range(0, g.width, 2)) if g.width > 3 else list(range(g.width))
         for g in again.prunable(latents=True)
@@ -185,7 +186,7 @@ def test_the_original_is_untouched(
                 raise SurgeryError("midway")
             remove(*args)
 
-        monkeypatch.setattr(surgery, "remove", breaks)
+        monkeypatch.setattr(removal, "remove", breaks)
         with pytest.raises(SurgeryError, match="midway"):
             prune(codec, keep, groups)
     else:
