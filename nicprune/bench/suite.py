@@ -19,6 +19,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from nicprune.bench.coding import bench_coding
 from nicprune.bench.decoding import bench_decoding
 from nicprune.bench.optimizer import bench_optimizer
 from nicprune.channels.groups import find_groups
@@ -249,34 +250,6 @@ def bench_gating() -> Iterator[Measure]:
             yield timer.measure(
                 label, saved, "x", goal=0.8, at_least=True, size=SIZE_TEXT, detail=detail
             )
-
-
-def bench_coding() -> Iterator[Measure]:
-    """Measure coding an image with and without `fast_indexes`, with the same transforms."""
-    for name in ("bmshj2018-hyperprior", "mbt2018"):
-        codec = _ready(name, 1).eval()
-        refresh_tables(codec)
-        image = torch.rand(1, 3, *CODED).to(memory_format=torch.channels_last)
-
-        def code(codec: Any = codec, image: Tensor = image) -> None:
-            with torch.no_grad():
-                sent = codec.compress(image)
-                codec.decompress(sent["strings"], sent["shape"])
-
-        def quick(code: Callable[[], None] = code) -> None:
-            with fast_indexes():
-                code()
-
-        timer = QuietTimer(7, limit=30)
-        before, after = timer.medians([code, quick])
-        detail = f"{before * 1e3:.0f} to {after * 1e3:.0f} ms to encode and decode"
-        yield timer.measure(
-            f"scale table by bisection, {name}",
-            before / after,
-            "x",
-            size=f"{CODED[1]}x{CODED[0]}",
-            detail=detail,
-        )
 
 
 def bench_slimmable() -> Iterator[Measure]:
