@@ -26,8 +26,6 @@ STRIDES = 16, 64
 """Pixels for each position of y, and of z."""
 
 
-
-
 def _quick(work: Callable[[], Any]) -> Callable[[], Any]:
     def run() -> Any:
         with torch.no_grad(), fast_indexes():

@@ -24,7 +24,6 @@ from nicprune.bench.decoding import bench_decoding
 from nicprune.bench.optimizer import bench_optimizer
 from nicprune.channels.groups import find_groups
 from nicprune.codecs.anatomy import forward_for_analysis, rate_distortion_loss
-from nicprune.codecs.cdf import fast_indexes, refresh_tables
 from nicprune.codecs.layer_kinds import layers_of
 from nicprune.codecs.zoo import ZOO, qualities
 from nicprune.common.errors import RecipeError, closest
@@ -40,8 +39,6 @@ from nicprune.training.precision import autocast_dtype, entropy_models_in_float3
 
 SIZE = (512, 768)
 SIZE_TEXT = f"{SIZE[1]}x{SIZE[0]}"
-CODED = (256, 384)
-"""Size of the image for codecs that code pixel by pixel."""
 BATCH = "batch 8 of 128x128"
 
 

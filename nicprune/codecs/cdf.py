@@ -42,7 +42,7 @@ def _refuse_unless(fine: Tensor, what: str) -> None:
 
 def _found_quickly(self: Any, scales: Tensor) -> Tensor | None:
     """Return the indexes of scales by the compiled kernel; None where it does not serve."""
-    table, bound = self.scale_table, getattr(self, "lower_bound_scale", None)
+    table, bound = self.scale_table, self.lower_bound_scale
     kernels = compiled()
     if kernels is None or type(bound) is not LowerBound or not scales.numel():
         return None
@@ -56,7 +56,8 @@ def _found_quickly(self: Any, scales: Tensor) -> Tensor | None:
     fault = kernels.find_rows(
         values.view(-1).numpy(), smallest, table, begin, rows.view(-1).numpy()
     )
-    _refuse_unless(torch.tensor(not fault), "scales")
+    if fault:
+        raise CodecError(context_coding.not_finite("scales"))
     return rows
 
 

@@ -22,7 +22,7 @@ Method = Callable[..., Any]
 
 def _codes_by_rans(model: Any) -> bool:
     """Return whether an entropy model uses CompressAI's rANS coder, which others may replace."""
-    coder = getattr(model, "entropy_coder", None)
+    coder: Any = model.entropy_coder
     return type(coder) in CODERS and coder.name == "ans"
 
 

@@ -1,8 +1,8 @@
 """Entropy coding compiled by numba, an extra: `pip install 'nicprune[fast]'`.
 
-`write` and `read` are CompressAI's coder (rANS with a state of 64 bits that moves words of 32, after
-F. Giesen's `rans64.h`; probabilities of 16 bits; symbols outside a table escaped in steps of four
-bits), to the byte, on arrays instead of lists. `code_positions` runs a context model over the
+`write` and `read` are CompressAI's coder, to the byte, on arrays instead of lists: rANS with a
+state of 64 bits that moves words of 32, after F. Giesen's `rans64.h`; probabilities of 16 bits;
+symbols outside a table escaped in steps of four bits. `code_positions` runs a context model over the
 positions of an image, for encoder and decoder alike.
 
 Sums are added up in the order in which they are written here: without `fastmath`, the compiler
@@ -205,9 +205,7 @@ def read(words: Any, indexes: Any, cdf: Any, lengths: Any, offsets: Any, symbols
         length = lengths[row]
         if length < 2 or length > cdf.shape[1]:
             return NO_TABLE
-        state, place, symbols[i] = _read_symbol(
-            state, words, place, cdf[row], length, offsets[row]
-        )
+        state, place, symbols[i] = _read_symbol(state, words, place, cdf[row], length, offsets[row])
     return DONE
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from compressai.entropy_models import GaussianConditional
 from compressai.layers import MaskedConv2d
 from compressai.ops import LowerBound
