@@ -106,9 +106,16 @@ _ARITHMETIC: list[Replacement] = [
 """Methods that find symbols and indexes: class, name, CompressAI's own, replacement."""
 
 
+_KNOWN = {"dequantize": {GaussianConditional.dequantize}} | {
+    name: {own, other}
+    for cls, name, own, other in _ARITHMETIC
+    if issubclass(GaussianConditional, cls)
+}
+
+
 def _as_known() -> bool:
-    """Return whether symbols and indexes are found as CompressAI does."""
-    return all(getattr(cls, name) in (own, other) for cls, name, own, other in _ARITHMETIC)
+    """Return whether Gaussian conditionals find symbols, indexes and latents as CompressAI does."""
+    return all(getattr(GaussianConditional, name) in known for name, known in _KNOWN.items())
 
 
 _CODING: list[Replacement] = [

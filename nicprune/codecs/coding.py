@@ -121,4 +121,4 @@ METHODS: list[tuple[type, str, Method, Method]] = [
     for name, change in (("compress", compressing), ("decompress", decompressing))
     for own in (getattr(cls, name),)
 ]
-"""What is replaced while coding: class, name, CompressAI's own method, and this one."""
+"""Methods that are replaced while coding: class, name, CompressAI's own, replacement."""

@@ -25,7 +25,7 @@ except ImportError:
     numba = None
 
 COMPILED = numba is not None and not numba.config.DISABLE_JIT
-"""Whether the functions below are compiled. If not, they are plain Python, and very slow."""
+"""True if the functions below are compiled. If not, they are plain Python, and very slow."""
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
@@ -39,7 +39,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
 
 
 DONE, NO_TABLE, NO_PROBABILITY, BAD_SCALE, BAD_LATENT = 0, 1, 2, 3, 4
-"""What a kernel returns: no fault; an index without a table; a symbol of probability zero; a scale
+"""Results of a kernel: no fault; an index without a table; a symbol of probability zero; a scale
 that is not finite; a latent that is not finite or too large to be written.
 """
 

@@ -58,7 +58,7 @@ DAMAGED = "the CDF tables of this codec are damaged: they lack what the codec lo
 
 
 _uncompiled = 0
-"""How many blocks of `uncompiled` are open."""
+"""Number of open blocks of `uncompiled`."""
 
 
 def compiled() -> Any:
@@ -207,7 +207,7 @@ def _flat(strings: Any) -> Iterable[bytes]:
 
 
 _recording: list[Symbols] = []
-"""What records now."""
+"""Records that are being made."""
 
 
 @contextmanager

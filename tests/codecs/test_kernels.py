@@ -50,9 +50,7 @@ def drawn(seed: int, count: int = 300) -> tuple[np.ndarray, np.ndarray, Tables]:
 
 def by_compressai(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> bytes:
     whole = tables.cdf.tolist(), tables.lengths.tolist(), tables.offsets.tolist()
-    found: bytes = ans.RansEncoder().encode_with_indexes(
-        symbols.tolist(), indexes.tolist(), *whole
-    )
+    found: bytes = ans.RansEncoder().encode_with_indexes(symbols.tolist(), indexes.tolist(), *whole)
     return found
 
 

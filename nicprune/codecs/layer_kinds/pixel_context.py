@@ -23,7 +23,7 @@ DECIDES = ("build_indexes", "quantize", "dequantize", "compress", "decompress")
 
 @dataclass(frozen=True)
 class PixelContext:
-    """What is computed at each position.
+    """Arithmetic of a context model at each position.
 
     Attributes:
         reach: p, of a convolution of (2 p + 1) x (2 p + 1).
