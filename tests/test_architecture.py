@@ -46,6 +46,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "onnx": ("storage.export",),
     "pytorch_msssim": ("evaluation.evaluate",),
     "compressai": ("codecs.*", "channels.tracer", "pruning.removal", "evaluation.padding"),
+    "numba": ("codecs.kernels",),
     "psutil": ("common.machine",),
 }
 """The only files that may import each heavy library."""

@@ -19,11 +19,11 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from nicprune.bench.coding import bench_coding
 from nicprune.bench.decoding import bench_decoding
 from nicprune.bench.optimizer import bench_optimizer
 from nicprune.channels.find_groups import find_groups
 from nicprune.codecs.anatomy import forward_for_analysis, rate_distortion_loss
-from nicprune.codecs.cdf import fast_indexes, refresh_tables
 from nicprune.codecs.layer_kinds.parameters import layers_of
 from nicprune.codecs.zoo import ZOO, qualities
 from nicprune.common.errors import RecipeError, closest
@@ -40,8 +40,6 @@ from nicprune.training.precision import autocast_dtype, entropy_models_in_float3
 
 SIZE = (512, 768)
 SIZE_TEXT = f"{SIZE[1]}x{SIZE[0]}"
-CODED = (256, 384)
-"""Size of the image for codecs that code pixel by pixel."""
 BATCH = "batch 8 of 128x128"
 
 
@@ -250,34 +248,6 @@ def bench_gating() -> Iterator[Measure]:
             yield timer.measure(
                 label, saved, "x", goal=0.8, at_least=True, size=SIZE_TEXT, detail=detail
             )
-
-
-def bench_coding() -> Iterator[Measure]:
-    """Measure coding an image with and without `fast_indexes`, with the same transforms."""
-    for name in ("bmshj2018-hyperprior", "mbt2018"):
-        codec = _ready(name, 1).eval()
-        refresh_tables(codec)
-        image = torch.rand(1, 3, *CODED).to(memory_format=torch.channels_last)
-
-        def code(codec: Any = codec, image: Tensor = image) -> None:
-            with torch.no_grad():
-                sent = codec.compress(image)
-                codec.decompress(sent["strings"], sent["shape"])
-
-        def quick(code: Callable[[], None] = code) -> None:
-            with fast_indexes():
-                code()
-
-        timer = QuietTimer(7, limit=30)
-        before, after = timer.medians([code, quick])
-        detail = f"{before * 1e3:.0f} to {after * 1e3:.0f} ms to encode and decode"
-        yield timer.measure(
-            f"scale table by bisection, {name}",
-            before / after,
-            "x",
-            size=f"{CODED[1]}x{CODED[0]}",
-            detail=detail,
-        )
 
 
 def bench_slimmable() -> Iterator[Measure]:

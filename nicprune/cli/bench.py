@@ -43,7 +43,7 @@ def bench(
 
     Among them: overhead of attaching, time of surgery, speed-up against FLOP reduction. "decoding"
     decodes images in other environments than they were encoded in: other CPU kernels, other numbers
-    of threads.
+    of threads. "coding" times entropy coding, part by part, by CompressAI's code and by nicprune's.
     """
     from nicprune.bench.suite import format_bench, run_bench
     from nicprune.common.errors import RecipeError

@@ -1,5 +1,5 @@
 """CDF tables of entropy models: rebuilding them when the entropy bottlenecks have changed, and
-finding the table of a latent quickly.
+finding the table of a latent quickly, with the other methods that are replaced while coding.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from typing import Any, cast
 
 import torch
 from compressai.entropy_models import EntropyModel, EntropyModelVbr, GaussianConditional
+from compressai.ops import LowerBound
 from torch import Tensor, nn
 
+from nicprune.codecs import coding, context_coding
 from nicprune.codecs.anatomy import unwrap
 from nicprune.codecs.layer_kinds.entropy import entropy_models, is_bottleneck
 from nicprune.codecs.provenance import provenance
+from nicprune.codecs.rans import compiled
 from nicprune.common.errors import CodecError
 
 _COMPARED = GaussianConditional.build_indexes
@@ -34,13 +37,33 @@ WIDEST = 1 << 15
 
 def _refuse_unless(fine: Tensor, what: str) -> None:
     if not bool(fine.all()):
-        raise CodecError(
-            f"{what} of this codec are not finite, or too large to be coded: its weights are"
-            " damaged, or its training diverged"
-        )
+        raise CodecError(context_coding.not_finite(what))
+
+
+def _found_quickly(self: Any, scales: Tensor) -> Tensor | None:
+    """Return the indexes of scales by the compiled kernel; None where it does not serve."""
+    table, bound = self.scale_table, self.lower_bound_scale
+    kernels = compiled()
+    if kernels is None or type(bound) is not LowerBound or not scales.numel():
+        return None
+    exact = (torch.float32, torch.float64)  # what float64 holds
+    if scales.device.type != "cpu" or scales.dtype != table.dtype or table.dtype not in exact:
+        return None
+    smallest, table = float(bound.bound), table[:-1].double().numpy()
+    values = scales.detach().to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    rows = torch.empty(scales.shape, dtype=torch.int32)
+    begin = kernels.first_rows(table)
+    fault = kernels.find_rows(
+        values.view(-1).numpy(), smallest, table, begin, rows.view(-1).numpy()
+    )
+    if fault:
+        raise CodecError(context_coding.not_finite("scales"))
+    return rows
 
 
 def _bisected(self: Any, scales: Tensor) -> Tensor:
+    if (rows := _found_quickly(self, scales)) is not None:
+        return rows
     _refuse_unless(torch.isfinite(scales), "scales")
     if scales.dtype != self.scale_table.dtype:  # torch.bucketize needs a single dtype
         compared: Tensor = _COMPARED(self, scales)
@@ -67,7 +90,9 @@ def _checking(quantize: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return checked
 
 
-_CODING: list[tuple[type, str, Callable[..., Any], Callable[..., Any]]] = [
+Replacement = tuple[type, str, Callable[..., Any], Callable[..., Any]]
+
+_ARITHMETIC: list[Replacement] = [
     (GaussianConditional, "build_indexes", _COMPARED, lambda self, x: _bisected(self, x)),
     *(
         (cls, name, getattr(cls, name), _checking(getattr(cls, name)))
@@ -78,14 +103,39 @@ _CODING: list[tuple[type, str, Callable[..., Any], Callable[..., Any]]] = [
         )
     ),
 ]
-"""Methods that are replaced while coding: class, name, CompressAI's own, replacement."""
+"""Methods that find symbols and indexes: class, name, CompressAI's own, replacement."""
+
+
+_KNOWN = {"dequantize": {GaussianConditional.dequantize}} | {
+    name: {own, other}
+    for cls, name, own, other in _ARITHMETIC
+    if issubclass(GaussianConditional, cls)
+}
+
+
+def _as_known() -> bool:
+    """Return whether Gaussian conditionals find symbols, indexes and latents as CompressAI does."""
+    return all(getattr(GaussianConditional, name) in known for name, known in _KNOWN.items())
+
+
+_CODING: list[Replacement] = [
+    *_ARITHMETIC,
+    *coding.METHODS,
+    *context_coding.methods(LARGEST_SYMBOL, _as_known),
+]
+"""All methods that are replaced while coding."""
 
 
 @contextmanager
 def fast_indexes() -> Iterator[None]:
-    """Find the CDF table of each latent by bisection inside the block.
+    """Code without detours inside the block: find the CDF table of each latent by search, code
+    arrays rather than lists, and compute context models in one compiled kernel.
 
-    CompressAI compares the scale of each latent with all 64 entries of the scale table.
+    CompressAI compares the scale of each latent with all 64 entries of the scale table, makes lists
+    of all symbols and tables, and calls five layers for each position of a context model. With
+    numba (`pip install 'nicprune[fast]'`) all of these are compiled; without, the first two are
+    done by torch and CompressAI's coder. Context models are computed by the kernel in float64
+    alone, in which `encode` and `evaluate` run them.
 
         with nicprune.fast_indexes():
             sent = codec.compress(x)

@@ -1,18 +1,147 @@
-"""CompressAI's rANS coders: the symbols that they write and read, and reads that stay inside a
-string.
+"""rANS coding of arrays of symbols, and CompressAI's coders: the symbols that they write and read,
+and reads that stay inside a string.
 """
 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from compressai import ans
 
+from nicprune.common.errors import CodecError
+
 DIGEST_BYTES = 8
+
+
+class Tables(NamedTuple):
+    """CDF tables: a row for each distribution.
+
+    Attributes:
+        cdf: cumulative frequencies, int32, shape (rows, columns): from 0 to 65536.
+        lengths: how many of each row there are, int32, shape (rows,).
+        offsets: the symbol that each row begins with, int32, shape (rows,).
+    """
+
+    cdf: np.ndarray
+    lengths: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, model: Any) -> Tables:
+        """Return the tables of one of CompressAI's entropy models."""
+        found = (model._quantized_cdf, model._cdf_length.reshape(-1), model._offset.reshape(-1))
+        cdf, lengths, offsets = (t.detach().cpu().int().contiguous().numpy() for t in found)
+        if len(lengths) != len(cdf) or len(offsets) != len(cdf):
+            raise CodecError(DAMAGED)
+        return cls(cdf, lengths, offsets)
+
+    def lists(self) -> tuple[list[list[int]], list[int], list[int]]:
+        """Return them as CompressAI's coders take them, without what lies behind each row."""
+        lengths = self.lengths.tolist()
+        rows = [row[:length].tolist() for row, length in zip(self.cdf, lengths, strict=True)]
+        return rows, lengths, self.offsets.tolist()
+
+    def check(self, indexes: np.ndarray) -> None:
+        """Raise CodecError unless there is a row for each index."""
+        lengths, (rows, columns) = self.lengths, self.cdf.shape
+        fine = bool(((lengths >= 2) & (lengths <= columns)).all())
+        if not fine or (indexes.size and not 0 <= indexes.min() <= indexes.max() < rows):
+            raise CodecError(DAMAGED)
+
+
+DAMAGED = "the CDF tables of this codec are damaged: they lack what the codec looks up"
+
+
+_uncompiled = 0
+"""Number of open blocks of `uncompiled`."""
+
+
+def compiled() -> Any:
+    """Return the compiled kernels; None where numba is not installed, and inside `uncompiled`."""
+    if _uncompiled:
+        return None
+    from nicprune.codecs import kernels  # numba takes half a second to import
+
+    return kernels if kernels.COMPILED else None
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Code inside the block as where numba is not installed."""
+    global _uncompiled
+    _uncompiled += 1
+    try:
+        yield
+    finally:
+        _uncompiled -= 1
+
+
+def encode(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> bytes:
+    """Write a string of symbols, the one that CompressAI's coder writes.
+
+    Args:
+        symbols, indexes: int32, shape (n,): the symbols, and the row of the table of each.
+
+    Raises:
+        CodecError: the tables lack a row, or give a symbol no probability.
+    """
+    kernels = compiled()
+    if kernels is None:
+        tables.check(indexes)
+        coder = ans.RansEncoder()
+        found: bytes = coder.encode_with_indexes(
+            symbols.tolist(), indexes.tolist(), *tables.lists()
+        )
+        return found
+    words = np.empty(2 * len(symbols) + 4, np.uint32)
+    fault, first = kernels.write(symbols, indexes, *tables, words)
+    if fault:
+        raise CodecError(DAMAGED)
+    string = words[first:].astype("<u4", copy=False).tobytes()
+    for seen in _recording:
+        seen.written += len(symbols)
+        seen.whole(string, symbols)
+    return string
+
+
+def decode(string: bytes, indexes: np.ndarray, tables: Tables) -> np.ndarray:
+    """Read a string of symbols, int32, shape (n,).
+
+    Args:
+        indexes: int32, shape (n,): the row of the table of each symbol.
+
+    Raises:
+        CodecError: the tables lack a row.
+    """
+    kernels = compiled()
+    if kernels is None:
+        tables.check(indexes)
+        read = ans.RansDecoder().decode_with_indexes(string, indexes.tolist(), *tables.lists())
+        return np.frombuffer(array("i", read), np.int32)
+    symbols = np.empty(len(indexes), np.int32)
+    if kernels.read(words_of(string), indexes, *tables, symbols):
+        raise CodecError(DAMAGED)
+    note_read(string, symbols)
+    return symbols
+
+
+def words_of(string: bytes) -> np.ndarray:
+    """Return the words of a string, uint32, the last one filled up with zeros."""
+    return np.frombuffer(string + bytes(-len(string) % 4), "<u4").astype(np.uint32)
+
+
+def note_read(string: bytes, symbols: np.ndarray) -> None:
+    """Note for `recorded_symbols` what was read without CompressAI's coders."""
+    for seen in _recording:
+        seen.whole(string, symbols)
+
+
+Some = list[int] | np.ndarray
 
 
 class Symbols:
@@ -34,7 +163,7 @@ class Symbols:
         """Begin a string that a coder writes or reads in parts."""
         self._open[id(coder)] = (string, _hash())
 
-    def add(self, coder: Any, symbols: list[int]) -> None:
+    def add(self, coder: Any, symbols: Some) -> None:
         """Note further symbols of the string that was begun."""
         if id(coder) not in self._open:
             self.start(coder)
@@ -45,7 +174,7 @@ class Symbols:
         if (found := self._open.pop(id(coder), None)) is not None:
             self._seen.add((found[0] if string is None else string, found[1].digest()))
 
-    def whole(self, string: bytes, symbols: list[int]) -> None:
+    def whole(self, string: bytes, symbols: Some) -> None:
         """Note a string with all its symbols."""
         self._seen.add((string, _hash(_bytes(symbols)).digest()))
 
@@ -65,8 +194,8 @@ def _hash(data: bytes = b"") -> Any:
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES)
 
 
-def _bytes(symbols: list[int]) -> bytes:
-    return np.array(symbols, dtype="<i4").tobytes()
+def _bytes(symbols: Some) -> bytes:
+    return np.asarray(symbols, dtype="<i4").tobytes()
 
 
 def _flat(strings: Any) -> Iterable[bytes]:
@@ -77,9 +206,13 @@ def _flat(strings: Any) -> Iterable[bytes]:
             yield from _flat(string)
 
 
+_recording: list[Symbols] = []
+"""Records that are being made."""
+
+
 @contextmanager
 def recorded_symbols() -> Iterator[Symbols]:
-    """Record what CompressAI's coders write and read within it."""
+    """Record what is written and read within it, by `encode`, `decode` and CompressAI's coders."""
     seen = Symbols()
 
     def encoding(encode: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,13 +271,15 @@ def recorded_symbols() -> Iterator[Symbols]:
         _exchange(stack, ans.RansDecoder, "decode_with_indexes", decoding)
         _exchange(stack, ans.RansDecoder, "set_stream", opening)
         _exchange(stack, ans.RansDecoder, "decode_stream", streaming)
+        _recording.append(seen)
+        stack.callback(_recording.remove, seen)
         yield seen
 
 
 @contextmanager
 def bounded_reads(symbols: int) -> Iterator[None]:
     """Within it, CompressAI's decoder reads zeros behind the end of a string, not what lies there
-    in memory: it does not look where a string ends.
+    in memory: it does not look where a string ends. Compiled kernels always do.
 
     A step of its coder reads one word of four bytes at the most, and a symbol outside its table up
     to fifteen times as many bytes as the string has.

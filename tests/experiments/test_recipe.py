@@ -21,7 +21,8 @@ from torch import nn
 from nicprune.common.errors import CodecError, DataError, FileError, NicpruneError, RecipeError
 from nicprune.common.files import VARIABLES
 from nicprune.data.images import write_png
-from nicprune.experiments.plan import file_digests, load_base_codec, plan_runs
+from nicprune.experiments.base_codec import load_base_codec
+from nicprune.experiments.plan import file_digests, plan_runs
 from nicprune.experiments.recipe import (
     check_paths,
     find_recipe,

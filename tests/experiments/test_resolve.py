@@ -19,7 +19,8 @@ from helpers_cli import call, fails
 import nicprune.training.loop as training
 from nicprune.common.errors import DataError, NicpruneError, RecipeError, TrainingError
 from nicprune.data.images import write_png
-from nicprune.experiments.plan import Run, fit_settings, load_base_codec, phases_of
+from nicprune.experiments.base_codec import load_base_codec
+from nicprune.experiments.plan import Run, fit_settings, phases_of
 from nicprune.experiments.recipe import LARGEST_SEED, parse_recipe, read_recipe
 from nicprune.experiments.resolve import resolve
 from nicprune.experiments.run import plan, prepare, run_recipe

@@ -56,7 +56,7 @@ def _same(values: tuple[int, ...]) -> int | None:
     return values[0] if len(set(values)) == 1 else None
 
 
-def _plain(layer: nn.Conv2d | nn.ConvTranspose2d, kind: type[nn.Module]) -> bool:
+def plain(layer: nn.Conv2d | nn.ConvTranspose2d, kind: type[nn.Module]) -> bool:
     """Return whether a layer is exactly of this class, without hooks, groups or dilation, padded
     with zeros.
     """
@@ -87,7 +87,7 @@ def shuffled(layer: nn.Module) -> nn.Module | None:
     Output (s·i + r) gets input j by kernel position k if s·j - p + k = s·i + r, so that
     j - i = (r + p - k) / s.
     """
-    if not isinstance(layer, nn.ConvTranspose2d) or not _plain(layer, nn.ConvTranspose2d):
+    if not isinstance(layer, nn.ConvTranspose2d) or not plain(layer, nn.ConvTranspose2d):
         return None
     kernel, stride, padding, extra = (
         _same(value)  # type: ignore[arg-type]
@@ -128,7 +128,7 @@ def unshuffled(layer: nn.Module) -> nn.Module | None:
 
     Kernel position k reads input s·i + k - p, phase (k - p) mod s of pixel i + floor((k - p) / s).
     """
-    if not isinstance(layer, nn.Conv2d) or not _plain(layer, nn.Conv2d):
+    if not isinstance(layer, nn.Conv2d) or not plain(layer, nn.Conv2d):
         return None
     kernel, stride, padding = (
         _same(value)  # type: ignore[arg-type]
@@ -177,7 +177,7 @@ def _with_weight(
 
 def pointwise(layer: nn.Module) -> nn.Module | None:
     """Return a 1x1 convolution as a matrix product; None for any other layer."""
-    if not isinstance(layer, nn.Conv2d) or not _plain(layer, nn.Conv2d):
+    if not isinstance(layer, nn.Conv2d) or not plain(layer, nn.Conv2d):
         return None
     if layer.kernel_size != (1, 1) or layer.stride != (1, 1) or layer.padding != (0, 0):
         return None
