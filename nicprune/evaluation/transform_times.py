@@ -156,7 +156,9 @@ def stage_times(
     parts = _parts(model, layers) if parts is None else parts
     with fast_indexes():
         with _timed(parts) as encode:
-            sent = compress(model, image, **rate) if coder is None else coder.compress(image, **rate)
+            sent = (
+                compress(model, image, **rate) if coder is None else coder.compress(image, **rate)
+            )
         with _timed(parts) as decode:
             if coder is None:
                 decompress(model, sent["strings"], sent["shape"], image)

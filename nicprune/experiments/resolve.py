@@ -25,6 +25,7 @@ from nicprune.experiments.plan import (
     report_name,
 )
 from nicprune.experiments.recipe import Recipe, check_paths
+from nicprune.experiments.times import latency_of
 from nicprune.methods import attach
 from nicprune.report.record_files import read as read_records
 from nicprune.storage.checkpoint import check_savable
@@ -131,4 +132,4 @@ def _check_codec(recipe: Recipe, job: Run) -> None:
     with torch.random.fork_rng(devices=[]):
         codec = load_for_check(recipe, job)
         if job.arm.scratch is None and job.role in ("pruned", "modulated", "control"):
-            attach(codec, job.settings)
+            attach(codec, job.settings, latency=latency_of(recipe, job, codec))

@@ -38,6 +38,7 @@ from nicprune.experiments.plan import (
 )
 from nicprune.experiments.recipe import Recipe
 from nicprune.experiments.resolve import finished, load_for_check, resolve
+from nicprune.experiments.times import latency_of
 from nicprune.methods import Attached, attach
 from nicprune.methods.composition import operating_points
 from nicprune.methods.with_teacher import taught, teaching, untaught
@@ -179,7 +180,7 @@ def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tu
     codec = load_hardened(recipe, job)
     if codec is None:
         codec = load_base_codec(recipe, job)
-        attached = attach(codec, job.settings)
+        attached = attach(codec, job.settings, latency=latency_of(recipe, job, codec, keep=True))
         prepare(attached, recipe)
         if attached.done:  # one-shot methods: the pruned codec is fine-tuned in this phase
             codec = taught(attached.harden(), teaching(job.settings), load_base_codec(recipe, job))
@@ -328,7 +329,8 @@ def plan(recipe: Recipe) -> list[str]:
         if job.arm.scratch is not None:
             line += f", the architecture of {job.arm.scratch}, from random weights"
         elif job.role in ("pruned", "modulated"):
-            attached = attach(load_for_check(recipe, job), job.settings)
+            codec = load_for_check(recipe, job)
+            attached = attach(codec, job.settings, latency=latency_of(recipe, job, codec))
             line += (
                 f", {attached.cost.totals().kmac_per_pixel():.2f} kMAC/pixel now,"
                 f" {sum(1 for _ in attached.groups.prunable())} channel groups"
