@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from nicprune.codecs.zoo import LAMBDAS, check_name, codec_names, lmbda_for
 from nicprune.common.config import StrictConfig, apply_override, cut, parse, read_yaml
@@ -180,6 +187,12 @@ class Recipe(StrictConfig):
     chain: bool | dict[int, int] = False
     half: bool = False
     latency: Runtime | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unset_runtime(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit the runtime where it is not set: a recipe's digest is of what it says."""
+        content: dict[str, Any] = write(self)
+        return {k: v for k, v in content.items() if k != "latency" or v is not None}
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -37,6 +37,7 @@ from nicprune.codecs.layer_kinds.kind import LayerKind, kind_of
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.zoo import rebuild
+from nicprune.common.config import parse
 from nicprune.common.errors import CodecError, FileError, NicpruneError
 from nicprune.common.machine import machine_line
 from nicprune.evaluation.padding import pad
@@ -99,7 +100,8 @@ def measure_latency(
     check_not_replaced(codec)
     if has_hooks(codec):
         raise CodecError("a codec with methods on it is not measured: measure it before attach")
-    runtime = Runtime(backend=backend, precision=precision, size=size, threads=threads)
+    given = {"backend": backend, "precision": precision, "size": size, "threads": threads}
+    runtime = parse(Runtime, given, "measure_latency(...)")
     with _threads(threads):
         engine = BACKENDS[backend]()
         engine.check(precision)
