@@ -162,8 +162,8 @@ def _measured(codec: Any, engine: Backend, runtime: Runtime) -> LatencyTable:
             # What both sides compute runs in float64, the rest as it is.
             one = _Eager(coders[0].in_float64 and len(sides) == len(TIMES))
         own = [name for name in inputs if name == part or name.startswith(f"{part}.")]
-        if not own:
-            continue
+        if not any(layers.shrinks(name) for name in own):
+            continue  # it takes as long whatever shrinks
         tables |= {
             name: layers.times(name, codec.get_submodule(name), inputs[name], one, cache)
             for name in own
@@ -365,6 +365,10 @@ class _Layers:
             for member in group.members
             for axis in (("out", "in") if member.axis == "both" else (member.axis,))
         }
+
+    def shrinks(self, name: str) -> bool:
+        """Return whether a width of a layer can shrink."""
+        return any((name, axis) in self._open for axis in ("out", "in"))
 
     @torch.no_grad()
     def times(
