@@ -36,7 +36,7 @@ Width = Annotated[int, Field(ge=0)]
 
 
 class Runtime(StrictConfig):
-    """How a codec is run: what its times belong to.
+    """The way in which a codec is run, which its times belong to.
 
     Attributes:
         backend, precision: as for `accelerate`.

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nicprune import __version__
 from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.calling import compress, decompress
@@ -39,7 +38,7 @@ from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.zoo import rebuild
 from nicprune.common.config import parse
 from nicprune.common.errors import CodecError, FileError, NicpruneError
-from nicprune.common.machine import machine_line
+from nicprune.common.machine import machine_line, versions
 from nicprune.evaluation.padding import pad
 from nicprune.evaluation.timer import QuietTimer
 from nicprune.evaluation.transform_times import stage_times
@@ -106,7 +105,7 @@ def measure_latency(
         engine = BACKENDS[backend]()
         engine.check(precision)
         plain: Any = copy_codec(codec).cpu().float().eval()
-        key = key_of(engine, precision, __version__, repr(plain), _weights(plain), size, FRACTIONS)
+        key = key_of(engine, precision, versions(), repr(plain), _weights(plain), size, FRACTIONS)
         file = cache_folder() / "latency" / f"{key}.json"
         try:
             return LatencyTable.read(file)

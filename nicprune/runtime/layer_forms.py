@@ -195,6 +195,7 @@ class Cache:
         self._known: dict[str, Any] = known if isinstance(known, dict) else {}
 
     def get(self, key: str, forms: dict[str, nn.Module]) -> dict[str, float] | None:
+        """Return the seconds of these forms; None if they are not there."""
         seconds = self._known.get(key)
         if not isinstance(seconds, dict) or seconds.keys() != forms.keys():
             return None
@@ -203,9 +204,11 @@ class Cache:
         return None
 
     def put(self, key: str, seconds: dict[str, float]) -> None:
+        """Keep the seconds of forms."""
         self._known[key], self._new = seconds, True
 
     def write(self) -> None:
+        """Write the file, if anything was put."""
         if not self._new:
             return
         try:
