@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nicprune.pruning.surgery import analyse as analyse
     from nicprune.pruning.surgery import prune as prune
     from nicprune.runtime.accelerate import accelerate as accelerate
+    from nicprune.runtime.latency import measure_latency as measure_latency
     from nicprune.storage.checkpoint import check_savable as check_savable
     from nicprune.storage.checkpoint import load as load
     from nicprune.storage.checkpoint import load_codec as load_codec
@@ -67,6 +68,7 @@ _HOME = {
     "load": "storage.checkpoint",
     "load_codec": "storage.checkpoint",
     "measure": "pruning.cost",
+    "measure_latency": "runtime.latency",
     "provenance": "codecs.provenance",
     "prune": "pruning.surgery",
     "read_recipe": "experiments.recipe",

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+from helpers_latency import table_of
 from typer.testing import CliRunner
 
 from nicprune.cli.application import app
@@ -51,6 +52,11 @@ SMALL = 'optimizer="soap", patch_size=64, batch_size=1, progress=False'
 def test_python_examples_run(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fewer and smaller steps; what stands on several pages runs once."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NICPRUNE_CACHE", str(tmp_path / "cache"))
+    # Times are made up: whether a budget can be met must not depend on what else the machine does.
+    monkeypatch.setattr(
+        "nicprune.runtime.latency.measure_latency", lambda codec, *_: table_of(codec)
+    )
     code = EXAMPLES[example]
     few = 16 if "scalable_encoder" in code else 4  # four for each encoder
     code = re.sub(r'steps(=|": )\d+', rf"steps\g<1>{few}", code)

@@ -179,6 +179,7 @@ def measure_decoding(
     crop: int | None = None,
     exact: bool = False,
     conditions: Sequence[str] = tuple(CONDITIONS),
+    backends: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> DecodingReport:
     """Encode images in one process, and decode them in one for each of `CONDITIONS`.
@@ -189,6 +190,8 @@ def measure_decoding(
         crop: side of the squares, at their centre, that are coded; None for whole images.
         exact: decode also with the picture in float64.
         conditions: names of conditions; the first of all is always among them.
+        backends: backends of `accelerate` that encode too, and decode what the codec itself and
+            each of them encoded.
         say: called with a line for each process.
 
     Raises:
@@ -214,6 +217,7 @@ def measure_decoding(
                 [*ways, *([EXACT] if exact else [])],
                 folder,
                 onednn=name != "oneDNN off",
+                backends=list(backends),
             )
             done = _run(job, CONDITIONS[name])
             encoded |= _grouped([one for one in done if one.action == "encode"])

@@ -7,11 +7,12 @@ line of JSON for each image and way of coding.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from nicprune.common.errors import FileError
 from nicprune.common.machine import tune_allocator
 from nicprune.data.images import read_image
+from nicprune.runtime.accelerate import accelerate
 from nicprune.storage.checkpoint import load
 from nicprune.storage.coded_image import read_coded
 from nicprune.storage.container import ImageCoder
@@ -45,6 +47,8 @@ class Job:
         ways: some of `FLOAT64`, `FLOAT32`, `EXACT`.
         folder: for bitstreams and pictures.
         onednn: whether torch may use oneDNN.
+        backends: backends that encode too, and that decode what the codec itself and each backend
+            encoded.
     """
 
     actions: list[str]
@@ -54,6 +58,7 @@ class Job:
     ways: list[str]
     folder: str
     onednn: bool = True
+    backends: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,13 @@ class Done:
 def run_job(job: Job) -> Iterator[Done]:
     """Do what a job says, image by image."""
     for label, file in job.codecs.items():
-        coder = ImageCoder(load(file))
+        codec = load(file)
+        coder = ImageCoder(codec)
+        fast = {
+            name: ImageCoder(accelerate(codec, name, image=cropped(read_image(image), job.crop)))
+            for name in job.backends
+            for image in job.images[:1]
+        }
         for image in job.images:
             place = Path(job.folder) / f"{label}.{Path(image).stem}"
             for action in job.actions:
@@ -93,6 +104,21 @@ def run_job(job: Job) -> Iterator[Done]:
                         yield _decode(action, label, coder, image, way, place)
                     elif way != EXACT:  # encoded as FLOAT64 is
                         yield _encode(job.crop, label, coder, image, way, place)
+                for writer in job.backends if action == "encode" else ():
+                    yield _encode(job.crop, label, fast[writer], image, writer, place)
+                for writer, reader in pairs(job.backends) if action != "encode" else ():
+                    chosen = fast.get(reader, coder)
+                    yield _decode(action, label, chosen, image, f"{writer} > {reader}", place)
+
+
+EAGER = "eager"
+"""The codec itself, beside backends."""
+
+
+def pairs(backends: Sequence[str]) -> list[tuple[str, str]]:
+    """Return who decodes what whom encoded, where a backend is one of the two."""
+    all_ = (EAGER, *backends)
+    return [pair for pair in itertools.product(all_, all_) if pair != (EAGER, EAGER)]
 
 
 def _encode(
@@ -108,7 +134,9 @@ def _encode(
 
 
 def _decode(action: str, label: str, coder: ImageCoder, image: str, way: str, place: Path) -> Done:
-    data = _named(place, FLOAT32 if way == FLOAT32 else FLOAT64)
+    writer = way.partition(" > ")[0]
+    own = FLOAT64 if way == EXACT or writer == EAGER else writer
+    data = _named(place, own)
     kept = _named(place, f"{way}.npy")
     started = time.process_time()
     try:

@@ -34,6 +34,15 @@ def bench(
     exact: Annotated[
         bool, typer.Option("--exact", help="decoding: pictures in float64 as well.")
     ] = False,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                "decoding: a backend that encodes too, and decodes what every other encoded: torch,"
+                " openvino or onnxruntime."
+            )
+        ),
+    ] = None,
     out: Annotated[
         str | None, typer.Option(help="decoding: folder to write decoding.md and .json into.")
     ] = None,
@@ -48,26 +57,34 @@ def bench(
     from nicprune.bench.suite import format_bench, run_bench
     from nicprune.common.errors import RecipeError
 
-    if images or codec or crop or exact or out:
+    if images or codec or crop or exact or backend or out:
         if what != ["decoding"]:
             raise RecipeError(
-                "--images, --codec, --crop, --exact and --out are options of: nicprune bench"
-                " decoding"
+                "--images, --codec, --crop, --exact, --backend and --out are options of: nicprune"
+                " bench decoding"
             )
-        _bench_decoding(images or "samples", codec or [], crop, exact, out)
+        _bench_decoding(images or "samples", codec or [], crop, exact, backend or [], out)
         return
     threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or None
     typer.echo(format_bench(run_bench(what or None, threads=threads)))
 
 
 def _bench_decoding(
-    images: str, codecs: list[str], crop: int | None, exact: bool, out: str | None
+    images: str,
+    codecs: list[str],
+    crop: int | None,
+    exact: bool,
+    backends: list[str],
+    out: str | None,
 ) -> None:
     import shlex
 
     from nicprune.bench.decoding import CODECS, measure_decoding, named_codec, write_decoding
     from nicprune.data.images import list_images, usable_images
+    from nicprune.runtime.backends import BACKENDS
 
+    for name in backends:  # refused before anything is coded
+        BACKENDS[name]().check("float32")
     chosen = {}
     for text in codecs or CODECS:
         label, _, given = text.rpartition("=")
@@ -79,6 +96,7 @@ def _bench_decoding(
         usable_images(list_images(images, "test")),
         crop=crop,
         exact=exact,
+        backends=backends,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     typer.echo(report.table())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nicprune.cli.options import (
+    Backend,
     Codec,
     Fast,
     Force,
@@ -32,6 +33,7 @@ def encode_image(
     lmbda: Lmbda = None,
     width: Width = None,
     fast: Fast = False,
+    backend: Backend = None,
     max_pixels: MaxPixels = None,
     force: Force = False,
 ) -> None:
@@ -50,7 +52,7 @@ def encode_image(
     )
     picture = read_image(image)
     data = encode(
-        load_codec(codec, quality, metric=metric, weights=weights),
+        _by(backend, load_codec(codec, quality, metric=metric, weights=weights)),
         picture,
         level=level,
         lmbda=lmbda,
@@ -84,6 +86,7 @@ def decode_file(
             help="Compute the picture in float64: the same to the bit everywhere, but slower.",
         ),
     ] = False,
+    backend: Backend = None,
     max_pixels: MaxPixels = None,
     force: Force = False,
 ) -> None:
@@ -102,6 +105,16 @@ def decode_file(
     check_output(
         output, [file, codec, weights], lambda start: start.startswith(b"\x89PNG"), force=force
     )
-    picture = decode(load_codec(codec, quality, metric=metric, weights=weights), file, exact=exact)
+    loaded = _by(backend, load_codec(codec, quality, metric=metric, weights=weights))
+    picture = decode(loaded, file, exact=exact)
     write_png(picture.float() / 255, output)
     typer.echo(f"wrote {output} ({picture.shape[2]}x{picture.shape[1]} pixels)")
+
+
+def _by(backend: str | None, codec: Any) -> Any:
+    """Return a codec run by a backend, if one is named."""
+    if backend is None:
+        return codec
+    from nicprune.runtime.accelerate import accelerate
+
+    return accelerate(codec, backend)

@@ -91,3 +91,13 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a recipe key: key=value, e.g. finetune.steps=100."),
 ]
+
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        help=(
+            "Backend that runs the transforms: torch, openvino or onnxruntime. Files are read by"
+            " every backend."
+        )
+    ),
+]

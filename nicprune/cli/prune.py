@@ -26,6 +26,21 @@ def prune_codec(
         str | None,
         typer.Option(help='Calibration images, for fisher: a folder, or "samples".'),
     ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Backend whose times budget.encode_s and budget.decode_s limit: torch, openvino or"
+                " onnxruntime."
+            )
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Its precision: float32, bf16 or int8.")
+    ] = "float32",
+    size: Annotated[
+        str, typer.Option(help="Size of the image whose times they limit.")
+    ] = "768x512",
     quality: Quality = None,
     weights: Weights = "official",
     metric: Metric = "mse",
@@ -52,7 +67,8 @@ def prune_codec(
     torch.manual_seed(0)  # random weights are the same each time
     original = load_codec(codec, quality, metric=metric, weights=weights)
     before = measure(original)
-    attached = attach(original, method, **settings)
+    table = _times(original, settings, backend, precision, size)
+    attached = attach(original, method, latency=table, **settings)
     if images is not None:
         attached.prepare(calibration_images(images))
     small = attached.harden()
@@ -60,6 +76,7 @@ def prune_codec(
         raise RecipeError(
             f"{method} stays on the codec and has to be trained; use a recipe, or Python"
         )
+    told = _compared(attached) if table is not None else []
     after = measure(small)
     for side in ("macs", "encoder", "decoder"):
         was, now = before.kmac_per_pixel(side), after.kmac_per_pixel(side)
@@ -68,4 +85,51 @@ def prune_codec(
             f" {was / now:.2f}x fewer ({COUNTER})"
         )
     typer.echo(f"params   {before.params:,} to {after.params:,}; {provenance(small).verified}")
+    for line in told:
+        typer.echo(line)
     typer.echo(f"wrote {save(small, output)}")
+
+
+def _times(
+    codec: Any, settings: dict[str, Any], backend: str | None, precision: str, size: str
+) -> Any:
+    """Return the codec's times where the budget limits them."""
+    import re
+
+    from nicprune.common.errors import RecipeError
+    from nicprune.pruning.budget import TIMES
+    from nicprune.runtime.latency import measure_latency
+
+    budget = settings.get("budget")
+    if not isinstance(budget, dict) or not set(TIMES) & budget.keys():
+        if backend is not None:
+            raise RecipeError(
+                "--backend is of budget.encode_s and budget.decode_s; set one of them"
+            )
+        return None
+    if not re.fullmatch(r"[1-9]\d{1,3}x[1-9]\d{1,3}", size):
+        raise RecipeError(f"--size is width x height in pixels, 768x512 (got {size!r})")
+    width, height = map(int, size.split("x"))
+    return measure_latency(
+        codec, backend or "torch", precision, size=(height, width), say=typer.echo
+    )
+
+
+def _compared(attached: Any) -> list[str]:
+    """Return lines on the times of what is left, and on the MACs of equal time."""
+    from nicprune.pruning.budget import TIMES
+    from nicprune.runtime.equal_time import macs_of_equal_time
+
+    cost = attached.cost
+    totals, before = cost.totals(attached.keep()), cost.original
+    lines = [f"times by {cost.table}:"]
+    for name in TIMES:
+        was, now = getattr(before, name), getattr(totals, name)
+        lines.append(
+            f"{name:8} {1000 * was:9.1f} to {1000 * now:9.1f} ms predicted, {now / was:.3f} of the"
+            " original"
+        )
+    if (equal := macs_of_equal_time(attached)) is not None:
+        (name, share), *_ = equal[0].parts().items()
+        lines.append(f"as fast by a budget of MACs: budget.{name}={share:.3f}")
+    return lines

@@ -8,9 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nicprune.cli.options import MaxPixels, Metric, Quality, Weights
-
-EAGER = "eager"
+from nicprune.cli.options import Fast, MaxPixels, Metric, Quality, Weights
 
 
 def time_coding(
@@ -61,10 +59,27 @@ def time_coding(
         ),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="Precision of backends: float32, bf16 or int8.")
-    ] = "float32",
+        list[str] | None,
+        typer.Option(
+            help=(
+                "Precision of backends: float32, bf16 or int8. Repeat it to time several; a"
+                " backend that lacks one is left out."
+            )
+        ),
+    ] = None,
+    fast: Fast = False,
     out: Annotated[
         str | None, typer.Option(help="Folder to write times.md, times.json and times.png into.")
+    ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Folder to write runtime.md, runtime.csv and runtime.json into: a row for each"
+                " codec and backend. Codecs labelled family/name are compared with the first of"
+                " their family."
+            )
+        ),
     ] = None,
     max_pixels: MaxPixels = None,
 ) -> None:
@@ -74,49 +89,38 @@ def time_coding(
     """
     import shlex
 
-    from nicprune.evaluation.times import taken_under, times_table
+    from nicprune.evaluation.times import Times, taken_under, times_table
     from nicprune.evaluation.transform_times import time_codecs
+    from nicprune.report.runtime_table import runtime_rows, runtime_table, write_runtime
     from nicprune.report.times import write_times
+    from nicprune.runtime.variants import EAGER, Variant, variants
 
-    ready = _accelerated(
-        _load(codecs, quality, metric, weights, width), backend or [EAGER], precision, image
-    )
-    times = time_codecs(ready, image, layers=layers, limit=seconds)
-    conditions = taken_under(times, Path(image).name if image else "a sample photograph")
-    typer.echo(times_table(times, conditions))
+    plain = _load(codecs, quality, metric, weights, width)
+    if (backend, precision, report) == (None, None, None):
+        times = time_codecs(plain, image, layers=layers, fast=fast, limit=seconds)
+    else:
+        ready = variants(
+            plain, backend or [EAGER], precision or ["float32"], image=image, say=typer.echo
+        )
+        by_family: dict[str, dict[Variant, Any]] = {}
+        for variant, codec in ready.items():
+            by_family.setdefault(variant.family, {})[variant] = codec
+        found: dict[Variant, Times] = {}
+        for family in by_family.values():  # codecs of one family alternate
+            named = {str(variant): codec for variant, codec in family.items()}
+            timed = time_codecs(named, image, layers=layers, fast=fast, limit=seconds)
+            found |= dict(zip(family, timed, strict=True))
+        times = list(found.values())
+    conditions = taken_under(times, Path(image).name if image else "a sample photograph", fast)
+    command = shlex.join(["nicprune", *sys.argv[1:]])
+    if report is not None:
+        typer.echo(runtime_table(runtime_rows(found)) + f"\n\n{conditions}")
+        where = write_runtime(found, report, conditions=conditions, command=command)
+        typer.echo(f"\nwrote {where}")
+    else:
+        typer.echo(times_table(times, conditions))
     if out is not None:
-        command = shlex.join(["nicprune", *sys.argv[1:]])
         typer.echo(f"\nwrote {write_times(times, out, conditions=conditions, command=command)}")
-
-
-def _accelerated(
-    codecs: dict[str, Any], backends: list[str], precision: str, image: str | None
-) -> dict[str, Any]:
-    """Return each codec by each backend, those of the first backend first."""
-    from nicprune.common.errors import RecipeError
-    from nicprune.data.images import calibration_images
-    from nicprune.runtime.accelerate import accelerate
-
-    if backends == [EAGER]:
-        if precision != "float32":
-            raise RecipeError(f"precision {precision!r} needs a --backend other than eager")
-        return codecs
-    ranges = []
-    if precision == "int8":
-        ranges = [x[0].mul(255).round().byte() for x in calibration_images("samples")]
-    found = {}
-    for backend in dict.fromkeys(backends):
-        for label, codec in codecs.items():
-            if backend == EAGER:
-                found[f"{label}, {EAGER}"] = codec
-                continue
-            plain = codec
-            if getattr(codec, "widths", None) is not None:
-                plain = codec.extract(codec.point().width)
-            fast = accelerate(plain, backend, precision, image=image, calibration=ranges)
-            found[f"{label}, {backend}"] = fast
-            typer.echo(f"{label}: {fast.acceleration}\n")
-    return found
 
 
 def _load(

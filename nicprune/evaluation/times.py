@@ -97,8 +97,13 @@ def times_table(times: list[Times], conditions: str) -> str:
     return "\n\n".join([*blocks, conditions])
 
 
-def taken_under(times: list[Times], image: str) -> str:
-    """Return a sentence on the image, the timing and the machine."""
+def taken_under(times: list[Times], image: str, fast: bool = False) -> str:
+    """Return a sentence on the image, the timing and the machine.
+
+    Args:
+        fast: whether entropy parameters were in float32.
+    """
+    parameters = "float32" if fast else "float64"
     taken = f"during which other programs used at most {BUSY:.0%} of the processor"
     if times[0].busy or not times[0].known:
         taken = (
@@ -109,5 +114,5 @@ def taken_under(times: list[Times], image: str) -> str:
     return (
         f"Seconds for {image}, medians of {times[0].kept} turns {taken}; {torch.get_num_threads()}"
         f" thread(s), {machine_line()}, torch {torch.__version__}. {REST}: entropy coding, and"
-        " context models, which CompressAI runs on one thread."
+        f" context models, which CompressAI runs on one thread; entropy parameters in {parameters}."
     )

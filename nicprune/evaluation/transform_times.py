@@ -23,6 +23,7 @@ from nicprune.codecs.calling import compress, decompress
 from nicprune.codecs.cdf import fast_indexes, refresh_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape
+from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.layer_kinds.entropy import entropy_models
 from nicprune.codecs.roles import transform_in
 from nicprune.common.errors import RecipeError
@@ -74,10 +75,26 @@ def _part_of(codec: nn.Module, name: str, module: nn.Module, layers: bool) -> st
     return name if depth == 1 or (depth == 0 and not any(module.children())) else None
 
 
+def _parts(model: nn.Module, layers: bool) -> dict[nn.Module, str]:
+    """Return modules by the name under which their seconds are added: the transform or layer; those
+    of a method's modules by its name.
+    """
+    coders = {id(part) for coder in entropy_models(model) for part in coder.modules()}
+    codec = unwrap(model)
+    parts = {
+        module: part
+        for name, module in codec.named_modules()
+        if name and (part := _part_of(codec, name, module, layers)) is not None
+    }
+    for method in model.methods if isinstance(model, Attached) else ():
+        parts = {module: str(method.name) for module in method.modules()} | parts
+    return {module: part for module, part in parts.items() if id(module) not in coders}
+
+
 @contextmanager
-def _watched(model: nn.Module, spent: dict[str, float], layers: bool) -> Iterator[None]:
-    """Add the seconds of modules to `spent`, by transform or layer; those of a method's modules by
-    its name. A module that runs inside another counts with the outer one.
+def watched(parts: Mapping[nn.Module, str], spent: dict[str, float]) -> Iterator[None]:
+    """Add the seconds of modules to `spent` by their names. A module that runs inside another
+    counts with the outer one.
     """
     depth, started, hooks = 0, 0.0, []
 
@@ -97,22 +114,12 @@ def _watched(model: nn.Module, spent: dict[str, float], layers: bool) -> Iterato
         return hook
 
     try:
-        coders = {id(part) for coder in entropy_models(model) for part in coder.modules()}
-        codec = unwrap(model)
-        parts = {
-            module: part
-            for name, module in codec.named_modules()
-            if name and (part := _part_of(codec, name, module, layers)) is not None
-        }
-        for method in model.methods if isinstance(model, Attached) else ():
-            parts = {module: str(method.name) for module in method.modules()} | parts
         for module, part in parts.items():
             # The first pre-hook and the last hook, so that gates count with their transform.
-            if id(module) not in coders:
-                hooks += [
-                    module.register_forward_pre_hook(before, prepend=True),
-                    module.register_forward_hook(after(part)),
-                ]
+            hooks += [
+                module.register_forward_pre_hook(before, prepend=True),
+                module.register_forward_hook(after(part)),
+            ]
         yield
     finally:
         for hook in hooks:
@@ -127,28 +134,43 @@ def _now() -> float:
 
 @torch.no_grad()
 def stage_times(
-    codec: Any, image: Tensor, *, layers: bool = False, **rate: Any
+    codec: Any,
+    image: Tensor,
+    *,
+    layers: bool = False,
+    parts: Mapping[nn.Module, str] | None = None,
+    **rate: Any,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Encode and decode one image; return the seconds of each, by transform and for `REST`.
 
     Args:
-        codec: a codec with up-to-date CDF tables.
+        codec: a codec with up-to-date CDF tables; or a `Coder` of one, which computes in float64
+            what encoder and decoder must compute alike, as `encode` and `decode` do.
         image: shape (1, C, H, W) with as many channels as the codec takes, H and W multiples of 64.
         layers: by layer ("g_a.0") instead of by transform; time between layers counts as `REST`.
+        parts: the modules to time, and their names, instead of the transforms.
         rate: arguments of `compress`.
     """
+    coder = codec if isinstance(codec, Coder) else None
+    model = codec if coder is None else coder.model
+    parts = _parts(model, layers) if parts is None else parts
     with fast_indexes():
-        with _timed(codec, layers) as encode:
-            sent = compress(codec, image, **rate)
-        with _timed(codec, layers) as decode:
-            decompress(codec, sent["strings"], sent["shape"], image)
+        with _timed(parts) as encode:
+            sent = (
+                compress(model, image, **rate) if coder is None else coder.compress(image, **rate)
+            )
+        with _timed(parts) as decode:
+            if coder is None:
+                decompress(model, sent["strings"], sent["shape"], image)
+            else:
+                coder.decompress(sent["strings"], sent["shape"], image)
     return encode, decode
 
 
 @contextmanager
-def _timed(codec: nn.Module, layers: bool) -> Iterator[dict[str, float]]:
+def _timed(parts: Mapping[nn.Module, str]) -> Iterator[dict[str, float]]:
     spent: dict[str, float] = {}
-    with _watched(codec, spent, layers):
+    with watched(parts, spent):
         started = _now()
         yield spent
         spent[REST] = _now() - started - sum(spent.values())
@@ -177,10 +199,12 @@ def time_codecs(
     image: str | Path | None = None,
     *,
     layers: bool = False,
+    fast: bool = False,
     repeats: int = 7,
     limit: float = 60.0,
 ) -> list[Times]:
-    """Time codecs alternately on one image, in float32 and channels_last.
+    """Time codecs alternately on one image, as `encode` and `decode` run them: in channels_last,
+    with entropy parameters in float64.
 
     Turns during which other programs were busy do not count.
 
@@ -189,6 +213,7 @@ def time_codecs(
             at the width or level that is set. They are copied.
         image: an image file; None takes one of scikit-image's photographs (extra "demo").
         layers: report each layer of the transforms instead of each transform.
+        fast: entropy parameters in float32, as `encode(fast=True)`.
         repeats: number of quiet turns to take.
         limit: seconds after which the least disturbed turns are used.
 
@@ -211,9 +236,10 @@ def time_codecs(
     x = pad(shown)[0].to(device).contiguous(memory_format=torch.channels_last)
     given = {name: to_channels(x, image_shape(unwrap(codec))[0]) for name, codec in ready.items()}
     costs = {name: _cost(codec, given[name]) for name, codec in ready.items()}
+    timed = ready if fast else {name: Coder(codec) for name, codec in ready.items()}
     timer = QuietTimer(repeats, limit)
     turns = timer.quiet(
-        lambda: [stage_times(codec, given[n], layers=layers) for n, codec in ready.items()]
+        lambda: [stage_times(codec, given[n], layers=layers) for n, codec in timed.items()]
     )
     found = []
     for number, name in enumerate(ready):

@@ -14,6 +14,7 @@ from nicprune.common.files import content_digest, expand
 from nicprune.data.images import list_images
 from nicprune.experiments.recipe import MethodSpec, Phase, Recipe, Variant, digest, slug_of
 from nicprune.methods.contract import METHODS
+from nicprune.pruning.latency import Runtime
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def plan_runs(recipe: Recipe, runs: Path) -> list[Run]:
                 if role == "original" and recipe.task == "prune"
                 else [recipe.sparsify, recipe.finetune, recipe.per_quality.get(quality)],
                 [recipe.lambdas, recipe.qualities] if role == "modulated" else [],
+                *([runtime_of(recipe).model_dump()] if arm.timed else []),
             )
             trained[quality] = key
             keys[arm.label, seed] = key
@@ -171,6 +173,11 @@ def fit_settings(recipe: Recipe, job: Run, name: str) -> dict[str, Any]:
     phase = phases_of(recipe, job)[name]
     settings = recipe.train_settings(phase, job.quality, seed, job.arm)
     return {**settings, "lmbda": job.lmbda}
+
+
+def runtime_of(recipe: Recipe) -> Runtime:
+    """Return the runtime whose times the budgets of a recipe limit."""
+    return recipe.latency or Runtime()
 
 
 def report_name(recipe: Recipe, job: Run) -> str:

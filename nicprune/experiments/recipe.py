@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from nicprune.codecs.zoo import LAMBDAS, check_name, codec_names, lmbda_for
 from nicprune.common.config import StrictConfig, apply_override, cut, parse, read_yaml
@@ -20,6 +27,8 @@ from nicprune.common.errors import FileError, NicpruneError, RecipeError, closes
 from nicprune.common.files import check_regular, expand
 from nicprune.data.images import list_images
 from nicprune.methods.contract import METHODS
+from nicprune.pruning.budget import TIMES
+from nicprune.pruning.latency import Runtime
 from nicprune.training.loop import LARGEST_LR, TrainSettings
 
 LARGEST_SEED = 2**62 - 1
@@ -110,6 +119,12 @@ class Variant(StrictConfig):
         return {name: value for name, value in content.items() if name != "seeds"}
 
     @property
+    def timed(self) -> bool:
+        """True if a budget limits times."""
+        budgets = [part.settings.get("budget") for part in self.stack]
+        return any(isinstance(b, Mapping) and set(TIMES) & b.keys() for b in budgets)
+
+    @property
     def modulated(self) -> bool:
         """True if one codec serves all qualities."""
         return any(METHODS[part.name].covers_all_rates for part in self.stack)
@@ -149,6 +164,8 @@ class Recipe(StrictConfig):
         chain: for "train": each quality starts from the one before in the list; or the start of
             each, {2: 3, 4: 3}, which must come earlier in the list.
         half: for "train": save float16.
+        latency: the runtime whose times budgets of encode_s and decode_s limit: backend, precision,
+            size, threads.
     """
 
     version: Literal[1]
@@ -169,6 +186,13 @@ class Recipe(StrictConfig):
     per_quality: dict[int, Phase] = Field(default_factory=dict)
     chain: bool | dict[int, int] = False
     half: bool = False
+    latency: Runtime | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unset_runtime(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit the runtime where it is not set: a recipe's digest is of what it says."""
+        content: dict[str, Any] = write(self)
+        return {k: v for k, v in content.items() if k != "latency" or v is not None}
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -218,6 +242,8 @@ class Recipe(StrictConfig):
                     f"chain: {quality} cannot start from {before}: both must be among the qualities"
                     f" {self.qualities}, {before} before {quality}"
                 )
+        if self.latency is not None and not any(arm.timed for arm in self.methods):
+            raise ValueError("latency: no budget of a method limits encode_s or decode_s")
         if self.task == "prune" and (self.per_quality or self.chain or self.half):
             raise ValueError("per_quality, chain and half belong to task: train")
         if self.task == "train" and len(self.seeds) > 1:

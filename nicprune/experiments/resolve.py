@@ -18,6 +18,7 @@ from nicprune.data.images import list_images, readable, usable_images
 from nicprune.experiments.base_codec import architecture, load_base_codec
 from nicprune.experiments.plan import Run, fit_settings, phases_of, plan_runs, report_name
 from nicprune.experiments.recipe import Recipe, check_paths
+from nicprune.experiments.times import latency_of
 from nicprune.methods.composition import attach
 from nicprune.report.record_files import read as read_records
 from nicprune.storage.checkpoint import check_savable
@@ -124,4 +125,4 @@ def _check_codec(recipe: Recipe, job: Run) -> None:
     with torch.random.fork_rng(devices=[]):
         codec = load_for_check(recipe, job)
         if job.arm.scratch is None and job.role in ("pruned", "modulated", "control"):
-            attach(codec, job.settings)
+            attach(codec, job.settings, latency=latency_of(recipe, job, codec))

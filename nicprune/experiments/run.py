@@ -32,6 +32,7 @@ from nicprune.experiments.measure import last_change, measure_at
 from nicprune.experiments.plan import Run, fit_settings, phases_of, report_name
 from nicprune.experiments.recipe import Recipe
 from nicprune.experiments.resolve import finished, load_for_check, resolve
+from nicprune.experiments.times import latency_of
 from nicprune.methods.composition import Attached, attach, operating_points
 from nicprune.methods.with_teacher import taught, teaching, untaught
 from nicprune.report import collect, text_table, write_report
@@ -172,7 +173,7 @@ def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tu
     codec = load_hardened(recipe, job)
     if codec is None:
         codec = load_base_codec(recipe, job)
-        attached = attach(codec, job.settings)
+        attached = attach(codec, job.settings, latency=latency_of(recipe, job, codec, keep=True))
         prepare(attached, recipe)
         if attached.done:  # one-shot methods: the pruned codec is fine-tuned in this phase
             codec = taught(attached.harden(), teaching(job.settings), load_base_codec(recipe, job))
@@ -321,7 +322,8 @@ def plan(recipe: Recipe) -> list[str]:
         if job.arm.scratch is not None:
             line += f", the architecture of {job.arm.scratch}, from random weights"
         elif job.role in ("pruned", "modulated"):
-            attached = attach(load_for_check(recipe, job), job.settings)
+            codec = load_for_check(recipe, job)
+            attached = attach(codec, job.settings, latency=latency_of(recipe, job, codec))
             line += (
                 f", {attached.cost.totals().kmac_per_pixel():.2f} kMAC/pixel now,"
                 f" {sum(1 for _ in attached.groups.prunable())} channel groups"

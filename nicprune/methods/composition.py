@@ -28,6 +28,7 @@ from nicprune.methods.contract import METHODS, Distiller, Method, Pruner, Roles
 from nicprune.methods.multi_width.lambda_schedule import mean_figures
 from nicprune.methods.operating_point import EMPTY, Choice, OperatingPoint
 from nicprune.pruning.cost import CostModel
+from nicprune.pruning.latency import LatencyTable, TimedCost
 from nicprune.pruning.surgery import analyse, prune
 from nicprune.pruning.totals import Totals
 
@@ -419,6 +420,7 @@ class Attached(Coding):
             "macs_after": totals.macs,
             "params_after": totals.params,
             "verified": provenance(small).verified if verify else "",
+            **self.cost.history(keep),
         }
         if staying:
             entry["stays"] = [m.name for m in staying]
@@ -533,6 +535,7 @@ def attach(
     method: str | Sequence[tuple[str, Mapping[str, Any]]],
     *,
     teacher: nn.Module | None = None,
+    latency: LatencyTable | None = None,
     **config: Any,
 ) -> Attached:
     """Attach one method, or a list of (name, settings), to a codec. Its forward pass does not
@@ -544,6 +547,8 @@ def attach(
             settings).
         teacher: for distillation: the codec that `codec` was pruned from. A copy of it is kept; of
             `codec` itself, if not given.
+        latency: the codec's times, for budgets of `encode_s` and `decode_s`; see
+            `nicprune.measure_latency`.
 
     Raises:
         CodecError: the codec cannot be analysed.
@@ -577,7 +582,7 @@ def attach(
             " list"
         )
     groups = analyse(codec, _norms_of(parsed))
-    cost = CostModel(codec, groups)
+    cost = CostModel(codec, groups) if latency is None else TimedCost(codec, groups, latency)
     # All is validated before the first hook is set, so that a failure leaves the codec as it was.
     methods = [cls(codec, groups, cost, settings) for cls, settings in parsed]
     learning = [method for method in methods if isinstance(method, Distiller)]

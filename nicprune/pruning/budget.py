@@ -7,7 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor
 
 from nicprune.channels.groups import MIN_LATENTS, Group
@@ -22,6 +27,9 @@ ROUND_TO = 16
 
 SIDES = ("encoder", "decoder")
 
+TIMES = ("encode_s", "decode_s")
+"""Limits in seconds, see `nicprune.pruning.latency`."""
+
 KMAC = {"kmac": "macs", "encoder_kmac": "encoder", "decoder_kmac": "decoder"}
 """Limits in kMAC per pixel, and the costs that they limit."""
 
@@ -32,6 +40,8 @@ class Budget(StrictConfig):
     Attributes:
         macs, encoder, decoder, params: shares of the original codec's MACs, of its encoder's and
             its decoder's, and of its parameters.
+        encode_s, decode_s: shares of the time that the original codec takes to encode and to decode
+            an image, by a table of measured times (`nip.measure_latency`).
         kmac, encoder_kmac, decoder_kmac: the same limits in thousands of multiply-adds per pixel of
             the image, the unit of JPEG AI's operating points.
         split: with macs, how much of what is saved the encoder has to save, as a share, the decoder
@@ -43,6 +53,8 @@ class Budget(StrictConfig):
     encoder: float | None = Field(default=None, gt=0, lt=1)
     decoder: float | None = Field(default=None, gt=0, lt=1)
     params: float | None = Field(default=None, gt=0, lt=1)
+    encode_s: float | None = Field(default=None, gt=0, lt=1)
+    decode_s: float | None = Field(default=None, gt=0, lt=1)
     kmac: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     encoder_kmac: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     decoder_kmac: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -52,8 +64,9 @@ class Budget(StrictConfig):
     def _something(self) -> Budget:
         if not self.parts():
             raise ValueError(
-                "a budget names macs, encoder, decoder or params, as shares of the original between"
-                " 0 and 1, or kmac, encoder_kmac or decoder_kmac, in kMAC per pixel"
+                "a budget names macs, encoder, decoder, params, encode_s or decode_s, as shares of"
+                " the original between 0 and 1, or kmac, encoder_kmac or decoder_kmac, in kMAC per"
+                " pixel"
             )
         for name, share in KMAC.items():
             if getattr(self, name) is not None and getattr(self, share) is not None:
@@ -68,6 +81,17 @@ class Budget(StrictConfig):
             )
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_unset_times(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit times that are not set: what is written is part of the identity of runs."""
+        content: dict[str, Any] = write(self)
+        return {k: v for k, v in content.items() if k not in TIMES or v is not None}
+
+    @property
+    def times(self) -> list[str]:
+        """The times that are limited."""
+        return [name for name in TIMES if getattr(self, name) is not None]
+
     def parts(self) -> dict[str, float]:
         """Return the limits that are set, as given."""
         return {
@@ -79,7 +103,15 @@ class Budget(StrictConfig):
     def limits(self, original: Totals) -> dict[str, float]:
         """Return the limits as absolute numbers, by attribute of `Totals`; those that a split
         amounts to, too.
+
+        Raises:
+            BudgetError: times are limited, and this codec's were not measured.
         """
+        if self.times and not hasattr(original, self.times[0]):
+            raise BudgetError(
+                f"budget {self.times[0]}: the times of this codec are not known: attach(codec, ...,"
+                " latency=nip.measure_latency(codec))"
+            )
         found = {
             KMAC.get(name, name): value * (1000 * AREA if name in KMAC else getattr(original, name))
             for name, value in self.parts().items()

@@ -333,6 +333,10 @@ class CostModel:
             }
         )
 
+    def history(self, keep: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """Return what the history of a codec pruned to these keep-lists says beside MACs."""
+        return {}
+
     def _scale(self, what: str) -> float:
         """Return what counts on the codec's own image are multiplied by to be those of 64x64
         pixels.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 from nicprune.codecs.anatomy import SIZE_MULTIPLE
 
@@ -31,4 +31,4 @@ class Totals:
 
     def as_dict(self) -> dict[str, int]:
         """Return the four numbers by name."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(Totals)}

@@ -228,7 +228,10 @@ def _inputs(codec: Any, images: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         for name, seen in calls.items()
         if len(seen) == len(images)
         and all(
-            len(args) == 1 and isinstance(args[0], Tensor) and isinstance(out, Tensor)
+            len(args) == 1
+            and isinstance(args[0], Tensor)
+            and args[0].dim() == 4  # not the modules that only change a vector of step sizes
+            and isinstance(out, Tensor)
             for args, out in seen
         )
     }

@@ -57,20 +57,16 @@ def choose_forms(
     Times are kept in a file (`cache_file`) by processor, versions, number of threads, layer and
     size, so that each is measured once.
     """
-    transform = _fix(copy.deepcopy(transform))
+    transform = fix(copy.deepcopy(transform))
     inputs = _inputs(transform, x)
     measured = "float32" if precision == "int8" else precision
-    cache = _Cache()
+    cache = Cache()
     chosen = []
     for path, layer in list(transform.named_modules()):
-        forms = _forms(layer, backend) if path in inputs else {}
+        forms = forms_of(layer, backend) if path in inputs else {}
         if len(forms) < 2:
             continue
-        key = _key(layer, inputs[path], backend, measured)
-        seconds = cache.get(key, forms)
-        if seconds is None:
-            seconds = _seconds(forms, inputs[path], backend, measured)
-            cache.put(key, seconds)
+        seconds = seconds_of_forms(forms, inputs[path], backend, measured, cache)
         form = min(seconds, key=lambda form: seconds[form])
         if path and form != ORIGINAL:
             transform.set_submodule(path, forms[form])
@@ -81,7 +77,8 @@ def choose_forms(
     return transform, chosen
 
 
-def _forms(layer: nn.Module, backend: Backend) -> dict[str, nn.Module]:
+def forms_of(layer: nn.Module, backend: Backend) -> dict[str, nn.Module]:
+    """Return the forms of a layer that a backend may run faster, the layer itself first."""
     kind = kind_of(layer)
     return {ORIGINAL: layer} | {
         name: form
@@ -90,7 +87,7 @@ def _forms(layer: nn.Module, backend: Backend) -> dict[str, nn.Module]:
     }
 
 
-def _fix(transform: nn.Module) -> nn.Module:
+def fix(transform: nn.Module) -> nn.Module:
     """Compute once what layers compute from their parameters at every call."""
     for path, layer in list(transform.named_modules()):
         kind = kind_of(layer)
@@ -122,15 +119,32 @@ def _inputs(transform: nn.Module, x: Tensor) -> dict[str, Tensor]:
     }
 
 
+def seconds_of_forms(
+    forms: dict[str, nn.Module],
+    x: Tensor,
+    backend: Backend,
+    precision: str,
+    cache: Cache,
+    turns: int = TURNS,
+) -> dict[str, float]:
+    """Return the seconds of each form of a layer, from the cache if they are there."""
+    key = _key(forms[ORIGINAL], x, backend, precision, turns)
+    seconds = cache.get(key, forms)
+    if seconds is None:
+        seconds = _seconds(forms, x, backend, precision, turns)
+        cache.put(key, seconds)
+    return seconds
+
+
 def _seconds(
-    forms: dict[str, nn.Module], x: Tensor, backend: Backend, precision: str
+    forms: dict[str, nn.Module], x: Tensor, backend: Backend, precision: str, turns: int
 ) -> dict[str, float]:
     functions = {
         form: backend.compile(copy.deepcopy(layer), x, precision, ())
         for form, layer in forms.items()
     }
     fastest = dict.fromkeys(functions, float("inf"))
-    for turn in range(TURNS + 1):
+    for turn in range(turns + 1):
         for form, function in functions.items():
             started = time.perf_counter()
             function(x)
@@ -139,21 +153,35 @@ def _seconds(
     return fastest
 
 
-def _key(layer: nn.Module, x: Tensor, backend: Backend, precision: str) -> str:
+def _key(layer: nn.Module, x: Tensor, backend: Backend, precision: str, turns: int) -> str:
+    return key_of(backend, precision, repr(layer), _shapes(layer), tuple(x.shape), turns)
+
+
+def _shapes(layer: nn.Module) -> list[tuple[int, ...]]:
+    """Return what the text of a layer of one's own may not say."""
+    return [tuple(value.shape) for value in layer.parameters()]
+
+
+def key_of(backend: Backend, precision: str, *more: Any) -> str:
+    """Return a key of times on this machine, with its versions and number of threads."""
     parts: Sequence[Any] = (
-        machine_line(), torch.__version__, torch.get_num_threads(), backend.name, precision,
-        repr(layer), tuple(x.shape),
+        machine_line(), torch.__version__, backend.versions(), torch.get_num_threads(),
+        backend.name, precision, *more,
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
+def cache_folder() -> Path:
+    """Return the folder of measured times: NICPRUNE_CACHE, or the user's cache."""
+    return Path(os.environ.get("NICPRUNE_CACHE") or user_cache_path("nicprune"))
+
+
 def cache_file() -> Path:
-    """Return the file that keeps measured times: in NICPRUNE_CACHE, or in the user's cache."""
-    folder = os.environ.get("NICPRUNE_CACHE") or user_cache_path("nicprune")
-    return Path(folder) / "layer_times.json"
+    """Return the file that keeps times of layers."""
+    return cache_folder() / "layer_times.json"
 
 
-class _Cache:
+class Cache:
     """Measured seconds by key. A file that cannot be read is measured again; one that cannot be
     written is done without.
     """
@@ -167,6 +195,7 @@ class _Cache:
         self._known: dict[str, Any] = known if isinstance(known, dict) else {}
 
     def get(self, key: str, forms: dict[str, nn.Module]) -> dict[str, float] | None:
+        """Return the seconds of these forms; None if they are not there."""
         seconds = self._known.get(key)
         if not isinstance(seconds, dict) or seconds.keys() != forms.keys():
             return None
@@ -175,9 +204,11 @@ class _Cache:
         return None
 
     def put(self, key: str, seconds: dict[str, float]) -> None:
+        """Keep the seconds of forms."""
         self._known[key], self._new = seconds, True
 
     def write(self) -> None:
+        """Write the file, if anything was put."""
         if not self._new:
             return
         try:

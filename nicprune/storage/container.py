@@ -18,6 +18,7 @@ from nicprune.codecs.example import image_shape
 from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.rans import bounded_reads, recorded_symbols
+from nicprune.codecs.replaced_forward import replaced
 from nicprune.common.errors import CodecError, DataError, FileError, enough_memory
 from nicprune.data.images import check_size, read_image, to_channels
 from nicprune.evaluation.padding import crop, pad
@@ -143,6 +144,11 @@ class ImageCoder:
     ) -> Tensor:
         """Decode one image; see `decode`. `where` is its name for messages."""
         self._check_made_for(coded, where)
+        if exact and replaced(self._ready):
+            raise CodecError(
+                "exact computes the picture in float64, and a backend runs this codec's transforms"
+                " in its own precision: decode with the codec that accelerate was given"
+            )
         if exact and not coded.in_float64:
             raise FileError(
                 f"{where} cannot be decoded exactly: its entropy parameters are in float32 (an"

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import built
 from helpers_cli import call, fails
 
-from nicprune.storage.checkpoint import save
+from nicprune.data.images import read_image, write_png
+from nicprune.runtime.backends import BACKENDS
+from nicprune.storage.checkpoint import load, save
+from nicprune.storage.container import decode
 
 
 def test_encode_and_decode(tmp_path: Path) -> None:
@@ -135,3 +139,41 @@ def test_images_of_too_many_pixels_are_refused_before_any_work(
     monkeypatch.undo()
     if command != "check":
         call(command, *arguments, "--max-pixels", "7200")
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_files_of_a_backend_are_read_by_the_codec_and_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    for package in BACKENDS[backend].packages:
+        pytest.importorskip(package)
+    monkeypatch.setenv("NICPRUNE_CACHE", str(tmp_path / "cache"))
+    picture = str(write_png(torch.rand(3, 67, 70), tmp_path / "a.png"))
+    codec = str(save(built("bmshj2018-hyperprior")[0], tmp_path / "c.safetensors"))
+    options: list[tuple[list[str], list[str]]] = [
+        (["--backend", backend], []),
+        ([], ["--backend", backend]),
+    ]
+    for encoding, decoding in options:
+        coded, png = tmp_path / "a.nic", tmp_path / "b.png"
+        call("encode", codec, picture, str(coded), "--force", *encoding)
+        call("decode", codec, str(coded), str(png), "--force", *decoding)
+        plain = decode(load(codec), coded)
+        assert int((read_image(png).int() - plain.int()).abs().max()) <= 1
+
+
+def test_backends_code_or_refuse_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NICPRUNE_CACHE", str(tmp_path / "cache"))
+    picture = str(write_png(torch.rand(3, 64, 64), tmp_path / "a.png"))
+    codec = str(save(built("bmshj2018-hyperprior")[0], tmp_path / "c.safetensors"))
+    coded, png = str(tmp_path / "a.nic"), str(tmp_path / "b.png")
+    call("encode", codec, picture, coded)
+    for arguments, expected in (
+        (["encode", codec, picture, coded, "--force", "--backend", "tensorrt"], "unknown backend"),
+        (["decode", codec, coded, png, "--backend", "tensorrt"], "unknown backend"),
+        (["decode", codec, coded, png, "--backend", "torch", "--exact"], "exact computes"),
+    ):
+        assert expected in fails(monkeypatch, capsys, *arguments)
+    assert not Path(png).exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,42 @@ def test_codecs_are_timed_by_several_backends(
 def test_backends_that_cannot_be_are_one_line(options: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["time", "demo-hyperprior", "--quality", "1", *options])
     assert message in str(result.exception) and "\n" not in str(result.exception)
+
+
+def test_a_report_of_backends_compares_within_families(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each codec with the first of its family; gates are timed by PyTorch alone, bf16 where a
+    backend has it.
+    """
+    from nicprune import attach, load_codec, save
+    from nicprune.data.images import write_png
+
+    monkeypatch.setenv("NICPRUNE_CACHE", str(tmp_path))
+    demo = load_codec("demo-hyperprior", 3)
+    slim = str(save(attach(demo, "slimmable", widths=[1.0, 0.5]), tmp_path / "slim.safetensors"))
+    gated = attach(load_codec("demo-hyperprior", 3).eval(), "channel_gating", alpha=0.9)
+    gates = str(save(gated, tmp_path / "gates.safetensors"))
+    picture = str(write_png(torch.rand(3, 64, 64), tmp_path / "a.png"))
+    folder = tmp_path / "report"
+    shown = call(
+        "time", "a/whole=demo-hyperprior", f"a/gates={gates}", f"b/full={slim}@0",
+        f"b/half={slim}@1", "--quality", "3", "--backend", "eager", "--backend", "torch",
+        "--precision", "float32", "--precision", "bf16", "--seconds", "0", "--image", picture,
+        "--report", str(folder),
+    )  # fmt: skip
+    assert "a/gates: not by torch, as methods stay on it" in shown
+    assert "entropy parameters in float64" in (folder / "runtime.md").read_text()
+    with open(folder / "runtime.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = [(r["family"], r["codec"], r["backend"], r["precision"]) for r in rows]
+    assert found[:4] == [
+        ("a", "whole", "eager", "float32"), ("a", "gates", "eager", "float32"),
+        ("a", "whole", "torch", "float32"), ("a", "whole", "torch", "bf16"),
+    ]  # fmt: skip
+    assert len(rows) == 2 * (4 + 6) and {r["side"] for r in rows} == {"encode", "decode"}
+    half = [r for r in rows if r["codec"] == "half"]
+    assert len(half) == 6 and all(float(r["flop_reduction"]) > 2 for r in half)
+    first = [r for r in rows if r["codec"] in ("whole", "full")]
+    assert all(float(r["speed_up"]) == float(r["flop_reduction"]) == 1 for r in first)
+    assert len(json.loads((folder / "runtime.json").read_text())["times"]) == 10

@@ -888,3 +888,115 @@ def test_every_level_of_an_encoder_is_a_curve(content: dict[str, Any], tmp_path:
     again: list[str] = []
     run(content, tmp_path, again)
     assert sum("done before" in line for line in again) == 4
+
+
+def test_a_resumed_run_keeps_the_times_that_its_budget_was_met_by(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times are measured for the check and the run; a run that is interrupted goes on with its own,
+    though the machine measures others by then.
+    """
+    from nicprune.experiments import times
+    from nicprune.pruning.latency import LatencyTable
+    from nicprune.runtime import latency
+
+    monkeypatch.setenv("NICPRUNE_CACHE", str(tmp_path / "cache"))
+    for name in ("TURNS", "LAYER_TURNS", "LIMIT"):
+        monkeypatch.setattr(latency, name, 1)
+    content |= {"qualities": [1], "control": False, "latency": {"size": [64, 64], "threads": 1}}
+    for method in content["methods"]:
+        method["budget"] = {"decode_s": 0.8}
+    recipe = parse_recipe(content, "test")
+    asked: list[dict[str, Any]] = []
+    measure_latency = times.measure_latency
+    first: list[LatencyTable] = []
+
+    def made_up(codec: nn.Module, **runtime: Any) -> LatencyTable:
+        """Another table each time that it is asked, as of a machine that others use."""
+        asked.append(runtime)
+        if not first:
+            first.append(measure_latency(codec, **runtime))
+        layers = {
+            name: t.model_copy(
+                update={
+                    "seconds": [
+                        [len(asked) + o + 0.1 * i + o * i for i in t.inputs] for o in t.outputs
+                    ]
+                }
+            )
+            for name, t in first[0].layers.items()
+        }
+        parts = {
+            name: t.model_copy(update={"seconds": [9.0, *[4.0] * (len(t.seconds) - 1)]})
+            for name, t in first[0].parts.items()
+        }
+        rest = {"encode_s": 0.1, "decode_s": 0.1}
+        return first[0].model_copy(update={"layers": layers, "parts": parts, "rest": rest})
+
+    monkeypatch.setattr(times, "measure_latency", made_up)
+    whole = run(content, tmp_path / "whole").parent / "records.json"
+    assert asked[0] == {
+        "backend": "torch", "precision": "float32", "size": (64, 64), "threads": 1
+    }  # fmt: skip
+
+    import nicprune.experiments.run as running
+
+    fit, left = running.fit, [2]
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(running, "fit", interrupted)
+    tables = tmp_path / "whole" / "runs" / "tiny" / "q1"
+    copied = tmp_path / "cut" / "runs" / "tiny" / "q1"
+    for job in plan_runs(recipe, tmp_path / "whole" / "runs"):
+        if job.arm.timed:  # as the first run has measured them
+            (copied / job.folder.name).mkdir(parents=True)
+            (copied / job.folder.name / times.FILE).write_bytes(
+                (tables / job.folder.name / times.FILE).read_bytes()
+            )
+    with pytest.raises(KeyboardInterrupt):
+        run(content, tmp_path / "cut")
+    left[0], before = 100, len(asked)
+    resumed = run(content, tmp_path / "cut").parent / "records.json"
+    assert len(asked) == before, "nothing is measured anew"
+    found = [
+        [(r["label"], r["widths"], r["bpp"], r["psnr_db"]) for r in json.loads(p.read_text())]
+        for p in (whole, resumed)
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latency": {"backend": "torch"}}, "no budget of a method limits encode_s or decode_s"),
+        ({"latency": {"engine": "torch"}}, "engine"),
+    ],
+)
+def test_a_runtime_without_a_budget_of_time_is_refused(
+    content: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(content | change, "test")
+
+
+def test_times_belong_to_the_keys_of_the_runs_that_they_limit(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    """And to no others, so that what is done stays done."""
+
+    def keys(**runtime: Any) -> list[str]:
+        content["methods"][0]["budget"] = {"decode_s": 0.8}
+        given = content | ({"latency": runtime} if runtime else {})
+        return [job.key for job in plan_runs(parse_recipe(given, "test"), tmp_path)]
+
+    usual, other = keys(), keys(backend="openvino")
+    assert keys(backend="torch") == usual
+    differing = [
+        number for number, pair in enumerate(zip(usual, other, strict=True)) if len({*pair}) == 2
+    ]
+    assert differing == [2, 6], "mask decay at both qualities"

@@ -172,6 +172,12 @@ class ChannelGating(Gating):
                 "budget params: gates leave parameters where they are; name macs, encoder or"
                 " decoder"
             )
+        if self.config.budget is not None and self.config.budget.times:
+            raise RecipeError(
+                f"budget {self.config.budget.times[0]}: gates choose channels image by image, and"
+                " times are measured of layers as they are; name macs, encoder or decoder, or prune"
+                " by mask_decay, magnitude or fisher"
+            )
         gatable(self.codec, self.groups, self.config.transforms)
 
     def _check_budget(self) -> None:

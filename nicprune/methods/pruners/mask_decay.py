@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from nicprune.common.errors import TrainingError
 from nicprune.methods.contract import METHODS, Pruner
 from nicprune.pruning.budget_controller import deviations, relative_rates, steer
+from nicprune.pruning.latency import LatencyTable, TimedCost
 from nicprune.pruning.masks import Masks
 from nicprune.pruning.target import Target
 
@@ -87,6 +88,7 @@ class MaskDecay(Pruner):
     at_commit: Tensor
     going: Tensor
     committed: Tensor
+    latency: Tensor
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -107,6 +109,15 @@ class MaskDecay(Pruner):
         self.register_buffer("at_commit", torch.ones(sum(self._sizes)))
         self.register_buffer("going", torch.zeros(sum(self._sizes), dtype=torch.bool))
         self.register_buffer("committed", torch.zeros((), dtype=torch.bool))
+        if isinstance(self.cost, TimedCost):  # a run goes on with the times that it began with
+            self.register_buffer("latency", self.cost.table.as_bytes())
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        written = state_dict.get(f"{prefix}latency")
+        if written is not None and isinstance(self.cost, TimedCost):
+            self.cost.use(LatencyTable.from_bytes(written))
+            self.latency = written.clone()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def validate(self) -> None:
         self.config.check(self.groups, self.cost)

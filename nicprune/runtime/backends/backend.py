@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from importlib import metadata
 
 from torch import Tensor, nn
 
@@ -48,6 +49,10 @@ class Backend(ABC):
                     f"backend {self.name!r} needs {package}, which is not installed: pip install"
                     f" 'nicprune[{self.extra}]'"
                 ) from None
+
+    def versions(self) -> list[str]:
+        """Return the versions of its packages, on which times depend."""
+        return [f"{name} {metadata.version(name)}" for name in self.packages]
 
     @abstractmethod
     def compile(
