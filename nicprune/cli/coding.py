@@ -58,8 +58,6 @@ def encode_image(
         )
         return
     refuse("coding an image", {"--gop": gop, "--frames": frames, "--size": size})
-    if is_clip(image):
-        raise RecipeError(f"{image} is a video or a folder: encode it into a .npv (got {output})")
     from nicprune.common.errors import RecipeError
     from nicprune.common.files import check_output, write_atomically
     from nicprune.data.clips import is_clip
@@ -68,6 +66,8 @@ def encode_image(
     from nicprune.storage.coded_image import MAGIC
     from nicprune.storage.container import encode
 
+    if is_clip(image):
+        raise RecipeError(f"{image} is a video or a folder: encode it into a .npv (got {output})")
     check_output(
         output, [image, codec, weights], lambda start: start.startswith(MAGIC), force=force
     )

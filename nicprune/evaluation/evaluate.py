@@ -219,16 +219,16 @@ def evaluate_image(
         x = image.unsqueeze(0).float().div(255).to(device)
         padded, padding = pad(x)
         padded = padded.contiguous(memory_format=torch.channels_last)
-        started = now(device)
+        started = clock(device)
         if coder is not None:
             sent = coder.compress(padded, **point.keywords())
-            encoded = now(device)
+            encoded = clock(device)
             received = coder.decompress(sent["strings"], sent["shape"], padded)
         else:
             sent = compress(codec, padded, **point.keywords())
-            encoded = now(device)
+            encoded = clock(device)
             received = decompress(codec, sent["strings"], sent["shape"], padded)["x_hat"]
-        decoded = now(device)
+        decoded = clock(device)
         likelihoods = run(codec, padded, **point.keywords())["likelihoods"].values()
     if not bool(torch.isfinite(received).all()):
         raise CodecError("this codec decodes images to values that are not finite")
@@ -253,7 +253,7 @@ def evaluate_image(
     return score, x_hat[0].cpu()
 
 
-def now(device: torch.device) -> float:
+def clock(device: torch.device) -> float:
     """Return the time in seconds after all work on a device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
