@@ -197,7 +197,7 @@ class CodedVideo:
         index, group, width = 0, -1, None
         while True:
             at = self._file.tell()
-            here = f"frame {index} (group {max(group, 0)}, at byte {at:,})"
+            here = f"frame {index} (at byte {at:,})"
             kind, body = self._record(here)
             try:
                 if kind == END:

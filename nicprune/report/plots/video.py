@@ -84,7 +84,7 @@ def video_widths(records: Sequence[VideoRecord], theme: Theme = LIGHT) -> bytes 
     if not arms:
         return None
     with themed(theme):
-        figure = new_figure(3.6 * len(COSTS), 0.6 + 3.6 * len(arms))
+        figure = new_figure(3.0 * len(COSTS), 0.6 + 3.0 * len(arms))
         grid = figure.subplots(len(arms), len(COSTS), squeeze=False)
         for members, row in zip(arms, grid, strict=True):
             for axes, (label, fields) in zip(row, COSTS, strict=True):
@@ -106,6 +106,7 @@ def _draw_costs(
             look: dict[str, Any] = {"color": theme.hues[number], "marker": MARKERS[number]}
             axes.plot(*zip(*points, strict=True), linewidth=1.5, markersize=5, label=name, **look)
     axes.set_xticks([r.width or 0 for r in members])
+    axes.margins(y=0.1)
     axes.set_ylim(bottom=0)
     draw_grid(axes, theme)
     axes.legend(loc="best", fontsize=8)
