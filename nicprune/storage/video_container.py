@@ -288,7 +288,7 @@ class _Usual:
 
 
 class _Coder:
-    """What codes frames at one width, and what its bitstreams are like."""
+    """Coder of frames at one width, and the size of its bitstreams."""
 
     def __init__(self, frames: FrameCoder, tile: Tensor):
         self.frames, self._tile = frames, tile

