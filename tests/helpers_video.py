@@ -51,8 +51,7 @@ class ResidualCoder:
 
     def __init__(self, codec: nn.Module, width: int | None = None):
         assert width is None
-        self.widths: tuple[int, ...] = ()
-        self.width = None
+        self.widths, self.width, self.predicts = 1, 0, True
         self.codec: Any = copy_codec(codec).eval()
         self.codec.update()
 

@@ -98,8 +98,8 @@ def _at_widths(text: str, quality: int | None, metric: str, weights: str) -> lis
     label = named.label.partition("@")[0]
     if named.width is not None:
         return [(label, model, named.width)]
-    widths: list[int | None] = [*video_coder(model).widths] or [None]
-    return [(label, model, width) for width in widths]
+    count = video_coder(model).widths
+    return [(label, model, width) for width in (range(count) if count > 1 else [None])]
 
 
 def _evaluate(

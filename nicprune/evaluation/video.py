@@ -197,8 +197,8 @@ def evaluate_video(
     return VideoEvaluation(
         record.name,
         record.quality,
-        "" if coder.width is None else f"width {coder.width}",
-        coder.width,
+        f"width {coder.width}" if coder.widths > 1 else "",
+        coder.width if coder.widths > 1 else None,
         gop,
         tuple(scores),
         intra,
@@ -235,7 +235,7 @@ def _score(
     for index, frame in enumerate(clip.frames(0, frames)):
         x = _input(frame, channels, device)
         padded, padding = pad(x)
-        if index % gop == 0:
+        if index % gop == 0 or not coder.predicts:
             sent_latents = read_latents = None
         intra = sent_latents is None
         with enough_memory(f"coding a frame of {clip.width}x{clip.height} pixels"):
@@ -340,7 +340,7 @@ def _costs(coder: FrameCoder, frames: Sequence[Tensor]) -> tuple[FrameCost, Fram
     padded = [pad(x)[0] for x in frames]
     coder.decompress(*coder.compress(padded[0], None)[:2], None)  # one-time set-up
     intra, latents = _cost(coder, padded[0], None, frames[0])
-    if latents is None or len(frames) < 2:
+    if not coder.predicts or len(frames) < 2:
         return intra, None
     return intra, _cost(coder, padded[1], latents, frames[1])[0]
 

@@ -11,9 +11,9 @@
     end:       number of frames
 
 A group of pictures is an I frame and the P frames behind it; each has a width of its own, where
-the codec has several. The CRC-32 of a record is that of all records up to it, so that none can be
-missing, twice or in another place. Fingerprint, digest, shape and strings are those of a coded
-image (see `coded_image`), and values are stored as `values`.
+the codec has several. The CRC-32 of a record is that of all before it and its own, without other
+CRC-32s, so that no record can be missing, twice or in another place. Fingerprint, digest, shape and
+strings are those of a coded image (see `coded_image`), and values are stored as `values`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from nicprune.storage.values import MISFIT, pack, unpack_all
 
 MAGIC, VERSION = b"\x8bNPV", 1
 """The first byte is not ASCII, so that no text is taken for a video."""
+
+START = MAGIC + bytes([VERSION])
 
 SUFFIX = ".npv"
 
@@ -103,9 +105,9 @@ class CodedVideoWriter:
     """
 
     def __init__(self, file: BinaryIO, header: VideoHeader):
-        self._file, self._checksum = file, 0
+        self._file, self._checksum = file, zlib.crc32(START)
         self.frames = self.groups = self.size = 0
-        self._put(MAGIC + bytes([VERSION]))
+        self._put(START)
         rate = header.fps
         numbers = (header.width, header.height, rate.numerator, rate.denominator, header.gop)
         self._record(
@@ -151,18 +153,20 @@ class CodedVideo:
     """
 
     def __init__(self, file: BinaryIO, where: str):
-        self._file, self._where, self._checksum = file, where, 0
+        self._file, self._where, self._checksum = file, where, zlib.crc32(START)
         self.size = os.fstat(file.fileno()).st_size
         start = file.read(len(MAGIC) + 1)
         if not start.startswith(MAGIC):
             told = "empty" if not start else "not a video that nicprune encoded"
             raise FileError(f"{where} is {told}")
-        version = start[len(MAGIC)] if len(start) > len(MAGIC) else 0
+        version = start[len(MAGIC)] if len(start) > len(MAGIC) else VERSION
         if version > VERSION:
             raise FileError(
                 f"{where} has format version {version}; this nicprune reads up to {VERSION}:"
                 " pip install --upgrade nicprune"
             )
+        if version != VERSION:
+            raise FileError(f"{where} is damaged: it has format version {version}")
         kind, body = self._record("its header")
         if kind != HEADER:
             raise FileError(f"{where} is damaged: it does not begin with a header")

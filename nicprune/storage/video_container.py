@@ -129,7 +129,7 @@ class VideoCoder:
         self._channels, self._side = image_shape(unwrap(ready))
         self._device = next(ready.parameters()).device
         self._coders: dict[int | None, _Coder] = {None: _Coder(first, self._tile)}
-        self._coders[first.width] = self._coders[None]
+        self._coders[self._coders[None].width] = self._coders[None]
 
     @torch.no_grad()
     def encode(
@@ -169,13 +169,14 @@ class VideoCoder:
                 if index % gop == 0:
                     previous = None
                     coder = self._coder(each[min(index // gop, len(each) - 1)])
+                intra = previous is None
                 with enough_memory(f"coding a frame of {clip.width}x{clip.height} pixels"):
-                    intra = previous is None
                     x = self._input(frame)
                     with recorded_symbols() as seen:
-                        strings, shape, previous = coder.frames.compress(x, previous)
+                        strings, shape, latents = coder.frames.compress(x, previous)
+                previous = latents if coder.frames.predicts else None
                 digest = seen.digest(strings)
-                writer.add(strings, shape, digest, intra=intra, width=coder.frames.width)
+                writer.add(strings, shape, digest, intra=intra, width=coder.width)
                 if progress and sys.stderr.isatty():
                     print(f"\r{index + 1}/{count} frames\033[K", end="", file=sys.stderr)
             writer.end()
@@ -224,9 +225,9 @@ class VideoCoder:
         self, frame: CodedFrame, padded: Tensor, previous: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return a frame, (1, C, H, W), padded, and the latents for the next."""
-        if not frame.intra and previous is None:
-            raise FileError("it is predicted from the frame before, which this codec does not do")
         coder = self._coder(frame.width)
+        if not frame.intra and (previous is None or not coder.frames.predicts):
+            raise FileError("it is predicted from the frame before, which this codec does not do")
         usual = coder.intra if frame.intra else coder.predicted
         tiles = -(-padded.shape[-2] // self._side), -(-padded.shape[-1] // self._side)
         if not shape_fits(frame.shape, usual.shape, tiles) or not _strings(frame.strings):
@@ -292,6 +293,7 @@ class _Coder:
 
     def __init__(self, frames: FrameCoder, tile: Tensor):
         self.frames, self._tile = frames, tile
+        self.width = frames.width if frames.widths > 1 else None
 
     @cached_property
     def _latents(self) -> tuple[_Usual, Tensor | None]:
@@ -313,7 +315,7 @@ class _Coder:
 
 
 def _strings(strings: Any) -> bool:
-    """Return whether these are what a coder returns: lists of one string each."""
+    """Return whether these are what a coder returns: strings in nested lists."""
     return isinstance(strings, list) and all(
-        isinstance(one, list) and len(one) == 1 and isinstance(one[0], bytes) for one in strings
+        isinstance(one, bytes) or _strings(one) for one in strings
     )

@@ -43,7 +43,7 @@ def records(data: bytes) -> list[tuple[int, bytes]]:
 
 def sealed(start: bytes, made: list[tuple[int, bytes]]) -> bytes:
     """These records with right checksums."""
-    data, checksum = start, 0
+    data, checksum = start, zlib.crc32(start)
     for kind, body in made:
         record = struct.pack(">BI", kind, len(body)) + body
         checksum = zlib.crc32(record, checksum)

@@ -52,7 +52,7 @@ def records(path: Path) -> list[tuple[int, int, bytes]]:
 
 def sealed(made: list[tuple[int, bytes]], start: bytes = MAGIC + b"\1") -> bytes:
     """A file of these records, with right checksums."""
-    data, checksum = start, 0
+    data, checksum = start, zlib.crc32(start)
     for kind, body in made:
         record = struct.pack(">BI", kind, len(body)) + body
         checksum = zlib.crc32(record, checksum)
@@ -232,6 +232,8 @@ def test_records_that_are_exchanged_repeated_or_missing_are_seen(
         (b"", "is empty"),
         (b"text", "not a video that nicprune encoded"),
         (MAGIC, "damaged or cut short at its header"),
+        (MAGIC + b"\0" + data[5:], "is damaged: it has format version 0"),
+        (MAGIC[:2], "not a video that nicprune encoded"),
         (MAGIC + b"\2" + data[5:], "format version 2; this nicprune reads up to 1"),
     ):
         path.write_bytes(made)
@@ -272,7 +274,8 @@ def put(index: int, value: Any) -> Callable[[list[Any]], object]:
         (changed(2, put(1, (1 << 20, 4)), 3), "frame 1 .* do not fit together", 1),
         (changed(2, put(2, []), 3), "frame 1 ", 1),
         (changed(2, put(2, [[b""]]), 3), "frame 1 .* differ|frame 1 .* cannot be decoded", 1),
-        (changed(2, put(2, [b"abc"]), 3), "frame 1 .* do not fit together", 1),
+        (changed(2, put(2, [b"abc"]), 3), "cannot be decoded at frame 1 ", 1),
+        (changed(2, put(2, [[7]]), 3), "frame 1 .* do not fit together", 1),
         (changed(2, put(0, bytes(8)), 3), "frame 1 .* differ from the encoder's", 1),
         (changed(2, put(0, b"abc"), 3), "frame 1 .* do not fit together", 1),
         (changed(4, put(0, [7]), 4), "frame 3 ", 3),

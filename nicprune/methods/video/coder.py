@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,24 +19,27 @@ class FrameCoder:
     """A codec made ready to code frames; see `video_coder`.
 
     Attributes:
-        widths: the widths that the codec has, 0 the widest; empty if it has one.
-        width: the width that it codes at; None if it has one.
+        widths: number of widths that the codec has.
+        width: the one that it codes at, 0 the widest.
+        predicts: whether it codes a frame by the one before.
     """
+
+    predicts = False
 
     def __init__(self, codec: nn.Module, width: int | None = None):
         check_codec(unwrap(codec))
         if isinstance(codec, Attached) and not codec.stays:
             raise CodecError("masks still decay on this codec: code with masked.harden()")
         own = codec.widths if isinstance(codec, Attached) else None
-        self.widths: Sequence[int] = range(len(own)) if own is not None else ()
         if own is None and width is not None:
             raise RecipeError("this codec has one width: leave width out")
-        self.width = own.resolve(width) if own is not None else None
+        self.widths = len(own) if own is not None else 1
+        self.width = (own.resolve(width) if own is not None else None) or 0
         ready: Any = copy_codec(codec).float().eval().to(memory_format=torch.channels_last)
         check_finite(ready)
         check_bottlenecks(ready)
         ready.update()
-        self._rate = {} if self.width is None else {"width": self.width}
+        self._rate = {"width": self.width} if own is not None else {}
         self._coder = Coder(ready, point=self._rate)
 
     def compress(
@@ -59,7 +61,7 @@ class FrameCoder:
         self, strings: list[list[bytes]], shape: tuple[int, ...], previous: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Decode one frame, (1, 3, H, W), from what `compress` returned."""
-        if self.widths and (not strings or strings[0] != [bytes([self.width or 0])]):
+        if self._rate and (not strings or strings[0] != [bytes([self.width])]):
             raise FileError(f"it was not coded at width {self.width}")
         return self._coder.decompress(strings, shape), None
 
