@@ -47,6 +47,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pytorch_msssim": ("evaluation.evaluate",),
     "compressai": ("codecs.*", "channels.tracer", "pruning.removal", "evaluation.padding"),
     "numba": ("codecs.kernels",),
+    "av": ("data.video_frames",),
     "psutil": ("common.machine",),
 }
 """The only files that may import each heavy library."""

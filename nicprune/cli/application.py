@@ -19,6 +19,7 @@ import typer
 from nicprune.cli.bench import bench
 from nicprune.cli.coding import decode_file, encode_image
 from nicprune.cli.evaluate import evaluate_codec
+from nicprune.cli.evaluate_video import evaluate_clips
 from nicprune.cli.export import export
 from nicprune.cli.listing import list_names
 from nicprune.cli.profile import profile
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "prune": prune_codec,
     "eval": evaluate_codec,
+    "eval-video": evaluate_clips,
     "encode": encode_image,
     "decode": decode_file,
     "verify": verify_files,

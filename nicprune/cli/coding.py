@@ -12,6 +12,9 @@ from nicprune.cli.options import (
     Codec,
     Fast,
     Force,
+    Frames,
+    FrameSize,
+    Gop,
     Level,
     Lmbda,
     MaxPixels,
@@ -19,13 +22,16 @@ from nicprune.cli.options import (
     Quality,
     Weights,
     Width,
+    refuse,
 )
 
 
 def encode_image(
     codec: Codec,
-    image: Annotated[str, typer.Argument(help="Image file.")],
-    output: Annotated[Path, typer.Argument(help="File to write.")],
+    image: Annotated[
+        str, typer.Argument(help="Image file; or a video file or a folder of frames, for a .npv.")
+    ],
+    output: Annotated[Path, typer.Argument(help="File to write; .npv for a video.")],
     quality: Quality = None,
     weights: Weights = "official",
     metric: Metric = "mse",
@@ -34,19 +40,39 @@ def encode_image(
     width: Width = None,
     fast: Fast = False,
     backend: Backend = None,
+    gop: Gop = None,
+    frames: Frames = None,
+    size: FrameSize = None,
     max_pixels: MaxPixels = None,
     force: Force = False,
 ) -> None:
-    """Encode an image into a file.
+    """Encode an image or a video into a file.
 
-    The same codec decodes it (see decode).
+    The same codec decodes it (see decode). What ends in .npv is a video.
     """
+    if output.suffix.lower() == ".npv":
+        from nicprune.cli.video_coding import encode_clip
+
+        refuse(
+            "coding a video",
+            {"--level": level, "--lmbda": lmbda, "--fast": fast or None, "--backend": backend},
+        )
+        named = (codec, quality, metric, weights)
+        encode_clip(
+            named, image, output, width=width, gop=gop, frames=frames, size=size, force=force
+        )
+        return
+    refuse("coding an image", {"--gop": gop, "--frames": frames, "--size": size})
+    from nicprune.common.errors import RecipeError
     from nicprune.common.files import check_output, write_atomically
+    from nicprune.data.clips import is_clip
     from nicprune.data.images import read_image
     from nicprune.storage.checkpoint import load_codec
     from nicprune.storage.coded_image import MAGIC
     from nicprune.storage.container import encode
 
+    if is_clip(image):
+        raise RecipeError(f"{image} is a video or a folder: encode it into a .npv (got {output})")
     check_output(
         output, [image, codec, weights], lambda start: start.startswith(MAGIC), force=force
     )
@@ -75,7 +101,10 @@ def decode_file(
         ),
     ],
     file: Annotated[str, typer.Argument(help="File that encode wrote.")],
-    output: Annotated[Path, typer.Argument(help="PNG to write.")],
+    output: Annotated[
+        Path,
+        typer.Argument(help="PNG to write; of a video a folder (PNG frames), a .y4m or a .mp4."),
+    ],
     quality: Quality = None,
     weights: Weights = "official",
     metric: Metric = "mse",
@@ -90,10 +119,17 @@ def decode_file(
     max_pixels: MaxPixels = None,
     force: Force = False,
 ) -> None:
-    """Decode a file that encode wrote into a PNG.
+    """Decode a file that encode wrote: an image into a PNG, a video into frames.
 
-    Ends with an error if the symbols decoded are not those that were encoded.
+    Ends with an error if the symbols decoded are not those that were encoded. Of a damaged video
+    the frames before the damage are written.
     """
+    if Path(file).suffix.lower() == ".npv":
+        from nicprune.cli.video_coding import decode_clip
+
+        refuse("decoding a video", {"--exact": exact or None, "--backend": backend})
+        decode_clip((codec, quality, metric, weights), file, output, force=force)
+        return
     from nicprune.common.errors import RecipeError
     from nicprune.common.files import check_output
     from nicprune.data.images import write_png

@@ -52,9 +52,13 @@ def evaluate_codec(
     Codes and decodes every image: bpp, PSNR, MS-SSIM, times. The classical codecs "jpeg",
     "jpeg-optimized" and "webp" are evaluated at every setting.
     """
+    from nicprune.common.errors import RecipeError
     from nicprune.common.files import check_output
+    from nicprune.data.clips import VIDEO_SUFFIXES
     from nicprune.evaluation.classical import FORMATS
 
+    if Path(images).suffix.lower() in VIDEO_SUFFIXES:
+        raise RecipeError(f"{images} is a video: nicprune eval-video {images} --codec {codec}")
     if output is not None:
         check_output(
             output, [images, codec, weights], lambda start: start.startswith(b"{"), force=force

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,21 @@ def _level(text: str) -> float | str:
         return text if text == "best" else float(text)
     except ValueError:
         raise typer.BadParameter(f"a level is a number, or best (got {text!r})") from None
+
+
+def _frame_size(text: str) -> tuple[int, int]:
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise typer.BadParameter(f"a size is WIDTHxHEIGHT, as 1920x1080 (got {text!r})")
+    return int(width), int(height)
+
+
+def refuse(what: str, options: Mapping[str, Any]) -> None:
+    """Raise RecipeError if one of these options is given, which `what` has no use for."""
+    from nicprune.common.errors import RecipeError
+
+    if given := [name for name, value in options.items() if value is not None]:
+        raise RecipeError(f"{what} has no {given[0]}: leave it out")
 
 
 def _bound_images(context: typer.Context, pixels: int | None) -> int | None:
@@ -57,6 +73,24 @@ Level = Annotated[
 Lmbda = Annotated[float | None, typer.Option(help="With a modulator: the rate, by its lambda.")]
 Width = Annotated[
     int | None, typer.Option(help="With a slimmable codec: the width; 0 is the widest.")
+]
+Gop = Annotated[
+    int | None,
+    typer.Option(
+        "--gop", min=1, help="Video: frames in a group of pictures, an I frame each; by default 32."
+    ),
+]
+Frames = Annotated[
+    int | None, typer.Option("--frames", min=1, help="Video: so many frames, from the first.")
+]
+FrameSize = Annotated[
+    Any,
+    typer.Option(
+        "--size",
+        parser=_frame_size,
+        metavar="WIDTHxHEIGHT",
+        help="Size of the frames of a .yuv whose name does not say it.",
+    ),
 ]
 MaxPixels = Annotated[
     int | None,

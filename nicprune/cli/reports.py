@@ -24,7 +24,13 @@ def report(
     Runs are joined by quality. The report holds tables, plots and a page.
     """
     from nicprune.report import collect, text_table, write_report
+    from nicprune.report.video import video_table, write_video_report
+    from nicprune.report.video_record import read_video_records
 
+    if videos := read_video_records(paths):
+        page = write_video_report(videos, output, title=title)
+        typer.echo(f"{video_table(videos)}\nreport: {page}")
+        return
     records = collect(paths)
     page = write_report(records, output, title=title, crops=crops)
     typer.echo(text_table(records))

@@ -11,13 +11,14 @@ from nicprune.cli.options import MaxPixels, Metric, Quality, Weights
 
 def verify_files(
     files: Annotated[
-        list[str], typer.Argument(help="Codecs (.safetensors) and images that encode wrote.")
+        list[str],
+        typer.Argument(help="Codecs (.safetensors), and images and videos that encode wrote."),
     ],
     codec: Annotated[
         str | None,
         typer.Option(
-            help="Codec of the coded images: they are decoded, and their symbols compared with the"
-            " encoder's."
+            help="Codec of the coded images and videos: they are decoded, and their symbols"
+            " compared with the encoder's."
         ),
     ] = None,
     quality: Quality = None,

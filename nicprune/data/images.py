@@ -222,7 +222,7 @@ def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[P
     if (root / split).is_dir():
         root = root / split
     found = sorted(
-        path for path in _files(root) if path.suffix.lower() in SUFFIXES and path.is_file()
+        path for path in files_below(root) if path.suffix.lower() in SUFFIXES and path.is_file()
     )
     if not found:
         raise DataError(
@@ -231,9 +231,9 @@ def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[P
     return found
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """Files below a folder, those behind links to folders included; each folder once, so that links
-    may go in a circle, by its own place rather than a link's if it has one.
+def files_below(root: Path) -> Iterator[Path]:
+    """Yield the files below a folder, those behind links to folders included; each folder once, so
+    that links may go in a circle, by its own place rather than a link's if it has one.
     """
     entered: set[Path] = set()
     folders, links = [root], list[Path]()

@@ -177,6 +177,16 @@ def psnr(reference: Tensor, decoded: Tensor) -> float:
     return math.inf if mse == 0 else 20 * math.log10(255) - 10 * math.log10(mse)
 
 
+def structural_similarity(reference: Tensor, decoded: Tensor) -> float | None:
+    """Return the MS-SSIM of two images (1, C, H, W) in [0, 1], both rounded to 8 bits; None below
+    `MS_SSIM_SIDE` pixels.
+    """
+    if min(reference.shape[-2:]) < MS_SSIM_SIDE:
+        return None
+    a, b = (image.mul(255).round() for image in (decoded, reference))
+    return float(ms_ssim(a, b, data_range=255.0))
+
+
 def string_bytes(strings: Any) -> int:
     """Return the number of bytes in the nested lists of strings that `compress` returns."""
     return len(strings) if isinstance(strings, bytes) else sum(string_bytes(s) for s in strings)
@@ -209,16 +219,16 @@ def evaluate_image(
         x = image.unsqueeze(0).float().div(255).to(device)
         padded, padding = pad(x)
         padded = padded.contiguous(memory_format=torch.channels_last)
-        started = _now(device)
+        started = clock(device)
         if coder is not None:
             sent = coder.compress(padded, **point.keywords())
-            encoded = _now(device)
+            encoded = clock(device)
             received = coder.decompress(sent["strings"], sent["shape"], padded)
         else:
             sent = compress(codec, padded, **point.keywords())
-            encoded = _now(device)
+            encoded = clock(device)
             received = decompress(codec, sent["strings"], sent["shape"], padded)["x_hat"]
-        decoded = _now(device)
+        decoded = clock(device)
         likelihoods = run(codec, padded, **point.keywords())["likelihoods"].values()
     if not bool(torch.isfinite(received).all()):
         raise CodecError("this codec decodes images to values that are not finite")
@@ -228,9 +238,6 @@ def evaluate_image(
         / pixels
     )
     x_hat = crop(received, padding).clamp(0, 1)
-    structural = None
-    if min(x.shape[-2:]) >= MS_SSIM_SIDE:
-        structural = float(ms_ssim(x_hat.mul(255).round(), x.mul(255).round(), data_range=255.0))
     score = ImageScore(
         name,
         x.shape[-1],
@@ -238,7 +245,7 @@ def evaluate_image(
         8 * string_bytes(sent["strings"]) / pixels,
         estimate,
         psnr(x, x_hat),
-        structural,
+        structural_similarity(x, x_hat),
         encoded - started,
         decoded - encoded,
         cost[0] | cost[1] if cost is not None else None,
@@ -246,7 +253,8 @@ def evaluate_image(
     return score, x_hat[0].cpu()
 
 
-def _now(device: torch.device) -> float:
+def clock(device: torch.device) -> float:
+    """Return the time in seconds after all work on a device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -135,9 +135,9 @@ def _plot(drawn: DrawnPlot, rows: Sequence[Row]) -> dict[str, Any]:
         "heading": drawn.plot.heading,
         "alt": drawn.plot.alt,
         "caption": drawn.plot.caption(rows),
-        "light": _data_uri(light),
-        "dark": _data_uri(dark),
-        "width": _css_width(light),
+        "light": data_uri(light),
+        "dark": data_uri(dark),
+        "width": css_width(light),
     }
 
 
@@ -156,12 +156,13 @@ def _packages(records: Sequence[Record]) -> dict[str, set[str]]:
     return packages
 
 
-def _css_width(png: bytes) -> int:
+def css_width(png: bytes) -> int:
     """Return the width of a plot in CSS pixels; plots have one scale, so that texts are alike."""
     return round(int.from_bytes(png[16:20], "big") * 105 / DPI)
 
 
-def _data_uri(content: bytes) -> str:
+def data_uri(content: bytes) -> str:
+    """Return a picture as the text of a link."""
     encoded = base64.b64encode(content).decode()
     return f"data:{media_type(content) or 'image/png'};base64,{encoded}"
 
@@ -184,7 +185,7 @@ def _pictures(
                         figures.setdefault(
                             "original image",
                             {
-                                "uri": _data_uri(files[crop["original"]]),
+                                "uri": data_uri(files[crop["original"]]),
                                 "title": "original image",
                                 "figures": "uncompressed",
                             },
@@ -192,7 +193,7 @@ def _pictures(
                         figures.setdefault(
                             f"{record.role} {arm}",
                             {
-                                "uri": _data_uri(files[crop["decoded"]]),
+                                "uri": data_uri(files[crop["decoded"]]),
                                 "title": _crop_title(record, arm),
                                 "figures": _crop_figures(crop),
                             },

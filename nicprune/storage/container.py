@@ -102,7 +102,7 @@ class ImageCoder:
 
     def __init__(self, codec: nn.Module):
         _check(codec)
-        self._ready = _ready(codec)
+        self._ready = coding_copy(codec)
         self._own = fingerprint(self._ready)
         self._mark = mark(self._own, self._ready)
         self._tables = tables(self._ready)
@@ -204,7 +204,7 @@ class ImageCoder:
                 "its entropy parameters are in float64, which this codec does not compute"
             )
         tiles = -(-padded.shape[-2] // coder.side), -(-padded.shape[-1] // coder.side)
-        if not _may_be(coded.shape, coder.shape, tiles):
+        if not shape_fits(coded.shape, coder.shape, tiles):
             raise FileError(MISFIT)
         with (
             bounded_reads(2 * coder.symbols * tiles[0] * tiles[1]),
@@ -287,7 +287,7 @@ def _without_digest(coded: CodedImage) -> str:
     )
 
 
-def _may_be(shape: Any, usual: Any, tiles: tuple[int, int]) -> bool:
+def shape_fits(shape: Any, usual: Any, tiles: tuple[int, int]) -> bool:
     """Return whether a codec may give a shape for an image of so many tiles, if it gives the usual
     one for a tile: height and width come last, and may be twice as large as they should be.
     """
@@ -295,7 +295,7 @@ def _may_be(shape: Any, usual: Any, tiles: tuple[int, int]) -> bool:
         return (
             isinstance(shape, Mapping)
             and shape.keys() == usual.keys()
-            and all(_may_be(shape[key], usual[key], tiles) for key in usual)
+            and all(shape_fits(shape[key], usual[key], tiles) for key in usual)
         )
     if isinstance(usual, int):
         return isinstance(shape, int) and shape <= 2 * usual * max(tiles)
@@ -304,7 +304,7 @@ def _may_be(shape: Any, usual: Any, tiles: tuple[int, int]) -> bool:
     if len(usual) >= 2 and all(isinstance(size, int) for size in (*usual, *shape)):
         bounds = [*usual[:-2], *(2 * u * n for u, n in zip(usual[-2:], tiles, strict=True))]
         return all(size <= bound for size, bound in zip(shape, bounds, strict=True))
-    return all(_may_be(one, other, tiles) for one, other in zip(shape, usual, strict=True))
+    return all(shape_fits(one, other, tiles) for one, other in zip(shape, usual, strict=True))
 
 
 def _check(codec: nn.Module) -> None:
@@ -320,7 +320,7 @@ def _check(codec: nn.Module) -> None:
         )
 
 
-def _ready(codec: nn.Module) -> Any:
+def coding_copy(codec: nn.Module) -> Any:
     """Return a copy with the same arithmetic for encoder and decoder, whatever the precision and
     memory format of the codec.
 

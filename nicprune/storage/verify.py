@@ -1,9 +1,9 @@
-"""Verify a codec's file or a coded image: whether it is whole, and what made it."""
+"""Verify a codec's file, a coded image or a coded video: whether it is whole, and what made it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,12 @@ from nicprune.common.errors import CodecError, FileError
 from nicprune.common.files import check_regular
 from nicprune.storage.checkpoint import SUFFIX, load, read_contents
 from nicprune.storage.coded_image import MAGIC, read_coded
+from nicprune.storage.coded_video import MAGIC as VIDEO_MAGIC
+from nicprune.storage.coded_video import VERSION as VIDEO_VERSION
+from nicprune.storage.coded_video import CodedFrame, open_video
 from nicprune.storage.container import ImageCoder
 from nicprune.storage.identity import fingerprint, mark
+from nicprune.storage.video_container import VideoCoder
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Verified:
     """A file that is whole.
 
     Attributes:
-        kind: "codec" or "coded image".
+        kind: "codec", "coded image" or "coded video".
         facts: what is known of it, by name.
     """
 
@@ -35,14 +39,15 @@ class Verified:
 
 
 def verify(path: str | Path, codec: nn.Module | None = None) -> Verified:
-    """Verify a file that `save` or `encode` wrote.
+    """Verify a file that `save`, `encode` or `encode_video` wrote.
 
     Args:
         path: the file.
-        codec: decodes a coded image, and proves that its symbols are those that were encoded.
+        codec: decodes a coded image or video, and proves that its symbols are those that were
+            encoded.
 
     Raises:
-        FileError: it is neither, is damaged, or `codec` does not decode it.
+        FileError: it is none of these, is damaged, or `codec` does not decode it.
     """
     try:
         with open(check_regular(path), "rb") as file:
@@ -51,9 +56,13 @@ def verify(path: str | Path, codec: nn.Module | None = None) -> Verified:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from None
     if start.startswith(MAGIC):
         return _image(path, codec)
+    if start.startswith(VIDEO_MAGIC):
+        return _video(path, codec)
     # A safetensors file begins with eight bytes of length and its header, in JSON.
     if Path(path).suffix != SUFFIX and start[8:] != b"{":
-        raise FileError(f"{path} is neither a codec that nicprune saved nor an image it encoded")
+        raise FileError(
+            f"{path} is neither a codec that nicprune saved nor an image or video it encoded"
+        )
     return _codec(path)
 
 
@@ -76,6 +85,42 @@ def _image(path: str | Path, codec: nn.Module | None) -> Verified:
             else "without an error; whether the picture is the one encoded is not known"
         )
     return Verified("coded image", facts)
+
+
+def _video(path: str | Path, codec: nn.Module | None) -> Verified:
+    with open_video(path) as video:
+        header, size = video.header, video.size
+        frames = list(map(_without_strings, video.frames()))
+    groups = [frame for frame in frames if frame.intra]
+    widths = sorted({frame.width for frame in groups if frame.width is not None})
+    pixels, rate = header.width * header.height * max(len(frames), 1), float(header.fps)
+    facts = {
+        "format": f"version {VIDEO_VERSION}",
+        "size": f"{header.width}x{header.height} pixels, {len(frames)} frames, {rate:.4g} a second,"
+        f" {size:,} bytes, {8 * size / pixels:.4f} bpp",
+        "groups": f"{len(groups)} of up to {header.gop} frames; {len(groups)} I frames,"
+        f" {len(frames) - len(groups)} P frames",
+        "codec": header.mark.hex(),
+        "symbols": "a digest for each frame" if all(f.digest for f in frames) else "no digest",
+    }
+    if widths:
+        facts["widths"] = ", ".join(
+            f"{width} ({sum(frame.width == width for frame in groups)} groups)" for width in widths
+        )
+    if codec is not None:
+        with open_video(path) as video:
+            for _ in VideoCoder(codec).decode_opened(video, str(path)):
+                pass
+        facts["decoded"] = (
+            "all symbols are the encoder's"
+            if all(frame.digest for frame in frames)
+            else "without an error; whether the frames are those encoded is not known"
+        )
+    return Verified("coded video", facts)
+
+
+def _without_strings(frame: CodedFrame) -> CodedFrame:
+    return replace(frame, strings=None)
 
 
 def _codec(path: str | Path) -> Verified:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from .run import KINDS, fault, faults, fuzz, summary
 from .trial import FINE, Trial
+
+sys.path.append(str(Path(__file__).parents[1]))  # the helpers of tests, as pytest finds them
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ import psutil
 
 from .trial import FINE, Believed, Kind, Trial, Verdict
 
-KINDS = ("recipes", "codec_files", "headers", "coded_images", "checkpoints", "images")
+KINDS = ("recipes", "codec_files", "headers", "coded_images", "videos", "checkpoints", "images")
 """Each is a file of this folder with a class `Inputs`."""
 
 

@@ -1,0 +1,1 @@
+"""Coding of video: codecs of images, frame by frame. May use what methods may use."""
