@@ -1,0 +1,1 @@
+"""Video: methods that code frames by the frames before. May use what the other methods may."""
