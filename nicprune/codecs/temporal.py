@@ -126,7 +126,7 @@ class TemporalEntropyNetwork(CompressionModel):
         scales, means, indexes = self._symbols_given(z_strings, size, previous)
         y_strings = self.gaussian_conditional.compress(y, indexes, means)
         y_hat = self.gaussian_conditional.quantize(y, "dequantize", means)
-        return [y_strings, z_strings], size, y_hat
+        return [y_strings, z_strings], size, y_hat + 0.0  # -0 is 0, as where it is decoded
 
     def decode(self, strings: list[list[bytes]], size: Any, previous: Tensor) -> Tensor:
         """Return y_hat from what `encode` returned."""

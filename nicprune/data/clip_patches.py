@@ -8,7 +8,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -39,7 +39,7 @@ class ClipSampling:
         strides: distances in time between the frames of a clip, one of which is drawn for each
             batch.
         span: largest number of successive frames that a clip is taken from, first and last
-            included; 7 for septuplets.
+            included; 7 for septuplets. Where all clips are shorter, that of the longest.
         frames: largest number of frames of a clip.
     """
 
@@ -74,8 +74,10 @@ class ClipPatches(Batches):
         cache_bytes: int = 4 << 30,
     ):
         super().__init__()
-        self.patch_size, self.sampling, self.cache_bytes = patch_size, sampling, cache_bytes
         large = [clip for clip in clips if min(clip.height, clip.width) >= patch_size]
+        longest = max((len(clip) for clip in large), default=0)
+        sampling = replace(sampling, span=min(sampling.span, longest))
+        self.patch_size, self.sampling, self.cache_bytes = patch_size, sampling, cache_bytes
         self._clips = {
             stride: [clip for clip in large if len(clip) > (count - 1) * stride]
             for stride in sampling.strides

@@ -267,9 +267,7 @@ def fit(
         frozen(frozen_parameters(model, options.side)),
         locked(held) if held is not None else nullcontext(),
     ):
-        run = _Run(
-            model, options, fabric, Path(folder) if folder is not None else None, patches
-        )
+        run = _Run(model, options, fabric, Path(folder) if folder is not None else None, patches)
         label = progress if isinstance(progress, str) else ""
         was_training = model.training
         bar = Progress(options.steps, label, enabled=bool(progress) and fabric.is_global_zero)

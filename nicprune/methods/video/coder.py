@@ -44,8 +44,6 @@ class FrameCoder:
                 " masked.harden()"
             )
         temporal: Any = attached.roles.temporal if attached is not None else None
-        if temporal is not None:
-            temporal.check_ready()
         point = resolve_point(codec, width=width)
         self.widths = max(1, len({p.width for p in operating_points(codec)}))
         self.width = point.width or 0
@@ -95,8 +93,8 @@ class FrameCoder:
                 I frame.
 
         Returns:
-            Strings, the shape that `decompress` is given, and y_hat, (1, M, h, w) in float64, for the
-            next frame.
+            Strings, the shape that `decompress` is given, and y_hat, (1, M, h, w) in float64, for
+            the next frame.
         """
         if previous is None or self._network is None:
             sent = self._coder.compress(x, **self._rate)

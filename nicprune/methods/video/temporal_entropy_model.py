@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -36,7 +36,6 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import Group, Groups, Member, find_groups, kept_channels
 from nicprune.codecs.calling import further_arguments
-from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import example_image
 from nicprune.codecs.layer_operations import resize
 from nicprune.codecs.modes import modes_restored
@@ -321,15 +320,19 @@ class TemporalEntropyModel(Temporal):
             yield
 
     def network_at(self, width: int) -> TemporalEntropyNetwork:
-        """Return the network of one width on its own, in evaluation mode."""
-        network = self._narrowed(self._keep(width))
+        """Return the network of one width on its own, in evaluation mode.
+
+        Raises:
+            CodecError: masks are still on it.
+        """
+        if self._decay is not None:
+            raise CodecError("masks are still on the temporal model: code frames with harden()")
+        keep, groups = self._keep(width), self._groups_and_latents
+        network: Any = prune(self.network, keep, groups, verify=False)
         if width:
             network.entropy_bottleneck = copy.deepcopy(self.bottlenecks[str(width)])
-        return network
-
-    def _narrowed(self, keep: Mapping[str, Sequence[int]]) -> TemporalEntropyNetwork:
-        small: Any = prune(self.network, keep, self._groups_and_latents, verify=False)
-        return small.eval()  # type: ignore[no-any-return]
+        found: TemporalEntropyNetwork = network.eval()
+        return found
 
     # -- learning ---------------------------------------------------------------------------------
 
@@ -354,13 +357,13 @@ class TemporalEntropyModel(Temporal):
                 stack.enter_context(torch.no_grad())
                 stack.enter_context(modes_restored(codec))
                 codec.eval()
-            y = self._analysis(codec)(clips.flatten(0, 1)).float().unflatten(0, count)
+            y = _at_least_float32(self._analysis(codec)(clips.flatten(0, 1))).unflatten(0, count)
             intra = self._intra(codec, clips[:, 0], y[:, 0])
-        latents = [intra["x_hat"].float()]
+        latents = [_at_least_float32(intra["x_hat"])]
         likelihoods: dict[str, list[Tensor]] = {}
         for t in range(1, count[1]):
             out = self.network(torch.cat((y[:, t], latents[-1].detach()), 1))
-            latents.append(out["x_hat"].float())
+            latents.append(_at_least_float32(out["x_hat"]))
             for name, values in out["likelihoods"].items():
                 likelihoods.setdefault(name, []).append(values)
         found = {name: torch.cat(values) for name, values in likelihoods.items()}
@@ -375,7 +378,7 @@ class TemporalEntropyModel(Temporal):
             return None
         y = out["likelihoods"]["y"]
         pixels = y.shape[0] * x.shape[-2] * x.shape[-1]
-        bits = torch.stack([-v.float().log2().sum() for v in out["likelihoods"].values()]).sum()
+        bits = torch.stack([-v.log2().sum() for v in out["likelihoods"].values()]).sum()
         return {"loss": bits / pixels, "bpp_loss": bits / pixels}
 
     def aux_loss(self) -> Tensor:
@@ -425,37 +428,26 @@ class TemporalEntropyModel(Temporal):
     def config_after_pruning(self) -> dict[str, Any]:
         return {**self.config.model_dump(), "mask_decay": None}
 
+    @torch.no_grad()
+    def fold(self, codec: nn.Module) -> None:
+        if self._decay is not None:
+            self._decay.detach(self.network)
+            self._decay.fold(self.network)
+
     def transfer_to(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
         assert isinstance(other, TemporalEntropyModel)
         taken = next((m.extracting for m in self._multi_width), None)
         if taken is not None:
-            small = self.network_at(taken)
+            small: nn.Module = self.network_at(taken)
         else:
-            small = self._pruned(self._latents_kept(keep))
-        state = small.state_dict()
-        resize(other.network, state)
-        nn.Module.load_state_dict(other.network, state)
+            small = self.network
+            if self._decay is not None:
+                small = prune(small, self._decay.select(), self.network_groups)
+            if latents := self._latents_kept(keep):
+                small = prune(small, latents, self._groups_and_latents, verify=False)
+            _take(other.bottlenecks, self.bottlenecks.state_dict())
+        _take(other.network, small.state_dict())
         other._found.clear()
-        if taken is None:
-            for key, bottleneck in self.bottlenecks.items():
-                other.bottlenecks[key] = copy.deepcopy(bottleneck)
-
-    def _pruned(self, latents: Mapping[str, Sequence[int]]) -> TemporalEntropyNetwork:
-        """Return the network without the channels that mask decay removes, and with these
-        latents.
-        """
-        network, decay = self.network, self._decay
-        keep = {**latents}
-        if decay is not None:
-            twin = copy_codec(self)
-            twin._decay.detach(twin.network)
-            twin._decay.fold(twin.network)
-            network = prune(twin.network, decay.select(), self.network_groups)  # type: ignore[assignment]
-            keep |= {}
-        small: Any = network
-        if latents:
-            small = prune(network, keep, self._groups_and_latents, verify=False)
-        return small  # type: ignore[no-any-return]
 
     def _load_from_state_dict(self, state: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
         for name, part in (("network", self.network), ("bottlenecks", self.bottlenecks)):
@@ -464,3 +456,14 @@ class TemporalEntropyModel(Temporal):
             resize(part, own)
         self._found.clear()
         super()._load_from_state_dict(state, prefix, *args)  # type: ignore[arg-type]
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    """Return what autocast made bfloat16 in float32."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _take(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state, in the shapes that it has."""
+    resize(module, state)
+    nn.Module.load_state_dict(module, state)
