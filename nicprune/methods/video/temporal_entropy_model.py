@@ -455,7 +455,7 @@ class TemporalEntropyModel(Temporal):
             own = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
             resize(part, own)
         self._found.clear()
-        super()._load_from_state_dict(state, prefix, *args)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state, prefix, *args)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
