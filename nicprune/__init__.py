@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nicprune.methods import Attached as Attached
     from nicprune.methods import Method as Method
     from nicprune.methods import attach as attach
+    from nicprune.methods.video.coder import video_coder as video_coder
     from nicprune.pruning.budget import Budget as Budget
     from nicprune.pruning.cost import CostModel as CostModel
     from nicprune.pruning.cost import measure as measure
@@ -74,6 +75,7 @@ _HOME = {
     "read_recipe": "experiments.recipe",
     "run_recipe": "experiments.run",
     "save": "storage.checkpoint",
+    "video_coder": "methods.video.coder",
 }
 """The module, below this package, of each public name."""
 

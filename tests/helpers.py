@@ -210,6 +210,7 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "none": {},
     "slimmable": {"widths": [1.0, 0.5, 0.25], "round_to": 1, "gdn": "slim+", "latents": "fixed"},
     "scalable_encoder": {"encoders": 2, "share": 0.3, "round_to": 1, "decay_steps": 8},
+    "temporal_entropy_model": {"image_codec": "trained", "round_to": 1},
     "distillation": {
         "output": 0.5,
         "latent": 0.1,

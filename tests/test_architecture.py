@@ -186,6 +186,7 @@ LAYER_ATTRIBUTES = set(
 )
 KNOWS_LAYERS = {
     "codecs.evc": "is an architecture, built of layers",
+    "codecs.temporal": "is an architecture, built of layers",
     "codecs.kernel_faults": "goes around a fault of one class",
     "codecs.cdf": "replaces a method of the Gaussian conditional while it codes",
 }

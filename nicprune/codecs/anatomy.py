@@ -22,6 +22,7 @@ TRANSFORMS = (
     "h_a",
     "entropy_bottleneck",
     "h_s",
+    "temporal_prior",
     "prior_fusion",
     "spatial_prior",
     "context_prediction",

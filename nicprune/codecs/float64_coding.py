@@ -112,7 +112,7 @@ class Coder:
 
     def compress(self, x: Tensor, **rate: Any) -> dict[str, Any]:
         """Return what the codec's `compress` returns for images (B, C, H, W) in [0, 1]."""
-        with self._coding():
+        with self.coding():
             sent: dict[str, Any] = calling.compress(self.model, x, **rate)
         return sent
 
@@ -124,12 +124,13 @@ class Coder:
                 values do not count. By default, one of the shape of a tile.
         """
         like = torch.empty((self._tile if like is None else like).shape, device=self._tile.device)
-        with self._coding():
+        with self.coding():
             x_hat: Tensor = calling.decompress(self.model, strings, shape, like)["x_hat"]
         return x_hat.float()
 
     @contextmanager
-    def _coding(self) -> Iterator[None]:
+    def coding(self) -> Iterator[None]:
+        """Compute inside the block as `compress` and `decompress` do."""
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(fast_indexes())

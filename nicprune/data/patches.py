@@ -1,4 +1,8 @@
-"""Random crops of images: each batch is a pure function of seed, step and rank."""
+"""Random crops of images: each batch is a pure function of seed, step and rank.
+
+A run that resumes at step n therefore sees the batches of an uninterrupted run, without saved
+state.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,50 @@ import torch
 from torch import Tensor
 
 from nicprune.common.errors import DataError
+from nicprune.common.files import content_digest
 from nicprune.data.images import list_images, read_image, usable_images
 
 
-class Patches:
-    """Random crops of images; each batch is a pure function of (seed, step, rank).
+class Batches:
+    """Batches that are pure functions of (seed, step, rank), each drawn while the one before is
+    learnt from.
+    """
 
-    A run that resumes at step n therefore sees the batches of an uninterrupted run, without saved
-    state.
+    def __init__(self) -> None:
+        self._ahead: tuple[tuple[int, ...], Future[Tensor]] | None = None
+        self._worker: ThreadPoolExecutor | None = None
+
+    def sources(self) -> list[list[str]]:
+        """Return the name and a digest of the content of each image or clip."""
+        raise NotImplementedError
+
+    def _draw(self, size: int, seed: int, step: int, rank: int) -> Tensor:
+        raise NotImplementedError
+
+    def batch(self, size: int, *, seed: int, step: int, rank: int = 0) -> Tensor:
+        """Return the batch of `step`: float32 in [0, 1].
+
+        A thread draws the batch of the next step meanwhile; decoding and copying release the GIL.
+        """
+        key = (size, seed, step, rank)
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="patches")
+        batch = (
+            self._ahead[1].result() if self._ahead and self._ahead[0] == key else self._draw(*key)
+        )
+        following = (size, seed, step + 1, rank)
+        self._ahead = (following, self._worker.submit(self._draw, *following))
+        return batch
+
+    def close(self) -> None:
+        """Stop the thread that draws ahead."""
+        if self._worker is not None:
+            self._worker.shutdown(wait=True, cancel_futures=True)
+        self._worker = self._ahead = None
+
+
+class Patches(Batches):
+    """Random crops of images, batches of shape (size, 3, patch_size, patch_size).
 
     Args:
         folder: one folder, several, or "samples" (see `list_images`).
@@ -31,6 +71,7 @@ class Patches:
     def __init__(
         self, folder: str | Path | Sequence[str | Path], patch_size: int, cache_bytes: int = 4 << 30
     ):
+        super().__init__()
         self.patch_size = patch_size
         self.paths = usable_images(list_images(folder, "train"), patch_size)
         self.cache_bytes = cache_bytes
@@ -38,11 +79,12 @@ class Patches:
         self._held = 0
         self._broken: set[Path] = set()
         self._lock = threading.Lock()
-        self._ahead: tuple[tuple[int, ...], Future[Tensor]] | None = None
-        self._worker: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def sources(self) -> list[list[str]]:
+        return [[path.name, content_digest(path)] for path in self.paths]
 
     def image(self, index: int) -> Tensor:
         """Return image `index` as uint8 of shape (3, H, W), from the cache if possible."""
@@ -83,27 +125,6 @@ class Patches:
             patch = image[:, top : top + side, left : left + side]
             patches.append(patch.flip(-1) if flip % 2 else patch)
         return torch.stack(patches).float().div_(255)
-
-    def batch(self, size: int, *, seed: int, step: int, rank: int = 0) -> Tensor:
-        """Return the batch of `step`: float32 in [0, 1], shape (size, 3, patch_size, patch_size).
-
-        A thread draws the batch of the next step meanwhile; decoding and copying release the GIL.
-        """
-        key = (size, seed, step, rank)
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, thread_name_prefix="patches")
-        batch = (
-            self._ahead[1].result() if self._ahead and self._ahead[0] == key else self._draw(*key)
-        )
-        following = (size, seed, step + 1, rank)
-        self._ahead = (following, self._worker.submit(self._draw, *following))
-        return batch
-
-    def close(self) -> None:
-        """Stop the thread that draws ahead."""
-        if self._worker is not None:
-            self._worker.shutdown(wait=True, cancel_futures=True)
-        self._worker = self._ahead = None
 
 
 def mix(*numbers: int) -> int:

@@ -33,6 +33,7 @@ from nicprune.pruning.surgery import analyse, prune
 from nicprune.pruning.totals import Totals
 
 if TYPE_CHECKING:
+    from nicprune.data.clip_patches import ClipSampling
     from nicprune.methods.levels import Levels
     from nicprune.methods.widths import Widths
 
@@ -167,6 +168,7 @@ class Attached(Coding):
         """Run the codec's forward pass.
 
         Args:
+            x: images, (B, 3, H, W) in [0, 1]; with a temporal model also clips, (B, T, 3, H, W).
             level, lmbda: with a modulator, the rate, as a position among the trained ones (0 to
                 count - 1, in between too) or as a lambda between them. Without either: the highest
                 rate; in training, one drawn for each image. With a scalable encoder, level is 0 for
@@ -177,9 +179,18 @@ class Attached(Coding):
         self.set_point(self.point(level=level, lmbda=lmbda, width=width))
         if self.levels is not None and self.training and level is None and lmbda is None:
             self.levels.draw(x.shape[0], x.device)
+        if x.dim() == 5:
+            return self._forward_clips(x)
         if not args and not kwargs:
             kwargs = further_arguments(self.codec, x, "forward")
         return self.codec(x, *args, **kwargs)
+
+    def _forward_clips(self, clips: Tensor) -> dict[str, Any]:
+        temporal = self.roles.temporal
+        if temporal is None:
+            raise RecipeError("clips, (B, T, 3, H, W), need a temporal model: attach one")
+        with self.active():
+            return temporal.forward_clips(self.codec, clips)
 
     def aux_loss(self) -> Tensor:
         """Return the codec's auxiliary loss (that of its quantiles)."""
@@ -199,8 +210,10 @@ class Attached(Coding):
         self, out: Mapping[str, Any], x: Tensor, metric: str = "mse"
     ) -> dict[str, Tensor] | None:
         """Return the rate-distortion loss where a method has its own (one lambda for each image):
-        {"loss", "mse_loss", "bpp_loss"}; else None.
+        {"loss", "mse_loss", "bpp_loss"}; else None. Of clips, x are the frames, (B * T, 3, H, W).
         """
+        if "x_hat" not in out and self.roles.temporal is not None:
+            return self.roles.temporal.objective(out, x)
         for method in (self.roles.modulator, self.roles.multi_width):
             if method is not None and (found := method.objective(out, x, metric)) is not None:
                 return found
@@ -208,6 +221,8 @@ class Attached(Coding):
 
     def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
         """Return the methods' extra loss terms, to be added to the rate-distortion loss."""
+        if "x_hat" not in out:  # nothing is decoded where the temporal model alone learns
+            return x.new_zeros(())
         return torch.stack([method.loss(out, x) for method in self._each]).sum()
 
     def after_step(self) -> None:
@@ -236,6 +251,16 @@ class Attached(Coding):
     def trains(self, name: str) -> bool:
         """Return whether a parameter of the codec, given by name, is trained."""
         return all(method.trains(name) for method in self._lasting)
+
+    @property
+    def sampling(self) -> ClipSampling | None:
+        """The frames of training clips, where methods learn from clips; else None."""
+        temporal = self.roles.temporal
+        return temporal.sampling if temporal is not None else None
+
+    def frozen(self) -> list[nn.Parameter]:
+        """Return the methods' parameters that are not trained."""
+        return self.roles.temporal.frozen() if self.roles.temporal is not None else []
 
     @property
     def _lasting(self) -> list[Method]:
@@ -504,7 +529,7 @@ def check_combination(classes: Sequence[type[Method]]) -> None:
         for second, other in enumerate(classes):
             names = {other.name, *(base.__name__ for base in other.__mro__)}
             for excluded, reason in cls.exclusive.items():
-                if first != second and excluded in names:
+                if first != second and excluded in names and not names & cls.goes_with:
                     raise RecipeError(f"{cls.name} and {other.name} do not go together: {reason}")
 
 
@@ -585,6 +610,8 @@ def attach(
     cost = CostModel(codec, groups) if latency is None else TimedCost(codec, groups, latency)
     # All is validated before the first hook is set, so that a failure leaves the codec as it was.
     methods = [cls(codec, groups, cost, settings) for cls, settings in parsed]
+    for one in methods:
+        one.set_beside(methods)
     learning = [method for method in methods if isinstance(method, Distiller)]
     if (teacher is None and len(learning) == len(methods) and provenance(codec).history) or (
         teacher is not None and not learning

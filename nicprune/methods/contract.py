@@ -18,6 +18,7 @@ from nicprune.channels.groups import Groups
 from nicprune.codecs.roles import on_side
 from nicprune.common.config import StrictConfig
 from nicprune.common.registry import Registry
+from nicprune.data.clip_patches import ClipSampling
 from nicprune.methods.levels import Levels
 from nicprune.methods.operating_point import Choice
 from nicprune.methods.widths import Widths
@@ -41,6 +42,7 @@ class Method(nn.Module):
         rates_field: the setting that holds the lambdas of several rates; a recipe fills in its own.
         exclusive: roles (class names) and methods that cannot be attached beside it, each with the
             reason.
+        goes_with: roles and methods that can, though `exclusive` names a wider role.
         attach_last: whether its hooks must be set after those of the others, as they hand layers
             fewer channels.
         fold_order: methods are folded into the weights in increasing order.
@@ -54,6 +56,7 @@ class Method(nn.Module):
     steps_field: ClassVar[str] = ""
     rates_field: ClassVar[str] = ""
     exclusive: ClassVar[Mapping[str, str]] = {}
+    goes_with: ClassVar[frozenset[str]] = frozenset()
     attach_last: ClassVar[bool] = False
     fold_order: ClassVar[int] = 0
     for_training_only: ClassVar[bool] = False
@@ -92,6 +95,13 @@ class Method(nn.Module):
 
     def validate(self) -> None:
         """Refuse a configuration that this codec cannot follow, before anything is changed."""
+
+    def set_beside(self, methods: Sequence[Method]) -> None:
+        """Take note of all methods of a codec, this one among them; called before `attach`.
+
+        Raises:
+            RecipeError: it cannot do its part beside them.
+        """
 
     def trains(self, name: str) -> bool:
         """Return whether a parameter of the codec, given by name, is trained."""
@@ -264,6 +274,46 @@ class RateModulator(CodecPart):
         return None
 
 
+class Temporal(CodecPart):
+    """A method that codes the frames of a video, each given the one before, and learns from clips.
+
+    Attributes:
+        trains_codec: whether the codec is trained along; otherwise nothing is but this method.
+    """
+
+    exclusive = {
+        "Temporal": "a codec has one temporal model",
+        "RateModulator": "frames are coded at one rate: harden the codec at one first",
+        "Gating": "gates decide by image, and their decision is no part of a P frame: harden first",
+        "Distiller": "distillation learns from images: distil the image codec first",
+    }
+
+    @property
+    def sampling(self) -> ClipSampling:
+        """The frames of a training clip."""
+        raise NotImplementedError
+
+    @property
+    def trains_codec(self) -> bool:
+        return False
+
+    def forward_clips(self, codec: nn.Module, clips: Tensor) -> dict[str, Any]:
+        """Run clips, (B, T, 3, H, W) in [0, 1]: an I frame, then P frames. Return {"likelihoods"},
+        and, where the codec is trained along, {"x_hat"} of all frames, (B * T, 3, H, W).
+        """
+        raise NotImplementedError
+
+    def objective(self, out: Mapping[str, Any], x: Tensor) -> dict[str, Tensor] | None:
+        """Return the loss where it is not that of the training loop over all frames x,
+        (B * T, 3, H, W): {"loss", "bpp_loss"}.
+        """
+        return None
+
+    def frozen(self) -> list[nn.Parameter]:
+        """Return parameters of other methods on the codec that are not trained."""
+        return []
+
+
 class MultiWidth(CodecPart):
     """A method with several widths of one codec, or several encoders, one of which is set.
 
@@ -285,6 +335,14 @@ class MultiWidth(CodecPart):
     @property
     def stays(self) -> bool:
         return self.extracting is None and super().stays
+
+    def share_at(self, width: int) -> float:
+        """Return a width as a fraction of the widest."""
+        raise NotImplementedError
+
+    def keep_at(self, width: int) -> dict[str, list[int]]:
+        """Return the keep-lists of a width."""
+        raise NotImplementedError
 
     def widths_per_step(self) -> list[int]:
         """Return the widths that one step trains, in order; none for the codec as it is set."""
@@ -346,6 +404,7 @@ class Roles:
     parts: list[CodecPart]
     modulator: RateModulator | None
     multi_width: MultiWidth | None
+    temporal: Temporal | None
     gating: list[Gating]
     taught: list[Taught]
 
@@ -357,6 +416,7 @@ class Roles:
             parts=[m for m in methods if isinstance(m, CodecPart)],
             modulator=next((m for m in methods if isinstance(m, RateModulator)), None),
             multi_width=next((m for m in methods if isinstance(m, MultiWidth)), None),
+            temporal=next((m for m in methods if isinstance(m, Temporal)), None),
             gating=[m for m in methods if isinstance(m, Gating)],
             taught=[m for m in methods if isinstance(m, Taught)],
         )

@@ -4,15 +4,18 @@ views of the part that counts.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from nicprune.channels.groups import Groups, kept_channels
 from nicprune.codecs.layer_kinds.kind import Index, channel_kind, index_of
 from nicprune.codecs.layer_kinds.parameters import holder, layers_of
+from nicprune.codecs.layer_operations import remove
 from nicprune.pruning.attributes import values_under
 
 
@@ -59,6 +62,19 @@ class Slices:
     def sliced_parameters(self, name: str, layer: Any) -> dict[str, Any]:
         """Return the attributes of a layer as it is when it has these channels alone."""
         return channel_kind(layer).sliced(layer, *self.layers.get(name, (None, None)))
+
+
+def narrow_copy(
+    layer: nn.Module, name: str, groups: Groups, keep: Mapping[str, Sequence[int]]
+) -> nn.Module:
+    """Return a copy of an entropy bottleneck, by name, with the channels that keep-lists leave."""
+    own = copy.deepcopy(layer)
+    for group, kept in keep.items():
+        for member in groups[group].members:
+            if member.module == name:
+                gone = np.setdiff1d(np.arange(groups[group].width), kept)
+                remove(own, "both", member.index[gone].ravel().tolist())
+    return own
 
 
 @contextmanager

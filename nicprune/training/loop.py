@@ -35,12 +35,14 @@ from nicprune.codecs.roles import on_side
 from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import StrictConfig, cut, parse
 from nicprune.common.errors import FileError, InterruptedRun, RecipeError, TrainingError
-from nicprune.common.files import append_line, check_writable, content_digest, write_atomically
+from nicprune.common.files import append_line, check_writable, write_atomically
 from nicprune.common.lock import locked
 from nicprune.common.machine import memory_bytes
 from nicprune.common.progress import Progress
+from nicprune.data.clip_patches import ClipPatches
+from nicprune.data.clips import clips_in
 from nicprune.data.images import calibration_images, to_channels
-from nicprune.data.patches import Patches, mix
+from nicprune.data.patches import Batches, Patches, mix
 from nicprune.training.checkpoints import Checkpoints
 from nicprune.training.interruption import deferred_signals
 from nicprune.training.optimizers import DEFAULT_LR, MAX_PRECONDITIONED, make_optimizer
@@ -165,14 +167,16 @@ def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], 
 
 
 def frozen_parameters(model: nn.Module, side: str | None) -> list[nn.Parameter]:
-    """Return the codec's parameters that are not trained: see `TrainSettings.side`."""
+    """Return the parameters that are not trained: the codec's by `TrainSettings.side`, and what
+    methods freeze.
+    """
     codec = unwrap(model)
     attached: Any = model if getattr(model, "pending", False) else None
     history = provenance(codec).history
     if side is None and attached is None and history:
         side = history[-1].get("side")
     one_side = side if side != "both" else None
-    return [
+    own = [
         p
         for name, p in codec.named_parameters()
         if not (
@@ -180,6 +184,7 @@ def frozen_parameters(model: nn.Module, side: str | None) -> list[nn.Parameter]:
             and (side == "both" or attached is None or attached.trains(name))
         )
     ]
+    return own if attached is None else own + attached.frozen()
 
 
 @contextmanager
@@ -209,7 +214,7 @@ def fit(
 
     Args:
         model: a `CompressionModel`, or what `attach` returned.
-        train: folder(s) of images, or "samples".
+        train: folder(s) of images, or "samples". With a temporal model: folder(s) of clips.
         validation: images that a schedule of lambdas decides by. Do not report results on these
             images.
         folder: folder for `checkpoint.pt` and `metrics.jsonl`, which one run at a time may use. A
@@ -236,7 +241,7 @@ def fit(
     own = {"metric": metric, "lmbda": lmbda_of(unwrap(model), options.lmbda, metric), "lr": lr}
     options = parse(TrainSettings, options.model_dump() | own, "fit(...)")
     channels = image_shape(unwrap(model))[0]
-    patches = Patches(train, options.patch_size)
+    patches = _batches(model, train, options.patch_size)
     looked_at = calibration_images(validation) if validation is not None else []
     if not looked_at and any(
         getattr(m.config, "schedule", None) is not None for m in getattr(model, "methods", [])
@@ -262,9 +267,7 @@ def fit(
         frozen(frozen_parameters(model, options.side)),
         locked(held) if held is not None else nullcontext(),
     ):
-        run = _Run(
-            model, options, fabric, Path(folder) if folder is not None else None, patches.paths
-        )
+        run = _Run(model, options, fabric, Path(folder) if folder is not None else None, patches)
         label = progress if isinstance(progress, str) else ""
         was_training = model.training
         bar = Progress(options.steps, label, enabled=bool(progress) and fabric.is_global_zero)
@@ -314,6 +317,18 @@ def fit(
         if options.channels_last and not was_last:
             run.codec.to(memory_format=torch.contiguous_format)
         return FitResult(run.step, run.last, run.skipped, time.monotonic() - started)
+
+
+def _batches(
+    model: nn.Module, train: str | Path | Sequence[str | Path], patch_size: int
+) -> Batches:
+    """Return the batches that a model learns from: of images, or of clips with a temporal model."""
+    sampling = getattr(model, "sampling", None)
+    if sampling is None:
+        return Patches(train, patch_size)
+    folders = [train] if isinstance(train, (str, Path)) else train
+    clips = [clip for folder in folders for clip in clips_in(folder)]
+    return ClipPatches(clips, patch_size, sampling)
 
 
 def check_environment(options: TrainSettings) -> None:
@@ -369,7 +384,7 @@ class _Run:
         options: TrainSettings,
         fabric: Fabric,
         folder: Path | None,
-        photographs: Sequence[Path],
+        patches: Batches,
     ):
         self.options, self.fabric, self.folder = options, fabric, folder
         self.checkpoints = Checkpoints(folder) if folder is not None else None
@@ -387,7 +402,7 @@ class _Run:
                 provenance(self.codec).name,
                 provenance(self.codec).quality,
                 methods,
-                [[p.name, content_digest(p)] for p in photographs] if folder is not None else [],
+                patches.sources() if folder is not None else [],
             ]
         )
         self.loss = rate_distortion_loss(*_target(options))
@@ -436,7 +451,8 @@ class _Run:
                 for group in optimizer.param_groups:
                     group["lr"] = rate if optimizer is self.optimizer else options.aux_lr
         if options.channels_last:
-            batch = batch.contiguous(memory_format=torch.channels_last)
+            frames = batch.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+            batch = frames.unflatten(0, batch.shape[:-3])
         self.optimizer.zero_grad(set_to_none=True)
         passes = self.attached.widths_per_step() if self.attached is not None else []
         figures = [self._learn(batch, width) for width in passes or [None]][0]
@@ -478,7 +494,9 @@ class _Run:
             self.fabric.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None
         ):
             out = self.wrapped(batch, **given, **at)
-        out = {**out, "x_hat": out["x_hat"].float()}
+        batch = batch.flatten(0, -4)  # the frames of clips
+        if "x_hat" in out:
+            out = {**out, "x_hat": out["x_hat"].float()}
         own = (
             self.attached.objective(out, batch, _target(self.options)[1])
             if self.attached is not None

@@ -22,10 +22,8 @@ def declared(first: str, second: str) -> bool:
     """Whether one of two methods excludes the other, written anew from the declarations."""
 
     def excludes(one: type[Method], other: type[Method]) -> bool:
-        return any(
-            key == other.name or any(base.__name__ == key for base in other.__mro__)
-            for key in one.exclusive
-        )
+        names = {other.name, *(base.__name__ for base in other.__mro__)}
+        return any(key in names for key in one.exclusive) and not names & one.goes_with
 
     a, b = METHODS[first], METHODS[second]
     return excludes(a, b) or excludes(b, a)

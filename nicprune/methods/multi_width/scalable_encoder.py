@@ -37,6 +37,7 @@ from nicprune.codecs.layer_kinds.parameters import layers_of
 from nicprune.codecs.layer_operations import resize, zero
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.roles import roles_of, transform_in
+from nicprune.codecs.standing_in import Given, can_stand_in, standing_in
 from nicprune.codecs.zoo import LAMBDAS, lmbda_of
 from nicprune.common.config import StrictConfig, parse
 from nicprune.common.errors import CodecError, RecipeError, TrainingError
@@ -147,18 +148,6 @@ class Standing(nn.Module):
         return self.made(x)
 
 
-class Given(nn.Module):
-    """Take the place of a codec's g_a, with latents computed before."""
-
-    def __init__(self, y: Tensor):
-        super().__init__()
-        self.y = y
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the given latents."""
-        return self.y
-
-
 @METHODS.register("scalable_encoder")
 class ScalableEncoder(MultiWidth, Taught):
     """Small encoders whose outputs add up; the rest of the codec does not change."""
@@ -197,8 +186,7 @@ class ScalableEncoder(MultiWidth, Taught):
         name, roles = type(self.codec).__name__, roles_of(self.codec)
         if roles.analysis is None:
             raise CodecError(f"a scalable encoder stands in for the analysis, and {roles.reason}")
-        parent = self.codec.get_submodule(self._path.rpartition(".")[0])
-        if not roles.analysis.whole or isinstance(parent, (nn.Sequential, nn.ModuleList)):
+        if not can_stand_in(self.codec, roles.analysis):
             raise CodecError(
                 f"a scalable encoder stands in for the analysis, which is not one module of {name}"
                 f" that is given the image alone: it ends in {self._path}"
@@ -213,11 +201,6 @@ class ScalableEncoder(MultiWidth, Taught):
 
     def _analysis_of(self, codec: nn.Module) -> nn.Module:
         return codec.get_submodule(self._path)
-
-    def _standing_in(self, codec: nn.Module, encoder: nn.Module) -> tuple[nn.Module, Any]:
-        """Return what overrides the analysis: where, and by what."""
-        before, _, last = self._path.rpartition(".")
-        return codec.get_submodule(before), {last: encoder}
 
     def _decay(self, i: int) -> Method:
         """Return the mask decay of one encoder."""
@@ -285,7 +268,7 @@ class ScalableEncoder(MultiWidth, Taught):
             yield
             return
         made = self._best(codec) if level == self.widths.best else self._at(level)
-        with override_attributes([self._standing_in(codec, Standing(made))]):
+        with override_attributes([standing_in(codec, self._path, Standing(made))]):
             yield
 
     def _at(self, level: int) -> Callable[[Tensor], Tensor]:
@@ -309,7 +292,7 @@ class ScalableEncoder(MultiWidth, Taught):
             for i in range(self.config.encoders):
                 parts.append(self._encoder(i)(x))
                 tried.append(self._join(parts))
-                with override_attributes([self._standing_in(codec, Given(tried[-1]))]):
+                with override_attributes([standing_in(codec, self._path, Given(tried[-1]))]):
                     out = codec.forward(x, **further_arguments(codec, x, "forward"))
                 bits = sum(-torch.log2(v).flatten(1).sum(1) for v in out["likelihoods"].values())
                 mse = (out["x_hat"].clamp(0, 1) - x).square().flatten(1).mean(1)

@@ -39,7 +39,7 @@ from nicprune.codecs.layer_kinds.entropy import is_bottleneck
 from nicprune.codecs.layer_kinds.gdn import Affine
 from nicprune.codecs.layer_kinds.kind import channel_kind
 from nicprune.codecs.layer_kinds.parameters import layers_of
-from nicprune.codecs.layer_operations import remove, resize
+from nicprune.codecs.layer_operations import resize
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.zoo import lmbda_for, lmbda_of
 from nicprune.common.config import StrictConfig
@@ -50,7 +50,7 @@ from nicprune.methods.widths import Widths
 from nicprune.pruning.budget import ROUND_TO
 from nicprune.pruning.masks import importance
 from nicprune.pruning.totals import Totals
-from nicprune.pruning.views import Slices, override_attributes
+from nicprune.pruning.views import Slices, narrow_copy, override_attributes
 
 
 class SlimmableConfig(StrictConfig):
@@ -131,6 +131,7 @@ class Slimmable(MultiWidth):
     )
     Config = SlimmableConfig
     covers_all_rates = True
+    goes_with = frozenset({"Temporal"})
     widths: Widths
     config: SlimmableConfig
 
@@ -216,6 +217,7 @@ class Slimmable(MultiWidth):
                         f" the codec itself; got {first:g}"
                     )
             shares = [width / first for width in self.config.widths]
+        self._shares = shares
         found = [self._at(share) for share in shares]
         for wider, narrower, number in zip(found, found[1:], range(1, len(found)), strict=False):
             if wider == narrower:
@@ -313,13 +315,7 @@ class Slimmable(MultiWidth):
         )
 
     def _bottleneck(self, layer: nn.Module, name: str, i: int) -> nn.Module:
-        own = copy.deepcopy(layer)
-        for group in self._free:
-            for member in group.members:
-                if member.module == name and group.name in self._slices[i].keep:
-                    gone = np.setdiff1d(np.arange(group.width), self._slices[i].keep[group.name])
-                    remove(own, "both", member.index[gone].ravel().tolist())
-        return own
+        return narrow_copy(layer, name, self.groups, self._slices[i].keep)
 
     @torch.no_grad()
     def prepare(self, model: nn.Module, images: Sequence[Tensor]) -> None:
@@ -403,6 +399,12 @@ class Slimmable(MultiWidth):
 
     def by_transform(self) -> dict[str, tuple[int, int]]:
         return self.cost.by_transform(self._slices[self.widths.now or 0].keep)
+
+    def share_at(self, width: int) -> float:
+        return float(self._shares[width])
+
+    def keep_at(self, width: int) -> dict[str, list[int]]:
+        return self._slices[width].keep
 
     # -- learning ---------------------------------------------------------------------------------
 

@@ -1,1 +1,1 @@
-"""Coding of video: codecs of images, frame by frame. May use what methods may use."""
+"""Video: methods that code frames by the frames before. May use what the other methods may."""

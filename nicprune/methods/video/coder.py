@@ -1,71 +1,172 @@
-"""Code the frames of a video with a codec of images, each on its own (intra-only)."""
+"""Code the frames of a video one by one: I frames by the image codec, P frames given the latents of
+the frame before.
+
+Encoder and decoder keep the same y_hat. It is computed in float64 from whole numbers and the y_hat
+before it, and means are rounded to a grid (see `codecs.temporal`), so that it is the same to the
+bit wherever it is computed. g_a and g_s run in float32: their results never come back.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import check_codec, check_finite, unwrap
-from nicprune.codecs.cdf import check_bottlenecks
+from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.float64_coding import Coder
-from nicprune.common.errors import CodecError, FileError, RecipeError
-from nicprune.methods.composition import Attached
+from nicprune.codecs.hooks import has_hooks
+from nicprune.codecs.roles import roles_of
+from nicprune.codecs.temporal import TemporalEntropyNetwork, on_grid
+from nicprune.common.errors import CodecError, FileError
+from nicprune.methods.composition import Attached, operating_points, resolve_point
 
 
 class FrameCoder:
-    """A codec made ready to code frames; see `video_coder`.
+    """A codec made ready for coding frames at one width; see `video_coder`.
 
     Attributes:
         widths: number of widths that the codec has.
-        width: the one that it codes at, 0 the widest.
-        predicts: whether it codes a frame by the one before.
+        width: the one that frames are coded at, 0 the widest.
+        predicts: whether it codes P frames by a temporal model; otherwise all frames are I frames.
     """
-
-    predicts = False
 
     def __init__(self, codec: nn.Module, width: int | None = None):
         check_codec(unwrap(codec))
-        if isinstance(codec, Attached) and not codec.stays:
-            raise CodecError("masks still decay on this codec: code with masked.harden()")
-        own = codec.widths if isinstance(codec, Attached) else None
-        if own is None and width is not None:
-            raise RecipeError("this codec has one width: leave width out")
-        self.widths = len(own) if own is not None else 1
-        self.width = (own.resolve(width) if own is not None else None) or 0
-        ready: Any = copy_codec(codec).float().eval().to(memory_format=torch.channels_last)
-        check_finite(ready)
-        check_bottlenecks(ready)
-        ready.update()
-        self._rate = {"width": self.width} if own is not None else {}
-        self._coder = Coder(ready, point=self._rate)
+        attached = codec if isinstance(codec, Attached) else None
+        if attached is None and has_hooks(codec) or attached is not None and not attached.stays:
+            raise CodecError(
+                "this codec still has methods attached that only pruning ends: code frames with"
+                " masked.harden()"
+            )
+        temporal: Any = attached.roles.temporal if attached is not None else None
+        point = resolve_point(codec, width=width)
+        self.widths = max(1, len({p.width for p in operating_points(codec)}))
+        self.width = point.width or 0
+        model: Any = copy_codec(codec).float().eval().to(memory_format=torch.contiguous_format)
+        check_finite(model)
+        refresh_tables(model)
+        self._network: TemporalEntropyNetwork | None = None
+        if temporal is not None:
+            self._network = model.roles.temporal.network_at(self.width).double().eval()
+        model.to(memory_format=torch.channels_last)
+        self._rate = point.keywords()
+        self._coder = Coder(model, point=self._rate)
+        if self._coder.failure is not None:
+            raise CodecError(
+                f"{type(unwrap(codec)).__name__} cannot code an image: {self._coder.failure}"
+            )
+        self._headers = [
+            [choice.write(getattr(point, choice.field))]
+            for choice in getattr(model, "choices", ())
+            if choice.in_bitstream
+        ]
+        found = roles_of(unwrap(model))
+        if found.analysis is None or found.synthesis is None:
+            raise CodecError(f"frames cannot be coded: {found.reason}")
+        self._analysis = unwrap(model).get_submodule(found.analysis.module)
+        self._synthesis = unwrap(model).get_submodule(found.synthesis.module)
+        self._latents: Tensor | None = None
+        # Before the coder's own hook, which converts what it is given.
+        self._synthesis.register_forward_pre_hook(self._note, prepend=True)
 
+    @property
+    def predicts(self) -> bool:
+        return self._network is not None
+
+    def _note(self, module: nn.Module, args: Any) -> None:
+        self._latents = args[0]
+
+    @torch.no_grad()
     def compress(
         self, x: Tensor, previous: Tensor | None = None
-    ) -> tuple[list[list[bytes]], tuple[int, ...], Tensor | None]:
-        """Code one frame, (1, 3, H, W) in [0, 1], sides multiples of 64.
+    ) -> tuple[list[list[bytes]], Any, Tensor]:
+        """Code one frame.
 
         Args:
-            previous: what this returned for the frame before; not used.
+            x: (1, 3, H, W) in [0, 1], sides multiples of the codec's stride.
+            previous: y_hat of the frame before, as this or `decompress` returned it; None for an
+                I frame.
 
         Returns:
-            The strings, their shape, and the latents for the next frame: none.
+            Strings, the shape that `decompress` is given, and y_hat, (1, M, h, w) in float64, for
+            the next frame.
         """
-        x = x.contiguous(memory_format=torch.channels_last)
-        sent = self._coder.compress(x, **self._rate)
-        return sent["strings"], sent["shape"], None
+        if previous is None or self._network is None:
+            sent = self._coder.compress(x, **self._rate)
+            strings = sent["strings"][len(self._headers) :]
+            return strings, sent["shape"], self._intra(strings, sent["shape"], x)[1]
+        with self._coder.coding():
+            with self._active():
+                y = self._analysis(x).double()
+            self._check(previous, y.shape)
+            return self._network.encode(y, previous)
 
+    @torch.no_grad()
     def decompress(
-        self, strings: list[list[bytes]], shape: tuple[int, ...], previous: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Decode one frame, (1, 3, H, W), from what `compress` returned."""
-        if self._rate and (not strings or strings[0] != [bytes([self.width])]):
-            raise FileError(f"it was not coded at width {self.width}")
-        return self._coder.decompress(strings, shape), None
+        self, strings: Sequence[Any], shape: Any, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Decode one frame; return x_hat, (1, 3, H, W) in [0, 1], and y_hat.
+
+        Args:
+            strings, shape: what `compress` returned.
+            previous: y_hat of the frame before; None for an I frame.
+
+        Raises:
+            FileError: they are not those of a P frame of this codec.
+        """
+        if previous is None or self._network is None:
+            return self._intra(strings, shape)
+        size = tuple(-(-side // 4) for side in previous.shape[-2:])
+        whole = isinstance(shape, (list, tuple)) and tuple(shape) == size
+        if not whole or len(strings) != 2 or any(len(one) != 1 for one in strings):
+            raise FileError("these strings are not those of a P frame behind the frame before")
+        with self._coder.coding():
+            y_hat = self._network.decode(list(strings), size, previous)
+            with self._active():
+                x_hat = self._synthesis(y_hat.float())
+        return x_hat.float().clamp(0, 1), y_hat
+
+    def _intra(
+        self, strings: Sequence[Any], shape: Any, like: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Decode an I frame; the encoder does so too, to know y_hat."""
+        x_hat = self._coder.decompress([*self._headers, *strings], shape, like)
+        assert self._latents is not None
+        y_hat, self._latents = on_grid(self._latents.double()), None
+        return x_hat.clamp(0, 1), y_hat
+
+    def _active(self) -> Any:
+        """Return the context of the width that frames are coded at."""
+        model = self._coder.model
+        if not isinstance(model, Attached):
+            return nullcontext()
+        model.set_point(model.point(**self._rate))
+        return model.active()
+
+    def _check(self, previous: Tensor, shape: torch.Size) -> None:
+        if previous.shape != shape:
+            raise CodecError(
+                f"the frame before has latents of shape {tuple(previous.shape)}, this one"
+                f" {tuple(shape)}: code an I frame where the size or the width changes"
+            )
 
 
 def video_coder(codec: nn.Module, width: int | None = None) -> FrameCoder:
-    """Return what codes the frames of a video with this codec, at one of its widths."""
+    """Return what codes the frames of a video, one by one, with a codec at one of its widths.
+
+    Args:
+        codec: a codec with a temporal model on it, as `attach`, `harden`, `extract` or `load`
+            return it; or any other codec, whose frames are all I frames. It is copied: changes made
+            later do not count.
+        width: with a slimmable codec, the width, 0 the widest; by default the one that is set.
+
+    Raises:
+        CodecError: not a codec, it cannot code, or masks still decay on it.
+        RecipeError: it has no such width.
+    """
     return FrameCoder(codec, width)
