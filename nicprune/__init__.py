@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from nicprune.pruning.surgery import analyse as analyse
     from nicprune.pruning.surgery import prune as prune
     from nicprune.runtime.accelerate import accelerate as accelerate
+    from nicprune.storage.adaptation import load_adaptation as load_adaptation
+    from nicprune.storage.adaptation import save_adaptation as save_adaptation
     from nicprune.storage.checkpoint import check_savable as check_savable
     from nicprune.storage.checkpoint import load as load
     from nicprune.storage.checkpoint import load_codec as load_codec
@@ -65,6 +67,7 @@ _HOME = {
     "fast_indexes": "codecs.cdf",
     "fit": "training.loop",
     "load": "storage.checkpoint",
+    "load_adaptation": "storage.adaptation",
     "load_codec": "storage.checkpoint",
     "measure": "pruning.cost",
     "provenance": "codecs.provenance",
@@ -72,6 +75,7 @@ _HOME = {
     "read_recipe": "experiments.recipe",
     "run_recipe": "experiments.run",
     "save": "storage.checkpoint",
+    "save_adaptation": "storage.adaptation",
 }
 """The module, below this package, of each public name."""
 

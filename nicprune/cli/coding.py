@@ -9,6 +9,7 @@ import typer
 
 from nicprune.cli.options import (
     Codec,
+    Domain,
     Fast,
     Force,
     Level,
@@ -31,6 +32,7 @@ def encode_image(
     level: Level = None,
     lmbda: Lmbda = None,
     width: Width = None,
+    domain: Domain = None,
     fast: Fast = False,
     max_pixels: MaxPixels = None,
     force: Force = False,
@@ -55,6 +57,7 @@ def encode_image(
         level=level,
         lmbda=lmbda,
         width=width,
+        domain=domain,
         fast=fast,
     )
     write_atomically(output, lambda temporary: temporary.write_bytes(data))

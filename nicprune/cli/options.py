@@ -58,6 +58,9 @@ Lmbda = Annotated[float | None, typer.Option(help="With a modulator: the rate, b
 Width = Annotated[
     int | None, typer.Option(help="With a slimmable codec: the width; 0 is the widest.")
 ]
+Domain = Annotated[
+    str | None, typer.Option(help="With an adaptation: the domain, source or the target's name.")
+]
 MaxPixels = Annotated[
     int | None,
     typer.Option(

@@ -130,9 +130,9 @@ class Attached(Coding):
         """Return the lambda that an operating point was trained with, where it has its own."""
         for part in (self.roles.modulator, self.roles.multi_width):
             choice = part.choice() if part is not None else None
-            if part is not None and choice is not None:
-                if (value := getattr(point, choice.field)) is not None:
-                    return part.lmbda_at(value)
+            value = getattr(point, choice.field) if choice is not None else None
+            if part is not None and value is not None:
+                return part.lmbda_at(value)
         return None
 
     def bare_at(self, point: OperatingPoint) -> nn.Module | None:
@@ -526,6 +526,14 @@ def resolve_point(codec: nn.Module, **asked: Any) -> OperatingPoint:
 def operating_points(codec: nn.Module, between: int = 0) -> list[OperatingPoint]:
     """Return all operating points of any codec: one empty point for a plain one."""
     return codec.operating_points(between) if isinstance(codec, Attached) else [EMPTY]
+
+
+def first_point(codec: nn.Module, asked: OperatingPoint = EMPTY) -> OperatingPoint:
+    """Return the operating point at which a codec is tried before it codes: the first, in the
+    domain that is asked for, whose arithmetic is its own.
+    """
+    points = operating_points(codec)
+    return next((point for point in points if point.domain == asked.domain), points[0])
 
 
 def check_combination(classes: Sequence[type[Method]]) -> None:

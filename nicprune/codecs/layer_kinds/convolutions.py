@@ -131,6 +131,8 @@ class Convolution(LayerKind):
         none = list(own.shape)
         none[columns] = inputs.added
         wide = inputs.join(own, own.new_zeros(none), columns)
+        if new is None:
+            return {"weight": wide}
         found = {"weight": outputs.join(wide, new.weight, rows)}
         if layer.bias is not None:
             found["bias"] = outputs.join(layer.bias, new.bias, 0)

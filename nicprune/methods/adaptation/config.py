@@ -24,9 +24,10 @@ class AdaptationConfig(StrictConfig):
             "finetune_decoder" (the codec itself changes, and forgets).
         domain: name of the target domain.
         grow: for "grow": new channels of each channel group, as a fraction of its width, for all
-            groups or by name or pattern ({"g_s.*": 0.5}); other groups do not grow.
+            groups, or by name or pattern ({"g_s.*": 0.5}) where others do not grow.
         macs: for "grow", in place of `grow`: the largest uniform fraction with which the target
             domain needs at most so many times the source codec's MACs.
+        widths: or the number of new channels itself, by name or pattern ({"g_s.*": 16}).
         latents: for "grow": whether y and z grow too.
         round_to: for "grow": new channels are multiples of this.
         hidden: for "decoder_adapter": width of the hidden layer of each adapter.
@@ -40,6 +41,7 @@ class AdaptationConfig(StrictConfig):
     domain: str = Field(default="target", min_length=1, max_length=64)
     grow: float | dict[str, float] | None = None
     macs: float | None = Field(default=None, gt=1, le=16)
+    widths: dict[str, int] | None = None
     latents: bool = True
     round_to: int = Field(default=8, ge=1, le=64)
     hidden: int = Field(default=16, ge=1, le=1024)
@@ -55,11 +57,16 @@ class AdaptationConfig(StrictConfig):
             raise ValueError(f"a domain is a line of text, and not {SOURCE_NAME!r}")
         return domain
 
+    def settled(self, added: dict[str, int]) -> AdaptationConfig:
+        """Return the settings with the numbers of new channels in place of what led to them."""
+        return self.model_copy(update={"grow": None, "macs": None, "widths": dict(added)})
+
     @model_validator(mode="after")
     def _belongs(self) -> AdaptationConfig:
         own = {
             "grow": "grow",
             "macs": "grow",
+            "widths": "grow",
             "latents": "grow",
             "round_to": "grow",
             "hidden": "decoder_adapter",
@@ -74,8 +81,11 @@ class AdaptationConfig(StrictConfig):
                 f"replay and adapt_steps are for {' and '.join(FORGETS)}: {self.form} leaves the"
                 " source codec as it is"
             )
-        if self.form == "grow" and (self.grow is None) == (self.macs is None):
-            raise ValueError("give either grow: 0.25 or macs: 1.3")
+        given = sum(value is not None for value in (self.grow, self.macs, self.widths))
+        if self.form == "grow" and given != 1:
+            raise ValueError("give one of grow: 0.25, macs: 1.3 and widths: {'g_s.*': 16}")
+        if not all(0 <= count <= 1 << 14 for count in (self.widths or {}).values()):
+            raise ValueError("widths are numbers of new channels, 0 or more")
         fractions = self.grow.values() if isinstance(self.grow, dict) else [self.grow or 1.0]
         if not all(0 < fraction <= 8 for fraction in fractions):
             raise ValueError("grow is a fraction of a width, above 0 and at most 8")

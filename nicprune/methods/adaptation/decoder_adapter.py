@@ -28,12 +28,13 @@ class Adapter(nn.Module):
         super().__init__()
         self.down = nn.Conv2d(channels, hidden, 3, padding=1)
         self.up = nn.Conv2d(hidden, channels, 1)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias if self.up.bias is not None else torch.empty(0))
+        for parameter in self.up.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, y: Tensor) -> Tensor:
         """Return y, (B, C, H, W), with the branch added."""
-        return y + self.up(torch.relu(self.down(y)))
+        adapted: Tensor = y + self.up(torch.relu(self.down(y)))
+        return adapted
 
 
 class DecoderAdapter(Form):

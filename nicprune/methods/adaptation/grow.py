@@ -72,6 +72,7 @@ class Grow(Form):
     def build(self) -> None:
         codec = self.codec
         self.added = self._widths()
+        self.config = self.config.settled(self.added)
         self._layers = self._plan(self.added)
         modules = layers_of(codec)
         self.new = nn.ModuleDict()
@@ -87,17 +88,17 @@ class Grow(Form):
         free = self.groups.prunable(latents=self.config.latents)
         if not free:
             raise CodecError(f"{type(self.codec).__name__} has no channel group that can grow")
+        if self.config.widths is not None:
+            found = dict.fromkeys((g.name for g in free), 0)
+            for pattern, count in self.config.widths.items():
+                found |= dict.fromkeys(self._named("widths", pattern), count)
+            return found
         if isinstance(self.config.grow, dict):
-            fractions: dict[str, float] = {}
+            found = dict.fromkeys((g.name for g in free), 0)
             for pattern, fraction in self.config.grow.items():
-                names = fnmatch.filter([g.name for g in free], pattern)
-                if not names:
-                    raise RecipeError(
-                        f"grow: no channel group matches {pattern!r};"
-                        f" {closest(pattern, [g.name for g in free])}"
-                    )
-                fractions |= dict.fromkeys(names, fraction)
-            return {g.name: self._share(g, fractions[g.name]) for g in free if g.name in fractions}
+                for name in self._named("grow", pattern):
+                    found[name] = self._share(self.groups[name], fraction)
+            return found
         if self.config.grow is not None:
             return {g.name: self._share(g, self.config.grow) for g in free}
         assert self.config.macs is not None
@@ -110,6 +111,16 @@ class Grow(Form):
             f"macs: {self.config.macs:g} times the source codec's do not allow"
             f" {self.config.round_to} new channels in each group: raise it, or lower round_to"
         )
+
+    def _named(self, setting: str, pattern: str) -> list[str]:
+        """Return the names of the channel groups that may grow and match a pattern."""
+        free = [group.name for group in self.groups.prunable(latents=self.config.latents)]
+        names = [n for n in free if n == pattern or fnmatch.fnmatchcase(n, pattern)]
+        if not names:
+            raise RecipeError(
+                f"{setting}: no channel group matches {pattern!r}; {closest(pattern, free)}"
+            )
+        return names
 
     def _share(self, group: Group, fraction: float) -> int:
         step = group.step(self.config.round_to)

@@ -48,8 +48,15 @@ class Adaptation(MultiWidth):
     """One codec, two domains."""
 
     name = "adaptation"
-    summary = "another domain beside the codec's own, old files read as before: grown channels (CAwF), adapters, low rank"
+    summary = (
+        "another domain beside the codec's own, whose files are read as before: new channels (CAwF),"
+        " adapters, low rank; or fine-tuning"
+    )
     Config = AdaptationConfig
+    exclusive = {
+        "Method": "an adaptation goes alone, since its source codec must not change: prune the"
+        " codec first, then adapt it"
+    }
     config: AdaptationConfig
     steps_field = "adapt_steps"
     widths: Any
@@ -59,9 +66,11 @@ class Adaptation(MultiWidth):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.form = FORMS[self.config.form](self.codec, self.groups, self.cost, self.config)
+        self.config = self.form.config
         self.widths = Domains(self.config.domain) if self.form.stays else None
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("learnt", torch.zeros((), dtype=torch.bool))
+        self.replay = self.config.replay
         self._source = _digest(self.codec) if self.form.stays else ""
         self._counted: list[tuple[Totals, dict[str, tuple[int, int]]]] = []
 
@@ -112,7 +121,7 @@ class Adaptation(MultiWidth):
             own = {key.removeprefix(start): v for key, v in state.items() if key.startswith(start)}
             if CDF_BUFFERS & own.keys():
                 resize(module, own)
-        super()._load_from_state_dict(state, prefix, *args)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state, prefix, *args)
         if self.widths is not None and bool(self.learnt):
             self.widths.now = TARGET
 
@@ -152,10 +161,6 @@ class Adaptation(MultiWidth):
     def widths_per_step(self) -> list[int]:
         return [TARGET] if self.widths is not None else []
 
-    @property
-    def replay(self) -> float:
-        return self.config.replay
-
     def after_step(self) -> None:
         self.step += 1
         self.learnt.fill_(True)
@@ -181,8 +186,8 @@ class Adaptation(MultiWidth):
             raise TrainingError(f"the codec still adapts: {self.steps_left} steps are left")
         if self.form.stays and _digest(self.codec) != self._source:
             raise TrainingError(
-                "the source codec has changed since the adaptation was attached, which then reads no"
-                " old file: train with fit, or with domain= the target"
+                "the source codec has changed since the adaptation was attached, and no longer reads"
+                " its files: train with fit, or with domain= the target"
             )
 
     def transfer_to(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
