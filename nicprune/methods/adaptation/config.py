@@ -34,7 +34,7 @@ class AdaptationConfig(StrictConfig):
         rank: for "low_rank": rank of the change of each convolution.
         layers: for "low_rank": names or patterns of the convolutions that change; all if not given.
         replay: for the forms that forget: fraction of each batch that is of source images.
-        adapt_steps: for the forms that forget: training steps before `harden`.
+        adapt_steps: training steps before `harden`.
     """
 
     form: FormName = "grow"
@@ -76,10 +76,10 @@ class AdaptationConfig(StrictConfig):
         for name, form in own.items():
             if form != self.form and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is a setting of form: {form}, not of {self.form}")
-        if self.form not in FORGETS and (self.replay or self.adapt_steps):
+        if self.form not in FORGETS and self.replay:
             raise ValueError(
-                f"replay and adapt_steps are for {' and '.join(FORGETS)}: {self.form} leaves the"
-                " source codec as it is"
+                f"replay is for {' and '.join(FORGETS)}: {self.form} leaves the source codec as it"
+                " is"
             )
         given = sum(value is not None for value in (self.grow, self.macs, self.widths))
         if self.form == "grow" and given != 1:

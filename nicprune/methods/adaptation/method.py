@@ -49,8 +49,8 @@ class Adaptation(MultiWidth):
 
     name = "adaptation"
     summary = (
-        "another domain beside the codec's own, whose files are read as before: new channels (CAwF),"
-        " adapters, low rank; or fine-tuning"
+        "another domain beside the codec's own, whose files are read as before: new channels"
+        " (CAwF), adapters, low rank; or fine-tuning"
     )
     Config = AdaptationConfig
     exclusive = {
@@ -186,8 +186,8 @@ class Adaptation(MultiWidth):
             raise TrainingError(f"the codec still adapts: {self.steps_left} steps are left")
         if self.form.stays and _digest(self.codec) != self._source:
             raise TrainingError(
-                "the source codec has changed since the adaptation was attached, and no longer reads"
-                " its files: train with fit, or with domain= the target"
+                "the source codec has changed since the adaptation was attached, and no longer"
+                " reads its files: train with fit, or with domain= the target"
             )
 
     def transfer_to(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
