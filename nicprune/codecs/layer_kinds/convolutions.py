@@ -125,6 +125,15 @@ class Convolution(LayerKind):
         made = self.family(inputs, outputs, bias=layer.bias is not None, **given)
         return made.to(layer.weight.device, layer.weight.dtype)
 
+    def copy_rows(self, layer: Any, new: Any, rows: Tensor, inputs: Layout) -> None:
+        own = layer.weight.index_select(self.rows, rows)
+        columns = 1 - self.rows
+        none = list(own.shape)
+        none[columns] = inputs.added
+        new.weight.copy_(inputs.join(own, own.new_zeros(none), columns))
+        if layer.bias is not None:
+            new.bias.copy_(layer.bias.index_select(0, rows))
+
     def joined(self, layer: Any, new: Any, inputs: Layout, outputs: Layout) -> dict[str, Tensor]:
         own = layer.weight
         rows, columns = self.rows, 1 - self.rows

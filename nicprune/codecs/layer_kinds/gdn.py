@@ -82,6 +82,11 @@ class Normalisation(LayerKind):
         made = GrownNormalisation(inputs, outputs, inverse=layer.inverse, simple=self.simple)
         return made.to(layer.beta.device, layer.beta.dtype)
 
+    def copy_rows(self, layer: Any, new: Any, rows: Tensor, inputs: Layout) -> None:
+        new.beta.copy_(layer.beta[rows])
+        none = new.gamma_reparam.init(new.gamma.new_zeros(len(rows), inputs.added))
+        new.gamma.copy_(torch.cat([layer.gamma[rows], none], 1))
+
     # -- pooling ----------------------------------------------------------------------------------
 
     def pool_weights(

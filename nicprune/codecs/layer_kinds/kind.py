@@ -313,6 +313,11 @@ class LayerKind:
         """
         return None
 
+    def copy_rows(self, layer: Any, new: Any, rows: Tensor, inputs: Layout) -> None:
+        """Let the outputs of a grown layer compute what these outputs of the layer do, from the
+        layer's own inputs, in place; where it is not known how, they stay as they are.
+        """
+
     def beside(self, layer: Any, new: Any, layout: Layout) -> Any:
         """Return what computes all channels in place of a layer that `codes`, with a new one beside
         it for the new channels.

@@ -11,9 +11,11 @@ from old ones alone, by the source codec's own layers:
     z:            an entropy bottleneck for the new channels, beside the source's
     y:            scales and means of the new channels are new outputs of h_s
 
-The source domain runs the source codec alone, with the same arithmetic. New convolutions start as
-their class does, those of y and z ten times smaller, so that new latents start near zero and cost
-little.
+The source domain runs the source codec alone, with the same arithmetic. New channels start as
+copies of those that the source's next layers weigh most, computed from old channels alone: they
+carry something from the first step on. Those of y and z start with random weights, ten times
+smaller than their class draws them, so that new latents are near zero and cost little; their scales
+and means start as a tenth of those of old ones.
 """
 
 from __future__ import annotations
@@ -74,6 +76,7 @@ class Grow(Form):
         self.added = self._widths()
         self.config = self.config.settled(self.added)
         self._layers = self._plan(self.added)
+        self._like = {name: self._weighed_most(name, n) for name, n in self.added.items() if n}
         modules = layers_of(codec)
         self.new = nn.ModuleDict()
         for layer in self._layers:
@@ -207,17 +210,53 @@ class Grow(Form):
         if layer.added_up:
             for parameter in new.parameters():
                 parameter.zero_()
-        elif layer.kind.convolution and self._makes_latents(layer.name):
+            return new  # type: ignore[no-any-return]
+        latent = layer.kind.convolution and self._is_of_latents(layer.name)
+        if not (latent and on_side(self.codec, layer.name, "encoder")):
+            rows = torch.tensor(self._rows(layer.name))
+            layer.kind.copy_rows(own, new, rows, layer.inputs)
+        if latent:
             for parameter in new.parameters():
                 parameter.mul_(SMALL)
         return new  # type: ignore[no-any-return]
 
-    def _makes_latents(self, name: str) -> bool:
-        return on_side(self.codec, name, "encoder") and any(
+    def _is_of_latents(self, name: str) -> bool:
+        """Return whether a layer makes latents, or their scales and means."""
+        return any(
             group.latent is not None
             and any(m.module == name and m.axis == "out" for m in group.members)
             for group in self.groups
         )
+
+    def _weighed_most(self, name: str, count: int) -> list[int]:
+        """Return so many channels of a group, those with the largest weights in the layers that
+        read them first.
+        """
+        modules = layers_of(self.codec)
+        group = self.groups[name]
+        scores = np.zeros(group.width)
+        for member in group.members:
+            layer = modules[member.module]
+            kind = kind_of(layer)
+            if member.axis == "in" and kind is not None:
+                norms = kind.norms(layer, "in").detach().cpu().double().numpy()
+                scores += norms[member.index].sum(1)
+        order = np.argsort(-scores, kind="stable").tolist()
+        return [order[i % len(order)] for i in range(count)]
+
+    def _rows(self, name: str) -> list[int]:
+        """Return the output channels of a layer that its new ones are like, in their order."""
+        found: list[tuple[int, list[int]]] = []
+        for group in self.groups:
+            like = self._like.get(group.name, [])
+            for member in group.members if like else ():
+                if member.module == name and member.axis != "in":
+                    index = member.index
+                    if (np.diff(index, axis=0) == 1).all():
+                        found += [(int(slot[-1]), slot[like].tolist()) for slot in index.T]
+                    else:
+                        found.append((int(index[-1, -1]), index[like].ravel().tolist()))
+        return [row for _, rows in sorted(found) for row in rows]
 
     @torch.no_grad()
     def _try(self) -> None:
