@@ -126,11 +126,10 @@ class Convolution(LayerKind):
         return made.to(layer.weight.device, layer.weight.dtype)
 
     def copy_rows(self, layer: Any, new: Any, rows: Tensor, inputs: Layout) -> None:
-        own = layer.weight.index_select(self.rows, rows)
-        columns = 1 - self.rows
-        none = list(own.shape)
-        none[columns] = inputs.added
-        new.weight.copy_(inputs.join(own, own.new_zeros(none), columns))
+        own, columns = layer.weight.index_select(self.rows, rows), 1 - self.rows
+        if inputs.added:
+            own = inputs.join(own, inputs.new(new.weight, columns), columns)
+        new.weight.copy_(own)
         if layer.bias is not None:
             new.bias.copy_(layer.bias.index_select(0, rows))
 

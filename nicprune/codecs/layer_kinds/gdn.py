@@ -13,6 +13,7 @@ from compressai.ops.parametrizers import NonNegativeParametrizer
 from torch import Tensor, nn
 
 from nicprune.codecs.layer_kinds.kind import KINDS, Index, LayerKind, kept_indices, take
+from nicprune.codecs.layer_kinds.layout import Layout
 
 
 class GDNPruner(tp.BasePruningFunc):

@@ -314,8 +314,8 @@ class LayerKind:
         return None
 
     def copy_rows(self, layer: Any, new: Any, rows: Tensor, inputs: Layout) -> None:
-        """Let the outputs of a grown layer compute what these outputs of the layer do, from the
-        layer's own inputs, in place; where it is not known how, they stay as they are.
+        """Let the outputs of a grown layer weigh the layer's own inputs as these outputs of the
+        layer do, in place; new inputs keep their weights. Where it is not known how, all do.
         """
 
     def beside(self, layer: Any, new: Any, layout: Layout) -> Any:

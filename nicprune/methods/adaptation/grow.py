@@ -12,7 +12,7 @@ from old ones alone, by the source codec's own layers:
     y:            scales and means of the new channels are new outputs of h_s
 
 The source domain runs the source codec alone, with the same arithmetic. New channels start as
-copies of those that the source's next layers weigh most, computed from old channels alone: they
+copies of those that the source's next layers weigh most, with random weights for new inputs: they
 carry something from the first step on. Those of y and z start with random weights, ten times
 smaller than their class draws them, so that new latents are near zero and cost little; their scales
 and means start as a tenth of those of old ones.
@@ -39,6 +39,9 @@ from nicprune.codecs.roles import on_side
 from nicprune.common.errors import BudgetError, CodecError, NicpruneError, RecipeError, closest
 from nicprune.methods.adaptation.form import Form, Overrides
 from nicprune.pruning.views import override_attributes
+
+LARGEST, PARTS = 8, 256
+"""Largest fraction that a budget of MACs leads to, and how many steps one has."""
 
 SMALL = 0.1
 """Scale of the weights that make new latents, at the start."""
@@ -106,14 +109,17 @@ class Grow(Form):
             return {g.name: self._share(g, self.config.grow) for g in free}
         assert self.config.macs is not None
         limit = self.config.macs * self.cost.totals().macs
-        for fraction in np.arange(4.0, 0.0, -0.005):
-            found = {g.name: self._share(g, float(fraction)) for g in free}
-            if self._macs(found) <= limit:
-                return found
-        raise BudgetError(
-            f"macs: {self.config.macs:g} times the source codec's do not allow"
-            f" {self.config.round_to} new channels in each group: raise it, or lower round_to"
-        )
+        fits, exceeds = 0, LARGEST * PARTS + 1  # MACs grow with the fraction
+        while exceeds - fits > 1:
+            middle = (fits + exceeds) // 2
+            found = {g.name: self._share(g, middle / PARTS) for g in free}
+            fits, exceeds = (middle, exceeds) if self._macs(found) <= limit else (fits, middle)
+        if not fits:
+            raise BudgetError(
+                f"macs: {self.config.macs:g} times the source codec's do not allow"
+                f" {self.config.round_to} new channels in each group: raise it, or lower round_to"
+            )
+        return {g.name: self._share(g, fits / PARTS) for g in free}
 
     def _named(self, setting: str, pattern: str) -> list[str]:
         """Return the names of the channel groups that may grow and match a pattern."""
