@@ -16,7 +16,7 @@ class FinetuneAll(Form):
 
 
 class FinetuneDecoder(Form):
-    """What runs when decoding alone learns. Bitstreams stay as they were; pictures do not."""
+    """Only layers that run when decoding alone learn: bitstreams stay what they were, pictures do not."""
 
     stays = False
 

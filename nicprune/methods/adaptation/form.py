@@ -12,7 +12,7 @@ from nicprune.methods.adaptation.config import AdaptationConfig
 from nicprune.pruning.cost import CostModel
 
 Overrides = list[tuple[Any, Mapping[str, Any]]]
-"""What stands in front of modules' own attributes; see `override_attributes`."""
+"""Attributes that stand in front of modules' own; see `override_attributes`."""
 
 
 class Form(nn.Module):
