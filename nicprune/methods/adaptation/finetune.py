@@ -16,7 +16,7 @@ class FinetuneAll(Form):
 
 
 class FinetuneDecoder(Form):
-    """Only layers that run when decoding alone learn: bitstreams stay what they were, pictures do not."""
+    """Layers that run when decoding alone learn. Bitstreams stay as they were; pictures do not."""
 
     stays = False
 
