@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from nicprune.pruning.surgery import prune as prune
     from nicprune.runtime.accelerate import accelerate as accelerate
     from nicprune.runtime.latency import measure_latency as measure_latency
+    from nicprune.storage.adaptation import load_adaptation as load_adaptation
+    from nicprune.storage.adaptation import save_adaptation as save_adaptation
     from nicprune.storage.checkpoint import check_savable as check_savable
     from nicprune.storage.checkpoint import load as load
     from nicprune.storage.checkpoint import load_codec as load_codec
@@ -67,6 +69,7 @@ _HOME = {
     "fast_indexes": "codecs.cdf",
     "fit": "training.loop",
     "load": "storage.checkpoint",
+    "load_adaptation": "storage.adaptation",
     "load_codec": "storage.checkpoint",
     "measure": "pruning.cost",
     "measure_latency": "runtime.latency",
@@ -76,6 +79,7 @@ _HOME = {
     "run_recipe": "experiments.run",
     "save": "storage.checkpoint",
     "video_coder": "methods.video.coder",
+    "save_adaptation": "storage.adaptation",
 }
 """The module, below this package, of each public name."""
 

@@ -209,6 +209,7 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "fisher": {"budget": {"macs": 0.5}, "round_to": 1},
     "none": {},
     "slimmable": {"widths": [1.0, 0.5, 0.25], "round_to": 1, "gdn": "slim+", "latents": "fixed"},
+    "adaptation": {"form": "low_rank"},
     "scalable_encoder": {"encoders": 2, "share": 0.3, "round_to": 1, "decay_steps": 8},
     "temporal_entropy_model": {"image_codec": "trained", "round_to": 1},
     "distillation": {

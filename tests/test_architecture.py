@@ -125,6 +125,7 @@ def test_methods_never_import_each_other() -> None:
         "methods.levels",
         "methods.operating_point",
         "methods.widths",
+        "methods.domains",
         "methods.bitstream",
         "methods.composition",
         "methods.with_teacher",
@@ -135,6 +136,8 @@ def test_methods_never_import_each_other() -> None:
         "methods.multi_width.slimmable": {"methods.multi_width.lambda_schedule"},
         "methods.composition": {"methods.multi_width.lambda_schedule"},
     }
+    adapting = {m for m in MODULES if m.startswith("methods.adaptation.")}
+    parts |= {m: adapting - {m, "methods.adaptation.method"} for m in adapting}
     modulators = [m for m in MODULES if m.startswith("methods.variable_rate.")]
     parts |= {m: {"methods.variable_rate.modulation"} for m in modulators}
     for module, path in MODULES.items():

@@ -10,6 +10,7 @@ import typer
 from nicprune.cli.options import (
     Backend,
     Codec,
+    Domain,
     Fast,
     Force,
     Frames,
@@ -38,6 +39,7 @@ def encode_image(
     level: Level = None,
     lmbda: Lmbda = None,
     width: Width = None,
+    domain: Domain = None,
     fast: Fast = False,
     backend: Backend = None,
     gop: Gop = None,
@@ -83,6 +85,7 @@ def encode_image(
         level=level,
         lmbda=lmbda,
         width=width,
+        domain=domain,
         fast=fast,
     )
     write_atomically(output, lambda temporary: temporary.write_bytes(data))

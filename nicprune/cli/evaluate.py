@@ -9,6 +9,7 @@ import typer
 
 from nicprune.cli.options import (
     Codec,
+    Domain,
     Fast,
     Force,
     Level,
@@ -33,6 +34,7 @@ def evaluate_codec(
     level: Level = None,
     lmbda: Lmbda = None,
     width: Width = None,
+    domain: Domain = None,
     per_image: Annotated[
         bool, typer.Option("--per-image", help="Print a line for each image.")
     ] = False,
@@ -76,6 +78,7 @@ def evaluate_codec(
         level=level,
         lmbda=lmbda,
         width=width,
+        domain=domain,
         fast=fast,
     )
     if per_image:

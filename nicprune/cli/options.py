@@ -92,6 +92,9 @@ FrameSize = Annotated[
         help="Size of the frames of a .yuv whose name does not say it.",
     ),
 ]
+Domain = Annotated[
+    str | None, typer.Option(help="With an adaptation: the domain, source or the target's name.")
+]
 MaxPixels = Annotated[
     int | None,
     typer.Option(

@@ -27,7 +27,7 @@ from nicprune.common.files import write_text
 from nicprune.common.machine import BUSY, others_share, processor_time
 from nicprune.data.images import list_images, readable, to_channels, usable_images
 from nicprune.evaluation.padding import crop, pad
-from nicprune.methods.composition import Attached, operating_points, resolve_point
+from nicprune.methods.composition import Attached, first_point, resolve_point
 from nicprune.methods.operating_point import EMPTY, OperatingPoint
 from nicprune.pruning.cost import COUNTER, measure
 from nicprune.pruning.totals import AREA, Totals
@@ -271,6 +271,7 @@ def evaluate(
     level: Any = None,
     lmbda: float | None = None,
     width: int | None = None,
+    domain: str | int | None = None,
     fast: bool = False,
 ) -> Evaluation:
     """Encode and decode every image with real bitstreams, those that `encode` writes.
@@ -291,6 +292,7 @@ def evaluate(
         level, lmbda: with a modulator, the rate (by default the highest); with a scalable encoder,
             the level: see `Attached.forward`.
         width: with a slimmable codec, the width (by default the one that is set).
+        domain: with an adaptation, the domain, by name (by default the one that is set).
         fast: compute entropy parameters in float32; see `encode`.
 
     Raises:
@@ -305,7 +307,12 @@ def evaluate(
         )
     bare = unwrap(codec)
     check_codec(bare)
-    point = resolve_point(codec, level=level, lmbda=lmbda, width=width)
+    point = resolve_point(codec, level=level, lmbda=lmbda, width=width, domain=domain)
+    at = ""
+    if isinstance(codec, Attached) and codec.widths is not None and point.domain is not None:
+        at = codec.widths.name(point.domain)
+        if (source := codec.bare_at(point)) is not None:  # nothing else is run, or can change it
+            codec, point, bare = source, EMPTY, source
     paths = usable_images(list_images(images, "test"))
     record = provenance(bare)
     width = point.width if point.effort is None else point.effort
@@ -313,7 +320,7 @@ def evaluate(
     ready: Any = copy_codec(codec).to(place).float().eval().to(memory_format=torch.channels_last)
     check_finite(ready)
     refresh_tables(ready)
-    tried = operating_points(ready)[0].keywords()
+    tried = first_point(ready, point).keywords()
     coder = None if fast else Coder(copy_codec(ready), point=tried)
     if isinstance(ready, Attached):
         ready.set_point(point)
@@ -360,7 +367,7 @@ def evaluate(
         width,
         codec.widths.name(width)
         if isinstance(codec, Attached) and codec.widths and width is not None
-        else "",
+        else at,
         others_share(before, processor_time()),
     )
     if spread := found.dynamic():

@@ -16,19 +16,23 @@ from nicprune.codecs.calling import compress, decompress
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.example import image_shape
 from nicprune.codecs.provenance import provenance
+from nicprune.common.errors import FileError
 from nicprune.common.machine import machine_line, versions
 from nicprune.data.images import list_images, usable_images
 from nicprune.evaluation.evaluate import Evaluation, ImageScore, evaluate
 from nicprune.evaluation.memory import peak_bytes
+from nicprune.experiments.base_codec import load_base_codec
 from nicprune.experiments.crops import save_crop
 from nicprune.experiments.plan import Run
 from nicprune.experiments.recipe import Recipe, digest
-from nicprune.methods.composition import Attached
+from nicprune.methods.composition import Attached, operating_points
 from nicprune.methods.gating.execution import set_skipping
 from nicprune.methods.operating_point import OperatingPoint
 from nicprune.pruning.cost import COUNTER, CostModel
 from nicprune.report.record import FORMAT, VERSION, Record, Role
-from nicprune.report.record_parts import Cost, Crop, ImageResult, Skipping
+from nicprune.report.record_parts import Cost, Crop, ImageResult, Skipping, SourceResult
+from nicprune.storage.coded_image import CodedImage
+from nicprune.storage.container import ImageCoder, decode
 
 CROPPED_IMAGES = 3
 """Test images that crops are made of."""
@@ -139,6 +143,8 @@ def measure_at(
         **evaluation.means(),
         images=[ImageResult(**asdict(image)) for image in evaluation.images],
         test=test_name(recipe),
+        source=measure_source(recipe, job, codec, progress),
+        train_images=job.arm.images,
         crops=crops,
         file="codec.safetensors",
         file_bytes=size,
@@ -154,6 +160,51 @@ def measure_at(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return record, evaluation
+
+
+OLD_FILES = 2
+"""Test images of the source domain that are coded by the original and decoded by a codec."""
+
+
+def measure_source(
+    recipe: Recipe, job: Run, codec: nn.Module, progress: bool
+) -> SourceResult | None:
+    """Evaluate a codec on images of the domain that the original was made for, in this domain if it
+    has several; None if the recipe names no such images.
+    """
+    folder = recipe.photographs.source
+    if folder is None:
+        return None
+    points = operating_points(codec)
+    bare = next(
+        (p for p in points if isinstance(codec, Attached) and codec.bare_at(p) is not None), None
+    )
+    at = bare if bare is not None else points[0]
+    evaluation = evaluate(codec, folder, progress=progress, **at.keywords())
+    means = evaluation.means()
+    return SourceResult(
+        test=folder_name(folder),
+        bpp=means["bpp"],
+        psnr_db=means["psnr_db"],
+        ms_ssim=means["ms_ssim"],
+        old_files=read_old_files(recipe, job, codec),
+        images=[ImageResult(**asdict(image)) for image in evaluation.images],
+    )
+
+
+def read_old_files(recipe: Recipe, job: Run, codec: nn.Module) -> str:
+    """Decode what the original encodes; say what becomes of it."""
+    assert recipe.photographs.source is not None
+    original = ImageCoder(load_base_codec(recipe, job))
+    paths = usable_images(list_images(recipe.photographs.source, "test"))[:OLD_FILES]
+    same = True
+    for path in paths:
+        coded = CodedImage.parse(original.encode(path), path.name)
+        try:
+            same &= torch.equal(decode(codec, bytes(coded)), original.decode(coded))
+        except FileError:
+            return "refused"
+    return "bit-exact" if same else "another picture"
 
 
 def quality_at(recipe: Recipe, lmbda: float) -> int | None:
@@ -172,7 +223,11 @@ def peak_memory(codec: Any, point: OperatingPoint) -> tuple[int, int]:
 
 def test_name(recipe: Recipe) -> str:
     """Return the name of the test images: a folder's path, or several names."""
-    given = recipe.photographs.test
+    return folder_name(recipe.photographs.test)
+
+
+def folder_name(given: str | list[str]) -> str:
+    """Return the name of images: a folder's path, or several names."""
     return given if isinstance(given, str) else " + ".join(Path(one).name for one in given)
 
 

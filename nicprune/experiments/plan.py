@@ -57,8 +57,8 @@ def plan_runs(recipe: Recipe, runs: Path) -> list[Run]:
     The name of each run's folder ends with a hash of all that its result depends on.
     """
     listed = []
-    train, test, validation = (
-        _photographs(recipe, split) for split in ("train", "test", "validation")
+    train, test, validation, source, replay = (
+        _photographs(recipe, split) for split in ("train", "test", "validation", "source", "replay")
     )
     trained: dict[int | None, str] = {}
     for quality in recipe.qualities:
@@ -95,6 +95,8 @@ def plan_runs(recipe: Recipe, runs: Path) -> list[Run]:
                 seed,
                 train
                 + test
+                + source
+                + (replay if any(part.settings.get("replay") for part in arm.stack) else [])
                 + (validation if any(part.settings.get("schedule") for part in arm.stack) else []),
                 file_digests(recipe, quality),
                 recipe.training,
@@ -138,6 +140,15 @@ def _photographs(recipe: Recipe, split: str) -> list[list[Any]]:
         if given is None
         else [[split, path.name, content_digest(path)] for path in list_images(given, split)]
     )
+
+
+def training_images(recipe: Recipe, job: Run) -> str | list[str]:
+    """Return the training images of a run, as `fit` takes them."""
+    if job.arm.images is None:
+        return recipe.photographs.train
+    paths = list_images(recipe.photographs.train, "train")
+    count = min(job.arm.images, len(paths))
+    return [str(paths[i * len(paths) // count]) for i in range(count)]
 
 
 def file_digests(recipe: Recipe, quality: int) -> list[str]:

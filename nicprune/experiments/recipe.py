@@ -80,6 +80,7 @@ class Variant(StrictConfig):
         phase: replaces `finetune` for this arm. An arm from scratch has no other phase; without it,
             it is trained for as many steps as the others with the settings of `finetune`.
         training: settings of training that differ for this arm, in all its phases.
+        images: number of training images, evenly spaced in the list; all if not given.
     """
 
     label: str
@@ -89,7 +90,13 @@ class Variant(StrictConfig):
     scratch: str | None = None
     phase: Phase | None = None
     training: dict[str, Any] | None = None
+    images: int | None = Field(default=None, ge=1)
     stack: list[MethodSpec] = Field(min_length=1)
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit what older recipes did not have: hashes of theirs stay as they are."""
+        return {k: v for k, v in dump(self).items() if k != "images" or v is not None}
 
     @field_validator("label")
     @classmethod
@@ -112,7 +119,7 @@ class Variant(StrictConfig):
         content = self.model_dump(
             exclude={
                 name
-                for name in ("lmbda", "scratch", "phase", "training")
+                for name in ("lmbda", "scratch", "phase", "training", "images")
                 if getattr(self, name) is None
             }
         )
@@ -301,14 +308,25 @@ class Photographs(StrictConfig):
     Args:
         crops: whether the report shows crops of the test images; false where their licence forbids
             it.
+        source: test images of the domain that a codec was made for, for adaptations to another:
+            every codec is measured on them too.
+        replay: training images of that domain, for adaptations that replay some.
     """
 
     train: str | list[str]
     test: str | list[str]
     validation: str | list[str] | None = None
     crops: bool = True
+    source: str | list[str] | None = None
+    replay: str | list[str] | None = None
 
-    @field_validator("train", "test", "validation")
+    @model_serializer(mode="wrap")
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit what older recipes did not have: hashes of theirs stay as they are."""
+        newer = ("source", "replay")
+        return {k: v for k, v in dump(self).items() if k not in newer or v is not None}
+
+    @field_validator("train", "test", "validation", "source", "replay")
     @classmethod
     def _named(cls, folders: str | list[str] | None) -> str | list[str] | None:
         named = [folders] if isinstance(folders, str) else folders
@@ -441,7 +459,7 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
 def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) -> Variant:
     """Parse an arm as a recipe writes it: the settings of a method stand beside its name."""
     here = f"{where}: methods.{number}"
-    words = ("between", "lmbda", "seeds", "phase", "training")
+    words = ("between", "lmbda", "seeds", "phase", "training", "images")
     if isinstance(arm, dict) and "stack" in arm:
         if (
             "label" not in arm
@@ -519,6 +537,11 @@ def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> MethodSpec:
             f"{here}: a schedule decides by validation photographs; name them, photographs:"
             " {validation: folder}"
         )
+    if settings.get("replay") and not (isinstance(photographs, dict) and photographs.get("replay")):
+        raise RecipeError(
+            f"{here}: replay takes images of the source domain; name them, photographs:"
+            " {replay: folder}"
+        )
     return parse(MethodSpec, {"name": part["name"], "settings": settings}, here)
 
 
@@ -562,9 +585,9 @@ def check_paths(recipe: Recipe) -> None:
             path = f"{str(error.filename or arguments[0])[:60]!r}"
             missing.append(FileError(f"{where}: cannot read {path}: {error.strerror or error}"))
 
-    for split in ("train", "test", "validation"):
+    for split in ("train", "test", "validation", "source", "replay"):
         if (folder := getattr(recipe.photographs, split)) is not None:
-            inside = "test" if split == "test" else "train"
+            inside = "test" if split in ("test", "source") else "train"
             collect(f"photographs.{split}", list_images, folder, inside)
     if recipe.weights not in ("official", "none"):
         for quality in recipe.qualities:

@@ -112,6 +112,8 @@ def _check_images(recipe: Recipe, patch_size: int) -> None:
             ("train", "train", patch_size),
             ("test", "test", 1),
             ("validation", "train", 64),
+            ("source", "test", 1),
+            ("replay", "train", patch_size),
         ):
             if (folder := getattr(given, split)) is not None:
                 try:

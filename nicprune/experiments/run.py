@@ -29,7 +29,13 @@ from nicprune.common.lock import locked
 from nicprune.data.images import calibration_images
 from nicprune.experiments.base_codec import architecture, load_base_codec
 from nicprune.experiments.measure import last_change, measure_at
-from nicprune.experiments.plan import Run, fit_settings, phases_of, report_name
+from nicprune.experiments.plan import (
+    Run,
+    fit_settings,
+    phases_of,
+    report_name,
+    training_images,
+)
 from nicprune.experiments.recipe import Recipe
 from nicprune.experiments.resolve import finished, load_for_check, resolve
 from nicprune.experiments.times import latency_of
@@ -260,9 +266,11 @@ def _fit(model: nn.Module, recipe: Recipe, job: Run, name: str, progress: bool) 
             and model.widths is not None
         ):
             settings["validation"] = recipe.photographs.validation
+        if isinstance(model, Attached) and model.replay:
+            settings["replay"] = recipe.photographs.replay
         fit(
             model,
-            recipe.photographs.train,
+            training_images(recipe, job),
             folder=job.folder / name,
             progress=label if progress else False,
             **settings,
@@ -288,7 +296,12 @@ def measure_and_record(
         if recipe.half:
             # Measure the weights as the file holds them.
             codec = load(written, factory=lambda: load_base_codec(recipe, job))
-    points = operating_points(codec, job.arm.between)
+    # The source domain of an adapted codec is the original: it is measured on the source's images.
+    points = [
+        point
+        for point in operating_points(codec, job.arm.between)
+        if not isinstance(codec, Attached) or codec.bare_at(point) is None
+    ]
     measured = [
         measure_at(recipe, text, job, codec, steps, size, progress, point) for point in points
     ]

@@ -25,12 +25,15 @@ class Coding(nn.Module):
         level: Any = None,
         lmbda: float | None = None,
         width: int | None = None,
+        domain: str | int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Write a bitstream of images (B, 3, H, W) in [0, 1], sides multiples of 64: {"strings",
         "shape"}, as the codec's own compress.
 
-        With a modulator, the first string says at which rate; with several widths, at which width.
+        With a modulator, the first string says at which rate; with several widths, at which width;
+        with an adaptation, that it is of the target domain. Bitstreams of the source domain are the
+        source codec's own.
         With gates, the images of a batch are coded one by one: an image is then coded to the same
         strings in a batch and alone, where closed channels are left out of the computation.
         CDF tables must be current: call update(force=True) after training of your own. Masks that
@@ -42,12 +45,12 @@ class Coding(nn.Module):
         # What both sides compute must not depend on whether the caller keeps gradients: gates skip
         # channels only without.
         coder = self._coder()
-        point = coder.point(level=level, lmbda=lmbda, width=width)
+        point = coder.point(level=level, lmbda=lmbda, width=width, domain=domain)
         coder.set_point(point)
         header = [
-            [choice.write(getattr(point, choice.field))]
+            [written]
             for choice in coder.choices
-            if choice.in_bitstream
+            if choice.in_bitstream and (written := choice.write(getattr(point, choice.field)))
         ]
         if not args and not kwargs:
             kwargs = further_arguments(coder.codec, x, "compress")
@@ -72,7 +75,7 @@ class Coding(nn.Module):
         try:
             for choice in coder.choices:
                 if choice.in_bitstream:
-                    choice.read(_header(strings), width if choice is widths else None)
+                    choice.take(strings, width if choice is widths else None)
             if len(args) < 2 and not kwargs.keys() - {"shape"}:
                 image = example_image(coder.codec)
                 kwargs |= further_arguments(coder.codec, image, "decompress")
@@ -112,12 +115,6 @@ class Coding(nn.Module):
         coder.attach_again()
         refresh_tables(coder)
         return coder
-
-
-def _header(strings: list[Any]) -> bytes:
-    """Remove the next header from a bitstream's strings and return it."""
-    found = strings.pop(0) if strings else b""
-    return found[0] if isinstance(found, list) and found else b""
 
 
 def _joined(each: list[Any]) -> Any:

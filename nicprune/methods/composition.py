@@ -131,9 +131,25 @@ class Attached(Coding):
     def lmbda_at(self, point: OperatingPoint) -> float | None:
         """Return the lambda that an operating point was trained with, where it has its own."""
         for part in (self.roles.modulator, self.roles.multi_width):
-            if part is not None and (value := getattr(point, part.choice().field)) is not None:
+            choice = part.choice() if part is not None else None
+            value = getattr(point, choice.field) if choice is not None else None
+            if part is not None and value is not None:
                 return part.lmbda_at(value)
         return None
+
+    def bare_at(self, point: OperatingPoint) -> nn.Module | None:
+        """Return a plain copy of the codec where, at an operating point, it computes as it does
+        without its methods; else None.
+        """
+        part = self.roles.multi_width
+        if part is None or (choice := part.choice()) is None or len(self._each) > 1:
+            return None
+        return copy_codec(self).detach() if part.bare(getattr(point, choice.field)) else None
+
+    @property
+    def replay(self) -> float:
+        """Fraction of each training batch that is of source images."""
+        return self.roles.multi_width.replay if self.roles.multi_width is not None else 0.0
 
     def set_width(self, width: int | None) -> None:
         """Set the width of a slimmable codec, 0 being the widest, or the level of a scalable
@@ -163,6 +179,7 @@ class Attached(Coding):
         level: Any = None,
         lmbda: float | None = None,
         width: int | None = None,
+        domain: str | int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the codec's forward pass.
@@ -175,8 +192,18 @@ class Attached(Coding):
                 the first encoder alone, up to all of them, or "best" for the one of the least
                 rate-distortion cost, image by image.
             width: with a slimmable codec, the width that is set from now on.
+            domain: with an adaptation, the domain that is set from now on, by name; in training,
+                the target if not given.
         """
-        self.set_point(self.point(level=level, lmbda=lmbda, width=width))
+        asked = {"level": level, "lmbda": lmbda, "width": width, "domain": domain}
+        if (
+            self.training
+            and self.roles.multi_width is not None
+            and width is None
+            and domain is None
+        ):
+            asked |= self.roles.multi_width.default_in_training()
+        self.set_point(self.point(**asked))
         if self.levels is not None and self.training and level is None and lmbda is None:
             self.levels.draw(x.shape[0], x.device)
         if x.dim() == 5:
@@ -395,7 +422,7 @@ class Attached(Coding):
             RecipeError: it has no such width, or only one.
         """
         method = self.roles.multi_width
-        if method is None or self.widths is None or not self.widths.in_bitstream:
+        if method is None or self.widths is None or self.widths.field != "width":
             raise RecipeError("extract needs a slimmable codec: attach slimmable")
         with self.at_width(width):
             method.extracting = width
@@ -501,6 +528,11 @@ def refuse_keywords(asked: Mapping[str, Any]) -> None:
     """Raise RecipeError if level, lmbda or width are given where the codec has only one."""
     if "width" in asked:
         raise RecipeError("width needs a slimmable codec: attach slimmable")
+    if "domain" in asked:
+        raise RecipeError(
+            f"the codec has no domain {asked['domain']!r}: domains need an adaptation (attach"
+            " adaptation, or load_adaptation)"
+        )
     if asked:
         names = ", ".join(name for name in METHODS if METHODS[name].rates_field)
         raise RecipeError(f"level and lmbda need a modulator: attach one of {names}")
@@ -521,6 +553,14 @@ def resolve_point(codec: nn.Module, **asked: Any) -> OperatingPoint:
 def operating_points(codec: nn.Module, between: int = 0) -> list[OperatingPoint]:
     """Return all operating points of any codec: one empty point for a plain one."""
     return codec.operating_points(between) if isinstance(codec, Attached) else [EMPTY]
+
+
+def first_point(codec: nn.Module, asked: OperatingPoint = EMPTY) -> OperatingPoint:
+    """Return the operating point at which a codec is tried before it codes: the first, in the
+    domain that is asked for, whose arithmetic is its own.
+    """
+    points = operating_points(codec)
+    return next((point for point in points if point.domain == asked.domain), points[0])
 
 
 def check_combination(classes: Sequence[type[Method]]) -> None:

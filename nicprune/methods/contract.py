@@ -243,6 +243,10 @@ class CodecPart(Pruner):
         """Return the lambda that a value of its choice was trained with, where it has its own."""
         return None
 
+    def bare(self, value: Any) -> bool:
+        """Return whether, at a value of its choice, the codec is what it is without the method."""
+        return False
+
 
 class RateModulator(CodecPart):
     """A method that makes one codec code at many rates.
@@ -320,17 +324,23 @@ class MultiWidth(CodecPart):
     Attributes:
         widths: the widths, and which is set.
         extracting: the width that `extract` is taking out, if any.
+        replay: fraction of each training batch that is of source images.
     """
 
     exclusive = {
         "Method": "it goes alone: harden the others first, or attach them to one of its widths"
         " (extract)"
     }
-    widths: Widths
+    widths: Widths | None
     extracting: int | None = None
+    replay: float = 0.0
 
-    def choice(self) -> Widths:
+    def choice(self) -> Widths | None:
         return self.widths
+
+    def default_in_training(self) -> dict[str, Any]:
+        """Return the operating point, as keywords, of a training pass that asks for none."""
+        return {}
 
     @property
     def stays(self) -> bool:

@@ -15,16 +15,18 @@ class OperatingPoint:
         rate: level of a variable-rate codec, a position among its trained lambdas, 0 the lowest.
         width: width of a slimmable codec, 0 the widest.
         effort: level of a scalable encoder, 0 the first encoder alone.
+        domain: domain of an adapted codec, 0 the source.
     """
 
     rate: float | None = None
     width: int | None = None
     effort: int | None = None
+    domain: int | None = None
 
     def keywords(self) -> dict[str, Any]:
         """Return the point as keywords of `compress`, `evaluate`, `encode`."""
         level = self.rate if self.effort is None else self.effort
-        found = {"level": level, "width": self.width}
+        found = {"level": level, "width": self.width, "domain": self.domain}
         return {name: value for name, value in found.items() if value is not None}
 
     def __str__(self) -> str:
@@ -71,8 +73,19 @@ class Choice:
         raise NotImplementedError
 
     def write(self, value: Any) -> bytes:
-        """Set a value, rounded to what a header can say, and return the bitstream's header."""
+        """Set a value, rounded to what a header can say, and return the bitstream's header; empty
+        for a bitstream without one.
+        """
         raise NotImplementedError
+
+    def take(self, strings: list[Any], asked: Any = None) -> Any:
+        """Remove the header from a bitstream's strings, set its value, and return it.
+
+        Raises:
+            FileError: not a header, or not the value asked for.
+        """
+        first = strings.pop(0) if strings else b""
+        return self.read(first[0] if isinstance(first, list) and first else b"", asked)
 
     def read(self, header: bytes, asked: Any = None) -> Any:
         """Set the value that a header says, and return it.

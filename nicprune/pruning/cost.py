@@ -213,16 +213,17 @@ class CostModel:
     Args:
         codec: counted once, as it is now.
         groups: its channel groups.
+        counts: MACs of its modules, as `count_modules` returns them, where they are known.
 
     Raises:
         CodecError: a layer's count is not the product of its widths (it would be wrong after
             pruning).
     """
 
-    def __init__(self, codec: nn.Module, groups: Groups):
+    def __init__(self, codec: nn.Module, groups: Groups, counts: Mapping[str, int] | None = None):
         self.groups = groups
         self.names = [g.name for g in groups]
-        counts = count_modules(codec)
+        counts = count_modules(codec) if counts is None else counts
         self._pixels = image_shape(codec)[1] ** 2
         modules = layers_of(codec)
         named = dict.fromkeys(m.module for group in groups for m in group.members)
@@ -262,12 +263,17 @@ class CostModel:
 
         product, linear = np.zeros(n, np.int64), np.zeros(n, np.int64)
         product_params, linear_params = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        remaining: dict[str, int] = {}
         for i, (name, module) in enumerate(layers):
             target, divisor = (
                 (product, out[i] * inn[i]) if kinds[name].is_product(module) else (linear, out[i])
             )
             target[i], remainder = divmod(own.get(name, 0), int(divisor))
-            if remainder:
+            if remainder and not (self._share_out[i].any() or self._share_in[i].any()):
+                # No group has it: it stays as it is, with what else is run inside its call.
+                target[i] = 0
+                remaining[name] = own[name]
+            elif remainder:
                 raise CodecError(
                     f"the MACs of {name} are not a multiple of its widths; they cannot be predicted"
                 )
@@ -276,7 +282,7 @@ class CostModel:
             product[i] = shared.macs // (out[i] * inn[i])
         # What no layer of a known kind does is constant: its channels are unprunable.
         constants = {n: m for n, m in _own_counts(counts, codec).items() if n not in row and m}
-        constants |= {name: rest for name, rest in rests.items() if rest}
+        constants |= {name: rest for name, rest in rests.items() if rest} | remaining
         for shared in products:
             if shared.module not in runs:
                 constants[shared.module] = constants.get(shared.module, 0) - shared.macs
@@ -352,6 +358,29 @@ class CostModel:
         terms = self._terms[what]
         total = float(terms.product @ (out * inn) + terms.linear @ out) + terms.constant
         return total * self._scale(what)
+
+    def grown(
+        self, added: Mapping[str, int], whole: Iterable[str] = (), added_up: Iterable[str] = ()
+    ) -> int:
+        """Return the MACs where channel groups have so many further channels, which new layers
+        compute from all channels; a layer's own outputs read its own inputs alone.
+
+        Args:
+            whole: layers that run as one convolution, zeros included.
+            added_up: layers whose own outputs a new layer computes once more.
+        """
+        more = np.array([added.get(name, 0) for name in self.names], np.int64)
+        out, inn = self._layer_widths(self._full)
+        more_out, more_in = self._share_out @ more, self._share_in @ more
+        again = np.zeros(len(out), np.int64)
+        for name in added_up:
+            again[self._row[name]] = 1
+        pairs = out * inn + (more_out + again * out) * (inn + more_in)
+        for name in whole:
+            pairs[self._row[name]] += out[self._row[name]] * more_in[self._row[name]]
+        terms = self._terms["macs"]
+        total = int(terms.product @ pairs + terms.linear @ (out + more_out)) + terms.constant
+        return total * AREA // self._pixels
 
     def with_fewer(
         self,

@@ -63,6 +63,15 @@ OPTIONAL_COLUMNS = {
     ("width",): ("width",),
     ("encode_peak_bytes", "decode_peak_bytes"): ("encode_peak_bytes", "decode_peak_bytes"),
     ("busy",): ("busy",),
+    (
+        "cost_change_pct",
+        "source_test",
+        "source_bpp",
+        "source_psnr_db",
+        "forgetting_pct",
+        "old_files",
+        "train_images",
+    ): ("source",),
 }
 """Columns behind these, if any record has one of the fields on the right."""
 

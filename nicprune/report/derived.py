@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from nicprune.report.column import RATIO, column
 from nicprune.report.matching import reference_for
+from nicprune.report.rate_distortion_cost import change_pct
+from nicprune.report.rate_distortion_cost import cost as cost_of
 from nicprune.report.record import Record
 
 AREA = 64 * 64
@@ -86,6 +89,20 @@ class Derived(BaseModel):
     )
     images: int = column("images", "Number of test images")
     test: str = column("test images", "Name of the folder of test images")
+    cost_change_pct: float = column(
+        "change of cost", "Change of λ · 255² · MSE + bpp against the original", "%"
+    )
+    source_test: str = column("source images", "Name of the folder of images of the source domain")
+    source_bpp: float = column("source rate", "Rate on images of the source domain", "bpp")
+    source_psnr_db: float = column("source PSNR", "PSNR on images of the source domain", "dB")
+    forgetting_pct: float = column(
+        "forgetting",
+        "Change of λ · 255² · MSE + bpp against the original on images of the source domain",
+        "%",
+    )
+    old_files: str = column(
+        "old files", "What becomes of files that the original encoded, decoded with the codec"
+    )
     kmac_per_pixel_min: float = column(
         "smallest MACs", "With gates: MACs of the image that costs least", "kMAC/pixel"
     )
@@ -101,6 +118,7 @@ def derive(record: Record, records: Sequence[Record]) -> Derived:
     psnr = None if base is None else base.psnr_db
     drop = number_or_nan(psnr) - number_or_nan(record.psnr_db)
     clock = base if base is not None and _timed_alike(base, record) else None
+    source, known = record.source, None if base is None else base.source
     _, least, most = record.dynamic.get("macs", (math.nan,) * 3)
     return Derived(
         kmac_per_pixel=cost.macs / AREA / 1000,
@@ -117,6 +135,15 @@ def derive(record: Record, records: Sequence[Record]) -> Derived:
         decode_speedup=_ratio(None if clock is None else clock.decode_s, record.decode_s),
         images=len(record.images),
         test=record.setup().test,
+        cost_change_pct=change_pct(cost_of(record), cost_of(base) if base is not None else None),
+        source_test=Path(source.test).name if source is not None else "",
+        source_bpp=number_or_nan(source.bpp if source is not None else None),
+        source_psnr_db=number_or_nan(source.psnr_db if source is not None else None),
+        forgetting_pct=change_pct(
+            cost_of(record, source) if source is not None else None,
+            cost_of(base, known) if base is not None and known is not None else None,
+        ),
+        old_files=source.old_files if source is not None else "",
         kmac_per_pixel_min=least / AREA / 1000,
         kmac_per_pixel_max=most / AREA / 1000,
     )

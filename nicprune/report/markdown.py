@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from nicprune.report import mac_spread, scratch_gap
+from nicprune.report import adaptations, mac_spread, scratch_gap
 from nicprune.report.aggregate import Row, compact_rows
 from nicprune.report.columns import column_of
 from nicprune.report.compact_table import ALIGN, cells, footnote, headers, storage_note
@@ -25,6 +25,7 @@ def markdown(records: Records) -> str:
         )
         + _per_image(group)
         + _scratch_gaps(group)
+        + _adaptations(group)
         for setup, group in compact_rows(records).items()
     )
 
@@ -72,3 +73,13 @@ def _scratch_gaps(group: Sequence[Row]) -> str:
     align = ["left" if n in (1, 3) else "right" for n in range(len(columns))]
     body = _pipe_table([list(map(escape, gap.cells())) for gap in gaps], columns, align)
     return f"\n**Against training from scratch**\n\n{body}\n\n{escape(scratch_gap.NOTE)}\n"
+
+
+def _adaptations(group: Sequence[Row]) -> str:
+    found = adaptations.adaptations(group)
+    if not found:
+        return ""
+    columns = adaptations.headers()
+    align = ["left" if n in (1, len(columns) - 1) else "right" for n in range(len(columns))]
+    body = _pipe_table([list(map(escape, one.cells())) for one in found], columns, align)
+    return f"\n**Two domains**\n\n{body}\n\n{escape(adaptations.NOTE)}\n"

@@ -12,8 +12,9 @@ from nicprune.report.aggregate import Row, aggregate
 from nicprune.report.bd_rate import ENOUGH_POINTS, bd_table
 from nicprune.report.matching import reference_for
 from nicprune.report.overview_config import OverviewRow
+from nicprune.report.rate_distortion_cost import cost
 from nicprune.report.record import Record
-from nicprune.report.scratch_gap import cost, scratch_gaps
+from nicprune.report.scratch_gap import scratch_gaps
 
 
 @dataclass(frozen=True)

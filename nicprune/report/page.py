@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from nicprune.report import mac_spread, scratch_gap
+from nicprune.report import adaptations, mac_spread, scratch_gap
 from nicprune.report.aggregate import Row, by_setup
 from nicprune.report.bd_rate import RATES
 from nicprune.report.columns import column_of, columns_of
@@ -96,6 +96,8 @@ def render_page(
         format_bytes=format_bytes,
         gap_headers=scratch_gap.headers(),
         gap_note=scratch_gap.NOTE,
+        adaptation_headers=adaptations.headers(),
+        adaptation_note=adaptations.NOTE,
         rates=RATES,
         skipping_note=mac_spread.NOTE,
         modulated=any(r.role == "modulated" and r.width is None for r in records),
@@ -123,6 +125,7 @@ def _section(
         "timed": mac_spread.timed_images(spreads),
         "storage": file_sizes(group),
         "gaps": scratch_gap.scratch_gaps(group),
+        "adaptations": adaptations.adaptations(group),
         "slimmable": [row for row in group if row.members[0].width is not None],
         "count": len(setup.images),
         "crops": _pictures([item for item in with_crops if item[0].setup() == setup], crops.files),

@@ -26,6 +26,7 @@ from nicprune.report.record_parts import (
     RecordModel,
     ScheduleStep,
     Skipping,
+    SourceResult,
     Triple,
 )
 
@@ -134,6 +135,12 @@ class Record(RecordModel):
         "busy",
         "Fraction of the processor (0 to 1) that other programs used during evaluation",
         default=None,
+    )
+    source: SourceResult | None = column(
+        "source domain", "Results on images of the domain of the original", default=None
+    )
+    train_images: int | None = column(
+        "training images", "Number of training images; empty for all of the folder", default=None
     )
     format: Literal["nicprune-record"]
     version: Literal[1]
@@ -268,5 +275,7 @@ LATER = (
     "encode_peak_bytes",
     "decode_peak_bytes",
     "busy",
+    "source",
+    "train_images",
 )
 """Fields that the first records did not have: not written where empty."""

@@ -55,6 +55,23 @@ class ImageResult(RecordModel):
     )
 
 
+class SourceResult(RecordModel):
+    """A codec on images of the domain that the original was made for, for adaptations to another.
+
+    The figures are defined as those of `Record` are.
+    """
+
+    test: str = Field(description="Folder of the images")
+    bpp: Number | None = None
+    psnr_db: Number | None = None
+    ms_ssim: Number | None = None
+    old_files: str = Field(
+        description="Files that the original encoded are decoded bit-exact, to another picture, or"
+        " refused"
+    )
+    images: list[ImageResult] = Field(description="Results of each image")
+
+
 class Crop(RecordModel):
     """A piece of a test image, original and decoded, as picture files beside the record."""
 

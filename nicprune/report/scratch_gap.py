@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from nicprune.report.aggregate import Row
 from nicprune.report.columns import column_of
-from nicprune.report.record import Record
+from nicprune.report.rate_distortion_cost import cost
 
 TOLERANCE = 0.03
 """Largest relative difference of the MACs of two codecs of the same size."""
@@ -23,22 +23,6 @@ NOTE = (
     " scratch - codec) / (from scratch - original). 100 % is as good as the original; 0 % is no"
     " better than the same small codec trained from scratch for the steps given."
 )
-
-
-def cost(record: Record) -> float | None:
-    """Return λ · 255² · MSE + bpp of a record, mean over images.
-
-    None where the codec was not trained for squared error, or where a figure is missing.
-    """
-    errors = [10 ** (-image.psnr_db / 10) for image in record.images if image.psnr_db is not None]
-    if (
-        record.metric not in ("mse", None)
-        or record.lmbda is None
-        or record.bpp is None
-        or not errors
-    ):
-        return None
-    return float(record.lmbda * 255**2 * statistics.fmean(errors) + record.bpp)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,9 @@ VERSION = 4
 codec's structure and a digest of the whole file; 4 has CDF tables without what fills them up.
 """
 
+ADAPTATION = "adaptation"
+"""Key of the header of an adaptation alone; see `storage.adaptation`."""
+
 STATE = "nicprune.methods."
 """Prefix of the keys of methods' state; no codec's keys start with it."""
 
@@ -115,7 +118,12 @@ def save(
     refresh_tables(model)
     header, tensors = _contents(model, half)
     _check_made_again(model, header, tensors, factory)
-    tensors = pack_tables(tensors)
+    return write_file(path, header, tensors)
+
+
+def write_file(path: str | Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+    """Write a header and tensors, with their digest, atomically."""
+    header, tensors = json.loads(json.dumps(header)), pack_tables(tensors)
     header["digest"] = _digest(header, tensors)
 
     def write(temporary: Path) -> None:
@@ -181,17 +189,21 @@ def _contents(model: nn.Module, half: bool) -> tuple[dict[str, Any], dict[str, T
         if key in shrinks and not bool(torch.isfinite(tensors[key]).all()):
             raise CodecError(f"{key} has values too large for float16: save it without half=True")
     if isinstance(model, Attached):
-        methods = cast("list[Method]", list(model.methods))
-        header["methods"] = [
-            {"name": m.name, "settings": m.config.model_dump(mode="json")} for m in methods
-        ]
-        tensors |= {
-            STATE + key: value.detach().cpu().clone()
-            for key, value in model.methods.state_dict().items()
-        }
+        header["methods"], own = methods_of(model)
+        tensors |= own
     if (groups := recall(codec)) is not None:
         header["groups"] = as_plain(codec, groups)
     return json.loads(json.dumps(header)), tensors
+
+
+def methods_of(model: Attached) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Return the names and settings of the methods on a codec, and their tensors, as a file holds
+    them.
+    """
+    methods = cast("list[Method]", list(model.methods))
+    told = [{"name": m.name, "settings": m.config.model_dump(mode="json")} for m in methods]
+    state = model.methods.state_dict()
+    return told, {STATE + key: value.detach().cpu().clone() for key, value in state.items()}
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -314,8 +326,8 @@ def read_header(path: str | Path) -> dict[str, Any]:
         raise FileError(f"{path} is a safetensors file, but not one that nicprune saved") from None
     if header.get("format") != FORMAT or version > VERSION:
         raise FileError(
-            f"{path} has format version {version}; this nicprune reads up to {VERSION}: pip"
-            " install --upgrade nicprune"
+            f"{path} has format version {version}; this nicprune reads up to {VERSION}:"
+            " pip install --upgrade nicprune"
         )
     return header
 
@@ -373,10 +385,11 @@ def _assemble(
     header: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str, factory: Factory | None
 ) -> nn.Module:
     """Make the model that a header and tensors describe."""
+    if ADAPTATION in header:
+        raise FileError(
+            f"{where} holds an adaptation alone: load its codec, then load_adaptation(codec, file)"
+        )
     state = _codec_state(tensors)
-    methods = {
-        key.removeprefix(STATE): value for key, value in tensors.items() if key.startswith(STATE)
-    }
     build = header.get("build")
     if not isinstance(build, dict):
         raise FileError(f"{where} is damaged: it does not say what made its codec")
@@ -434,7 +447,7 @@ def _assemble(
         if groups is not None:
             remember(codec, groups)
     return (
-        _with_methods(codec, header, methods, where).eval()
+        attach_saved(codec, header, tensors, where).eval()
         if header.get("methods")
         else codec.eval()
     )
@@ -451,9 +464,13 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
-def _with_methods(
-    codec: nn.Module, header: Mapping[str, Any], state: Mapping[str, Tensor], where: str
+def attach_saved(
+    codec: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
 ) -> Attached:
+    """Attach the methods of a file to its codec, as they were saved."""
+    state = {
+        key.removeprefix(STATE): value for key, value in tensors.items() if key.startswith(STATE)
+    }
     try:
         attached = attach(codec, [(str(m["name"]), dict(m["settings"])) for m in header["methods"]])
         attached.methods.load_state_dict(dict(state))

@@ -22,7 +22,8 @@ from nicprune.codecs.replaced_forward import replaced
 from nicprune.common.errors import CodecError, DataError, FileError, enough_memory
 from nicprune.data.images import check_size, read_image, to_channels
 from nicprune.evaluation.padding import crop, pad
-from nicprune.methods.composition import Attached, operating_points, resolve_point
+from nicprune.methods.composition import Attached, first_point, resolve_point
+from nicprune.methods.operating_point import EMPTY, OperatingPoint
 from nicprune.storage.coded_image import VERSION, CodedImage, read_coded
 from nicprune.storage.identity import fingerprint, mark, tables
 from nicprune.storage.values import MISFIT
@@ -35,6 +36,7 @@ def encode(
     level: Any = None,
     lmbda: float | None = None,
     width: int | None = None,
+    domain: str | None = None,
     fast: bool = False,
 ) -> bytes:
     """Encode one image; `decode` with the same codec reads it.
@@ -50,16 +52,19 @@ def encode(
             the bitstreams of every level.
         width: with a slimmable codec, the width; by default the one that is set. The bitstream
             holds it.
+        domain: with an adaptation, the domain, by name; by default the one that is set, which is
+            the target after training and loading. The file holds it. What is written for the source
+            domain is what the source codec writes, byte for byte.
         fast: compute entropy parameters in float32. With other CPU kernels, another number of
             threads or other software, some of the images then cannot be decoded.
 
     Raises:
         CodecError: not a codec, or masks still decay on it.
         DataError: the image has another shape or type, or the file cannot be read.
-        RecipeError: the codec was not trained for this rate, or has no modulator or widths.
+        RecipeError: the codec was not trained for this rate, or has no modulator, widths or domain.
     """
     _check(codec)
-    rate = {"level": level, "lmbda": lmbda, "width": width}
+    rate = {"level": level, "lmbda": lmbda, "width": width, "domain": domain}
     resolve_point(codec, **rate)  # refused before the image is read
     picture = _checked(image, image_shape(unwrap(codec))[0])
     return ImageCoder(codec).encode(picture, fast=fast, **rate)
@@ -75,7 +80,8 @@ def decode(codec: nn.Module, data: bytes | str | Path, *, exact: bool = False) -
     other CPU kernels or another number of threads, single values may differ by one level of 256.
 
     Args:
-        codec: the codec that encoded the image. The rate is read from `data`.
+        codec: the codec that encoded the image; or an adapted one, for its source codec's images
+            too. The rate is read from `data`, and the domain.
         data: what `encode` returned; or a file of it.
         exact: compute the picture in float64 too, so that it is the same everywhere; several times
             slower.
@@ -108,15 +114,18 @@ class ImageCoder:
         self._tables = tables(self._ready)
         self._channels = image_shape(unwrap(self._ready))[0]
         self._coders: dict[tuple[bool, bool], Coder] = {}
+        self._source, self._domain, self._target = _domains(codec)
 
     @torch.no_grad()
-    def encode(
-        self, image: Tensor | str | Path, *, fast: bool = False, **rate: float | None
-    ) -> bytes:
+    def encode(self, image: Tensor | str | Path, *, fast: bool = False, **rate: Any) -> bytes:
         """Encode one image; see `encode` for arguments and errors."""
         picture = _checked(image, self._channels)
         height, width = picture.shape[1:]
         rate = {name: value for name, value in rate.items() if value is not None}
+        if self._source is not None:
+            if self._ready.bare_at(self._ready.point(**rate)) is not None:
+                return self._source.encode(picture, fast=fast)
+            rate = self._target.keywords()
         with enough_memory(f"coding an image of {width}x{height} pixels"):
             coder = self._coder(float64=not fast)
             device = next(self._ready.parameters()).device
@@ -135,6 +144,8 @@ class ImageCoder:
             height=height,
             shape=sent["shape"],
             strings=sent["strings"],
+            domain=self._domain,
+            source=self._source._mark if self._source is not None else b"",
         )
         return bytes(coded)
 
@@ -143,6 +154,8 @@ class ImageCoder:
         self, coded: CodedImage, where: str = "this bitstream", *, exact: bool = False
     ) -> Tensor:
         """Decode one image; see `decode`. `where` is its name for messages."""
+        if self._source is not None and not coded.domain:
+            return self._source.decode(coded, where, exact=exact)
         self._check_made_for(coded, where)
         if exact and replaced(self._ready):
             raise CodecError(
@@ -175,6 +188,14 @@ class ImageCoder:
     def _check_made_for(self, coded: CodedImage, where: str) -> None:
         """Raise FileError where another codec coded an image."""
         accepted = [self._mark]
+        if coded.domain and coded.mark != self._mark:
+            adapted = self._mark if self._source is None else self._source._mark
+            this = f"an adaptation of {'this' if coded.source == adapted else 'another'} codec"
+            own = f", and this one has the domain {self._domain!r}" if self._domain else ""
+            raise FileError(
+                f"{where} was written for the domain {coded.domain!r} by {this}{own}: decode with"
+                " that adaptation"
+            )
         if coded.version < 2:
             accepted = [self._own, fingerprint(self._ready, encoder=True)]
         if coded.mark not in accepted:
@@ -232,12 +253,25 @@ class ImageCoder:
             model = copy_codec(self._ready)
             if float64:
                 model = model.to(memory_format=torch.channels_last)
-            point = operating_points(model)[0].keywords()
+            point = first_point(model, self._target).keywords()
             coder = Coder(model, float64=float64, everything=everything, point=point)
             if not coder.in_float64:
                 model.to(memory_format=torch.contiguous_format)
             self._coders[key] = coder
         return self._coders[key]
+
+
+def _domains(codec: nn.Module) -> tuple[ImageCoder | None, str, OperatingPoint]:
+    """Return what codes the source domain of an adapted codec, the name of its target domain, and
+    the operating point of that; of other codecs nothing.
+    """
+    if isinstance(codec, Attached):
+        for point in codec.operating_points():
+            if point.domain is not None and (source := codec.bare_at(point)) is not None:
+                other = next(p for p in codec.operating_points() if p != point)
+                names: Any = codec.widths
+                return ImageCoder(source), names.names[other.domain], other
+    return None, "", EMPTY
 
 
 def _checked(image: Tensor | str | Path, channels: int) -> Tensor:

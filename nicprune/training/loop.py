@@ -205,6 +205,7 @@ def fit(
     train: str | Path | Sequence[str | Path],
     *,
     validation: str | Path | Sequence[str | Path] | None = None,
+    replay: str | Path | Sequence[str | Path] | None = None,
     folder: str | Path | None = None,
     progress: bool | str = True,
     until_done: bool = False,
@@ -215,6 +216,7 @@ def fit(
     Args:
         model: a `CompressionModel`, or what `attach` returned.
         train: folder(s) of images, or "samples". With a temporal model: folder(s) of clips.
+        replay: images of the source domain, of which an adaptation replays some.
         validation: images that a schedule of lambdas decides by. Do not report results on these
             images.
         folder: folder for `checkpoint.pt` and `metrics.jsonl`, which one run at a time may use. A
@@ -249,6 +251,13 @@ def fit(
         raise RecipeError(
             "a schedule of lambdas needs validation images: fit(..., validation=folder)"
         )
+    share = getattr(model, "replay", 0.0)
+    if share and replay is None:
+        raise RecipeError(
+            f"replay: {share:g} of each batch are images of the source domain: fit(...,"
+            " replay=folder); in a recipe, photographs.replay"
+        )
+    replayed = Patches(replay, options.patch_size) if share and replay is not None else None
     if options.devices > 1 and getattr(model, "widths", None) is not None:
         raise TrainingError("slimmable codecs train on one device")
     if folder is not None:
@@ -267,7 +276,13 @@ def fit(
         frozen(frozen_parameters(model, options.side)),
         locked(held) if held is not None else nullcontext(),
     ):
-        run = _Run(model, options, fabric, Path(folder) if folder is not None else None, patches)
+        run = _Run(
+            model,
+            options,
+            fabric,
+            Path(folder) if folder is not None else None,
+            [patches] if replayed is None else [patches, replayed],
+        )
         label = progress if isinstance(progress, str) else ""
         was_training = model.training
         bar = Progress(options.steps, label, enabled=bool(progress) and fabric.is_global_zero)
@@ -278,6 +293,8 @@ def fit(
                 asked = stack.enter_context(deferred_signals(enabled=options.devices == 1))
                 stack.callback(bar.close)
                 stack.callback(patches.close)
+                if replayed is not None:
+                    stack.callback(replayed.close)
                 stack.enter_context(entropy_models_in_float32(model))
                 stack.enter_context(strided_pointwise_by_slicing(model))
                 model.train()
@@ -292,6 +309,8 @@ def fit(
                         step=run.step,
                         rank=fabric.global_rank,
                     )
+                    if replayed is not None:
+                        batch = _with_replayed(batch, replayed, share, run.step, options, fabric)
                     figures = run.advance(to_channels(fabric.to_device(batch), channels))
                     if run.attached is not None and run.attached.wants_validation:
                         run.attached.validate([fabric.to_device(image) for image in looked_at])
@@ -329,6 +348,18 @@ def _batches(
     folders = [train] if isinstance(train, (str, Path)) else train
     clips = [clip for folder in folders for clip in clips_in(folder)]
     return ClipPatches(clips, patch_size, sampling)
+
+
+def _with_replayed(
+    batch: Tensor, source: Patches, share: float, step: int, options: TrainSettings, fabric: Fabric
+) -> Tensor:
+    """Replace the last patches of a batch by patches of source images: this share on average."""
+    before, after = (int(n * share * len(batch)) for n in (step, step + 1))
+    if after == before:
+        return batch
+    seed = mix(options.seed, 1)
+    more = source.batch(after - before, seed=seed, step=step, rank=fabric.global_rank)
+    return torch.cat([batch[: len(batch) - len(more)], more])
 
 
 def check_environment(options: TrainSettings) -> None:
@@ -384,7 +415,7 @@ class _Run:
         options: TrainSettings,
         fabric: Fabric,
         folder: Path | None,
-        patches: Batches,
+        drawn_from: Sequence[Batches],
     ):
         self.options, self.fabric, self.folder = options, fabric, folder
         self.checkpoints = Checkpoints(folder) if folder is not None else None
@@ -402,7 +433,9 @@ class _Run:
                 provenance(self.codec).name,
                 provenance(self.codec).quality,
                 methods,
-                patches.sources() if folder is not None else [],
+                [one for batches in drawn_from for one in batches.sources()]
+                if folder is not None
+                else [],
             ]
         )
         self.loss = rate_distortion_loss(*_target(options))

@@ -77,6 +77,7 @@ POINTS = {
     "bit_rate_modulator": [OperatingPoint(rate=level) for level in (0.0, 0.5, 1.0, 1.5, 2.0)],
     "slimmable": [OperatingPoint(width=width) for width in range(3)],
     "scalable_encoder": [OperatingPoint(effort=level) for level in range(3)],
+    "adaptation": [OperatingPoint(domain=domain) for domain in range(2)],
 }
 
 
@@ -92,7 +93,9 @@ def test_operating_points_are_all_that_a_codec_has(name: str) -> None:
         assert attached.point(**point.keywords()) == point
         attached.set_point(point)
         assert [choice.now for choice in attached.choices] == [
-            value for value in (point.rate, point.width, point.effort) if value is not None
+            value
+            for value in (point.rate, point.width, point.effort, point.domain)
+            if value is not None
         ]
 
 
@@ -117,6 +120,7 @@ def test_a_plain_codec_has_one_point_and_says_so() -> None:
         ({"level": 0.0}, "need a modulator"),
         ({"lmbda": 0.01}, "need a modulator"),
         ({"width": 0}, "needs a slimmable codec"),
+        ({"domain": "screen"}, "has no domain 'screen'"),
     ):
         with pytest.raises(RecipeError, match=said):
             resolve_point(codec, **asked)

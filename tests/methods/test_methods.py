@@ -25,6 +25,7 @@ from nicprune.training.precision import entropy_models_in_float32
 
 MODULATORS = [name for name in sorted(METHODS) if METHODS[name].rates_field]
 STAYING = [
+    "adaptation",
     "channel_gating",
     "scalable_encoder",
     "slimmable",
@@ -310,9 +311,12 @@ def test_what_stays_is_attached_again_to_what_is_left(method: str, name: str) ->
         assert sum(attached.groups[n].width - len(kept) for n, kept in keep.items()) >= 3
     else:
         assert not keep and torch.equal(forward(small, "eval"), forward(attached, "eval"))
-        other: dict[str, Any] = {"width": 1} if method == "slimmable" else {"level": 0.6}
-        if method == "temporal_entropy_model":
-            other = {}
+        others: dict[str, dict[str, Any]] = {
+            "slimmable": {"width": 1},
+            "adaptation": {"domain": "source"},
+            "temporal_entropy_model": {},
+        }
+        other = others.get(method, {"level": 0.6})
         with torch.no_grad():
             x = image(codec, 2)
             assert torch.equal(

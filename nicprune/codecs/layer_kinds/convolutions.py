@@ -21,6 +21,7 @@ from nicprune.codecs.layer_kinds.kind import (
     take,
     zero_or_one,
 )
+from nicprune.codecs.layer_kinds.layout import Layout
 from nicprune.codecs.layer_kinds.rewrites import pointwise, shuffled, unshuffled
 
 
@@ -51,6 +52,9 @@ class Convolution(LayerKind):
     rows = 0
     """The dimension of the weight that holds output channels; inputs are on the other."""
     pruner: Any = tp.pruner.function.ConvPruner()
+    family: Any = nn.Conv2d
+    settings: tuple[str, ...] = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+    """Arguments of the constructor that are attributes of the layer."""
 
     def of(self, layer: Any) -> LayerKind:
         groups = getattr(layer, "groups", 1)
@@ -114,6 +118,34 @@ class Convolution(LayerKind):
     def _effective_weight(self, layer: Any) -> Tensor:
         return layer.weight
 
+    def grown(self, layer: Any, inputs: int, outputs: int) -> nn.Module | None:
+        if layer.groups != 1 or not self.traceable(layer):
+            return None
+        given = {name: getattr(layer, name) for name in self.settings}
+        made = self.family(inputs, outputs, bias=layer.bias is not None, **given)
+        return made.to(layer.weight.device, layer.weight.dtype)
+
+    def copy_rows(self, layer: Any, new: Any, rows: Tensor, inputs: Layout) -> None:
+        own, columns = layer.weight.index_select(self.rows, rows), 1 - self.rows
+        if inputs.added:
+            own = inputs.join(own, inputs.new(new.weight, columns), columns)
+        new.weight.copy_(own)
+        if layer.bias is not None:
+            new.bias.copy_(layer.bias.index_select(0, rows))
+
+    def joined(self, layer: Any, new: Any, inputs: Layout, outputs: Layout) -> dict[str, Tensor]:
+        own = layer.weight
+        rows, columns = self.rows, 1 - self.rows
+        none = list(own.shape)
+        none[columns] = inputs.added
+        wide = inputs.join(own, own.new_zeros(none), columns)
+        if new is None:
+            return {"weight": wide}
+        found = {"weight": outputs.join(wide, new.weight, rows)}
+        if layer.bias is not None:
+            found["bias"] = outputs.join(layer.bias, new.bias, 0)
+        return found
+
     def norms(self, layer: Any, axis: str) -> Tensor:
         dim = self.rows if axis != "in" else 1 - self.rows
         weight = self._effective_weight(layer)
@@ -125,6 +157,8 @@ class TransposedConvolution(Convolution):
     """`nn.ConvTranspose2d`: weight (in, out, H, W)."""
 
     rows = 1
+    family = nn.ConvTranspose2d
+    settings = ("kernel_size", "stride", "padding", "output_padding", "dilation")
 
     def forms(self, layer: Any) -> dict[str, nn.Module]:
         form = shuffled(layer)
@@ -150,6 +184,17 @@ class MaskedConvolution(Convolution):
 
     def _effective_weight(self, layer: Any) -> Tensor:
         return layer.weight * layer.mask
+
+    def grown(self, layer: Any, inputs: int, outputs: int) -> nn.Module | None:
+        new: Any = super().grown(layer, inputs, outputs)
+        if new is not None:  # the same places for every pair of channels
+            new.register_buffer("mask", layer.mask[:1, :1].expand_as(new.weight).clone())
+        return new
+
+    def joined(self, layer: Any, new: Any, inputs: Layout, outputs: Layout) -> dict[str, Tensor]:
+        found = super().joined(layer, new, inputs, outputs)
+        mask = layer.mask[:1, :1].expand_as(found["weight"]).clone()
+        return {**found, "weight": found["weight"] * mask, "mask": mask}
 
 
 class DepthwiseConvolution(Convolution):

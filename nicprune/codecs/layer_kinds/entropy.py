@@ -4,9 +4,11 @@ lower bounds beside them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn.functional as F
 import torch_pruning as tp
 from compressai.entropy_models import (
     EntropyBottleneck,
@@ -19,6 +21,7 @@ from compressai.ops import LowerBound
 from torch import Tensor, nn
 
 from nicprune.codecs.layer_kinds.kind import KINDS, LayerKind, kept_indices, kind_of, zero_or_one
+from nicprune.codecs.layer_kinds.layout import Layout
 
 QUANTILES = "quantiles"
 
@@ -96,10 +99,64 @@ class Bottleneck(LayerKind):
         # The shape of a distribution says nothing of its importance.
         return layer.quantiles.new_zeros(layer.channels)
 
+    def grown(self, layer: Any, inputs: int, outputs: int) -> nn.Module | None:
+        if type(layer) is not EntropyBottleneck:
+            return None
+        made = EntropyBottleneck(outputs, init_scale=layer.init_scale, filters=layer.filters)
+        return made.to(layer.quantiles.device, layer.quantiles.dtype)
+
+    def beside(self, layer: Any, new: Any, layout: Layout) -> Any:
+        return JoinedBottleneck(layer, new, layout)
+
     def reinitialise(self, layer: Any) -> None:
         fresh = type(layer)(layer.channels, init_scale=layer.init_scale, filters=layer.filters)
         for parameter, value in zip(layer.parameters(), fresh.parameters(), strict=True):
             parameter.copy_(value)
+
+
+class JoinedBottleneck:
+    """Two entropy bottlenecks in place of one: each models its own channels, and one bitstream
+    holds the symbols of both.
+    """
+
+    def __init__(self, old: Any, new: Any, layout: Layout):
+        self.old, self.new, self.layout = old, new, layout
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return latents with noise, or rounded, and their likelihoods, (B, C, H, W) each."""
+        parts = self.layout.old(x), self.layout.new(x)
+        first, second = self.old(parts[0], *args, **kwargs), self.new(parts[1], *args, **kwargs)
+        return (
+            self.layout.join(first[0], second[0]),
+            self.layout.join(first[1], second[1]),
+        )
+
+    def _get_medians(self) -> Tensor:
+        """Return the medians, which codecs read outside the bottleneck's call."""
+        return self.layout.join(self.old._get_medians(), self.new._get_medians(), 0)
+
+    def compress(self, x: Tensor) -> list[bytes]:
+        """Return one string for each image."""
+        found: list[bytes] = self._one().compress(x)
+        return found
+
+    def decompress(self, strings: list[bytes], size: Any) -> Tensor:
+        """Return what `compress` wrote, (B, C, H, W), `size` being (H, W)."""
+        found: Tensor = self._one().decompress(strings, size)
+        return found
+
+    def _one(self) -> Any:
+        """Return an entropy bottleneck with the CDF tables and medians of both."""
+        one = copy.copy(self.new)
+        old, new = self.old._quantized_cdf, self.new._quantized_cdf
+        longest = max(old.shape[1], new.shape[1])
+        old, new = (F.pad(table, (0, longest - table.shape[1])) for table in (old, new))
+        own = one.__dict__
+        own["_quantized_cdf"] = self.layout.join(old, new, 0)
+        for name in ("_cdf_length", "_offset", QUANTILES):
+            own[name] = self.layout.join(getattr(self.old, name), getattr(self.new, name), 0)
+        own["channels"] = self.layout.width
+        return one
 
 
 class Conditional(LayerKind):

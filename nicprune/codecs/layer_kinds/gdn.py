@@ -13,6 +13,7 @@ from compressai.ops.parametrizers import NonNegativeParametrizer
 from torch import Tensor, nn
 
 from nicprune.codecs.layer_kinds.kind import KINDS, Index, LayerKind, kept_indices, take
+from nicprune.codecs.layer_kinds.layout import Layout
 
 
 class GDNPruner(tp.BasePruningFunc):
@@ -78,6 +79,15 @@ class Normalisation(LayerKind):
         gamma, beta = self.pool_weights(layer)
         return FixedNormalisation(gamma, beta, inverse=layer.inverse, simple=self.simple)
 
+    def grown(self, layer: Any, inputs: int, outputs: int) -> nn.Module | None:
+        made = GrownNormalisation(inputs, outputs, inverse=layer.inverse, simple=self.simple)
+        return made.to(layer.beta.device, layer.beta.dtype)
+
+    def copy_rows(self, layer: Any, new: Any, rows: Tensor, inputs: Layout) -> None:
+        new.beta.copy_(layer.beta[rows])
+        none = new.gamma_reparam.init(new.gamma.new_zeros(len(rows), inputs.added))
+        new.gamma.copy_(torch.cat([layer.gamma[rows], none], 1))
+
     # -- pooling ----------------------------------------------------------------------------------
 
     def pool_weights(
@@ -120,6 +130,38 @@ class FixedNormalisation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = F.conv2d(x.abs() if self.simple else x.square(), self.gamma, self.beta)
+        norm = pooled if self.simple else pooled.sqrt()
+        return x * norm if self.inverse else x / norm
+
+
+class GrownNormalisation(nn.Module):
+    """GDN or GDN1 of new channels, over all channels: those of a source codec, and their own.
+
+    It starts as GDN does, with its own channels alone: gamma 0.1 for each itself, beta 1.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, inverse: bool, simple: bool):
+        super().__init__()
+        self.inverse, self.simple = inverse, simple
+        self.beta_reparam = NonNegativeParametrizer(minimum=1e-6)
+        self.gamma_reparam = NonNegativeParametrizer()
+        # What is not its own stands first here, whatever the order of the input is.
+        own = torch.cat([torch.zeros(outputs, inputs - outputs), 0.1 * torch.eye(outputs)], 1)
+        self.beta = nn.Parameter(self.beta_reparam.init(torch.ones(outputs)))
+        self.gamma = nn.Parameter(self.gamma_reparam.init(own))
+
+    def forward(self, old: Tensor, x: Tensor) -> Tensor:
+        """Normalise new channels, (B, N, H, W).
+
+        Args:
+            old: channels of the source codec, (B, C, H, W).
+            x: the new channels, (B, N, H, W).
+        """
+        gamma, beta = self.gamma_reparam(self.gamma), self.beta_reparam(self.beta)
+        both = torch.cat([old, x], 1)
+        pooled = F.conv2d(
+            both.abs() if self.simple else both.square(), gamma[..., None, None], beta
+        )
         norm = pooled if self.simple else pooled.sqrt()
         return x * norm if self.inverse else x / norm
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nicprune.codecs.layer_kinds.layout import Layout
 from nicprune.codecs.layer_kinds.trials import check_mask_on_weight
 from nicprune.codecs.trusted import of_a_library
 
@@ -299,6 +300,33 @@ class LayerKind:
         L2 is all that methods ask for: `magnitude` adds up squares over the members of a group,
         which no other norm allows layer by layer (DepGraph, section 4.2); `fisher` and mask decay
         rank by squared gradients of masks, `random` by nothing.
+        """
+        raise NotImplementedError
+
+    # -- more of it -------------------------------------------------------------------------------
+
+    def grown(self, layer: Any, inputs: int, outputs: int) -> nn.Module | None:
+        """Return a new layer like this one, with random weights, that computes `outputs` further
+        channels from `inputs` channels, the layer's own and new ones; None where it is not known
+        how. Where the layer `pools`, the new channels themselves are the second argument of its
+        call; where it `codes`, there are no others.
+        """
+        return None
+
+    def copy_rows(self, layer: Any, new: Any, rows: Tensor, inputs: Layout) -> None:
+        """Let the outputs of a grown layer weigh the layer's own inputs as these outputs of the
+        layer do, in place; new inputs keep their weights. Where it is not known how, all do.
+        """
+
+    def beside(self, layer: Any, new: Any, layout: Layout) -> Any:
+        """Return what computes all channels in place of a layer that `codes`, with a new one beside
+        it for the new channels.
+        """
+        raise NotImplementedError
+
+    def joined(self, layer: Any, new: Any, inputs: Layout, outputs: Layout) -> dict[str, Tensor]:
+        """Return the parameters, by attribute, of a convolution that computes all channels, for
+        layers that codecs use without calling them. Its own outputs do not read new inputs.
         """
         raise NotImplementedError
 

@@ -267,14 +267,16 @@ class TemporalEntropyModel(Temporal):
                 f"{self.name} has mask_decay or several widths, not both: take one width out"
                 " (extract), then prune it"
             )
-        for width in range(1, len(self._multi_width[0].widths)):
+        widths = self._multi_width[0].widths
+        for width in range(1, len(widths) if widths is not None else 1):
             layer = self.network.entropy_bottleneck
             groups, keep = self._groups_and_latents, self._keep(width)
             self.bottlenecks[str(width)] = narrow_copy(layer, "entropy_bottleneck", groups, keep)
 
     @property
     def _width(self) -> int:
-        return self._multi_width[0].widths.now or 0 if self._multi_width else 0
+        widths = self._multi_width[0].widths if self._multi_width else None
+        return widths.now or 0 if widths is not None else 0
 
     def _keep(self, width: int) -> dict[str, list[int]]:
         """Return the keep-lists of the network at a width."""

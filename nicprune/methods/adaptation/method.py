@@ -1,0 +1,205 @@
+"""Adaptation of a codec to another domain: what is coded in the source domain stays what it was.
+
+A codec pruned or trained for photographs meets screens, drawings or scans. `form` says how it
+learns them; see the file of each form. With forms that stay beside the codec, the adapted codec has
+two domains. In the source domain it is the source codec, bit for bit; files say their domain.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nicprune.channels.groups import Groups
+from nicprune.codecs.anatomy import CDF_BUFFERS
+from nicprune.codecs.hooks import NarrowHook, remove_hooks
+from nicprune.codecs.layer_operations import resize
+from nicprune.common.errors import TrainingError
+from nicprune.methods.adaptation.config import FORGETS, AdaptationConfig
+from nicprune.methods.adaptation.decoder_adapter import DecoderAdapter
+from nicprune.methods.adaptation.finetune import FinetuneAll, FinetuneDecoder
+from nicprune.methods.adaptation.form import Form
+from nicprune.methods.adaptation.grow import Grow
+from nicprune.methods.adaptation.low_rank import LowRank
+from nicprune.methods.contract import METHODS, Method, MultiWidth
+from nicprune.methods.domains import SOURCE, TARGET, Domains
+from nicprune.pruning.cost import CostModel, count_modules
+from nicprune.pruning.totals import Totals
+from nicprune.pruning.views import override_attributes
+
+FORMS: dict[str, type[Form]] = {
+    "grow": Grow,
+    "decoder_adapter": DecoderAdapter,
+    "low_rank": LowRank,
+    "finetune_all": FinetuneAll,
+    "finetune_decoder": FinetuneDecoder,
+}
+
+
+@METHODS.register("adaptation")
+class Adaptation(MultiWidth):
+    """One codec, two domains."""
+
+    name = "adaptation"
+    summary = (
+        "another domain beside the codec's own, whose files are read as before: new channels"
+        " (CAwF), adapters, low rank; or fine-tuning"
+    )
+    Config = AdaptationConfig
+    exclusive = {
+        "Method": "an adaptation goes alone, since its source codec must not change: prune the"
+        " codec first, then adapt it"
+    }
+    config: AdaptationConfig
+    steps_field = "adapt_steps"
+    widths: Any
+    step: Tensor
+    learnt: Tensor
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.form = FORMS[self.config.form](self.codec, self.groups, self.cost, self.config)
+        self.config = self.form.config
+        self.widths = Domains(self.config.domain) if self.form.stays else None
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.register_buffer("learnt", torch.zeros((), dtype=torch.bool))
+        self.replay = self.config.replay
+        self._source = _digest(self.codec) if self.form.stays else ""
+        self._counted: list[tuple[Totals, dict[str, tuple[int, int]]]] = []
+
+    # -- domains ----------------------------------------------------------------------------------
+
+    @classmethod
+    def stays_with(cls, config: Any) -> bool:
+        return config.form not in FORGETS
+
+    @property
+    def adapts(self) -> bool:
+        """True if the target domain is set."""
+        return self.widths is not None and self.widths.now == TARGET
+
+    def bare(self, value: Any) -> bool:
+        return bool(value == SOURCE)
+
+    @contextmanager
+    def active(self, codec: nn.Module) -> Iterator[None]:
+        """Compute in the domain that is set, inside the block."""
+        if not self.adapts:
+            yield
+            return
+        own: list[tuple[Any, Mapping[str, Any]]] = []
+        if torch.is_grad_enabled():  # the source codec is frozen, in any training loop
+            own = [
+                (
+                    module,
+                    {name: p.detach() for name, p in module._parameters.items() if p is not None},
+                )
+                for module in codec.modules()
+            ]
+        with override_attributes(own), override_attributes(self.form.overrides(codec)):
+            yield
+
+    def attach(self, codec: nn.Module) -> None:
+        if self.form.stays:
+            hook = NarrowHook(self)
+            codec.register_forward_pre_hook(hook.before)
+            codec.register_forward_hook(hook, always_call=True)
+
+    def detach(self, codec: nn.Module) -> None:
+        remove_hooks(codec, lambda hook: hook.owner is self)
+
+    def _load_from_state_dict(self, state: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
+        for name, module in self.named_modules():  # CDF tables have the length that they need
+            start = f"{prefix}{name}."
+            own = {key.removeprefix(start): v for key, v in state.items() if key.startswith(start)}
+            if CDF_BUFFERS & own.keys():
+                resize(module, own)
+        super()._load_from_state_dict(state, prefix, *args)
+        if self.widths is not None and bool(self.learnt):
+            self.widths.now = TARGET
+
+    # -- cost -------------------------------------------------------------------------------------
+
+    def totals(self) -> Totals | None:
+        return self._count()[0] if self.adapts else self.cost.totals()
+
+    def by_transform(self) -> dict[str, tuple[int, int]]:
+        return self._count()[1] if self.adapts else self.cost.by_transform()
+
+    def _count(self) -> tuple[Totals, dict[str, tuple[int, int]]]:
+        """Count the target domain, once: what it runs, and the parameters of both domains."""
+        if not self._counted:
+            twin = copy.deepcopy(self).requires_grad_(False)
+            twin.codec.requires_grad_(False)
+            twin.widths.now = TARGET
+            with twin.active(twin.codec):
+                counts = count_modules(twin.codec)
+            model = CostModel(twin.codec, Groups([]), counts)
+            own = sum(p.numel() for p in self.form.parameters())
+            totals = model.totals()
+            by_transform = model.by_transform()
+            macs, params = by_transform.get("other", (0, 0))
+            by_transform["other"] = (macs, params + own)
+            self._counted = [(replace(totals, params=totals.params + own), by_transform)]
+        return self._counted[0]
+
+    # -- learning ---------------------------------------------------------------------------------
+
+    def trains(self, name: str) -> bool:
+        return self.form.trains(name)
+
+    def default_in_training(self) -> dict[str, Any]:
+        return {"domain": TARGET} if self.widths is not None else {}
+
+    def widths_per_step(self) -> list[int]:
+        return [TARGET] if self.widths is not None else []
+
+    def after_step(self) -> None:
+        self.step += 1
+        self.learnt.fill_(True)
+
+    @property
+    def steps_left(self) -> int:
+        return max(0, self.config.adapt_steps - int(self.step))
+
+    @property
+    def done(self) -> bool:
+        return self.steps_left == 0
+
+    def aux_loss(self) -> Tensor | None:
+        return self.form.aux_loss()
+
+    def update(self, force: bool = False) -> None:
+        self.form.update(force)
+
+    # -- afterwards -------------------------------------------------------------------------------
+
+    def check_ready(self) -> None:
+        if not self.done:
+            raise TrainingError(f"the codec still adapts: {self.steps_left} steps are left")
+        if self.form.stays and _digest(self.codec) != self._source:
+            raise TrainingError(
+                "the source codec has changed since the adaptation was attached, and no longer"
+                " reads its files: train with fit, or with domain= the target"
+            )
+
+    def transfer_to(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
+        assert isinstance(other, Adaptation)
+        other.load_state_dict(self.state_dict())
+        other.widths.now = self.widths.now
+
+
+def _digest(codec: nn.Module) -> str:
+    """Return a hash of a codec's parameters."""
+    digest = hashlib.sha256()
+    for name, value in codec.named_parameters():
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
