@@ -44,7 +44,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pytorch_optimizer": ("training.optimizers",),
     "safetensors": ("storage.checkpoint",),
     "onnx": ("storage.export",),
-    "pytorch_msssim": ("evaluation.evaluate",),
+    "pytorch_msssim": ("evaluation.quality",),
     "compressai": ("codecs.*", "channels.tracer", "pruning.removal", "evaluation.padding"),
     "numba": ("codecs.kernels",),
     "av": ("data.video_frames",),

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from nicprune.common.errors import CodecError, closest
 from nicprune.data.images import list_images, readable, usable_images
-from nicprune.evaluation.evaluate import psnr
+from nicprune.evaluation.quality import psnr
 
 FORMATS: dict[str, dict[str, Any]] = {
     "jpeg": {"format": "JPEG"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, check_finite, unwrap
@@ -27,13 +25,11 @@ from nicprune.common.files import write_text
 from nicprune.common.machine import BUSY, others_share, processor_time
 from nicprune.data.images import list_images, readable, to_channels, usable_images
 from nicprune.evaluation.padding import crop, pad
+from nicprune.evaluation.quality import psnr, string_bytes, structural_similarity
 from nicprune.methods.composition import Attached, first_point, resolve_point
 from nicprune.methods.operating_point import EMPTY, OperatingPoint
 from nicprune.pruning.cost import COUNTER, measure
 from nicprune.pruning.totals import AREA, Totals
-
-MS_SSIM_SIDE = 176
-"""Smallest side for five-scale MS-SSIM with an 11-pixel window; it is None for smaller images."""
 
 
 @dataclass(frozen=True)
@@ -166,30 +162,6 @@ class Evaluation:
             "description": f"{self.codec}, {self.cost.kmac_per_pixel():.2f} kMAC/pixel",
             "results": {name: [value] for name, value in results.items()},
         }
-
-
-def psnr(reference: Tensor, decoded: Tensor) -> float:
-    """Return the PSNR in dB over all channels of two images in [0, 1], both rounded to 8 bits:
-    CompressAI's definition.
-    """
-    a, b = (t.detach().cpu().clamp(0, 1).mul(255).round().double() for t in (reference, decoded))
-    mse = float((a - b).square().mean())
-    return math.inf if mse == 0 else 20 * math.log10(255) - 10 * math.log10(mse)
-
-
-def structural_similarity(reference: Tensor, decoded: Tensor) -> float | None:
-    """Return the MS-SSIM of two images (1, C, H, W) in [0, 1], both rounded to 8 bits; None below
-    `MS_SSIM_SIDE` pixels.
-    """
-    if min(reference.shape[-2:]) < MS_SSIM_SIDE:
-        return None
-    a, b = (image.mul(255).round() for image in (decoded, reference))
-    return float(ms_ssim(a, b, data_range=255.0))
-
-
-def string_bytes(strings: Any) -> int:
-    """Return the number of bytes in the nested lists of strings that `compress` returns."""
-    return len(strings) if isinstance(strings, bytes) else sum(string_bytes(s) for s in strings)
 
 
 @torch.no_grad()

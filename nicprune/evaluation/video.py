@@ -29,9 +29,10 @@ from nicprune.common.machine import BUSY, others_share, processor_time
 from nicprune.data.clips import Clip
 from nicprune.data.images import to_channels
 from nicprune.data.video_frames import luma_weights
-from nicprune.evaluation.evaluate import clock, psnr, string_bytes, structural_similarity
+from nicprune.evaluation.evaluate import clock
 from nicprune.evaluation.memory import peak_bytes
 from nicprune.evaluation.padding import crop, pad
+from nicprune.evaluation.quality import psnr, string_bytes, structural_similarity
 from nicprune.methods.video.coder import FrameCoder, video_coder
 
 COUNTER = "torch.utils.flop_counter / 2"

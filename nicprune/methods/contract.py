@@ -279,11 +279,7 @@ class RateModulator(CodecPart):
 
 
 class Temporal(CodecPart):
-    """A method that codes the frames of a video, each given the one before, and learns from clips.
-
-    Attributes:
-        trains_codec: whether the codec is trained along; otherwise nothing is but this method.
-    """
+    """A method that codes the frames of a video, each given the one before, and learns from clips."""
 
     exclusive = {
         "Temporal": "a codec has one temporal model",
@@ -299,6 +295,7 @@ class Temporal(CodecPart):
 
     @property
     def trains_codec(self) -> bool:
+        """True if the codec is trained along; otherwise nothing is but this method."""
         return False
 
     def forward_clips(self, codec: nn.Module, clips: Tensor) -> dict[str, Any]:

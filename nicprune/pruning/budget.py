@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import (
@@ -18,8 +18,10 @@ from torch import Tensor
 from nicprune.channels.groups import MIN_LATENTS, Group
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import BudgetError
-from nicprune.pruning.cost import CostModel
 from nicprune.pruning.totals import AREA, Totals
+
+if TYPE_CHECKING:
+    from nicprune.pruning.cost import CostModel
 
 ROUND_TO = 16
 """Widths in multiples of 16: CPU convolutions take a step in time at each."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import BudgetError, RecipeError, TrainingError, closest
 from nicprune.pruning.budget import ROUND_TO, Budget, allocate_widths, check_feasible
-from nicprune.pruning.cost import CostModel
 from nicprune.pruning.masks import importance, masked_copy
+
+if TYPE_CHECKING:
+    from nicprune.pruning.cost import CostModel
 
 
 class Target(StrictConfig):

@@ -31,8 +31,8 @@ from nicprune.codecs.replaced_forward import ReplacedForward, check_not_replaced
 from nicprune.codecs.roles import sides_of_modules
 from nicprune.common.errors import CodecError, RecipeError, closest
 from nicprune.data.images import read_image, to_channels
-from nicprune.evaluation.evaluate import psnr, string_bytes
 from nicprune.evaluation.padding import pad
+from nicprune.evaluation.quality import psnr, string_bytes
 from nicprune.runtime.backends import BACKENDS, PRECISIONS, Backend
 from nicprune.runtime.layer_forms import LayerForm, choose_forms
 

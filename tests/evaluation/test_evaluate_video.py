@@ -16,8 +16,8 @@ from torch import nn
 from nicprune.common.errors import CodecError, DataError, RecipeError
 from nicprune.evaluation import video
 from nicprune.evaluation.classical_video import ENCODERS, evaluate_classical_video, rate_bytes
-from nicprune.evaluation.evaluate import psnr, string_bytes
 from nicprune.evaluation.memory import peak_bytes
+from nicprune.evaluation.quality import psnr, string_bytes
 from nicprune.evaluation.video import evaluate_video, yuv_psnr
 from nicprune.methods import attach
 from nicprune.pruning.cost import measure

@@ -15,15 +15,9 @@ from torch import nn
 import nicprune.evaluation.evaluate as evaluation
 from nicprune.common.errors import CodecError, DataError
 from nicprune.data.images import read_image, write_png
-from nicprune.evaluation.evaluate import (
-    compare,
-    evaluate,
-    evaluate_image,
-    psnr,
-    string_bytes,
-    write_results,
-)
+from nicprune.evaluation.evaluate import compare, evaluate, evaluate_image, write_results
 from nicprune.evaluation.padding import crop, pad
+from nicprune.evaluation.quality import psnr, string_bytes
 from nicprune.methods import attach
 from nicprune.pruning.cost import measure
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from nicprune.common.errors import CodecError, DataError, FileError, NicpruneError, RecipeError
 from nicprune.data.images import read_image, write_png
-from nicprune.evaluation.evaluate import evaluate, psnr, string_bytes
+from nicprune.evaluation.evaluate import evaluate
 from nicprune.evaluation.padding import crop, pad
+from nicprune.evaluation.quality import psnr, string_bytes
 from nicprune.methods import Attached, attach
 from nicprune.storage import container
 from nicprune.storage.checkpoint import load, load_codec, save

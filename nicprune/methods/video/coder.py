@@ -76,6 +76,7 @@ class FrameCoder:
 
     @property
     def predicts(self) -> bool:
+        """True if P frames are coded by a temporal model; otherwise all frames are I frames."""
         return self._network is not None
 
     def _note(self, module: nn.Module, args: Any) -> None:

@@ -341,6 +341,7 @@ class TemporalEntropyModel(Temporal):
 
     @property
     def trains_codec(self) -> bool:
+        """True if the codec is trained along; otherwise nothing is but this method."""
         return self.config.image_codec == "trained"
 
     @property
