@@ -22,7 +22,7 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
-from nicprune.bench.decoding_worker import EXACT, FLOAT32, FLOAT64, Done, Job
+from nicprune.bench.decoding_job import EXACT, FLOAT32, FLOAT64, Done, Job
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.example import example_image
 from nicprune.codecs.zoo import DEMO, qualities

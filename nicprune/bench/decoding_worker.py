@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nicprune.bench.decoding_job import EXACT, FLOAT32, FLOAT64, Done, Job
 from nicprune.common.errors import FileError
 from nicprune.common.machine import tune_allocator
 from nicprune.data.images import read_image
@@ -27,63 +28,6 @@ from nicprune.runtime.accelerate import accelerate
 from nicprune.storage.checkpoint import load
 from nicprune.storage.coded_image import read_coded
 from nicprune.storage.container import ImageCoder
-
-FLOAT64, FLOAT32, EXACT = "float64", "float32", "exact"
-"""Ways of coding: entropy parameters in float64 (the default) or float32 (`fast`); the picture in
-float64 as well.
-"""
-
-
-@dataclass(frozen=True)
-class Job:
-    """The task of one process.
-
-    Attributes:
-        actions: "encode"; "reference", which decodes and keeps the pictures; or "decode", which
-            compares with them.
-        codecs: files of codecs, by label.
-        images: image files.
-        crop: side of the square at the centre that is coded; None for whole images.
-        ways: some of `FLOAT64`, `FLOAT32`, `EXACT`.
-        folder: for bitstreams and pictures.
-        onednn: whether torch may use oneDNN.
-        backends: backends that encode too, and that decode what the codec itself and each backend
-            encoded.
-    """
-
-    actions: list[str]
-    codecs: dict[str, str]
-    images: list[str]
-    crop: int | None
-    ways: list[str]
-    folder: str
-    onednn: bool = True
-    backends: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Done:
-    """One image, encoded or decoded.
-
-    Attributes:
-        seconds: CPU time of the process.
-        size: of the coded image, in bytes.
-        pixels: of the image.
-        refused: the error, empty if there was none.
-        differing, largest: number of values that differ from the reference's picture, and the
-            largest difference, in levels of 256.
-    """
-
-    action: str
-    codec: str
-    image: str
-    way: str
-    seconds: float
-    size: int = 0
-    pixels: int = 0
-    refused: str = ""
-    differing: int = 0
-    largest: int = 0
 
 
 def run_job(job: Job) -> Iterator[Done]:

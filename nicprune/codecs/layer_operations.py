@@ -1,4 +1,4 @@
-"""Operations on layers whatever their kind: remove channels, make them zero, resize, start anew."""
+"""Operations on layers whatever their kind: remove channels, make them zero, resize."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.codecs.layer_kinds.kind import LayerKind, kind_of, nearest_kind
-from nicprune.codecs.provenance import provenance
-from nicprune.codecs.zoo import rebuild
-from nicprune.common.errors import CodecError, SurgeryError
+from nicprune.common.errors import SurgeryError
 
 
 def remove(layer: Any, axis: str, removed: Sequence[int], kind: LayerKind | None = None) -> None:
@@ -67,50 +65,3 @@ def resize(codec: nn.Module, state: Mapping[str, Tensor]) -> None:
                 setattr(module, name, torch.empty(value.shape, dtype=buffer.dtype))
         if kind is not None:
             kind.follow_shapes(module)
-
-
-def reinitialise(codec: nn.Module) -> None:
-    """Give every layer of `codec` weights as its class draws them when it is made, in place: its
-    architecture, untrained.
-
-    Raises:
-        CodecError: a layer of a kind whose initialisation is not known; names it.
-    """
-    for name, module in codec.named_modules():
-        kind = kind_of(module)
-        bare = not list(module.parameters(recurse=False)) and (
-            kind is None or not kind.has_channels
-        )
-        if isinstance(module, nn.ParameterList) or bare:
-            continue
-        with torch.no_grad():
-            if kind is not None and kind.starts_anew(module):
-                kind.reinitialise(module)
-            elif hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-            else:
-                # Parameters of the codec's own, as gains are: those of a new one, where their size
-                # is no width.
-                fresh = dict(
-                    rebuild(provenance(codec).build)
-                    .get_submodule(name)
-                    .named_parameters(recurse=False)
-                )
-                for key, parameter in module.named_parameters(recurse=False):
-                    value = _narrowed(fresh.get(key), parameter)
-                    if value is None:
-                        raise CodecError(
-                            f"how {key} of a {type(module).__name__} starts is not known here: it"
-                            " cannot be trained from scratch"
-                        )
-                    parameter.copy_(value)
-
-
-def _narrowed(fresh: Tensor | None, parameter: Tensor) -> Tensor | None:
-    """A new parameter for as many channels as there are: the first ones of a value per channel."""
-    if fresh is None or fresh.shape == parameter.shape:
-        return fresh
-    per_channel = fresh.dim() == parameter.dim() and fresh.numel() == max(fresh.shape)
-    if not per_channel or parameter.numel() > fresh.numel():
-        return None
-    return fresh.flatten()[: parameter.numel()].view(parameter.shape)

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from nicprune.codecs.anatomy import unwrap
-from nicprune.codecs.layer_operations import reinitialise
 from nicprune.codecs.provenance import provenance, set_provenance
+from nicprune.codecs.reinitialise import reinitialise
 from nicprune.common.errors import FileError
 from nicprune.common.files import (
     check_writable,

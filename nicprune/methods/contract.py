@@ -279,7 +279,7 @@ class RateModulator(CodecPart):
 
 
 class Temporal(CodecPart):
-    """A method that codes the frames of a video, each given the one before, and learns from clips."""
+    """A method that codes frames of a video, each given the one before, and learns from clips."""
 
     exclusive = {
         "Temporal": "a codec has one temporal model",

@@ -40,8 +40,8 @@ from nicprune.common.config import parse
 from nicprune.common.errors import CodecError, FileError, NicpruneError
 from nicprune.common.machine import machine_line, versions
 from nicprune.evaluation.padding import pad
+from nicprune.evaluation.stage_times import stage_times
 from nicprune.evaluation.timer import QuietTimer
-from nicprune.evaluation.transform_times import stage_times
 from nicprune.pruning.budget import ROUND_TO, TIMES
 from nicprune.pruning.latency import LatencyTable, LayerTimes, PartTimes, Runtime, Side
 from nicprune.pruning.surgery import analyse, prune

@@ -163,7 +163,7 @@ def test_what_codes_here_codes_with_fast_indexes(
 ) -> None:
     """Evaluation, files, times, and codecs with methods on them."""
     from nicprune.evaluation.evaluate import evaluate_image
-    from nicprune.evaluation.transform_times import stage_times
+    from nicprune.evaluation.stage_times import stage_times
     from nicprune.storage import container
 
     codec: Any = built("bmshj2018-hyperprior")[0]

@@ -33,7 +33,8 @@ from nicprune.codecs.layer_kinds import (
     OwnNorm as OwnNormKind,
 )
 from nicprune.codecs.layer_kinds.parameters import OwnParameter, Part, layers_of
-from nicprune.codecs.layer_operations import reinitialise, remove, resize, zero
+from nicprune.codecs.layer_operations import remove, resize, zero
+from nicprune.codecs.reinitialise import reinitialise
 from nicprune.common.errors import CodecError, SurgeryError
 from nicprune.pruning.cost import measure
 from nicprune.pruning.surgery import analyse, prune

@@ -15,8 +15,9 @@ from torch import nn
 import nicprune.evaluation.transform_times as timing
 from nicprune import attach, load_codec
 from nicprune.common.errors import FileError, RecipeError
+from nicprune.evaluation.stage_times import stage_times
 from nicprune.evaluation.times import REST, Times, taken_under, times_table
-from nicprune.evaluation.transform_times import Named, stage_times, time_codecs
+from nicprune.evaluation.transform_times import Named, time_codecs
 from nicprune.pruning.cost import measure
 from nicprune.report.times import read_times, times_lines, write_times
 

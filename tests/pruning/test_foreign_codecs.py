@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo_of_blocks import BlockCodec, Small, SmallWithNorm
 
 from nicprune.channels.find_groups import find_groups
-from nicprune.codecs.layer_operations import reinitialise
+from nicprune.codecs.reinitialise import reinitialise
 from nicprune.common.errors import CodecError
 from nicprune.pruning import surgery
 from nicprune.pruning.cost import CostModel, measure

@@ -24,7 +24,8 @@ from nicprune.codecs.layer_kinds.convolutions import MaskedConvPruner
 from nicprune.codecs.layer_kinds.entropy import EntropyBottleneckPruner
 from nicprune.codecs.layer_kinds.gdn import GDNPruner
 from nicprune.codecs.layer_kinds.kind import kept_indices
-from nicprune.codecs.layer_operations import reinitialise, remove
+from nicprune.codecs.layer_operations import remove
+from nicprune.codecs.reinitialise import reinitialise
 from nicprune.common.errors import RecipeError, SurgeryError
 from nicprune.pruning import removal, verification
 from nicprune.pruning.surgery import prune
