@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from nicprune.channels.find_groups import find_groups
 from nicprune.channels.groups import Attribute, Group, Groups, Member, Norms, ProductShares
 from nicprune.codecs.anatomy import CDF_BUFFERS
 from nicprune.codecs.layer_kinds.kind import widths_of
@@ -58,11 +57,14 @@ def remember(codec: nn.Module, groups: Groups) -> None:
     codec.__dict__[ATTRIBUTE] = _Known(_state(codec), groups, groups.norms, {})
 
 
-def recall(codec: nn.Module, norms: Norms | None = None) -> Groups | None:
+def recall(
+    codec: nn.Module, find: Callable[[nn.Module, Norms], Groups], norms: Norms | None = None
+) -> Groups | None:
     """Return the groups of a codec if they are known and it is what it was, but for its weights;
     None too if none of them can shrink any more.
 
     Args:
+        find: finds the groups of a codec that was pruned since they were known: `find_groups`.
         norms: what becomes of channels that a norm computes over; None for what is known.
     """
     known: _Known | None = codec.__dict__.get(ATTRIBUTE)
@@ -72,7 +74,7 @@ def recall(codec: nn.Module, norms: Norms | None = None) -> Groups | None:
         return None
     if known.groups is None:
         try:
-            found = find_groups(codec, known.norms)
+            found = find(codec, known.norms)
         except CodecError:  # nothing is left to prune, which only who wants to prune has to know
             return None
         left = Groups(

@@ -169,11 +169,11 @@ def note_tables(model: nn.Module) -> None:
     entropy bottlenecks.
     """
     provenance(unwrap(model)).tables = _bottleneck_hash(unwrap(model))
-    for part in _parts(model):
+    for part in coding_parts(model):
         part.cdf_source_hash = _bottleneck_hash(part)
 
 
-def _parts(model: nn.Module) -> list[Any]:
+def coding_parts(model: nn.Module) -> list[Any]:
     """Return the methods that take part in coding; they may have entropy bottlenecks of their
     own.
     """
@@ -283,7 +283,7 @@ def refresh_tables(model: nn.Module) -> None:
     codec = unwrap(model)
     if _stale(codec, provenance(codec).tables):
         update_tables(codec)
-    for part in _parts(model):
+    for part in coding_parts(model):
         if _stale(part, part.cdf_source_hash):
             check_bottlenecks(part)
             _make_tables(part)

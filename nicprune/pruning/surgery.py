@@ -101,7 +101,7 @@ def analyse(codec: nn.Module, norms: Norms = "pinned") -> Groups:
             way. Or the codec does not run as it is, before any pruning; says what is missing.
     """
     check_not_replaced(codec)
-    if (known := recall(codec, norms)) is not None:
+    if (known := recall(codec, find_groups, norms)) is not None:
         return known
     groups = find_groups(codec, norms)
     if has_foreign_code(codec):

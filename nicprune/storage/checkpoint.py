@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nicprune.channels.find_groups import find_groups
 from nicprune.channels.known import as_plain, from_plain, recall, remember
 from nicprune.codecs.anatomy import (
     CDF_BUFFERS,
@@ -191,7 +192,7 @@ def _contents(model: nn.Module, half: bool) -> tuple[dict[str, Any], dict[str, T
     if isinstance(model, Attached):
         header["methods"], own = methods_of(model)
         tensors |= own
-    if (groups := recall(codec)) is not None:
+    if (groups := recall(codec, find_groups)) is not None:
         header["groups"] = as_plain(codec, groups)
     return json.loads(json.dumps(header)), tensors
 

@@ -10,8 +10,8 @@ import zlib
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import CDF_BUFFERS, ENCODER_ONLY, transform_of, unwrap
+from nicprune.codecs.cdf import coding_parts
 from nicprune.codecs.structure import checksum, structure
-from nicprune.methods.composition import Attached
 
 
 def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
@@ -21,8 +21,7 @@ def fingerprint(codec: nn.Module, *, encoder: bool = False) -> bytes:
     The encoder's weights do not count, since the original codec decodes what a changed encoder
     writes. With `encoder` they count too, as they did in the first files.
     """
-    parts = codec.roles.parts if isinstance(codec, Attached) else []
-    staying = [part for part in parts if part.needed_for_decoding or encoder]
+    staying = [part for part in coding_parts(codec) if part.needed_for_decoding or encoder]
     # Methods that decoding does not need do not count.
     state = codec.state_dict() if staying else unwrap(codec).state_dict()
     digest = hashlib.sha256()
