@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nicprune.channels.groups import Group as Group
     from nicprune.channels.groups import Groups as Groups
-    from nicprune.codecs.cdf import fast_indexes as fast_indexes
+    from nicprune.codecs.fast_coding import fast_indexes as fast_indexes
     from nicprune.codecs.provenance import provenance as provenance
     from nicprune.common.errors import NicpruneError as NicpruneError
     from nicprune.data.images import calibration_images as calibration_images
@@ -66,7 +66,7 @@ _HOME = {
     "decode": "storage.container",
     "encode": "storage.container",
     "evaluate": "evaluation.evaluate",
-    "fast_indexes": "codecs.cdf",
+    "fast_indexes": "codecs.fast_coding",
     "fit": "training.loop",
     "load": "storage.checkpoint",
     "load_adaptation": "storage.adaptation",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from nicprune.codecs.layer_kinds import layers_of, widths_of
-from nicprune.pruning.latency import LatencyTable, LayerTimes, PartTimes, Runtime
+from nicprune.pruning.latency_table import LatencyTable, LayerTimes, PartTimes, Runtime
 
 SIDES = {"g_a": ["encode_s"], "h_a": ["encode_s"], "h_s": ["encode_s", "decode_s"],
          "g_s": ["decode_s"]}  # fmt: skip

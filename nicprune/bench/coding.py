@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nicprune.codecs.cdf import fast_indexes, refresh_tables
+from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
+from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.rans import compiled, uncompiled
 from nicprune.evaluation.timer import Measure, QuietTimer

@@ -23,7 +23,9 @@ def report(
 
     Runs are joined by quality. The report holds tables, plots and a page.
     """
-    from nicprune.report import collect, text_table, write_report
+    from nicprune.report.folder import write_report
+    from nicprune.report.record_files import collect
+    from nicprune.report.terminal import text_table
     from nicprune.report.video import video_table, write_video_report
     from nicprune.report.video_record import read_video_records
 

@@ -30,8 +30,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nicprune.codecs import calling
 from nicprune.codecs.anatomy import unwrap
-from nicprune.codecs.cdf import fast_indexes
 from nicprune.codecs.example import image_shape
+from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.codecs.rans import recorded_symbols
 
 FACTORIES = {

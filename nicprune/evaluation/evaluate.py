@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, check_finite, unwrap
 from nicprune.codecs.calling import compress, decompress, run
-from nicprune.codecs.cdf import fast_indexes, refresh_tables
+from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape
+from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError, enough_memory

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import unwrap
 from nicprune.codecs.calling import compress, decompress
-from nicprune.codecs.cdf import fast_indexes
+from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.layer_kinds.entropy import entropy_models
 from nicprune.codecs.roles import transform_in

@@ -14,7 +14,7 @@ from nicprune.common.files import content_digest, expand
 from nicprune.data.images import list_images
 from nicprune.experiments.recipe import MethodSpec, Phase, Recipe, Variant, digest, slug_of
 from nicprune.methods.contract import METHODS
-from nicprune.pruning.latency import Runtime
+from nicprune.pruning.latency_table import Runtime
 
 
 @dataclass(frozen=True)

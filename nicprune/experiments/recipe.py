@@ -28,7 +28,7 @@ from nicprune.common.files import check_regular, expand
 from nicprune.data.images import list_images
 from nicprune.methods.contract import METHODS
 from nicprune.pruning.budget import TIMES
-from nicprune.pruning.latency import Runtime
+from nicprune.pruning.latency_table import Runtime
 from nicprune.training.loop import LARGEST_LR, TrainSettings
 
 LARGEST_SEED = 2**62 - 1

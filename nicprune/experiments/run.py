@@ -41,8 +41,9 @@ from nicprune.experiments.resolve import finished, load_for_check, resolve
 from nicprune.experiments.times import latency_of
 from nicprune.methods.composition import Attached, attach, operating_points
 from nicprune.methods.with_teacher import taught, teaching, untaught
-from nicprune.report import collect, text_table, write_report
-from nicprune.report.record_files import record_json
+from nicprune.report.folder import write_report
+from nicprune.report.record_files import collect, record_json
+from nicprune.report.terminal import text_table
 from nicprune.storage.checkpoint import load, read_contents, save
 from nicprune.training.checkpoints import remove_checkpoints
 from nicprune.training.loop import fit

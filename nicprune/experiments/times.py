@@ -6,7 +6,7 @@ from torch import nn
 
 from nicprune.experiments.plan import Run, runtime_of
 from nicprune.experiments.recipe import Recipe
-from nicprune.pruning.latency import LatencyTable
+from nicprune.pruning.latency_table import LatencyTable
 from nicprune.runtime.latency import measure_latency
 
 FILE = "latency.json"

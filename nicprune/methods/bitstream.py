@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.codecs.calling import further_arguments
-from nicprune.codecs.cdf import fast_indexes, refresh_tables
+from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.example import example_image
+from nicprune.codecs.fast_coding import fast_indexes
 
 
 class Coding(nn.Module):

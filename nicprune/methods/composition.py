@@ -28,7 +28,8 @@ from nicprune.methods.contract import METHODS, Distiller, Method, Pruner, Roles
 from nicprune.methods.multi_width.lambda_schedule import mean_figures
 from nicprune.methods.operating_point import EMPTY, Choice, OperatingPoint
 from nicprune.pruning.cost import CostModel
-from nicprune.pruning.latency import LatencyTable, TimedCost
+from nicprune.pruning.latency import TimedCost
+from nicprune.pruning.latency_table import LatencyTable
 from nicprune.pruning.surgery import analyse, prune
 from nicprune.pruning.totals import Totals
 

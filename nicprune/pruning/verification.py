@@ -17,9 +17,10 @@ from torch.overrides import TorchFunctionMode
 from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import forward_for_analysis
 from nicprune.codecs.calling import compress, decompress
-from nicprune.codecs.cdf import fast_indexes, update_tables
+from nicprune.codecs.cdf import update_tables
 from nicprune.codecs.copying import copy_codec, double_copy, sharing_copy
 from nicprune.codecs.example import example_image
+from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.codecs.layer_kinds.entropy import entropy_models
 from nicprune.common.errors import CodecError, SurgeryError
 from nicprune.pruning.masks import mask_channels

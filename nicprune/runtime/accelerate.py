@@ -23,9 +23,10 @@ from torch.nn import functional as F
 
 from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.calling import compress, decompress
-from nicprune.codecs.cdf import fast_indexes, refresh_tables
+from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape
+from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.replaced_forward import ReplacedForward, check_not_replaced
 from nicprune.codecs.roles import sides_of_modules

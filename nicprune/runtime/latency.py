@@ -26,9 +26,10 @@ from torch.nn import functional as F
 from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.calling import compress, decompress
-from nicprune.codecs.cdf import fast_indexes, refresh_tables
+from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape
+from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds.entropy import entropy_models
@@ -43,7 +44,7 @@ from nicprune.evaluation.padding import pad
 from nicprune.evaluation.stage_times import stage_times
 from nicprune.evaluation.timer import QuietTimer
 from nicprune.pruning.budget import ROUND_TO, TIMES
-from nicprune.pruning.latency import LatencyTable, LayerTimes, PartTimes, Runtime, Side
+from nicprune.pruning.latency_table import LatencyTable, LayerTimes, PartTimes, Runtime, Side
 from nicprune.pruning.surgery import analyse, prune
 from nicprune.runtime.accelerate import accelerate
 from nicprune.runtime.backends import BACKENDS, Backend, Function

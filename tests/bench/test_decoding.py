@@ -24,7 +24,7 @@ from nicprune.bench.decoding import (
     write_decoding,
 )
 from nicprune.bench.decoding_worker import EXACT, FLOAT32, FLOAT64, Done, Job, cropped, run_job
-from nicprune.codecs.cdf import fast_indexes
+from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.common.errors import FileError
 from nicprune.data.images import write_png
 from nicprune.storage.checkpoint import save

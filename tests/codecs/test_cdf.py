@@ -12,8 +12,9 @@ from compressai.entropy_models import GaussianConditional
 from compressai.models.base import get_scale_table
 from helpers import built, image
 
-from nicprune.codecs import cdf
-from nicprune.codecs.cdf import fast_indexes, note_tables, refresh_tables
+from nicprune.codecs import cdf, fast_coding
+from nicprune.codecs.cdf import note_tables, refresh_tables
+from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.evaluation.evaluate import evaluate
 from nicprune.methods import attach
 from nicprune.storage.checkpoint import load, load_codec, save
@@ -115,12 +116,12 @@ def test_indexes_by_bisection_are_those_by_comparison(dtype: torch.dtype, bound:
 def test_scales_of_another_type_than_the_table_are_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cdf, "_COMPARED", lambda self, scales: "compared")
+    monkeypatch.setattr(fast_coding, "_COMPARED", lambda self, scales: "compared")
     conditional = GaussianConditional(get_scale_table().tolist())
     assert (
-        cdf._bisected(conditional, torch.ones(3, dtype=torch.bfloat16))
+        fast_coding._bisected(conditional, torch.ones(3, dtype=torch.bfloat16))
         == "compared"
-        != cdf._bisected(conditional, torch.ones(3))
+        != fast_coding._bisected(conditional, torch.ones(3))
     )
 
 
@@ -130,9 +131,14 @@ def test_streams_are_the_same_with_fast_indexes(
 ) -> None:
     codec: Any = built(architecture)[0]
     codec.update(force=True)
-    x, own, calls, bisected = image(codec, 2), GaussianConditional.build_indexes, [], cdf._bisected
+    x, own, calls, bisected = (
+        image(codec, 2),
+        GaussianConditional.build_indexes,
+        [],
+        fast_coding._bisected,
+    )
     monkeypatch.setattr(
-        cdf, "_bisected", lambda self, scales: calls.append(1) or bisected(self, scales)
+        fast_coding, "_bisected", lambda self, scales: calls.append(1) or bisected(self, scales)
     )
     sent = codec.compress(x)
     decoded = codec.decompress(sent["strings"], sent["shape"])["x_hat"]

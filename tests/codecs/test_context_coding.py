@@ -17,8 +17,9 @@ from helpers import METHOD_SETTINGS, M, N, built, image, make_telling, random_ke
 from torch import Tensor, nn
 
 from nicprune.codecs import kernels
-from nicprune.codecs.cdf import LARGEST_SYMBOL, fast_indexes, refresh_tables
+from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
+from nicprune.codecs.fast_coding import LARGEST_SYMBOL, fast_indexes
 from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.layer_kinds.pixel_context import pixel_context
 from nicprune.codecs.rans import recorded_symbols, uncompiled

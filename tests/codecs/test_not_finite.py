@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nicprune.codecs.anatomy import check_finite
-from nicprune.codecs.cdf import LARGEST_SYMBOL, WIDEST, check_tables, fast_indexes, update_tables
+from nicprune.codecs.cdf import WIDEST, check_tables, update_tables
+from nicprune.codecs.fast_coding import LARGEST_SYMBOL, fast_indexes
 from nicprune.codecs.layer_kinds import entropy_models, is_bottleneck
 from nicprune.common.errors import CodecError, FileError, NicpruneError
 from nicprune.data.images import write_png

@@ -897,7 +897,7 @@ def test_a_resumed_run_keeps_the_times_that_its_budget_was_met_by(
     though the machine measures others by then.
     """
     from nicprune.experiments import times
-    from nicprune.pruning.latency import LatencyTable
+    from nicprune.pruning.latency_table import LatencyTable
     from nicprune.runtime import latency
 
     monkeypatch.setenv("NICPRUNE_CACHE", str(tmp_path / "cache"))

@@ -20,14 +20,8 @@ from nicprune.common.errors import BudgetError, FileError, NicpruneError, Recipe
 from nicprune.methods import attach
 from nicprune.pruning.budget import Budget
 from nicprune.pruning.cost import CostModel
-from nicprune.pruning.latency import (
-    LatencyTable,
-    LayerTimes,
-    PartTimes,
-    Runtime,
-    TimedCost,
-    _Times,
-)
+from nicprune.pruning.latency import TimedCost, _Times
+from nicprune.pruning.latency_table import LatencyTable, LayerTimes, PartTimes, Runtime
 from nicprune.pruning.surgery import prune
 from nicprune.runtime.equal_time import macs_of_equal_time
 from nicprune.storage.checkpoint import load

@@ -16,7 +16,8 @@ from torch import nn
 import nicprune as nip
 from nicprune.common.errors import NicpruneError
 from nicprune.methods import attach
-from nicprune.pruning.latency import LatencyTable, TimedCost
+from nicprune.pruning.latency import TimedCost
+from nicprune.pruning.latency_table import LatencyTable
 from nicprune.runtime import latency
 from nicprune.runtime.backends import BACKENDS
 

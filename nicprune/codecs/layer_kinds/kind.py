@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.layer_kinds.layout import Layout
-from nicprune.codecs.layer_kinds.trials import check_mask_on_weight
+from nicprune.codecs.layer_kinds.trials import fault_of_mask_on_weight
 from nicprune.codecs.trusted import of_a_library
+from nicprune.common.errors import CodecError
 
 Index = slice | Tensor | None
 """Channels along one axis: the first n (a view), any (a copy), or None for all."""
@@ -129,7 +131,9 @@ class LayerKind:
             CodecError: the layer computes something else; says what to do.
         """
         if self.mask_on_weight:
-            check_mask_on_weight(layer, self)
+            twin = copy_codec(layer).cpu().double().eval()
+            if fault := fault_of_mask_on_weight(twin, self):
+                raise CodecError(fault)
 
     def channel_dim(self, layer: Any, x: Tensor) -> int:
         """Return the dimension of an input or output that holds channels."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from nicprune.codecs.copying import copy_codec
-from nicprune.common.errors import CodecError
+from torch import Tensor
 
 TOLERANCE = 1e-10
 """Largest difference, relative to the largest value of the output."""
@@ -18,19 +16,18 @@ SIDES = (8, 16, 32, 64)
 
 
 @torch.no_grad()
-def check_mask_on_weight(layer: nn.Module, kind: Any) -> None:
-    """Check that scales of outputs and inputs, and an offset, can be written into weight and bias,
-    as `mask_on_weight` of the layer's kind says.
+def fault_of_mask_on_weight(twin: Any, kind: Any) -> str:
+    """Return why scales of outputs and inputs, and an offset, cannot be written into weight and
+    bias, as `mask_on_weight` of the layer's kind says, and what to do; empty if they can.
 
-    Raises:
-        CodecError: they cannot; says what to do.
+    Args:
+        twin: a copy of the layer in float64, whose parameters are drawn anew.
     """
-    name = type(layer).__name__
+    name = type(twin).__name__
     advice = (
         f"register {name} with a kind whose mask_on_weight is False, as class My{name}Kind(Linear"
         " or Convolution): mask_on_weight = False"
     )
-    twin: Any = copy_codec(layer).cpu().double().eval()
     generator = torch.Generator().manual_seed(0)
 
     def rand(*shape: int) -> Tensor:
@@ -49,14 +46,14 @@ def check_mask_on_weight(layer: nn.Module, kind: Any) -> None:
         except Exception as error:  # a foreign layer's own code may raise anything
             reason = (str(error) or type(error).__name__).splitlines()[0]
     if x is None:
-        raise CodecError(
+        return (
             f"{name} cannot be tried on a tensor of its own: {reason}; mask_on_weight has to be"
             f" shown: {advice}"
         )
     scale, offset, before = rand(out) + 0.5, rand(out), rand(inn) + 0.5
     shape = [1] * x.dim()
     shape[kind.channel_axis] = -1
-    other = copy_codec(twin)
+    other = copy.deepcopy(twin)
     other.weight.mul_(kind.along(other, "out", scale))
     other.weight.mul_(kind.along(other, "in", 1 / before))
     expected = y * scale.view(shape)
@@ -67,7 +64,8 @@ def check_mask_on_weight(layer: nn.Module, kind: Any) -> None:
     if found.shape != expected.shape or not float((found - expected).abs().max()) <= (
         TOLERANCE * float(expected.abs().max())
     ):
-        raise CodecError(
+        return (
             f"{name} does not compute as its kind says: a scale of its outputs cannot be written"
             f" into weight and bias, as the bias is not added last and unscaled; {advice}"
         )
+    return ""

@@ -42,7 +42,8 @@ from torch import Tensor, nn
 from nicprune.common.errors import TrainingError
 from nicprune.methods.contract import METHODS, Pruner
 from nicprune.pruning.budget_controller import deviations, relative_rates, steer
-from nicprune.pruning.latency import LatencyTable, TimedCost
+from nicprune.pruning.latency import TimedCost
+from nicprune.pruning.latency_table import LatencyTable
 from nicprune.pruning.masks import Masks
 from nicprune.pruning.target import Target
 
