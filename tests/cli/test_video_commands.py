@@ -116,7 +116,7 @@ def test_what_does_not_fit_ends_in_one_line(
         (["encode", codec, str(tmp_path / "f"), coded], "holds 2 clips"),
         (["encode", codec, clip, coded, "--lmbda", "0.01"], "coding a video has no --lmbda"),
         (["encode", codec, clip, coded, "--fast"], "coding a video has no --fast"),
-        (["encode", codec, clip, coded, "--width", "1"], "one width"),
+        (["encode", codec, clip, coded, "--width", "1"], "width"),
         (["encode", codec, picture, "a.nic", "--gop", "8"], "coding an image has no --gop"),
         (["encode", codec, clip, clip], "is a video or a folder"),
         (["encode", codec, clip, codec.replace("c.safe", "d.safe"), "--gop", "8"], "no --gop"),

@@ -103,7 +103,7 @@ def test_what_cannot_be_evaluated_is_refused(hyperprior: Any) -> None:
         evaluate_video(hyperprior, [])
     with pytest.raises(RecipeError, match="one frame or more"):
         evaluate_video(hyperprior, [Frames(moving(1))], gop=0)
-    with pytest.raises(RecipeError, match="one width"):
+    with pytest.raises(RecipeError, match="width"):
         evaluate_video(hyperprior, [Frames(moving(1))], width=1)
     with pytest.raises(CodecError, match="'x266'.*'x264'"):
         evaluate_classical_video("x266", [Frames(moving(1))])
