@@ -2,8 +2,8 @@
 
 `write` and `read` are CompressAI's coder, to the byte, on arrays instead of lists: rANS with a
 state of 64 bits that moves words of 32, after F. Giesen's `rans64.h`; probabilities of 16 bits;
-symbols outside a table escaped in steps of four bits. `code_positions` runs a context model over the
-positions of an image, for encoder and decoder alike.
+symbols outside a table escaped in steps of four bits. `code_positions` runs a context model over
+the positions of an image, for encoder and decoder alike.
 
 Sums are added up in the order in which they are written here: without `fastmath`, the compiler
 neither reorders them nor fuses products into them, so that every processor computes the same.
