@@ -104,7 +104,7 @@ def _times(
     if not isinstance(budget, dict) or not set(TIMES) & budget.keys():
         if backend is not None:
             raise RecipeError(
-                "--backend is of budget.encode_s and budget.decode_s; set one of them"
+                "--backend is for budget.encode_s and budget.decode_s; set one of them"
             )
         return None
     if not re.fullmatch(r"[1-9]\d{1,3}x[1-9]\d{1,3}", size):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 from helpers_cli import call
+from helpers_latency import table_of
 from typer.testing import CliRunner
 
 from nicprune.cli.application import app
@@ -68,3 +71,26 @@ def test_a_codec_is_not_written_where_no_command_would_read_it(tmp_path: Path) -
         asked = ["prune", "no_such_module:codec", str(tmp_path / name), "--set", "budget.macs=0.5"]
         result = CliRunner().invoke(app, asked)
         assert f"{name} must end in .safetensors" in str(result.exception)
+
+
+def test_budgets_of_time_show_what_is_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def made_up(codec: Any, *runtime: Any, **more: Any) -> Any:
+        asked.append((*runtime, more["size"]))
+        return table_of(codec)
+
+    monkeypatch.setattr("nicprune.runtime.latency.measure_latency", made_up)
+    output = str(tmp_path / "small.safetensors")
+    told = call(
+        "prune", "demo-hyperprior", output, "--quality", "3", "--set", "budget.decode_s=0.6",
+        "--backend", "openvino", "--size", "384x256",
+    )  # fmt: skip
+    assert asked == [("openvino", "float32", (256, 384))]
+    assert "ms predicted, 0.5" in told and "as fast by a budget of MACs: budget.decoder=0." in told
+    result = CliRunner().invoke(
+        app, ["prune", "demo-hyperprior", output, "--quality", "3", "--backend", "torch", "--force"]
+    )
+    assert "--backend is for budget.encode_s" in str(result.exception)
