@@ -107,6 +107,8 @@ def records_json(
 def _portable(record: Record, folder: Path, crops: list[dict[str, Any]]) -> dict[str, Any]:
     content: dict[str, Any] = _finite(record.content())
     content |= {"test": record.setup().test, "crops": crops}
+    if source := content.get("source"):
+        content["source"] = {**source, "test": Path(source["test"]).name}
     content["images"] = [
         image | {"name": Path(image["name"]).name} for image in content.get("images", [])
     ]

@@ -94,6 +94,7 @@ def test_a_report_says_what_a_codec_gains_and_forgets(
     own = next(r for r in made if r["label"] == "low rank")
     assert own["cost"]["params"] > own["original_cost"]["params"]
     assert [image["name"] for image in own["source"]["images"]] == ["0.png", "1.png"]
+    assert own["source"]["test"] == "source", "the name of the folder, not its path"
 
 
 def test_images_of_both_domains_are_looked_for(content: dict[str, Any], tmp_path: Path) -> None:
