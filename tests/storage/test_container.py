@@ -366,7 +366,7 @@ def test_images_of_earlier_versions_are_read(hyperprior: Any) -> None:
             assert torch.equal(decode(hyperprior, earlier), decode(hyperprior, data))
     refused(ready("mbt2018-mean"), first, "another codec")
     refused(hyperprior, of_version(data, 2, own), "another codec")
-    refused(hyperprior, sealed(data[: len(MAGIC)] + b"\4" + data[5:-4]), "version 4")
+    refused(hyperprior, sealed(data[: len(MAGIC)] + b"\5" + data[5:-4]), "version 5")
 
 
 SECOND = base64.b85decode(
