@@ -88,7 +88,7 @@ class TemporalEntropyNetwork(CompressionModel):
             conv1x1(second, 2 * M),
         )
         with torch.no_grad():  # at first, the latents of the frame before, scales near 1
-            last = self.entropy_parameters[-1]
+            last: Any = self.entropy_parameters[-1]
             last.weight.mul_(START)
             last.bias[:M] = 1.0
         self.entropy_bottleneck = EntropyBottleneck(N)

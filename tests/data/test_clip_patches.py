@@ -5,7 +5,6 @@ step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +12,6 @@ from torch import Tensor
 
 from nicprune.common.errors import DataError
 from nicprune.data.clip_patches import ClipPatches, ClipSampling
-from nicprune.data.clips import clips_in
-from nicprune.data.images import write_png
 
 SEPTUPLET = ClipSampling(strides=(1, 2, 3, 6), span=7, frames=7)
 
@@ -96,19 +93,3 @@ def test_clips_that_are_too_small_or_too_short_are_left_out() -> None:
 def test_what_a_run_learns_from_is_known_by_its_content() -> None:
     assert patches(Counting(9)).sources() == patches(Counting(9)).sources()
     assert patches(Counting(9)).sources() != patches(Counting(8)).sources()
-
-
-def test_folders_of_images_are_clips(tmp_path: Path) -> None:
-    for name in ("b", "a"):
-        (tmp_path / name).mkdir()
-        for t in range(3):
-            write_png(torch.full((3, 64, 80), t / 10), tmp_path / name / f"{t}.png")
-    found = clips_in(tmp_path)
-    assert [clip.path.name for clip in found] == ["a", "b"]
-    assert [(len(c), c.height, c.width) for c in found] == [(3, 64, 80)] * 2
-    assert [int(f[0, 0, 0]) for f in found[0].read([2, 0])] == [51, 0]
-    assert len(clips_in(tmp_path / "a")) == 1
-    (tmp_path / "empty").mkdir()
-    for folder, said in ((tmp_path / "empty", "no clips in"), (tmp_path / "x", "no such folder")):
-        with pytest.raises(DataError, match=said):
-            clips_in(folder)

@@ -533,5 +533,5 @@ def test_what_cannot_be_coded_is_refused(clips: Path, tmp_path: Path) -> None:
     plain = attach(built("bmshj2018-hyperprior")[0], "none")
     with pytest.raises(RecipeError, match="need a temporal model"):
         plain(torch.stack(frames(2), 1))
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="no such video"):
         nip.fit(temporal(), tmp_path / "none", steps=1, **TRAINING)

@@ -26,6 +26,10 @@ from nicprune.common.errors import CodecError, FileError
 from nicprune.methods.composition import Attached, operating_points, resolve_point
 
 
+class _Enough(BaseException):
+    """The latents are known; not an error, so that nothing takes it for one."""
+
+
 class FrameCoder:
     """A codec made ready for coding frames at one width; see `video_coder`.
 
@@ -71,6 +75,7 @@ class FrameCoder:
         self._analysis = unwrap(model).get_submodule(found.analysis.module)
         self._synthesis = unwrap(model).get_submodule(found.synthesis.module)
         self._latents: Tensor | None = None
+        self._latents_alone = False
         # Before the coder's own hook, which converts what it is given.
         self._synthesis.register_forward_pre_hook(self._note, prepend=True)
 
@@ -81,11 +86,13 @@ class FrameCoder:
 
     def _note(self, module: nn.Module, args: Any) -> None:
         self._latents = args[0]
+        if self._latents_alone:
+            raise _Enough
 
     @torch.no_grad()
     def compress(
         self, x: Tensor, previous: Tensor | None = None
-    ) -> tuple[list[list[bytes]], Any, Tensor]:
+    ) -> tuple[list[list[bytes]], Any, Tensor | None]:
         """Code one frame.
 
         Args:
@@ -95,12 +102,13 @@ class FrameCoder:
 
         Returns:
             Strings, the shape that `decompress` is given, and y_hat, (1, M, h, w) in float64, for
-            the next frame.
+            the next frame; None if all frames are I frames.
         """
         if previous is None or self._network is None:
             sent = self._coder.compress(x, **self._rate)
             strings = sent["strings"][len(self._headers) :]
-            return strings, sent["shape"], self._intra(strings, sent["shape"], x)[1]
+            y_hat = self._latents_of(strings, sent["shape"], x) if self.predicts else None
+            return strings, sent["shape"], y_hat
         with self._coder.coding():
             with self._active():
                 y = self._analysis(x).double()
@@ -132,14 +140,26 @@ class FrameCoder:
                 x_hat = self._synthesis(y_hat.float())
         return x_hat.float().clamp(0, 1), y_hat
 
-    def _intra(
-        self, strings: Sequence[Any], shape: Any, like: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Decode an I frame; the encoder does so too, to know y_hat."""
-        x_hat = self._coder.decompress([*self._headers, *strings], shape, like)
+    def _intra(self, strings: Sequence[Any], shape: Any) -> tuple[Tensor, Tensor]:
+        """Decode an I frame."""
+        x_hat = self._coder.decompress([*self._headers, *strings], shape)
+        return x_hat.clamp(0, 1), self._take_latents()
+
+    def _latents_of(self, strings: Sequence[Any], shape: Any, like: Tensor) -> Tensor:
+        """Return y_hat of an I frame, as the decoder has it, without its picture."""
+        self._latents_alone = True
+        try:
+            self._coder.decompress([*self._headers, *strings], shape, like)
+        except _Enough:
+            pass
+        finally:
+            self._latents_alone = False
+        return self._take_latents()
+
+    def _take_latents(self) -> Tensor:
         assert self._latents is not None
         y_hat, self._latents = on_grid(self._latents.double()), None
-        return x_hat.clamp(0, 1), y_hat
+        return y_hat
 
     def _active(self) -> Any:
         """Return the context of the width that frames are coded at."""
