@@ -21,6 +21,7 @@ from nicprune.data.patches import Batches, mix
 class Frames(Protocol):
     """A clip, as `nicprune.data.clips` gives it."""
 
+    name: str
     height: int
     width: int
 
@@ -104,8 +105,7 @@ class ClipPatches(Batches):
             digest = hashlib.sha256(f"{len(clip)} {clip.height} {clip.width}".encode())
             for frame in clip.read([0, len(clip) // 2, len(clip) - 1]):
                 digest.update(frame.contiguous().numpy().tobytes())
-            path = getattr(clip, "path", None)
-            found.append([str(getattr(path, "name", "")), digest.hexdigest()])
+            found.append([clip.name, digest.hexdigest()])
         return found
 
     def _frames(self, clip: Frames, indices: Sequence[int]) -> list[Tensor]:
