@@ -17,9 +17,9 @@ SEPTUPLET = ClipSampling(strides=(1, 2, 3, 6), span=7, frames=7)
 
 
 class Counting:
-    name = "counting"
-
     """A clip whose pixels say where they are: (time, row, column)."""
+
+    name = "counting"
 
     def __init__(self, frames: int, height: int = 70, width: int = 90):
         self.frames, self.height, self.width = frames, height, width
