@@ -181,7 +181,7 @@ def test_what_codes_here_codes_with_fast_indexes(
     picture = (image(codec, 2)[0] * 255).byte()
     calls: list[int] = []
     monkeypatch.setattr(
-        cdf,
+        fast_coding,
         "_bisected",
         lambda self, scales: calls.append(1) or torch.zeros_like(scales, dtype=torch.int32),
     )
