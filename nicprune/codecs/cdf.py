@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from typing import Any, cast
+from typing import Any
 
 import torch
 from compressai.entropy_models import EntropyModel, EntropyModelVbr
 from torch import nn
 
 from nicprune.codecs.anatomy import unwrap
-from nicprune.codecs.layer_kinds.entropy import entropy_models, is_bottleneck
+from nicprune.codecs.layer_kinds.entropy import entropy_models, is_bottleneck, quantile_gaps
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError
 
@@ -61,8 +61,7 @@ def check_bottlenecks(model: nn.Module) -> None:
         for key, value in module.named_parameters():
             if not bool(torch.isfinite(value).all()):
                 raise CodecError(f"CDF tables cannot be made of {name}: its {key} is not finite")
-        quantiles = cast("Any", module).quantiles.detach()[:, 0]
-        if not bool((quantiles.diff(dim=1).abs() < WIDEST).all()):
+        if not bool((quantile_gaps(module) < WIDEST).all()):
             raise CodecError(
                 f"CDF tables cannot be made of {name}: its quantiles are further apart than"
                 f" {WIDEST}; train its auxiliary loss (codec.aux_loss())"

@@ -12,7 +12,7 @@ from compressai.entropy_models import GaussianConditional
 from compressai.models.base import get_scale_table
 from helpers import built, image
 
-from nicprune.codecs import cdf, fast_coding
+from nicprune.codecs import fast_coding
 from nicprune.codecs.cdf import note_tables, refresh_tables
 from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.evaluation.evaluate import evaluate

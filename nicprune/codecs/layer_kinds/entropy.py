@@ -198,6 +198,14 @@ def entropy_models(codec: nn.Module) -> list[nn.Module]:
     return [m for m in codec.modules() if isinstance(m, (EntropyModel, EntropyModelVbr))]
 
 
+def quantile_gaps(bottleneck: Any) -> Tensor:
+    """Return the distances of an entropy bottleneck's quantiles, which its CDF tables span, for
+    each channel: (C, 2).
+    """
+    gaps: Tensor = bottleneck.quantiles.detach()[:, 0].diff(dim=1).abs()
+    return gaps
+
+
 def is_quantile(parameter_name: str) -> bool:
     """Return whether a parameter is one of those that learn from the auxiliary loss alone."""
     return parameter_name.endswith(QUANTILES)
