@@ -12,7 +12,7 @@ import torch
 from helpers import built
 from torch import nn
 
-import nicprune.evaluation.transform_times as timing
+import nicprune.evaluation.stage_times as timing
 from nicprune import attach, load_codec
 from nicprune.common.errors import FileError, RecipeError
 from nicprune.evaluation.stage_times import stage_times

@@ -14,7 +14,8 @@ from helpers import built
 from torch import Tensor
 
 from nicprune.codecs import kernels
-from nicprune.codecs.cdf import fast_indexes, refresh_tables
+from nicprune.codecs.cdf import refresh_tables
+from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.common.errors import CodecError
 
 needs_numba = pytest.mark.skipif(not kernels.COMPILED, reason="numba is not installed")
