@@ -6,10 +6,8 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from nicprune.report import adaptations, mac_spread, scratch_gap
@@ -25,6 +23,7 @@ from nicprune.report.matching import arms
 from nicprune.report.plots.figure import DPI
 from nicprune.report.plots.plot import Plot
 from nicprune.report.record import Record
+from nicprune.report.templates import template
 from nicprune.report.transforms import transforms
 
 MAX_CROP_IMAGES = 4
@@ -72,14 +71,7 @@ def render_page(
         cautions: sentences above the first table.
     """
     tables = by_setup([row for row in rows if not row.between()])
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("template.html.j2").render(
+    return template("template.html.j2").render(
         title=title,
         sections=[_section(setup, group, records, crops) for setup, group in tables.items()],
         cautions=cautions,

@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 from tabulate import tabulate
 
@@ -29,6 +28,7 @@ from nicprune.report.markdown import escape
 from nicprune.report.page import css_width, data_uri
 from nicprune.report.plots.theme import DARK
 from nicprune.report.plots.video import arms_of, name_of, video_rd, video_widths
+from nicprune.report.templates import template
 from nicprune.report.video_record import ClipResult, Role, VideoRecord
 
 TABLE = {
@@ -201,14 +201,7 @@ def write_video_report(
             }
         )
     names = _columns(records)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("video.html.j2").render(
+    page = template("video.html.j2").render(
         title=title or f"Video: {', '.join(dict.fromkeys(r.label for r in records))}",
         columns=[Column.of(VideoRecord, name) for name in names],
         rows=[(record, [_cell(record, name) for name in names]) for record in records],
