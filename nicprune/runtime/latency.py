@@ -80,7 +80,7 @@ def measure_latency(
     say: Callable[[str], None] = lambda line: None,
 ) -> LatencyTable:
     """Return the times of a codec by widths on this machine: from the cache, or measured, which
-    takes about a minute.
+    takes minutes.
 
     Counted is what `encode` and `decode` compute, from the padded image to strings and back, with
     entropy parameters in float64.

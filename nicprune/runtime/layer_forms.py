@@ -52,21 +52,20 @@ def choose_forms(
         name: its dotted name in the codec, for the names of its layers.
         x: the input at which layers are measured.
         backend: what compiles the layers; measured and chosen for it.
-        precision: the backend's precision. Layers are measured in float32 for "int8".
+        precision: the backend's precision, in which layers are measured.
 
     Times are kept in a file (`cache_file`) by processor, versions, number of threads, layer and
     size, so that each is measured once.
     """
     transform = fix(copy.deepcopy(transform))
     inputs = _inputs(transform, x)
-    measured = "float32" if precision == "int8" else precision
     cache = Cache()
     chosen = []
     for path, layer in list(transform.named_modules()):
         forms = forms_of(layer, backend) if path in inputs else {}
         if len(forms) < 2:
             continue
-        seconds = seconds_of_forms(forms, inputs[path], backend, measured, cache)
+        seconds = seconds_of_forms(forms, inputs[path], backend, precision, cache)
         form = min(seconds, key=lambda form: seconds[form])
         if path and form != ORIGINAL:
             transform.set_submodule(path, forms[form])
@@ -140,7 +139,7 @@ def _seconds(
     forms: dict[str, nn.Module], x: Tensor, backend: Backend, precision: str, turns: int
 ) -> dict[str, float]:
     functions = {
-        form: backend.compile(copy.deepcopy(layer), x, precision, ())
+        form: backend.compile(copy.deepcopy(layer), x, precision, (x,))
         for form, layer in forms.items()
     }
     fastest = dict.fromkeys(functions, float("inf"))

@@ -155,11 +155,21 @@ def test_int8_needs_images() -> None:
         nip.accelerate(codec_of(), "onnxruntime", "int8")
 
 
-def test_int8_decodes_what_it_encoded() -> None:
-    """Quantisation changes the latents that are sent, not whether they are read."""
+def test_int8_decodes_what_it_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantisation changes the latents that are sent, not whether they are read. Layers are
+    measured in int8 too: transposed convolutions do not gain by it, convolutions do.
+    """
     pytest.importorskip("onnxruntime")
+    compile_, asked = BACKENDS["onnxruntime"].compile, []
+
+    def noted(self, transform, example, precision, calibration):  # type: ignore[no-untyped-def]
+        asked.append((precision, len(calibration)))
+        return compile_(self, transform, example, precision, calibration)
+
+    monkeypatch.setattr(BACKENDS["onnxruntime"], "compile", noted)
     codec = codec_of()
-    fast = nip.accelerate(codec, "onnxruntime", "int8", image=SMALL, calibration=[SMALL])
+    fast = nip.accelerate(codec, "onnxruntime", "int8", image=SMALL, calibration=[SMALL] * 2)
+    assert set(asked) == {("int8", 1), ("int8", 2)}, "layers, and whole transforms"
     data = nip.encode(fast, IMAGE)
     first, second = nip.decode(codec, data).float(), nip.decode(fast, data).float()
     assert first.shape == IMAGE.shape

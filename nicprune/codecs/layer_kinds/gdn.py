@@ -120,7 +120,9 @@ class Normalisation(LayerKind):
 
 
 class FixedNormalisation(nn.Module):
-    """GDN or GDN1, of gamma (C, C) and beta (C,) as they are, not parametrised."""
+    """GDN or GDN1, of gamma (C, C) and beta (C,) as they are, not parametrised. It is not trained:
+    it computes in place, as new memory costs as much as arithmetic.
+    """
 
     def __init__(self, gamma: Tensor, beta: Tensor, *, inverse: bool, simple: bool):
         super().__init__()
@@ -130,8 +132,11 @@ class FixedNormalisation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = F.conv2d(x.abs() if self.simple else x.square(), self.gamma, self.beta)
-        norm = pooled if self.simple else pooled.sqrt()
-        return x * norm if self.inverse else x / norm
+        if self.simple:
+            norm = pooled if self.inverse else pooled.reciprocal_()
+        else:
+            norm = pooled.sqrt_() if self.inverse else pooled.rsqrt_()
+        return norm.mul_(x)
 
 
 class GrownNormalisation(nn.Module):
@@ -162,8 +167,11 @@ class GrownNormalisation(nn.Module):
         pooled = F.conv2d(
             both.abs() if self.simple else both.square(), gamma[..., None, None], beta
         )
-        norm = pooled if self.simple else pooled.sqrt()
-        return x * norm if self.inverse else x / norm
+        if self.simple:
+            norm = pooled if self.inverse else pooled.reciprocal_()
+        else:
+            norm = pooled.sqrt_() if self.inverse else pooled.rsqrt_()
+        return norm.mul_(x)
 
 
 def _same(x: Tensor) -> Tensor:
