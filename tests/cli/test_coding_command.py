@@ -141,7 +141,9 @@ def test_images_of_too_many_pixels_are_refused_before_any_work(
         call(command, *arguments, "--max-pixels", "7200")
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize(
+    "backend", ["torch", "onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)]
+)
 def test_files_of_a_backend_are_read_by_the_codec_and_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:

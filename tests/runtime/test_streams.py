@@ -22,7 +22,6 @@ from nicprune.runtime.backends import BACKENDS
 from nicprune.storage.coded_image import read_coded
 
 IMAGE = (torch.rand(3, 100, 150, generator=torch.Generator().manual_seed(0)) * 255).byte()
-DAILY = ("bmshj2018-hyperprior",)
 
 
 def installed() -> list[str]:
@@ -46,10 +45,8 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=() if n in DAILY else pytest.mark.slow) for n in ARCHITECTURES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_backend_reads_what_any_wrote(name: str) -> None:
     codec = built(name)[0]
     codecs = {"eager": codec} | {

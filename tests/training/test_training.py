@@ -191,7 +191,7 @@ def _script(path: Path, photos: Path, folder: Path, steps: int, optimizer: str) 
     return [sys.executable, "-W", "ignore", str(path)]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", [pytest.param("adam", marks=pytest.mark.slow), "soap"])
 def test_kill_9_and_resume_equals_the_uninterrupted_run(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
