@@ -11,13 +11,11 @@ from typing import Any, cast
 
 import torch
 from compressai.models import FactorizedPrior, ScaleHyperprior
-from helpers_video import Frames, ResidualCoder
-from torch import Tensor, nn
+from helpers_video import Frames
+from torch import Tensor
 
 from nicprune.common.errors import FileError
 from nicprune.methods import attach
-from nicprune.methods.video.coder import video_coder
-from nicprune.storage import video_container
 from nicprune.storage.video_container import VideoCoder
 
 from .coded_images import _changed, _packed, unpacked
@@ -52,7 +50,7 @@ def sealed(start: bytes, made: list[tuple[int, bytes]]) -> bytes:
 
 
 class Inputs:
-    """Coded videos of codecs of images, of one with widths, and of one that predicts."""
+    """Coded videos of codecs of images, of one with widths, and of two that predict."""
 
     lines = 1
 
@@ -63,7 +61,8 @@ class Inputs:
         codecs = {
             "images": ScaleHyperprior(4, 6),
             "widths": attach(ScaleHyperprior(4, 6), "slimmable", **widths),
-            "predicting": FactorizedPrior(2, 3),
+            "predicting": attach(ScaleHyperprior(4, 6), "temporal_entropy_model"),
+            "of one latent": attach(FactorizedPrior(2, 3), "temporal_entropy_model"),
         }
         draw = torch.Generator().manual_seed(0)
         noise = torch.randint(0, 256, (5, 3, 64, 130), generator=draw).byte()
@@ -75,20 +74,12 @@ class Inputs:
                 for key, value in codec.named_parameters():
                     if key.endswith("weight"):  # so that latents are not all zero
                         value.mul_(3)
-            self.coders[name] = self._coder(name, codec.eval())
+            self.coders[name] = VideoCoder(codec.eval())
             path = Path("whole")
             order = [0, 1, 0] if name == "widths" else None
             self.coders[name].encode(Frames([*noise]), path, gop=2, width=order)
             self.whole[name] = path.read_bytes()
             self.frames[name] = list(self.coders[name].decode(path))
-
-    def _coder(self, name: str, codec: nn.Module) -> VideoCoder:
-        if name == "predicting":
-            video_container.video_coder = cast("Any", ResidualCoder)
-        try:
-            return VideoCoder(codec)
-        finally:
-            video_container.video_coder = video_coder
 
     def make(self, draw: random.Random) -> tuple[str, Any]:
         name = draw.choice([*self.whole])

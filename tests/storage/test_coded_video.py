@@ -141,6 +141,23 @@ def test_a_saved_codec_decodes_and_another_is_refused(tmp_path: Path, hyperprior
     assert "other CDF tables" in until_error(decode_video(hyperprior, path))[1]
 
 
+@pytest.mark.parametrize("predicts", [False, True])
+def test_a_shape_may_be_a_dictionary(tmp_path: Path, predicts: bool) -> None:
+    """As that of ELIC's latents is."""
+    codec, path, frames = built("elic2022-chandelier")[0], tmp_path / "a.npv", moving(3)
+    if predicts:
+        codec = attach(codec, "temporal_entropy_model")
+    encode_video(codec, Frames(frames), path, gop=2)
+    with open_video(path) as video:
+        coded = list(video.frames())
+    assert isinstance(coded[0].shape, dict)
+    assert [frame.intra for frame in coded] == [True, not predicts, True]
+    found = list(decode_video(codec, path))
+    assert len(found) == 3 and all(f.shape == (3, HEIGHT, WIDTH) for f in found)
+    image = decode(codec, encode(codec, frames[2])) if not predicts else found[2]
+    assert torch.equal(found[2], image)
+
+
 def test_any_number_of_frames_and_any_rate(tmp_path: Path, hyperprior: Any) -> None:
     path = tmp_path / "a.npv"
     encode_video(hyperprior, Frames(moving(5, 64, 64), Fraction(24000, 1001)), path, frames=2)
