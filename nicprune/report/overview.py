@@ -20,6 +20,8 @@ from nicprune.report.overview_cells import Chosen, cells, headers
 from nicprune.report.overview_config import OverviewRow, OverviewSection, read_overview_config
 from nicprune.report.record import Record
 from nicprune.report.record_files import read
+from nicprune.report.runtime_table import NOTE as RUNTIME_NOTE
+from nicprune.report.runtime_table import read_runtime, runtime_table
 from nicprune.report.times import read_times, times_lines
 
 NOTE = (
@@ -65,6 +67,8 @@ def overview_text(folder: str | Path) -> str:
 def _section(folder: Path, section: OverviewSection) -> str:
     if section.times is not None:
         table, source = _times(folder, section.times)
+    elif section.runtime is not None:
+        table, source = _runtime(folder, section.runtime)
     else:
         table, source = _figures(folder, section)
     parts = (f"## {section.title}", section.text.strip(), table, section.below.strip(), source)
@@ -76,6 +80,15 @@ def _times(folder: Path, name: str) -> tuple[str, str]:
     times, conditions, command = read_times(folder / name)
     return times_lines(times), (
         f"{conditions}\n\nMade by `{command}`; seconds by transform: [{name}]({name}/times.md)."
+    )
+
+
+def _runtime(folder: Path, name: str) -> tuple[str, str]:
+    """Return the tables of a folder of times by backends, and their conditions and command."""
+    rows, conditions, command = read_runtime(folder / name)
+    return runtime_table(rows), (
+        f"{RUNTIME_NOTE} {conditions}\n\nMade by `{command}`; as a table:"
+        f" [{name}]({name}/runtime.csv)."
     )
 
 

@@ -40,11 +40,12 @@ class OverviewSection(StrictConfig):
         report: folder of the report of its rows.
         after: recipes that make what the section's recipes start from.
         times: folder of `nicprune time --out`, whose codecs are the rows.
+        runtime: folder of `nicprune time --report`, likewise.
         text: text above the table.
         show: figures of each quality. "drop": PSNR drop and change of bpp against the original;
             "point": PSNR and bpp, for originals and codecs that differ in architecture; "cost":
             cost over the control's.
-        rows: rows, unless `times` is given.
+        rows: rows, unless `times` or `runtime` is given.
         below: text below the table.
     """
 
@@ -52,15 +53,16 @@ class OverviewSection(StrictConfig):
     report: str | None = None
     after: list[str] = []
     times: str | None = None
+    runtime: str | None = None
     text: str = ""
     show: Literal["drop", "point", "cost"] = "drop"
     rows: list[OverviewRow] = []
     below: str = ""
 
     @model_validator(mode="after")
-    def _rows_or_times(self) -> OverviewSection:
-        if bool(self.rows) == bool(self.times):
-            raise ValueError("a section has either rows or times")
+    def _one_table(self) -> OverviewSection:
+        if sum(map(bool, (self.rows, self.times, self.runtime))) != 1:
+            raise ValueError("a section has either rows or times or runtime")
         return self
 
 

@@ -13,11 +13,18 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from nicprune.common.errors import FileError
 from nicprune.common.files import write_text
 from nicprune.evaluation.times import REST, Times
+from nicprune.pruning.totals import Totals
 from nicprune.runtime.variants import EAGER, Variant
 
 SIDES = ("encode", "decode")
+FILE = "runtime.json"
+NOTE = (
+    "Speed-up: over the first codec of the table by the same backend and precision, entropy coding"
+    " included."
+)
 
 
 @dataclass(frozen=True)
@@ -135,13 +142,33 @@ def write_runtime(
         "conditions": conditions,
         "times": [asdict(variant) | asdict(found) for variant, found in times.items()],
     }
-    write_text(folder / "runtime.json", json.dumps(content, indent=1) + "\n")
-    note = (
-        "Speed-up: over the first codec of the table by the same backend and precision, entropy"
-        " coding included."
-    )
+    write_text(folder / FILE, json.dumps(content, indent=1) + "\n")
     write_text(
         folder / "runtime.md",
-        f"{runtime_table(rows)}\n\n{note} {conditions}\n\nMade by `{command}`.\n",
+        f"{runtime_table(rows)}\n\n{NOTE} {conditions}\n\nMade by `{command}`.\n",
     )
     return folder
+
+
+def read_runtime(folder: str | Path) -> tuple[list[Row], str, str]:
+    """Return the rows, conditions and command that `write_runtime` wrote.
+
+    Raises:
+        FileError: the folder has no such file, or `write_runtime` did not write it.
+    """
+    path = Path(folder) / FILE
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        times = {}
+        for one in given["times"]:
+            variant = Variant(one.pop("label"), one.pop("backend"), one.pop("precision"))
+            times[variant] = Times(**one | {"cost": Totals(**one["cost"])})
+        return runtime_rows(times), str(given["conditions"]), str(given["command"])
+    except OSError as error:
+        raise FileError(
+            f"cannot read {path}: {error.strerror or error}; nicprune time --report writes it"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileError(
+            f"{path} is not a file of nicprune time --report: {' '.join(str(error).split())[:160]}"
+        ) from error

@@ -12,10 +12,12 @@ from helpers import TESTS
 from helpers_report import record, sweep
 
 from nicprune.common.errors import FileError, NicpruneError, RecipeError
-from nicprune.evaluation.times import Times
+from nicprune.evaluation.times import REST, Times
 from nicprune.pruning.totals import Totals
 from nicprune.report.overview import overview_text, write_overview
+from nicprune.report.runtime_table import write_runtime
 from nicprune.report.times import write_times
+from nicprune.runtime.variants import EAGER, Variant
 
 HEAD = "title: Reports\nsections:\n"
 
@@ -189,6 +191,31 @@ def test_what_has_not_been_run_says_so(tmp_path: Path) -> None:
     assert "not run" in line and r"a \| b" in line
 
 
+def test_times_by_backends_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
+    times = {
+        Variant(f"f/{name}", EAGER, "float32"): Times(
+            "",
+            Totals(2 * side, side, side, 7),
+            {REST: 0.5},
+            {REST: 0.5},
+            seconds,
+            seconds,
+            5,
+            False,
+        )
+        for name, side, seconds in (("whole", 400, 4.0), ("small", 100, 2.0))
+    }
+    write_runtime(times, tmp_path / "fast", conditions="On a Tuesday.", command="nicprune time a")
+    folder = reports(tmp_path, HEAD + "- {title: Backends, runtime: fast}\n")
+    text = write_overview(folder).read_text()
+    assert cells(text, "small")[3:8] == ["4.00×", "2000.0", "500.0", "2.00×", "0.50"]
+    assert "| f, encode" in text and "| f, decode" in text and "On a Tuesday." in text
+    assert "Made by `nicprune time a`" in text and "(fast/runtime.csv)" in text
+    (tmp_path / "fast" / "runtime.json").write_text('{"times": [{}]}')
+    with pytest.raises(FileError, match="is not a file of nicprune time --report"):
+        overview_text(folder)
+
+
 def test_times_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
     cost = Totals(400, 200, 100, 7)
     times = [
@@ -244,13 +271,19 @@ def test_times_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
             RecipeError,
             "unknown key",
         ),
-        (HEAD + "- {title: A, report: one, rows: []}", RecipeError, "either rows or times"),
+        (
+            HEAD + "- {title: A, report: one, rows: []}",
+            RecipeError,
+            "either rows or times or runtime",
+        ),
         (
             HEAD + "- {title: A, report: one, times: one, rows: [{arm: mask_decay}]}",
             RecipeError,
-            "either rows or times",
+            "either rows or times or runtime",
         ),
         (HEAD + "- {title: A, times: one}", FileError, "nicprune time --out writes it"),
+        (HEAD + "- {title: A, runtime: one}", FileError, "nicprune time --report writes it"),
+        (HEAD + "- {title: A, runtime: one, times: one}", RecipeError, "times or runtime"),
         (
             HEAD + "- {title: A, report: one, rows: [{arm: mask_decay, control: long}]}",
             RecipeError,
