@@ -34,7 +34,7 @@ START = 0.1
 """Factor of the last layer's random weights, which are small beside y_hat[t-1]."""
 
 MEAN_STEPS = 256
-"""Means are multiples of 1 / this when they code. What both sides compute differs by about 1e-15 on
+"""Means are multiples of 1 / this when they code. What both sides compute differs by about 1e-14 on
 other machines, and every frame is predicted from the one before: rounded, the latents of all frames
 are the same to the bit, and no difference can grow.
 """
