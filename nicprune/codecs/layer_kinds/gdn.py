@@ -167,11 +167,8 @@ class GrownNormalisation(nn.Module):
         pooled = F.conv2d(
             both.abs() if self.simple else both.square(), gamma[..., None, None], beta
         )
-        if self.simple:
-            norm = pooled if self.inverse else pooled.reciprocal_()
-        else:
-            norm = pooled.sqrt_() if self.inverse else pooled.rsqrt_()
-        return norm.mul_(x)
+        norm = pooled if self.simple else pooled.sqrt()
+        return x * norm if self.inverse else x / norm
 
 
 def _same(x: Tensor) -> Tensor:
