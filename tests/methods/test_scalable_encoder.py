@@ -71,7 +71,14 @@ def latents(attached: Attached, x: Tensor, level: Any) -> Tensor:
         return codec.g_a(x)
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        # The one that takes longest; elic2022-official has the same entropy model.
+        pytest.param(name, marks=pytest.mark.slow) if name == "elic2022-chandelier" else name
+        for name in ARCHITECTURES
+    ],
+)
 def hardened(request: pytest.FixtureRequest) -> tuple[str, Attached, Attached]:
     """A codec's name, the codec with encoders of full size whose masks have decayed, and with small
     ones.

@@ -155,6 +155,7 @@ def test_int8_needs_images() -> None:
         nip.accelerate(codec_of(), "onnxruntime", "int8")
 
 
+@pytest.mark.slow
 def test_int8_decodes_what_it_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Quantisation changes the latents that are sent, not whether they are read. Layers are
     measured in int8 too: transposed convolutions do not gain by it, convolutions do.
