@@ -16,7 +16,7 @@ from tabulate import tabulate
 from nicprune.common.errors import FileError
 from nicprune.common.files import write_text
 from nicprune.evaluation.times import REST, Times
-from nicprune.pruning.totals import Totals
+from nicprune.report.times import read_timing
 from nicprune.runtime.variants import EAGER, Variant
 
 SIDES = ("encode", "decode")
@@ -157,18 +157,9 @@ def read_runtime(folder: str | Path) -> tuple[list[Row], str, str]:
         FileError: the folder has no such file, or `write_runtime` did not write it.
     """
     path = Path(folder) / FILE
+    found, conditions, command = read_timing(path, "--report")
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        times = {}
-        for one in given["times"]:
-            variant = Variant(one.pop("label"), one.pop("backend"), one.pop("precision"))
-            times[variant] = Times(**one | {"cost": Totals(**one["cost"])})
-        return runtime_rows(times), str(given["conditions"]), str(given["command"])
-    except OSError as error:
-        raise FileError(
-            f"cannot read {path}: {error.strerror or error}; nicprune time --report writes it"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FileError(
-            f"{path} is not a file of nicprune time --report: {' '.join(str(error).split())[:160]}"
-        ) from error
+        times = {Variant(**more): one for one, more in found}
+    except TypeError as error:
+        raise FileError(f"{path} is not a file of nicprune time --report: {error}") from error
+    return runtime_rows(times), conditions, command

@@ -56,18 +56,35 @@ def read_times(folder: str | Path) -> tuple[list[Times], str, str]:
     Raises:
         FileError: the folder has no such file, or `write_times` did not write it.
     """
-    path = Path(folder) / FILE
+    found, conditions, command = read_timing(Path(folder) / FILE, "--out")
+    return [times for times, _ in found], conditions, command
+
+
+def read_timing(path: Path, option: str) -> tuple[list[tuple[Times, dict[str, Any]]], str, str]:
+    """Return what `nicprune time` wrote into a JSON file: times, each with its further entries,
+    conditions and command.
+
+    Args:
+        option: of `nicprune time`, that writes such a file.
+
+    Raises:
+        FileError: there is no such file, or `nicprune time` did not write it.
+    """
     try:
         given: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        times = [Times(**one | {"cost": Totals(**one["cost"])}) for one in given["times"]]
-        return times, str(given["conditions"]), str(given["command"])
+        found = []
+        for one in given["times"]:
+            own = {key: one[key] for key in Times.__dataclass_fields__ if key in one}
+            more = {key: value for key, value in one.items() if key not in own}
+            found.append((Times(**own | {"cost": Totals(**own["cost"])}), more))
+        return found, str(given["conditions"]), str(given["command"])
     except OSError as error:
         raise FileError(
-            f"cannot read {path}: {error.strerror or error}; nicprune time --out writes it"
+            f"cannot read {path}: {error.strerror or error}; nicprune time {option} writes it"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileError(
-            f"{path} is not a file of nicprune time --out: {' '.join(str(error).split())[:160]}"
+            f"{path} is not a file of nicprune time {option}: {' '.join(str(error).split())[:160]}"
         ) from error
 
 

@@ -17,21 +17,16 @@ from nicprune.codecs.rans import recorded_symbols
 from nicprune.codecs.winograd import Winograd
 
 
-def operands(
-    *size: int, outputs: int = 64, dtype: torch.dtype = torch.float64
-) -> tuple[torch.Tensor, ...]:
+def operands(*size: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = (size, (outputs, size[1], 3, 3), (outputs,))
-    x, weight, bias = (torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes)
-    return x, weight, bias
+    shapes = (size, (64, size[1], 3, 3), (64,))
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
 
 @pytest.mark.parametrize("padding", [0, 1, (1, 0), (2, 3)])
-@pytest.mark.parametrize("size", [(1, 48, 16, 16), (2, 33, 17, 23), (3, 64, 9, 40), (1, 64, 1, 99)])
+@pytest.mark.parametrize("size", [(1, 48, 16, 16), (2, 33, 17, 23), (3, 64, 9, 40), (1, 64, 4, 99)])
 def test_it_is_torchs_convolution(size: tuple[int, ...], padding: Any) -> None:
     x, weight, bias = operands(*size)
-    if size[2] == 1 and padding in (0, (1, 0)):
-        padding = (1, 1)
     for given in (x, x.to(memory_format=torch.channels_last)):
         for b in (bias, None):
             expected = torch.conv2d(given, weight, b, padding=padding)

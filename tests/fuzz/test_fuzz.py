@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 DAILY = {
-    "recipes": 15, "codec_files": 300, "headers": 40, "coded_images": 80, "videos": 60,
+    "recipes": 30, "codec_files": 300, "headers": 80, "coded_images": 80, "videos": 60,
     "checkpoints": 80, "images": 800,
 }  # fmt: skip
 """Inputs of each kind in the daily run."""

@@ -22,7 +22,7 @@ import nicprune as nip
 from nicprune.common.errors import CodecError, NicpruneError
 from nicprune.pruning.cost import measure
 from nicprune.runtime.backends import BACKENDS
-from nicprune.runtime.layer_forms import ORIGINAL, cache_file
+from nicprune.runtime.layer_forms import ORIGINAL, cache_file, choose_forms
 from nicprune.storage.export import export_onnx
 
 FAMILIES = {
@@ -153,6 +153,24 @@ def test_int8_needs_images() -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(NicpruneError, match="'int8' needs images"):
         nip.accelerate(codec_of(), "onnxruntime", "int8")
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_layers_are_measured_in_the_precision_that_they_will_run_in(precision: str) -> None:
+    asked = []
+
+    class Noting(type(BACKENDS["torch"]())):  # type: ignore[misc]
+        name = "noting"
+
+        def compile(self, transform, example, precision, calibration):  # type: ignore[no-untyped-def]
+            asked.append((precision, [x.shape for x in calibration]))
+            return transform
+
+    codec = codec_of()
+    x = SMALL[None].float() / 255
+    choose_forms(codec.g_a, "g_a", x, Noting(), precision)
+    assert {one for one, _ in asked} == {precision}
+    assert all(len(shapes) == 1 for _, shapes in asked), "int8 finds ranges by the layer's input"
 
 
 @pytest.mark.slow
