@@ -73,6 +73,7 @@ def plan_runs(recipe: Recipe, runs: Path) -> list[Run]:
                     for arm in recipe.methods
                     if (quality == recipe.top or not arm.modulated)
                     and seed in (arm.seeds or recipe.seeds)
+                    and quality in (arm.qualities or recipe.qualities)
                 ]
                 arms += [("modulated" if arm.modulated else "pruned", seed, arm) for arm in run]
         # Training from scratch depends on the variant whose architecture it takes.

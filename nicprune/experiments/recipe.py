@@ -74,7 +74,7 @@ class Variant(StrictConfig):
     Attributes:
         between: with a modulator, number of rates to measure between two qualities.
         lmbda: lambda, where it is not that of the quality.
-        seeds: seeds, where they are not those of the recipe.
+        seeds, qualities: where they are not all of the recipe's.
         scratch: no method, but the architecture that the arm with this label ends with, trained
             from random weights.
         phase: replaces `finetune` for this arm. An arm from scratch has no other phase; without it,
@@ -87,6 +87,7 @@ class Variant(StrictConfig):
     between: int = Field(default=0, ge=0, le=20)
     lmbda: float | None = Field(default=None, gt=0)
     seeds: list[Seed] | None = None
+    qualities: list[Quality] | None = Field(default=None, min_length=1)
     scratch: str | None = None
     phase: Phase | None = None
     training: dict[str, Any] | None = None
@@ -96,7 +97,8 @@ class Variant(StrictConfig):
     @model_serializer(mode="wrap")
     def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Omit what older recipes did not have: hashes of theirs stay as they are."""
-        return {k: v for k, v in dump(self).items() if k != "images" or v is not None}
+        newer = ("images", "qualities")
+        return {k: v for k, v in dump(self).items() if k not in newer or v is not None}
 
     @field_validator("label")
     @classmethod
@@ -123,7 +125,7 @@ class Variant(StrictConfig):
                 if getattr(self, name) is None
             }
         )
-        return {name: value for name, value in content.items() if name != "seeds"}
+        return {k: v for k, v in content.items() if k not in ("seeds", "qualities")}
 
     @property
     def timed(self) -> bool:
@@ -170,7 +172,7 @@ class Recipe(StrictConfig):
         per_quality: for "train": phases by quality, where they differ from `finetune`.
         chain: for "train": each quality starts from the one before in the list; or the start of
             each, {2: 3, 4: 3}, which must come earlier in the list.
-        half: for "train": save float16.
+        half: save codecs in float16, and measure them as the file holds them.
         latency: the runtime whose times budgets of encode_s and decode_s limit: backend, precision,
             size, threads.
     """
@@ -227,14 +229,20 @@ class Recipe(StrictConfig):
                         f"{arm.label!r}: scratch names an arm before it that ends with one small"
                         f" codec (got {arm.scratch!r})"
                     )
-                if missing := sorted(set(arm.seeds or self.seeds) - set(like.seeds or self.seeds)):
+                for name, one in (("seeds", "seed"), ("qualities", "quality")):
+                    own, its = (getattr(a, name) or getattr(self, name) for a in (arm, like))
+                    if missing := sorted(set(own) - set(its)):
+                        raise ValueError(
+                            f"{arm.label!r}: {arm.scratch!r} is not run with {one} {missing[0]}"
+                        )
+            for name in ("seeds", "qualities"):
+                own, all_ = getattr(arm, name), getattr(self, name)
+                if own is not None and not set(own) <= set(all_):
                     raise ValueError(
-                        f"{arm.label!r}: {arm.scratch!r} is not run with seed {missing[0]}"
+                        f"{arm.label!r}: {name} {own} are not all among the recipe's {all_}"
                     )
-            if arm.seeds is not None and not set(arm.seeds) <= set(self.seeds):
-                raise ValueError(
-                    f"{arm.label!r}: seeds {arm.seeds} are not all among the recipe's {self.seeds}"
-                )
+            if arm.qualities is not None and arm.modulated:
+                raise ValueError(f"{arm.label!r}: one codec serves all qualities")
         for what, keys in (("lambdas", self.lambdas), ("per_quality", self.per_quality)):
             if left := sorted(set(keys) - set(self.qualities)):
                 raise ValueError(f"{what}: {left} are not among the qualities {self.qualities}")
@@ -251,8 +259,8 @@ class Recipe(StrictConfig):
                 )
         if self.latency is not None and not any(arm.timed for arm in self.methods):
             raise ValueError("latency: no budget of a method limits encode_s or decode_s")
-        if self.task == "prune" and (self.per_quality or self.chain or self.half):
-            raise ValueError("per_quality, chain and half belong to task: train")
+        if self.task == "prune" and (self.per_quality or self.chain):
+            raise ValueError("per_quality and chain belong to task: train")
         if self.task == "train" and len(self.seeds) > 1:
             raise ValueError("task: train takes one seed")
         if self.codec.endswith(".safetensors") and (
@@ -459,7 +467,7 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
 def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) -> Variant:
     """Parse an arm as a recipe writes it: the settings of a method stand beside its name."""
     here = f"{where}: methods.{number}"
-    words = ("between", "lmbda", "seeds", "phase", "training", "images")
+    words = ("between", "lmbda", "seeds", "qualities", "phase", "training", "images")
     if isinstance(arm, dict) and "stack" in arm:
         if (
             "label" not in arm

@@ -48,12 +48,29 @@ class ConvolutionSOAP(SOAP):
     def get_orthogonal_matrix_qr(
         self, state: Any, max_precondition_dim: int = MAX_PRECONDITIONED, merge_dims: bool = False
     ) -> list[Any]:
-        """Take one step of power iteration for each eigenbasis; see the parent class."""
-        squares = state["exp_avg_sq"]
-        seen = {**state, "exp_avg_sq": _axes(squares)}
-        bases: list[Any] = super().get_orthogonal_matrix_qr(seen, max_precondition_dim, False)
-        state["exp_avg_sq"] = _like(seen["exp_avg_sq"], squares)
+        """Take one step of power iteration for each eigenbasis, and order `exp_avg_sq` as the
+        basis; see the parent class.
+        """
+        squares = _axes(state["exp_avg_sq"])
+        bases: list[Any] = []
+        for axis, (moments, basis) in enumerate(zip(state["GG"], state["Q"], strict=True)):
+            if not len(moments):
+                bases.append([])
+                continue
+            product = moments @ basis
+            order = torch.argsort((basis * product).sum(dim=0), descending=True)
+            squares = squares.index_select(axis, order)
+            bases.append(_orthogonal(product.index_select(1, order)))
+        state["exp_avg_sq"] = _like(squares, state["exp_avg_sq"])
         return bases
+
+    @staticmethod
+    def get_orthogonal_matrix(mat: Any) -> list[Any]:
+        """Return the first eigenbases; computed on the CPU, as in `_orthogonal`."""
+        device = next((m.device for m in mat if len(m)), torch.device("cpu"))
+        on_cpu: Any = [m.cpu() if len(m) else m for m in mat]
+        found = SOAP.get_orthogonal_matrix(on_cpu)
+        return [q.to(device) if len(q) else q for q in found]
 
     def init_pre_conditioner(self, grad: Tensor, state: Any, *args: Any, **settings: Any) -> None:
         """Create the state of the preconditioner; see the parent class."""
@@ -100,6 +117,14 @@ def _like(axes: Tensor, tensor: Tensor) -> Tensor:
         return axes.view(tensor.shape)
     first, second, height, width = tensor.shape
     return axes.reshape(first, height, width, second).permute(0, 3, 1, 2)
+
+
+def _orthogonal(matrix: Tensor) -> Tensor:
+    """Return Q of a QR decomposition in float32, computed on the CPU: for matrices of some hundred
+    rows a GPU takes longer, and does nothing else meanwhile.
+    """
+    orthogonal: Tensor = torch.linalg.qr(matrix.to("cpu", torch.float32))[0]
+    return orthogonal.to(matrix)
 
 
 def _times(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:

@@ -761,6 +761,12 @@ def test_a_small_codec_is_trained_from_scratch_too(
         ("an arm before it", {"scratch": "from nowhere", "label": "later"}),
         ("is not run with seed 1", {"scratch": "once"}),
         ("not all among the recipe's", {"name": "none", "label": "x", "seeds": [7]}),
+        ("not all among the recipe's", {"name": "none", "label": "x", "qualities": [7]}),
+        ("is not run with quality 2", {"scratch": "once", "seeds": [0]}),
+        (
+            "one codec serves all qualities",
+            {"name": "slimmable", "widths": [1.0, 0.5], "label": "x", "qualities": [1]},
+        ),
         ("steps", {"label": "x", "stack": [{"name": "none"}], "phase": {"steps": -3}}),
         ("unknown key", {"scratch": "once", "steps": 3}),
     ],
@@ -768,7 +774,8 @@ def test_a_small_codec_is_trained_from_scratch_too(
 def test_arms_that_make_no_sense_are_one_clear_line(
     content: dict[str, Any], match: str, arm: dict[str, Any]
 ) -> None:
-    methods = [{"name": "magnitude", "label": "once", "budget": {"macs": 0.5}, "seeds": [0]}, arm]
+    once = {"name": "magnitude", "label": "once", "budget": {"macs": 0.5}}
+    methods = [once | {"seeds": [0], "qualities": [1]}, arm]
     if arm.get("scratch") == "gated":
         methods.insert(0, {"name": "channel_gating", "label": "gated", "budget": {"macs": 0.5}})
     if arm.get("scratch") == "ladder":
@@ -780,6 +787,16 @@ def test_arms_that_make_no_sense_are_one_clear_line(
             content | {"methods": methods, "seeds": [0, 1], "sparsify": {"steps": 20}}, "x"
         )
     assert "\n" not in str(error.value)
+
+
+def test_an_arm_runs_at_its_own_qualities(content: dict[str, Any], tmp_path: Path) -> None:
+    arms = [{"name": "magnitude", "label": n, "budget": {"macs": 0.5}} for n in ("all", "one")]
+    both = content | {"qualities": [1, 2], "control": False, "methods": arms}
+    fewer = both | {"methods": [arms[0], arms[1] | {"qualities": [2]}]}
+    listed = [plan_runs(parse_recipe(recipe, "x"), tmp_path) for recipe in (both, fewer)]
+    where = [{(job.arm.label, job.quality) for job in jobs} for jobs in listed]
+    assert where[0] - where[1] == {("one", 1)}
+    assert {job.key for job in listed[1]} < {job.key for job in listed[0]}, "the same runs"
 
 
 @pytest.mark.usefixtures("undrawn")
