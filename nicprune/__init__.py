@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from nicprune.pruning.surgery import prune as prune
     from nicprune.runtime.accelerate import accelerate as accelerate
     from nicprune.runtime.latency import measure_latency as measure_latency
+    from nicprune.runtime.latency_refinement import refine_latency as refine_latency
     from nicprune.storage.adaptation import load_adaptation as load_adaptation
     from nicprune.storage.adaptation import save_adaptation as save_adaptation
     from nicprune.storage.checkpoint import check_savable as check_savable
@@ -76,6 +77,7 @@ _HOME = {
     "provenance": "codecs.provenance",
     "prune": "pruning.surgery",
     "read_recipe": "experiments.recipe",
+    "refine_latency": "runtime.latency_refinement",
     "run_recipe": "experiments.run",
     "save": "storage.checkpoint",
     "video_coder": "methods.video.coder",

@@ -49,6 +49,7 @@ def prune_codec(
     """Prune a codec in one shot, without training."""
     import torch
 
+    from nicprune.codecs.copying import copy_codec
     from nicprune.codecs.provenance import provenance
     from nicprune.common.config import apply_override
     from nicprune.common.errors import RecipeError
@@ -56,6 +57,7 @@ def prune_codec(
     from nicprune.data.images import calibration_images
     from nicprune.methods.composition import Attached, attach
     from nicprune.pruning.cost import COUNTER, measure
+    from nicprune.runtime.latency_refinement import refine_latency
     from nicprune.storage.checkpoint import check_destination, load_codec, save
 
     check_destination(output)
@@ -68,9 +70,22 @@ def prune_codec(
     original = load_codec(codec, quality, metric=metric, weights=weights)
     before = measure(original)
     table = _times(original, settings, backend, precision, size)
-    attached = attach(original, method, latency=table, **settings)
-    if images is not None:
-        attached.prepare(calibration_images(images))
+    looked_at = calibration_images(images) if images is not None else None
+
+    def attached_to(codec: Any, times: Any) -> Any:
+        found = attach(codec, method, latency=times, **settings)
+        if looked_at is not None:
+            found.prepare(looked_at)
+        return found
+
+    if table is not None:
+        table = refine_latency(
+            original,
+            table,
+            lambda times: attached_to(copy_codec(original), times).keep(),
+            say=typer.echo,
+        )
+    attached = attached_to(original, table)
     small = attached.harden()
     if isinstance(small, Attached):
         raise RecipeError(

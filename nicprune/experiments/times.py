@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from torch import nn
 
+from nicprune.codecs.copying import copy_codec
 from nicprune.experiments.plan import Run, runtime_of
 from nicprune.experiments.recipe import Recipe
+from nicprune.methods.composition import attach
+from nicprune.pruning.budget import TIMES
 from nicprune.pruning.latency_table import LatencyTable
 from nicprune.runtime.latency import measure_latency
+from nicprune.runtime.latency_refinement import refine_latency
 
 FILE = "latency.json"
 """The table in the folder of a run: a run that is resumed goes on with it."""
@@ -19,7 +26,7 @@ def latency_of(
     """Return the times of the codec that a run starts from; None if its budgets limit none.
 
     Args:
-        keep: write them into the folder of the run.
+        keep: refine them near the budgets, and write them into the folder of the run.
 
     Raises:
         NicpruneError: they cannot be measured.
@@ -31,5 +38,14 @@ def latency_of(
         return LatencyTable.read(path)
     table = measure_latency(codec, **dict(runtime_of(recipe)))
     if keep:
+        for _, settings in job.settings:
+            if set(TIMES) & set(settings.get("budget") or ()):
+                choose = partial(_by_magnitude, codec, settings["budget"])
+                table = refine_latency(codec, table, choose)
         table.write(path)
     return table
+
+
+def _by_magnitude(codec: nn.Module, budget: Any, table: LatencyTable) -> dict[str, list[int]]:
+    """Return the keep-lists that magnitude pruning chooses: near those of other methods."""
+    return attach(copy_codec(codec), "magnitude", budget=budget, latency=table).keep()

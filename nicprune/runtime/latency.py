@@ -170,7 +170,7 @@ def _measured(codec: Any, engine: Backend, runtime: Runtime) -> LatencyTable:
         }
         found[part] = PartTimes(
             sides=sides,
-            widths=[{n: _widths(model.get_submodule(n)) for n in own} for model in narrower],
+            widths=[{n: widths_of(model.get_submodule(n)) for n in own} for model in narrower],
             seconds=[_seconds(turns, part, sides) for turns in spent[: len(coders)]],
         )
     cache.write()
@@ -349,6 +349,25 @@ def _spent(coders: Sequence[Coder], image: Tensor, parts: Sequence[str]) -> list
     return [[one[number] for one in turns] for number in range(len(coders))]
 
 
+@torch.no_grad()
+def seconds_of_parts(codecs: Sequence[nn.Module], table: LatencyTable) -> list[dict[str, float]]:
+    """Return the seconds of a table's parts in each of some codecs of one architecture, timed
+    alternately and run as the table says.
+    """
+    runtime = table.runtime
+    with _threads(runtime.threads):
+        engine = BACKENDS[runtime.backend]()
+        for codec in codecs:
+            refresh_tables(codec)
+        image = _image(image_shape(codecs[0])[0], *runtime.size)
+        coders = [_coder(one, engine, runtime.precision, image) for one in codecs]
+        spent = _spent(coders, image, list(table.parts))
+    return [
+        {name: _seconds(turns, name, part.sides) for name, part in table.parts.items()}
+        for turns in spent
+    ]
+
+
 def _seconds(turns: Sequence[Turn], part: str, sides: Sequence[Side]) -> float:
     """Return the seconds of a part, the mean of both sides; of each the fastest turn."""
     return statistics.fmean(min(turn[side][part] for turn in turns) for side in sides)
@@ -375,7 +394,7 @@ class _Layers:
         self, name: str, layer: nn.Module, x: Tensor, engine: Backend, cache: Cache
     ) -> LayerTimes:
         """Return the seconds of a layer that runs on x."""
-        kind, (outputs, inputs) = channel_kind(layer), _widths(layer)
+        kind, (outputs, inputs) = channel_kind(layer), widths_of(layer)
 
         def seconds(out: int, inn: int) -> float:
             less, given = _narrowed(layer, kind, x, out, inn)
@@ -408,7 +427,7 @@ class _Layers:
         return min(found.values())
 
 
-def _widths(layer: nn.Module) -> tuple[int, int]:
+def widths_of(layer: nn.Module) -> tuple[int, int]:
     """Return the widths of a layer as cost models count them."""
     kind = channel_kind(layer)
     outputs, inputs = kind.widths(layer)

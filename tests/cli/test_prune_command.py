@@ -11,6 +11,7 @@ from helpers_latency import table_of
 from typer.testing import CliRunner
 
 from nicprune.cli.application import app
+from nicprune.runtime import latency_refinement
 
 
 def test_a_codec_is_pruned_in_one_shot(tmp_path: Path) -> None:
@@ -82,7 +83,12 @@ def test_budgets_of_time_show_what_is_predicted(
         asked.append((*runtime, more["size"]))
         return table_of(codec)
 
+    def twice_as_slow(codecs: Any, table: Any) -> Any:
+        """The pruned codec takes half of the whole one's time in every part."""
+        return [dict.fromkeys(table.parts, 2.0), dict.fromkeys(table.parts, 1.0)]
+
     monkeypatch.setattr("nicprune.runtime.latency.measure_latency", made_up)
+    monkeypatch.setattr(latency_refinement, "seconds_of_parts", twice_as_slow)
     output = str(tmp_path / "small.safetensors")
     told = call(
         "prune", "demo-hyperprior", output, "--quality", "3", "--set", "budget.decode_s=0.6",

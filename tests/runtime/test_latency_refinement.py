@@ -1,0 +1,93 @@
+"""A refined table holds what was measured near the budget. Nothing here looks at how long anything
+takes.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from helpers import built, same_state, state_of
+from helpers_latency import table_of
+from torch import nn
+
+import nicprune as nip
+from nicprune.methods import attach
+from nicprune.pruning.latency import TimedCost
+from nicprune.pruning.latency_table import LatencyTable
+from nicprune.runtime import latency, latency_refinement
+
+BUDGET = {"decode_s": 0.6}
+
+
+def work(codec: nn.Module, part: str) -> float:
+    return float(sum(p.numel() for p in codec.get_submodule(part).parameters()))
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """Parts take as long as they have parameters, by a machine that is 7 times slower today; the
+    pruned codecs that were timed.
+    """
+    found: list[nn.Module] = []
+
+    def seconds_of_parts(codecs: list[nn.Module], table: LatencyTable) -> list[dict[str, float]]:
+        found.append(codecs[1])
+        return [{part: 7 * work(codec, part) for part in table.parts} for codec in codecs]
+
+    monkeypatch.setattr(latency_refinement, "seconds_of_parts", seconds_of_parts)
+    return found
+
+
+def test_the_budget_is_met_by_measured_times(timed: list[nn.Module]) -> None:
+    codec, groups = built("bmshj2018-hyperprior")
+    before, first = state_of(codec), table_of(codec)
+    chosen: list[Any] = []
+
+    def choose(table: LatencyTable) -> Any:
+        again = copy.deepcopy(codec)
+        attached = attach(again, "magnitude", budget=BUDGET, latency=table, round_to=1)
+        chosen.append(attached.keep())
+        return chosen[-1]
+
+    table = nip.refine_latency(codec, first, choose)
+    assert 1 < len(timed) <= latency_refinement.ROUNDS
+    cost = TimedCost(codec, groups, table)
+    for keep, small in zip(chosen, timed, strict=True):
+        totals: Any = cost.totals(keep)
+        real = first.rest["decode_s"] + sum(
+            times.seconds[0] * work(small, part) / work(codec, part)
+            for part, times in first.parts.items()
+            if "decode_s" in times.sides
+        )
+        assert totals.decode_s == pytest.approx(real, rel=1e-9)
+        assert abs(TimedCost(codec, groups, first).totals(keep).decode_s / real - 1) > 0.03  # type: ignore[attr-defined]
+    limit = BUDGET["decode_s"] * cost.original.decode_s  # type: ignore[attr-defined]
+    last: Any = cost.totals(choose(table))
+    assert 0.9 * limit < last.decode_s <= limit
+    assert same_state(before, state_of(codec))
+
+
+def test_widths_that_stay_are_timed_once(timed: list[nn.Module]) -> None:
+    codec, groups = built("bmshj2018-hyperprior")
+    keep = {g.name: list(range(g.width)) for g in groups.prunable()} | {"g_s.0": [0, 1, 2]}
+    first = table_of(codec)
+    table = nip.refine_latency(codec, first, lambda table: keep)
+    assert len(timed) == 1
+    for part, times in table.parts.items():
+        assert len(times.seconds) == len(first.parts[part].seconds) + 1
+        assert times.widths[-1]["g_s.0"][0] == 3 if part == "g_s" else times.widths[-1]
+
+
+def test_codecs_are_really_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TURNS", "LIMIT"):
+        monkeypatch.setattr(latency, name, 1)
+    codec = built("bmshj2018-hyperprior")[0]
+    table = table_of(codec)
+    table = table.model_copy(
+        update={"runtime": table.runtime.model_copy(update={"size": (64, 64), "threads": 1})}
+    )
+    keep = {g.name: [0] for g in nip.analyse(codec).prunable()}
+    refined = nip.refine_latency(codec, table, lambda table: keep)
+    assert all(times.seconds[-1] > 0 for times in refined.parts.values())
