@@ -243,6 +243,7 @@ def test_methods(name: str, golden: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 def test_recipe(golden: dict[str, Any], tmp_path: Path) -> None:
     assert compare(of_recipe(pictures(tmp_path)), golden["recipe"]) == []
 

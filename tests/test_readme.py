@@ -57,6 +57,12 @@ def test_python_examples_run(example: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(
         "nicprune.runtime.latency.measure_latency", lambda codec, *_: table_of(codec)
     )
+    monkeypatch.setattr(
+        "nicprune.runtime.latency_refinement.seconds_of_parts",
+        lambda codecs, table: [
+            dict.fromkeys(table.parts, 1 / (1 + n)) for n, _ in enumerate(codecs)
+        ],
+    )
     code = EXAMPLES[example]
     few = 16 if "scalable_encoder" in code else 4  # four for each encoder
     code = re.sub(r'steps(=|": )\d+', rf"steps\g<1>{few}", code)
@@ -137,6 +143,7 @@ def test_commands_run_in_the_order_given(
         " mask_decay}]}\n"
     )
     (tmp_path / "reports" / "overview.yaml").write_text(shown, encoding="utf-8")
+    monkeypatch.setattr(data, "SAMPLE_TEST", data.SAMPLE_TEST[:1])  # one photograph shows it
     plots = report_folder.plots_in_order
     request.getfixturevalue("undrawn")
     for command in commands():
@@ -158,6 +165,8 @@ def test_commands_run_in_the_order_given(
                 "--set",
                 "training.batch_size=1",
             ]
+        if arguments[0] == "check":
+            arguments += ["--set", "qualities=[3]"]
         if arguments[0] == "report":
             monkeypatch.setattr(report_folder, "plots_in_order", plots)  # once is enough
         result = CliRunner().invoke(app, arguments)

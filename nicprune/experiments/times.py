@@ -13,6 +13,7 @@ from nicprune.experiments.recipe import Recipe
 from nicprune.methods.composition import attach
 from nicprune.pruning.budget import TIMES
 from nicprune.pruning.latency_table import LatencyTable
+from nicprune.pruning.target import Target
 from nicprune.runtime.latency import measure_latency
 from nicprune.runtime.latency_refinement import refine_latency
 
@@ -40,12 +41,17 @@ def latency_of(
     if keep:
         for _, settings in job.settings:
             if set(TIMES) & set(settings.get("budget") or ()):
-                choose = partial(_by_magnitude, codec, settings["budget"])
+                choose = partial(_by_magnitude, codec, settings)
                 table = refine_latency(codec, table, choose)
         table.write(path)
     return table
 
 
-def _by_magnitude(codec: nn.Module, budget: Any, table: LatencyTable) -> dict[str, list[int]]:
-    """Return the keep-lists that magnitude pruning chooses: near those of other methods."""
-    return attach(copy_codec(codec), "magnitude", budget=budget, latency=table).keep()
+def _by_magnitude(
+    codec: nn.Module, settings: dict[str, Any], table: LatencyTable
+) -> dict[str, list[int]]:
+    """Return the keep-lists that magnitude pruning chooses for a method's target: near those of the
+    method.
+    """
+    target = {name: value for name, value in settings.items() if name in Target.model_fields}
+    return attach(copy_codec(codec), "magnitude", latency=table, **target).keep()

@@ -142,7 +142,8 @@ def test_images_of_too_many_pixels_are_refused_before_any_work(
 
 
 @pytest.mark.parametrize(
-    "backend", ["torch", "onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)]
+    "backend",
+    ["torch", *(pytest.param(b, marks=pytest.mark.slow) for b in ("onnxruntime", "openvino"))],
 )
 def test_files_of_a_backend_are_read_by_the_codec_and_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str

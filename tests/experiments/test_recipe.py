@@ -915,7 +915,7 @@ def test_a_resumed_run_keeps_the_times_that_its_budget_was_met_by(
     """
     from nicprune.experiments import times
     from nicprune.pruning.latency_table import LatencyTable
-    from nicprune.runtime import latency
+    from nicprune.runtime import latency, latency_refinement
 
     monkeypatch.setenv("NICPRUNE_CACHE", str(tmp_path / "cache"))
     for name in ("TURNS", "LAYER_TURNS", "LIMIT"):
@@ -951,6 +951,11 @@ def test_a_resumed_run_keeps_the_times_that_its_budget_was_met_by(
         return first[0].model_copy(update={"layers": layers, "parts": parts, "rest": rest})
 
     monkeypatch.setattr(times, "measure_latency", made_up)
+    monkeypatch.setattr(
+        latency_refinement,
+        "seconds_of_parts",
+        lambda codecs, table: [dict.fromkeys(table.parts, s) for s in (2.0, 1.0)],
+    )
     whole = run(content, tmp_path / "whole").parent / "records.json"
     assert asked[0] == {
         "backend": "torch", "precision": "float32", "size": (64, 64), "threads": 1

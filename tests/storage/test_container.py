@@ -370,10 +370,10 @@ def test_images_of_earlier_versions_are_read(hyperprior: Any) -> None:
 
 
 SECOND = base64.b85decode(
-    b"i%v;H0?0SKsyD~tJ@iH@R^S1k0SN>I2?fFi<Z}_#;zvsW6I&*sp~`qGI}1~QADy;J%#3n{i`maAxG%XcZzdEMbo}"
-    b"6kR$2x8Hro$;8J+sOOZ!uk6O(JW{ll*ulCILV<x+B90`|kHdDb0h=j~~LP6eK<STe7F*BPaG{>nLlK6*?><b$d9P"
-    b"MeosTqBI67IiUf<sr#8%SL^9Xt6I19A1_htrGjMW^jUM38Kj&p=|6uyy$QMQK4)ca7O?JcK2cV)h`lL+jzoa#%vY"
-    b"6jKcGC1~7n0Ha_IN6&>|PZx`r&7uT~n1u_$vBI5u6006&AH8TcFz%u"
+    b"i%v;H0!0W*$`)k0cFA+uHsArE0SN>I2?g>6*bYByex(8cZm569@WW4P+gfF4-!Eu?o+AYVgZ6Z{!_AQE`USP4pY=bK"
+    b"xS5JjmKC-&&I@TzlpF8`oS!5>)5GYGij=QcM+Pb#iGux<#_|0F6id7b7D6ulv8Qj@d}LqIP&bgCr)qGq(sutPj>d1v"
+    b"=*SJ%m2F+sBM2zghJR)?PujP8=|<4i4(7<GvX`(AE`zcI0m_n}k2uZx>QWG)W>FEBV16tJNE3$(L{9uF=1Q$V4YUQe"
+    b"1tM?jmOO>lNK5p1g;M"
 )
 """photo(40, 56) by demo-hyperprior at quality 1, as it was written before version 3."""
 
@@ -383,7 +383,7 @@ def test_an_image_that_was_written_by_the_version_before_is_read() -> None:
     assert SECOND[len(MAGIC)] == 2
     with pytest.warns(UserWarning, match=r"version 2.* carries no digest"):
         decoded = decode(codec, SECOND)
-    assert psnr(photo(40, 56) / 255, decoded / 255) == pytest.approx(21.54, abs=0.02)
+    assert psnr(photo(40, 56) / 255, decoded / 255) == pytest.approx(20.99, abs=0.02)
 
 
 def test_a_note_on_a_missing_digest_names_the_file(hyperprior: Any, tmp_path: Path) -> None:

@@ -60,8 +60,9 @@ def test_other_widths_are_refused_by_layer(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_pruned_transforms_run_in_onnx_runtime(tmp_path: Path) -> None:
-    """Attention here; GDN in the README's example."""
+    """Attention here; GDN in the example on the command line, every day."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     codec, groups = built("cheng2020-attn")
