@@ -13,7 +13,7 @@ from helpers_report import record, sweep
 from nicprune.report.aggregate import aggregate
 from nicprune.report.plots.drop_against_reduction import drop_against_reduction
 from nicprune.report.plots.look import look_of
-from nicprune.report.plots.rd_curves import rd_curves
+from nicprune.report.plots.rd_curves import rd_curves, with_gaps
 from nicprune.report.plots.theme import LIGHT
 
 
@@ -44,3 +44,17 @@ def test_plots_leave_global_state_alone_and_take_any_label() -> None:
     drawn = rd_curves(aggregate(sweep(label="$\\frac{$ 漢字 _x_")))
     assert drawn is not None and np.frombuffer(drawn[16:24], ">u4").min() > 400
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_curve_has_a_gap_where_others_were_measured() -> None:
+    points = [(0.1, 27.0), (0.3, 30.0), (0.5, 32.0)]
+    gap = [point for point in with_gaps(points[::2], [1, 4], {1, 3, 4}) if point not in points]
+    assert len(gap) == 1 and all(np.isnan(gap[0]))
+    assert with_gaps(points[::-2], [4, 1], {1, 3, 4})[::2] == points[::-2], "in either direction"
+    for qualities, measured in (
+        ([1, 3, 4], {1, 3, 4}),
+        ([2, 2, 2], {1, 2, 3}),
+        ([1, None, 4], {1}),
+    ):
+        assert with_gaps(points, qualities, measured) == points
+    assert with_gaps(points[:1], [3], {1, 3, 4}) == points[:1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -83,6 +83,7 @@ def _draw_panel(
     labels: list[Label] = []
     obstacles: list[tuple[float, float]] = []
     curves = curves_of(group)
+    measured = {row.quality for row in group}
     labelled = "original" if any(role == "original" for role, _ in curves) else None
     for (role, arm), members in reversed(curves.items()):  # the original lies on top
         one = role == "modulated"  # one curve through all rates
@@ -93,7 +94,10 @@ def _draw_panel(
         spread = [row.spread.get(name, 0.0) for row in members]
         if name == "psnr_db" and any(spread):
             draw_error_bars(axes, xs, ys, look["color"], yerr=spread)
-        (handle,) = axes.plot(xs, ys, linewidth=1.5, markersize=3.5 if one else 6, **look)
+        line = points if one else with_gaps(points, [row.quality for row in members], measured)
+        (handle,) = axes.plot(
+            *zip(*line, strict=True), linewidth=1.5, markersize=3.5 if one else 6, **look
+        )
         handles.setdefault((role, arm), handle)
         obstacles += points
         if labelled in (role, None):
@@ -106,6 +110,23 @@ def _draw_panel(
     axes.margins(0.09, 0.12)
     draw_grid(axes, theme)
     return labels, obstacles
+
+
+def with_gaps(
+    points: Sequence[tuple[float, float]],
+    qualities: Sequence[int | None],
+    measured: Collection[int | None],
+) -> list[tuple[float, float]]:
+    """Return the points of a curve with a gap wherever another curve has a quality between two: a
+    straight line across it would look like a measurement.
+    """
+    found = list(points[:1])
+    for point, *around in zip(points[1:], qualities, qualities[1:], strict=False):
+        ends = [quality for quality in around if quality is not None]
+        if any(q is not None and min(ends) < q < max(ends) for q in measured if ends):
+            found.append((math.nan, math.nan))
+        found.append(point)
+    return found
 
 
 PLOTS.register("rd")(
