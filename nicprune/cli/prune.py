@@ -83,6 +83,7 @@ def prune_codec(
             original,
             table,
             lambda times: attached_to(copy_codec(original), times).keep(),
+            norms=settings.get("norms", "pinned"),
             say=typer.echo,
         )
     attached = attached_to(original, table)

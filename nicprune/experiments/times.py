@@ -42,7 +42,8 @@ def latency_of(
         for _, settings in job.settings:
             if set(TIMES) & set(settings.get("budget") or ()):
                 choose = partial(_by_magnitude, codec, settings)
-                table = refine_latency(codec, table, choose)
+                norms = settings.get("norms", "pinned")
+                table = refine_latency(codec, table, choose, norms=norms)
         table.write(path)
     return table
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from torch import nn
 
+from nicprune.channels.groups import Norms
 from nicprune.codecs.copying import copy_codec
 from nicprune.pruning.latency_table import LatencyTable
 from nicprune.pruning.surgery import analyse, prune
@@ -22,12 +22,12 @@ ROUNDS = 2
 Keep = Mapping[str, Sequence[int]]
 
 
-@torch.no_grad()
 def refine_latency(
     codec: nn.Module,
     table: LatencyTable,
     choose: Callable[[LatencyTable], Keep],
     *,
+    norms: Norms = "pinned",
     say: Callable[[str], None] = lambda line: None,
 ) -> LatencyTable:
     """Return a table that also holds the times of what a budget leaves of a codec.
@@ -36,13 +36,13 @@ def refine_latency(
         codec: the codec that the table is of, unchanged.
         table: as `measure_latency` returned it.
         choose: returns the keep-lists that meet the budget by a table's times.
+        norms: as for `analyse`, as the keep-lists take it.
         say: called with a line before something is measured.
 
     Raises:
         NicpruneError: the budget cannot be met, or the codec cannot be timed.
     """
     whole = copy_codec(codec).cpu().float().eval()
-    groups = analyse(whole)
     seen: list[Keep] = []
     for _ in range(ROUNDS):
         keep = choose(table)
@@ -50,7 +50,7 @@ def refine_latency(
             break
         seen.append(keep)
         say("timing what the budget leaves")
-        small = prune(whole, keep, groups, verify=False)
+        small = prune(whole, keep, analyse(whole, norms), verify=False)
         table = _with(table, small, seconds_of_parts([whole, small], table))
     return table
 

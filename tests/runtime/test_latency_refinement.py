@@ -8,6 +8,7 @@ import copy
 from typing import Any
 
 import pytest
+import torch
 from helpers import built, same_state, state_of
 from helpers_latency import table_of
 from torch import nn
@@ -46,6 +47,7 @@ def test_the_budget_is_met_by_measured_times(timed: list[nn.Module]) -> None:
     chosen: list[Any] = []
 
     def choose(table: LatencyTable) -> Any:
+        assert torch.is_grad_enabled(), "importance may be a gradient's"
         again = copy.deepcopy(codec)
         attached = attach(again, "magnitude", budget=BUDGET, latency=table, round_to=1)
         chosen.append(attached.keep())
