@@ -74,7 +74,8 @@ class Variant(StrictConfig):
     Attributes:
         between: with a modulator, number of rates to measure between two qualities.
         lmbda: lambda, where it is not that of the quality.
-        seeds, qualities: where they are not all of the recipe's.
+        seeds: where they are not all of the recipe's.
+        qualities: those of the recipe's at which it is run; all if not given.
         scratch: no method, but the architecture that the arm with this label ends with, trained
             from random weights.
         phase: replaces `finetune` for this arm. An arm from scratch has no other phase; without it,
@@ -235,12 +236,10 @@ class Recipe(StrictConfig):
                         raise ValueError(
                             f"{arm.label!r}: {arm.scratch!r} is not run with {one} {missing[0]}"
                         )
-            for name in ("seeds", "qualities"):
-                own, all_ = getattr(arm, name), getattr(self, name)
-                if own is not None and not set(own) <= set(all_):
-                    raise ValueError(
-                        f"{arm.label!r}: {name} {own} are not all among the recipe's {all_}"
-                    )
+            if arm.seeds is not None and not set(arm.seeds) <= set(self.seeds):
+                raise ValueError(
+                    f"{arm.label!r}: seeds {arm.seeds} are not all among the recipe's {self.seeds}"
+                )
             if arm.qualities is not None and arm.modulated:
                 raise ValueError(f"{arm.label!r}: one codec serves all qualities")
         for what, keys in (("lambdas", self.lambdas), ("per_quality", self.per_quality)):

@@ -83,12 +83,12 @@ def test_budgets_of_time_show_what_is_predicted(
         asked.append((*runtime, more["size"]))
         return table_of(codec)
 
-    def twice_as_slow(codecs: Any, table: Any) -> Any:
+    def half_as_long(codecs: Any, table: Any) -> Any:
         """The pruned codec takes half of the whole one's time in every part."""
         return [dict.fromkeys(table.parts, 2.0), dict.fromkeys(table.parts, 1.0)]
 
     monkeypatch.setattr("nicprune.runtime.latency.measure_latency", made_up)
-    monkeypatch.setattr(latency_refinement, "seconds_of_parts", twice_as_slow)
+    monkeypatch.setattr(latency_refinement, "seconds_of_parts", half_as_long)
     output = str(tmp_path / "small.safetensors")
     told = call(
         "prune", "demo-hyperprior", output, "--quality", "3", "--set", "budget.decode_s=0.6",
