@@ -70,23 +70,23 @@ def prune_codec(
     original = load_codec(codec, quality, metric=metric, weights=weights)
     before = measure(original)
     table = _times(original, settings, backend, precision, size)
-    looked_at = calibration_images(images) if images is not None else None
+    calibration = calibration_images(images) if images is not None else None
 
-    def attached_to(codec: Any, times: Any) -> Any:
+    def attach_to(codec: Any, times: Any) -> Any:
         found = attach(codec, method, latency=times, **settings)
-        if looked_at is not None:
-            found.prepare(looked_at)
+        if calibration is not None:
+            found.prepare(calibration)
         return found
 
     if table is not None:
         table = refine_latency(
             original,
             table,
-            lambda times: attached_to(copy_codec(original), times).keep(),
+            lambda times: attach_to(copy_codec(original), times).keep(),
             norms=settings.get("norms", "pinned"),
             say=typer.echo,
         )
-    attached = attached_to(original, table)
+    attached = attach_to(original, table)
     small = attached.harden()
     if isinstance(small, Attached):
         raise RecipeError(

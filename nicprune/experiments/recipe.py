@@ -75,7 +75,8 @@ class Variant(StrictConfig):
         between: with a modulator, number of rates to measure between two qualities.
         lmbda: lambda, where it is not that of the quality.
         seeds: where they are not all of the recipe's.
-        qualities: those of the recipe's at which it is run; all if not given.
+        qualities: some of the recipe's; all if not given. Where `--set qualities=...` leaves some
+            of the recipe's out, so does each arm.
         scratch: no method, but the architecture that the arm with this label ends with, trained
             from random weights.
         phase: replaces `finetune` for this arm. An arm from scratch has no other phase; without it,
@@ -231,15 +232,17 @@ class Recipe(StrictConfig):
                         f" codec (got {arm.scratch!r})"
                     )
                 for name, one in (("seeds", "seed"), ("qualities", "quality")):
-                    own, its = (getattr(a, name) or getattr(self, name) for a in (arm, like))
-                    if missing := sorted(set(own) - set(its)):
+                    wanted, run = (getattr(a, name) or getattr(self, name) for a in (arm, like))
+                    if missing := sorted(set(wanted) - set(run)):
                         raise ValueError(
                             f"{arm.label!r}: {arm.scratch!r} is not run with {one} {missing[0]}"
                         )
-            if arm.seeds is not None and not set(arm.seeds) <= set(self.seeds):
-                raise ValueError(
-                    f"{arm.label!r}: seeds {arm.seeds} are not all among the recipe's {self.seeds}"
-                )
+            for name in ("seeds", "qualities"):
+                own, allowed = getattr(arm, name), getattr(self, name)
+                if own is not None and not set(own) <= set(allowed):
+                    raise ValueError(
+                        f"{arm.label!r}: {name} {own} are not all among the recipe's {allowed}"
+                    )
             if arm.qualities is not None and arm.modulated:
                 raise ValueError(f"{arm.label!r}: one codec serves all qualities")
         for what, keys in (("lambdas", self.lambdas), ("per_quality", self.per_quality)):
@@ -406,6 +409,8 @@ def read_recipe(
         )
     for override in overrides:
         apply_override(content, override)
+        if override.partition("=")[0] == "qualities":
+            _keep_qualities(content)
     content.setdefault("name", path.stem)
     recipe = parse_recipe(content, str(path))
     if recipe.imports and not imports:
@@ -413,6 +418,21 @@ def read_recipe(
             f"{path}: codec: {cut(recipe.codec)} runs code; look at it, then leave --no-import out"
         )
     return recipe, yaml.safe_dump(content, sort_keys=False) if overrides else text
+
+
+def _keep_qualities(content: dict[str, Any]) -> None:
+    """Leave out of each arm the qualities that the recipe is not run at, and arms without any."""
+    arms, kept = content.get("methods"), content["qualities"]
+    if not isinstance(arms, list) or not isinstance(kept, list):
+        return  # refused when it is parsed
+    found = []
+    for arm in arms:
+        own = arm.get("qualities") if isinstance(arm, dict) else None
+        if isinstance(own, list):
+            arm = arm | {"qualities": [quality for quality in own if quality in kept]}
+        if not isinstance(own, list) or arm["qualities"]:
+            found.append(arm)
+    content["methods"] = found
 
 
 def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:

@@ -290,13 +290,13 @@ def measure_and_record(
         factory=partial(architecture, recipe, job),
     )
     size = written.stat().st_size
+    if recipe.half:
+        # Measure the weights as the file holds them; the original's too, for the sake of others.
+        codec = load(written, factory=lambda: load_base_codec(recipe, job))
     if job.role == "original" and recipe.task == "prune":
         written.unlink()
     else:
         write_text(job.folder / MADE, json.dumps({"key": job.key, "steps": steps}) + "\n")
-        if recipe.half:
-            # Measure the weights as the file holds them.
-            codec = load(written, factory=lambda: load_base_codec(recipe, job))
     # The source domain of an adapted codec is the original: it is measured on the source's images.
     points = [
         point

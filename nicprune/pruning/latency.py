@@ -143,11 +143,9 @@ class _Times:
                 ).sum()
                 for w in part.widths
             ]
-            order = np.argsort(alone, kind="stable")
-            x = np.array(alone)[order]
-            y = np.maximum.accumulate(np.array(part.seconds, float)[order])
             # Below the narrowest that was measured, in proportion.
-            self._lines.append((np.concatenate([[0.0], x]), np.concatenate([[0.0], y])))
+            line = np.array([(0.0, 0.0), *_rising(alone, part.seconds)])
+            self._lines.append((line[:, 0], line[:, 1]))
 
     def _alone(self, layers: np.ndarray, out: np.ndarray, inn: np.ndarray) -> np.ndarray:
         """Return the seconds of layers alone, bilinear in their widths. Narrower than measured, a
@@ -201,6 +199,19 @@ class _Times:
         np.add.at(saved, (group, self._part[layer]), alone[layer] - less)
         found: np.ndarray = (self._of_parts(sums) - self._of_parts(sums - saved)) @ self._on[side]
         return found
+
+
+def _rising(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
+    """Return the points of a line that rises: the first, of the whole part, and the latest
+    measurements. Those that contradict these are noise; where the line did not rise, a solver would
+    find nothing to gain.
+    """
+    first, *later = zip(x, y, strict=True)
+    kept = [first]
+    for a, b in reversed(later):
+        if all((a - c) * (b - d) > 0 for c, d in kept):
+            kept.append((a, b))
+    return sorted(kept)
 
 
 AXES = ("outputs", "inputs")

@@ -170,7 +170,7 @@ def _measured(codec: Any, engine: Backend, runtime: Runtime) -> LatencyTable:
         }
         found[part] = PartTimes(
             sides=sides,
-            widths=[{n: widths_of(model.get_submodule(n)) for n in own} for model in narrower],
+            widths=[{n: counted_widths(model.get_submodule(n)) for n in own} for model in narrower],
             seconds=[_seconds(turns, part, sides) for turns in spent[: len(coders)]],
         )
     cache.write()
@@ -394,7 +394,7 @@ class _Layers:
         self, name: str, layer: nn.Module, x: Tensor, engine: Backend, cache: Cache
     ) -> LayerTimes:
         """Return the seconds of a layer that runs on x."""
-        kind, (outputs, inputs) = channel_kind(layer), widths_of(layer)
+        kind, (outputs, inputs) = channel_kind(layer), counted_widths(layer)
 
         def seconds(out: int, inn: int) -> float:
             less, given = _narrowed(layer, kind, x, out, inn)
@@ -427,7 +427,7 @@ class _Layers:
         return min(found.values())
 
 
-def widths_of(layer: nn.Module) -> tuple[int, int]:
+def counted_widths(layer: nn.Module) -> tuple[int, int]:
     """Return the widths of a layer as cost models count them."""
     kind = channel_kind(layer)
     outputs, inputs = kind.widths(layer)

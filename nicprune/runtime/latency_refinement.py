@@ -14,7 +14,7 @@ from nicprune.channels.groups import Norms
 from nicprune.codecs.copying import copy_codec
 from nicprune.pruning.latency_table import LatencyTable
 from nicprune.pruning.surgery import analyse, prune
-from nicprune.runtime.latency import seconds_of_parts, widths_of
+from nicprune.runtime.latency import counted_widths, seconds_of_parts
 
 ROUNDS = 2
 """Codecs that are timed: the second is near the budget already."""
@@ -63,7 +63,7 @@ def _with(
     """
     parts = {}
     for name, part in table.parts.items():
-        widths = {layer: widths_of(small.get_submodule(layer)) for layer in part.widths[0]}
+        widths = {layer: counted_widths(small.get_submodule(layer)) for layer in part.widths[0]}
         if widths in part.widths:  # as measured before; twice would be noise
             parts[name] = part
             continue

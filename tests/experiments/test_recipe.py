@@ -761,6 +761,7 @@ def test_a_small_codec_is_trained_from_scratch_too(
         ("an arm before it", {"scratch": "from nowhere", "label": "later"}),
         ("is not run with seed 1", {"scratch": "once"}),
         ("not all among the recipe's", {"name": "none", "label": "x", "seeds": [7]}),
+        ("not all among the recipe's", {"name": "none", "label": "x", "qualities": [7]}),
         ("is not run with quality 2", {"scratch": "once", "seeds": [0]}),
         (
             "one codec serves all qualities",
@@ -796,8 +797,11 @@ def test_an_arm_runs_at_its_own_qualities(content: dict[str, Any], tmp_path: Pat
     where = [{(job.arm.label, job.quality) for job in jobs} for jobs in listed]
     assert where[0] - where[1] == {("one", 1)}
     assert {job.key for job in listed[1]} < {job.key for job in listed[0]}, "the same runs"
-    first = plan_runs(parse_recipe(fewer | {"qualities": [1]}, "x"), tmp_path)
-    assert {(job.arm.label, job.quality) for job in first} == {("original", 1), ("all", 1)}
+    written = tmp_path / "own.yaml"
+    written.write_text(yaml.safe_dump(fewer), encoding="utf-8")
+    for asked, labels in (("1", {"original", "all"}), ("2", {"original", "all", "one"})):
+        first = plan_runs(read_recipe(str(written), [f"qualities=[{asked}]"])[0], tmp_path)
+        assert {job.arm.label for job in first} == labels
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -71,6 +71,32 @@ def test_the_budget_is_met_by_measured_times(timed: list[nn.Module]) -> None:
     assert same_state(before, state_of(codec))
 
 
+@pytest.mark.parametrize("noise", [0.1, 1.0, 10.0])
+def test_what_contradicts_other_measurements_does_not_stop_a_budget(
+    noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pruned codec that seems faster than a narrower one, or slower than the whole."""
+    codec, groups = built("bmshj2018-hyperprior")
+
+    def seconds_of_parts(codecs: list[nn.Module], table: LatencyTable) -> list[dict[str, float]]:
+        whole, small = ({part: work(c, part) for part in table.parts} for c in codecs)
+        return [whole, {part: noise * seconds for part, seconds in small.items()}]
+
+    monkeypatch.setattr(latency_refinement, "seconds_of_parts", seconds_of_parts)
+
+    def attached(table: LatencyTable) -> Any:
+        again = copy.deepcopy(codec)
+        return attach(again, "magnitude", budget=BUDGET, latency=table, round_to=1)
+
+    table = nip.refine_latency(codec, table_of(codec), lambda table: attached(table).keep())
+    cost: Any = TimedCost(codec, groups, table)
+    least: Any = cost.totals(attached(table).keep())
+    assert least.decode_s <= BUDGET["decode_s"] * cost.original.decode_s
+    for group in groups.prunable():
+        times = [cost.totals({group.name: width}).decode_s for width in range(1, group.width + 1)]
+        assert times == sorted(times)
+
+
 def test_widths_that_stay_are_timed_once(timed: list[nn.Module]) -> None:
     codec, groups = built("bmshj2018-hyperprior")
     keep = {g.name: list(range(g.width)) for g in groups.prunable()} | {"g_s.0": [0, 1, 2]}
