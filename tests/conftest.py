@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from analysed_once import once
 from helpers import ARCHITECTURES, built
 from torch import nn
 
 from nicprune.data import images as data
+from nicprune.pruning import cost, surgery
 from nicprune.report import folder as report_folder
 from nicprune.report.plots.plot import plots_in_order
 
@@ -45,6 +47,31 @@ def small_samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "sample_photographs", cut)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def analysed_once() -> Iterator[None]:
+    """Copies of a codec are traced and counted once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(surgery, "find_groups", once(surgery.find_groups))
+        patch.setattr(cost, "count_modules", once(cost.count_modules))
+        yield
+
+
+LARGEST = {"cheng2020-attn", "elic2022-chandelier"}
+"""Architectures of 81 and 114 channel groups. In the daily run they have every property of the
+codec itself (analysis, surgery, cost, files, streams); what methods do with them is in the slow
+one, since smaller architectures have the same kinds of layers.
+"""
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    methods = Path(__file__).parent / "methods"
+    for item in items:
+        named = getattr(item, "callspec", None)
+        if named and methods in item.path.parents and LARGEST & {*map(str, named.params.values())}:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

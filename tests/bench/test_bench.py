@@ -204,6 +204,7 @@ def test_every_part_says_what_it_measured(part: str, monkeypatch: pytest.MonkeyP
     assert all(result.name in bench.format_bench(results) for result in results)
 
 
+@pytest.mark.slow
 def test_a_real_part_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "SHORTEST", 0.0)
     monkeypatch.setattr(sampling, "processor_time", lambda: None)

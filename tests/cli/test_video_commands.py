@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import elsewhere
 import pytest
 import torch
 from helpers import built
@@ -52,12 +50,9 @@ def test_a_clip_is_encoded_and_decoded_in_another_process(
     assert f"3 frames of {WIDTH}x{HEIGHT} pixels in 3 groups, {size:,} bytes" in out
     encode_video(load(there["s.safetensors"]), clips_in(there["a.y4m"])[0], tmp_path / "b", width=1)
     assert (tmp_path / "b").read_bytes() == Path(there["a.npv"]).read_bytes()
-    command = [sys.executable, "-W", "ignore", "-m", "nicprune", "decode"]
-    done = subprocess.run(
-        [*command, there["s.safetensors"], there["a.npv"], there["out"]],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    done = elsewhere.run(
+        "from nicprune.cli.application import main; main()",
+        *("decode", there["s.safetensors"], there["a.npv"], there["out"]),
     )
     assert done.returncode == 0, done.stderr
     assert f"wrote {there['out']} (3 frames of {WIDTH}x{HEIGHT} pixels)" in done.stdout

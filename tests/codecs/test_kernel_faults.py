@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import elsewhere
 import pytest
 import torch
-from helpers import TESTS, built, image
+from helpers import built, image
 from torch import nn
 
 from nicprune.codecs.kernel_faults import is_affected, strided_pointwise_by_slicing
@@ -71,9 +69,6 @@ def test_layers_are_as_before_whatever_happens() -> None:
 
 
 EVERY = """
-import sys, torch
-torch.set_num_threads(1)
-sys.path.insert(0, {tests!r})
 from helpers import ARCHITECTURES, built
 from nicprune.codecs.kernel_faults import is_affected
 from nicprune.training.loop import fit
@@ -92,13 +87,7 @@ def test_every_architecture_trains_at_128_pixels(tmp_path: Path) -> None:
     write_png(
         torch.rand(3, 140, 160, generator=torch.Generator().manual_seed(0)), tmp_path / "a.png"
     )
-    script = EVERY.format(tests=str(TESTS), photos=str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = elsewhere.run(EVERY.format(photos=str(tmp_path)))
     assert done.returncode == 0, (
         f"ended with {done.returncode} after {done.stdout.split()}: {done.stderr[-1000:]}"
     )

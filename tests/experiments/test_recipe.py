@@ -16,6 +16,7 @@ import torch
 import yaml
 from compressai.models import ScaleHyperprior
 from helpers import built, offer_tiny_codecs
+from helpers_latency import table_of
 from torch import nn
 
 from nicprune.common.errors import CodecError, DataError, FileError, NicpruneError, RecipeError
@@ -623,6 +624,7 @@ def test_codecs_that_cannot_be_saved_are_told_so_before_anything_is_trained(
     assert not list((tmp_path / "runs").rglob("*.jsonl"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_seeds_draw_different_lots_and_crops(
     content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -912,6 +914,7 @@ def test_every_level_of_an_encoder_is_a_curve(content: dict[str, Any], tmp_path:
     assert sum("done before" in line for line in again) == 4
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_resumed_run_keeps_the_times_that_its_budget_was_met_by(
     content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -920,24 +923,18 @@ def test_a_resumed_run_keeps_the_times_that_its_budget_was_met_by(
     """
     from nicprune.experiments import times
     from nicprune.pruning.latency_table import LatencyTable
-    from nicprune.runtime import latency, latency_refinement
+    from nicprune.runtime import latency_refinement
 
-    monkeypatch.setenv("NICPRUNE_CACHE", str(tmp_path / "cache"))
-    for name in ("TURNS", "LAYER_TURNS", "LIMIT"):
-        monkeypatch.setattr(latency, name, 1)
     content |= {"qualities": [1], "control": False, "latency": {"size": [64, 64], "threads": 1}}
     for method in content["methods"]:
         method["budget"] = {"decode_s": 0.8}
     recipe = parse_recipe(content, "test")
     asked: list[dict[str, Any]] = []
-    measure_latency = times.measure_latency
-    first: list[LatencyTable] = []
 
     def made_up(codec: nn.Module, **runtime: Any) -> LatencyTable:
         """Another table each time that it is asked, as of a machine that others use."""
         asked.append(runtime)
-        if not first:
-            first.append(measure_latency(codec, **runtime))
+        first = table_of(codec)
         layers = {
             name: t.model_copy(
                 update={
@@ -946,14 +943,14 @@ def test_a_resumed_run_keeps_the_times_that_its_budget_was_met_by(
                     ]
                 }
             )
-            for name, t in first[0].layers.items()
+            for name, t in first.layers.items()
         }
         parts = {
             name: t.model_copy(update={"seconds": [9.0, *[4.0] * (len(t.seconds) - 1)]})
-            for name, t in first[0].parts.items()
+            for name, t in first.parts.items()
         }
         rest = {"encode_s": 0.1, "decode_s": 0.1}
-        return first[0].model_copy(update={"layers": layers, "parts": parts, "rest": rest})
+        return first.model_copy(update={"layers": layers, "parts": parts, "rest": rest})
 
     monkeypatch.setattr(times, "measure_latency", made_up)
     monkeypatch.setattr(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import elsewhere
 import pytest
 import torch
 from helpers import built, hook_count, image, same_state, state_of
@@ -281,10 +280,7 @@ def test_another_process_reads_old_and_new_files(tmp_path: Path) -> None:
     torch.save(shown, tmp_path / "shown.pt")
     save(attached, tmp_path / "both.safetensors")
     save_adaptation(attached, tmp_path / "alone.safetensors")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", OTHER_PROCESS, str(tmp_path)],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = elsewhere.run(OTHER_PROCESS, str(tmp_path))
     assert done.returncode == 0, done.stderr[-800:]
     assert "domain 'screen'" in done.stdout and done.stdout.count("\n") == 1
 

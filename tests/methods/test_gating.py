@@ -1170,7 +1170,13 @@ STACKS = {
 }
 
 
-@pytest.fixture(params=list(STACKS))
+DAILY = ("masks, gates", "BM, gates", "gates, MAE", "gates, cAE", "masks, gates, steps")
+"""Every method beside gates, in one order."""
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=() if name in DAILY else pytest.mark.slow) for name in STACKS]
+)
 def stack(request: pytest.FixtureRequest) -> Attached:
     """Several methods on one codec, trained for as long as they need, with gates closed in part."""
     attached = attach(built("mbt2018-mean")[0], copy.deepcopy(STACKS[request.param]))

@@ -163,7 +163,7 @@ def test_an_interrupted_run_goes_on_as_it_was(
     assert int(stays.sum()) == sum(len(kept) for kept in again.keep().values())
 
 
-@pytest.mark.parametrize("method", ["magnitude", "random"])
+@pytest.mark.parametrize("method", ["magnitude", pytest.param("random", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pruned_codec_is_counted_saved_and_exported(
     name: str, method: str, tmp_path: Path
@@ -179,6 +179,7 @@ def test_a_pruned_codec_is_counted_saved_and_exported(
     assert measure(twice).macs < measure(again).macs
 
 
+@pytest.mark.slow
 def test_export_of_a_norm_with_fewer_channels(tmp_path: Path) -> None:
     small = attach(
         block_codec("NAF with GroupNorm"), "magnitude", widths={"g_a.0": 1}, norms="adapt"

@@ -73,7 +73,12 @@ BY_NAME = ("bit_rate_modulator", "channel_gating", "distillation", "scalable_enc
     ("name", "method"),
     [
         *[("renamed", method) for method in sorted(METHODS)],
-        *[(name, method) for name in CODECS if name != "renamed" for method in BY_NAME],
+        *[
+            pytest.param(name, method, marks=() if method == "slimmable" else pytest.mark.slow)
+            for name in CODECS
+            if name != "renamed"
+            for method in BY_NAME
+        ],
     ],
 )
 def test_every_method_goes_on_every_codec(name: str, method: str, tmp_path: Path) -> None:

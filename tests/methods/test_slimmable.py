@@ -79,10 +79,21 @@ def one_line(error: pytest.ExceptionInfo[NicpruneError], *parts: str) -> None:
 FEW = {"cheng2020-attn": KINDS[:1], "elic2022-chandelier": [KINDS[0], KINDS[2]]}
 """Of the slow ones, one kind that works, and for ELIC one that does not, have to do."""
 
+DAILY = [
+    ("bmshj2018-hyperprior", *KINDS[1]), ("bmshj2018-hyperprior", *KINDS[2]),
+    ("mbt2018-mean", *KINDS[3]), ("mbt2018", *KINDS[0]), ("cheng2020-anchor", *KINDS[1]),
+    ("bmshj2018-factorized", *KINDS[3]),
+]  # fmt: skip
+"""Each codec and each kind."""
+
 
 @pytest.mark.parametrize(
     ("name", "gdn", "latents"),
-    [(name, *kind) for name in [*CODECS, "elic2022-chandelier"] for kind in FEW.get(name, KINDS)],
+    [
+        pytest.param(name, *kind, marks=() if (name, *kind) in DAILY else pytest.mark.slow)
+        for name in [*CODECS, "elic2022-chandelier"]
+        for kind in FEW.get(name, KINDS)
+    ],
 )
 def test_each_width_is_a_codec_of_its_own(name: str, gdn: str, latents: str) -> None:
     if name == "elic2022-chandelier" and latents == "slim":

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import elsewhere
 import pytest
 import torch
 from helpers import TESTS, built, same_state, state_of
@@ -220,7 +219,6 @@ import nicprune as nip
 from nicprune.methods.video.coder import video_coder
 from test_temporal_entropy_model import read
 codec = nip.load({file!r})
-torch.set_num_threads(1)
 for width, sent in enumerate(torch.load({sent!r}, weights_only=False)):
     decoded, latents = read(video_coder(codec, width), sent, {every})
     for kind in (decoded, latents):
@@ -248,11 +246,10 @@ def test_every_width_decodes_in_another_process_to_what_the_encoder_saw(
             data = b"".join(t.numpy().tobytes() for t in kind)
             expected.append(hashlib.sha256(data).hexdigest())
     torch.save(everything, tmp_path / "sent")
-    script = READ.format(
-        tests=str(TESTS / "methods"), file=str(file), sent=str(tmp_path / "sent"), every=every
-    ).replace("sys.path.insert", f"sys.path.insert(0, {str(TESTS)!r}); sys.path.insert", 1)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True
+    done = elsewhere.run(
+        READ.format(
+            tests=str(TESTS / "methods"), file=str(file), sent=str(tmp_path / "sent"), every=every
+        )
     )
     assert done.returncode == 0, done.stderr[-800:]
     assert done.stdout.split() == expected and len(set(expected)) == len(expected)
@@ -371,7 +368,7 @@ def test_training_makes_a_clip_cheaper(clips: Path) -> None:
 # -- widths ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("latents", ["fixed", "slim"])
+@pytest.mark.parametrize("latents", ["fixed", pytest.param("slim", marks=pytest.mark.slow)])
 def test_each_width_is_a_codec_of_its_own_that_writes_the_same_bytes(
     latents: str, tmp_path: Path
 ) -> None:

@@ -64,7 +64,9 @@ PAIRS = [
     pytest.param(
         backend,
         family,
-        marks=() if backend == "torch" or family == "scale" else pytest.mark.slow,
+        marks=()
+        if backend == "torch" or (backend, family) == ("openvino", "scale")
+        else pytest.mark.slow,
     )
     for backend in sorted(BACKENDS)
     for family in FAMILIES

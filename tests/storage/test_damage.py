@@ -7,17 +7,16 @@ What could end the process runs in one of its own.
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import elsewhere
 import pytest
 from compressai.models import FactorizedPrior, ScaleHyperprior
-from helpers import TESTS, built, image, same_state, state_of
+from helpers import built, image, same_state, state_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -243,12 +242,7 @@ for name, arguments in (
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is bounded as Linux does")
 def test_codecs_of_absurd_size_are_not_made() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", ABSURD],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(TESTS.parent)},
-    )
+    done = elsewhere.run(ABSURD)
     assert done.returncode == 0, done.stderr[-2000:]
     told = done.stdout.splitlines()
     assert len(told) == 6 and all("of absurd size" in line for line in told)

@@ -7,11 +7,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import elsewhere
 import pytest
 import torch
 from compressai.models import ScaleHyperprior
@@ -160,9 +162,7 @@ def _stop_after(calls: int):  # type: ignore[no-untyped-def]
 
 
 SCRIPT = """
-import sys, torch
-torch.set_num_threads(1)
-sys.path.insert(0, {tests!r})
+import torch
 from helpers import built
 from nicprune.methods import attach
 from nicprune.training.loop import fit
@@ -176,53 +176,36 @@ torch.save(model.state_dict(), {out!r})
 """
 
 
-def _script(path: Path, photos: Path, folder: Path, steps: int, optimizer: str) -> list[str]:
-    out, tests = str(path.with_suffix(".pt")), str(TESTS)
-    path.write_text(
-        SCRIPT.format(
-            tests=tests,
-            photos=str(photos),
-            folder=str(folder),
-            steps=steps,
-            out=out,
-            optimizer=optimizer,
-        )
+def _script(out: Path, photos: Path, folder: Path, steps: int, optimizer: str) -> str:
+    return SCRIPT.format(
+        photos=str(photos), folder=str(folder), steps=steps, out=str(out), optimizer=optimizer
     )
-    return [sys.executable, "-W", "ignore", str(path)]
 
 
 @pytest.mark.parametrize("optimizer", [pytest.param("adam", marks=pytest.mark.slow), "soap"])
 def test_kill_9_and_resume_equals_the_uninterrupted_run(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+    photos: Path, tmp_path: Path, optimizer: str
 ) -> None:
     steps = 40
-    killed = subprocess.Popen(
-        _script(tmp_path / "killed.py", photos, tmp_path / "run", steps, optimizer),
-        stderr=subprocess.DEVNULL,
-    )
+    script = _script(tmp_path / "killed.pt", photos, tmp_path / "run", steps, optimizer)
+    killed = elsewhere.start(script)
     checkpoint = tmp_path / "run" / "checkpoint.pt"
     deadline = time.monotonic() + 120
-    while not checkpoint.exists() and killed.poll() is None and time.monotonic() < deadline:
+    while not checkpoint.exists() and killed.is_alive() and time.monotonic() < deadline:
         time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.kill()
+    killed.join()
     step = torch.load(checkpoint, weights_only=True)["step"]
     assert 0 < step < steps, (
         "the run was meant to be killed between its first checkpoint and its end"
     )
-    subprocess.run(
-        _script(tmp_path / "killed.py", photos, tmp_path / "run", steps, optimizer), check=True
-    )
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    resumed = elsewhere.run(script)
+    assert resumed.returncode == 0, resumed.stderr[-800:]
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        exec(
-            Path(
-                _script(tmp_path / "whole.py", photos, tmp_path / "other", steps, optimizer)[-1]
-            ).read_text(),
-            {},
-        )  # in this process: nothing kills it
-    finally:
+        exec(_script(tmp_path / "whole.pt", photos, tmp_path / "other", steps, optimizer), {})
+    finally:  # in this process: nothing kills it
         torch.set_num_threads(threads)
     ends = [torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("killed", "whole")]
     assert same_state(*ends)
@@ -277,9 +260,10 @@ def test_a_second_run_of_a_folder_is_refused(
 
 
 TWO = """
-import sys, torch
-torch.set_num_threads(1)
+import sys
 sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
 from helpers import built
 from nicprune.methods import attach
 from nicprune.training.loop import fit
@@ -295,24 +279,35 @@ assert model.harden() is not None
 """
 
 
-def test_two_processes_stay_in_step(photos: Path, tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(
-        TWO.format(
-            tests=str(TESTS), photos=str(photos), out=str(tmp_path / "rank"), optimizer="soap"
-        )
+@pytest.mark.parametrize("by_torchrun", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_processes_stay_in_step(photos: Path, tmp_path: Path, by_torchrun: bool) -> None:
+    script = TWO.format(
+        tests=str(TESTS), photos=str(photos), out=str(tmp_path / "rank"), optimizer="soap"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(script),
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
+    if by_torchrun:
+        file = tmp_path / "two.py"
+        file.write_text(script)
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+            + [str(file)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+            capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        started = []
+        for rank in ("0", "1"):
+            told = {
+                "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            }  # fmt: skip
+            first = f"import os; os.environ.update({told!r})\n"
+            started.append(elsewhere.start(first + script, err=str(tmp_path / f"error{rank}")))
+        for rank, process in enumerate(started):
+            process.join()
+            assert process.exitcode == 0, (tmp_path / f"error{rank}").read_text()[-2000:]
     assert same_state(*(torch.load(tmp_path / f"rank{r}", weights_only=True) for r in (0, 1)))
 
 
