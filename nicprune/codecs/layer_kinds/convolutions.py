@@ -178,6 +178,7 @@ class MaskedConvolution(Convolution):
 
     mask_on_weight = False
     pruner = MaskedConvPruner()
+    family = MaskedConv2d
 
     def of(self, layer: Any) -> LayerKind:
         return self

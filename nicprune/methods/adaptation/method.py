@@ -98,7 +98,8 @@ class Adaptation(MultiWidth):
     ) -> Mapping[str, Any]:
         if other not in cls.goes_with:
             return settings
-        if (form := own.get("form", "grow")) != "grow":
+        form = own.get("form", "grow")
+        if isinstance(form, str) and form in FORMS and form != "grow":
             raise RecipeError(
                 f"{where}: form: {form} has no new channels that {other} could remove: take form:"
                 f" grow, or leave {other} out"

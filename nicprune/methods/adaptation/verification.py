@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nicprune.codecs.anatomy import forward_for_analysis
 from nicprune.codecs.copying import double_copy
 from nicprune.codecs.example import example_image
+from nicprune.codecs.hooks import without_hooks
 from nicprune.methods.adaptation.form import Form
 from nicprune.pruning.verification import trace
 from nicprune.pruning.views import override_attributes
@@ -31,9 +32,11 @@ def trace_target(codec: nn.Module, form: Form) -> list[Tensor]:
     models are given and return there, as `verification.difference` compares them.
 
     Args:
-        codec: the source codec, without hooks.
+        codec: the source codec; its hooks do not run.
         form: its adaptation.
     """
     image = example_image(codec, seed=1).cpu().double()
-    found = trace(double_copy(_InTarget(codec, form)), image)
+    double = double_copy(_InTarget(codec, form))
+    with without_hooks(double):
+        found = trace(double, image)
     return [values for values in found if values.numel()]
