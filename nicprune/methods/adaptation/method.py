@@ -30,7 +30,7 @@ from nicprune.methods.adaptation.finetune import FinetuneAll, FinetuneDecoder
 from nicprune.methods.adaptation.form import Form
 from nicprune.methods.adaptation.grow import Grow
 from nicprune.methods.adaptation.low_rank import LowRank
-from nicprune.methods.adaptation.new_channels import remove_new_channels
+from nicprune.methods.adaptation.new_channels import read_channels, remove_new_channels
 from nicprune.methods.adaptation.verification import trace_target
 from nicprune.methods.contract import METHODS, Method, MultiWidth, Pruner
 from nicprune.methods.domains import SOURCE, TARGET, Domains
@@ -126,9 +126,13 @@ class Adaptation(MultiWidth):
             raise RecipeError(f"new channels are pruned by one method: leave out one of {names}")
 
     def _kept(self) -> dict[str, np.ndarray]:
-        """Return the new channels that stay, for each group that loses some."""
+        """Return the new channels that stay, for each group that loses some: those that a method
+        chose, but for what is not read any more.
+        """
+        assert isinstance(self.form, Grow)
         (pruner,) = self._pruners
-        return pruner.groups.check(pruner.select())
+        groups = self.form.new_groups
+        return read_channels(groups, groups.check(pruner.select()))
 
     def config_after_pruning(self) -> dict[str, Any]:
         if not self._pruners:

@@ -147,6 +147,33 @@ class NewChannelsCost(CostModel):
         return found
 
 
+def read_channels(groups: NewGroups, keep: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return keep-lists without the new channels that nothing reads where these stay alone: those
+    of which every reader has lost its own. What is coded counts as read.
+    """
+    found = dict(keep)
+    while True:
+        left = {group.name: len(found.get(group.name, range(group.width))) for group in groups}
+        made, writers = set(), set()
+        for group in groups:
+            for member in group.members:
+                if member.axis != "in":
+                    made.add(member.module)
+                    writers.update([member.module] if left[group.name] else [])
+        unread = [
+            group.name
+            for group in groups
+            if left[group.name]
+            and group.latent is None
+            and all(
+                member.module in made - writers for member in group.members if member.axis == "in"
+            )
+        ]
+        if not unread:
+            return found
+        found |= dict.fromkeys(unread, np.arange(0))
+
+
 def remove_new_channels(
     layers: nn.ModuleDict, groups: NewGroups, keep: Mapping[str, np.ndarray]
 ) -> None:
