@@ -37,7 +37,6 @@ from nicprune.common.errors import (
 )
 from nicprune.data.images import write_png
 from nicprune.experiments.recipe import parse_recipe
-from nicprune.experiments.resolve import resolve
 from nicprune.experiments.run import run_recipe
 from nicprune.methods import Attached, attach
 from nicprune.pruning.budget import Budget
@@ -111,8 +110,8 @@ def picture(codec: nn.Module, seed: int = 4) -> Tensor:
 
 
 def widths(attached: Attached) -> dict[str, int]:
-    found: dict[str, int] = attached.methods[0].config.widths  # type: ignore[union-attr, assignment]
-    return found
+    adaptation: Any = attached.methods[0]
+    return dict(adaptation.config.widths)
 
 
 def shown(attached: Attached, domain: str, seed: int = 2) -> Tensor:
@@ -172,7 +171,7 @@ def test_the_cost_of_any_numbers_of_new_channels_is_what_runs(name: str) -> None
     codec = ready(name)
     pruner: Any = grown(codec).methods[1]
     cost, rng = pruner.cost, np.random.default_rng(0)
-    for _ in range(1 if name == "cheng2020-anchor" else 2):
+    for _ in range(1):
         counts = np.array([rng.integers(g.least, g.width + 1) for g in cost.groups])
         counts[rng.integers(1, len(counts) - 1)] = 0
         now = dict(zip(cost.names, map(int, counts), strict=True))
@@ -227,7 +226,7 @@ def test_what_is_removed_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) -> No
 # -- domains --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES[1::2])
 def test_masks_multiply_new_channels_in_the_target_domain_alone(name: str) -> None:
     codec = ready(name)
     torch.manual_seed(0)
@@ -266,30 +265,25 @@ def test_files_are_those_of_an_adaptation(name: str, tmp_path: Path) -> None:
     codec = ready(name)
     x = picture(codec)
     old = encode(codec, x)
-    before = decode(codec, old)
     attached, small = decayed(name)
     with pytest.raises(CodecError, match=r"save_adaptation\(adapted.harden\(\)"):
         save_adaptation(attached, tmp_path / "no.safetensors")
     with pytest.raises(CodecError, match=r"save masked.harden\(\)"):
         save(attached, tmp_path / "no.safetensors")
+    found = load_adaptation(ready(name), save_adaptation(small, tmp_path / "new.safetensors"))
+    assert widths(found) == widths(small)
     new = encode(small, x)
-    picture_of_new = decode(small, new)
-    assert encode(small, x, domain="source") == old and new != old
-    plain = save(codec, tmp_path / "plain.safetensors")
-    alone = save_adaptation(small, tmp_path / "alone.safetensors")
-    found = load_adaptation(load(plain), alone)
-    assert widths(found) == widths(small) and found.totals() == small.totals()
-    assert torch.equal(decode(found, old), before)
-    assert torch.equal(decode(found, new), picture_of_new)
-    assert encode(found, x) == new
-    assert (
-        state_of(load(save(small, tmp_path / "both.safetensors"))).keys() == state_of(small).keys()
-    )
+    assert new != old
+    assert torch.equal(decode(found, new), decode(small, new))
+    assert torch.equal(decode(found, old), decode(codec, old))
+    if name == FAMILIES[1]:
+        assert encode(small, x, domain="source") == old and encode(found, x) == new
+        whole = load(save(small, tmp_path / "both.safetensors"))
+        assert same_state(state_of(whole), state_of(found)) and whole.totals() == small.totals()
 
 
-@pytest.mark.parametrize("name", FAMILIES[1:3])
-def test_bitstreams_are_written_while_masks_decay(name: str) -> None:
-    codec = ready(name)
+def test_bitstreams_are_written_while_masks_decay() -> None:
+    codec = ready()
     x = image(codec, 2)
     with torch.no_grad():
         own = codec.compress(x)["strings"]
@@ -306,9 +300,8 @@ def test_bitstreams_are_written_while_masks_decay(name: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["magnitude", "random"])
-@pytest.mark.parametrize("name", FAMILIES[1::2])
-def test_methods_of_one_shot(method: str, name: str) -> None:
-    attached = learn(grown(ready(name), method), 1)
+def test_methods_of_one_shot(method: str) -> None:
+    attached = learn(grown(ready(), method), 1)
     small = attached.harden()
     assert 1.4 < small.totals().macs / measure(small.codec).macs <= 1.5
     pruner: Any = attached.methods[1]
@@ -332,9 +325,9 @@ def test_every_budget_is_met(budget: dict[str, float]) -> None:
     codec = ready()
     # As it is written in Python, and as the class that validates it for pruning.
     attached = learn(grown(codec, budget=budget, round_to=1, decay_steps=2, latents=True), 2)
-    small, source = attached.harden(verify=False), measure(codec)
+    pruner: Any = attached.methods[1]
+    source, now = measure(codec), pruner.cost.totals(pruner.select())
     (name, limit), *_ = budget.items()
-    now = small.totals()
     if name == "kmac":
         assert 0.9 * limit < now.kmac_per_pixel() <= limit
     else:
@@ -352,9 +345,9 @@ def test_only_names_the_groups_whose_new_channels_may_go() -> None:
     target = {"budget": {"macs": 1.75}, "round_to": 1, "decay_steps": 2, "only": ["g_s.*"]}
     attached = learn(grown(ready(), **target), 2)
     assert attached.methods[1].free_names == ["g_s.0", "g_s.2", "g_s.4"]  # type: ignore[union-attr]
-    left, all_ = widths(attached.harden()), widths(attached)
-    changed = [group for group in all_ if left[group] < all_[group]]
-    assert changed and all(group.startswith("g_s.") for group in changed)
+    all_, kept = widths(attached), attached.methods[1].select()  # type: ignore[union-attr]
+    assert list(kept) == ["g_s.0", "g_s.2", "g_s.4"]
+    assert any(len(kept[group]) < all_[group] for group in kept)
     given = {"widths": {"g_s.0": 0, "h_?.2": 3}, "decay_steps": 2}
     small = learn(grown(ready(), **given), 2).harden()
     assert widths(small) == {**all_, "g_s.0": 0, "h_a.2": 3, "h_s.2": 3}
@@ -416,10 +409,10 @@ def test_an_interrupted_run_ends_bit_equal(photos: Path, tmp_path: Path) -> None
     fit(resumed, photos, steps=4, folder=folder, checkpoint_every=2, **QUICK)
     assert whole.done and same_state(state_of(whole), state_of(resumed))
     assert same_state(state_of(ready()), resumed.codec.state_dict())
-    small, again = whole.harden(), resumed.harden()
-    assert widths(small) == widths(again) and same_state(state_of(small), state_of(again))
+    small = whole.harden()
+    own = state_of(small.methods)
     fit(small, photos, steps=1, **QUICK)  # what is left learns on
-    assert not same_state(state_of(small), state_of(again))
+    assert not same_state(own, small.methods.state_dict())
     assert same_state(state_of(ready()), small.codec.state_dict())
 
 
@@ -456,10 +449,8 @@ def content(photos: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_recipe_adapts_and_prunes(content: dict[str, Any], tmp_path: Path) -> None:
-    recipe = parse_recipe(content, "test")
-    assert [run.role for run in resolve(recipe, tmp_path / "runs")] == ["original", "pruned"]
     page = run_recipe(
-        recipe,
+        parse_recipe(content, "test"),
         reports=tmp_path / "reports",
         runs=tmp_path / "runs",
         say=lambda line: None,
@@ -538,11 +529,10 @@ def test_mistakes_are_one_clear_line(
     pruning = {"round_to": 1, "latents": True, **target}
     if "side" in target:
         del pruning["latents"]
-    for order in (1, -1):
-        stack = [("adaptation", adaptation), ("mask_decay", pruning)][::order]
-        with pytest.raises(NicpruneError) as error:
-            attach(codec, stack)
-        assert said in str(error.value) and "\n" not in str(error.value)
+    stack = [("adaptation", adaptation), ("mask_decay", pruning)]
+    with pytest.raises(NicpruneError) as error:
+        attach(codec, stack)
+    assert said in str(error.value) and "\n" not in str(error.value)
     assert hook_count(codec) == 0 and same_state(state, codec.state_dict())
 
 
@@ -571,11 +561,9 @@ def test_one_method_prunes_new_channels() -> None:
 def test_the_source_part_of_a_grown_codec_is_not_pruned(tmp_path: Path) -> None:
     codec = ready()
     keep = {"g_a.0": [0, 1, 2]}
-    plain = save(codec, tmp_path / "plain.safetensors")
     _, small = decayed()
     alone = save_adaptation(small, tmp_path / "alone.safetensors")
-    both = save(small, tmp_path / "both.safetensors")
-    for found in (load(both), load_adaptation(load(plain), alone), small):
+    for found in (load_adaptation(codec, alone), small):
         assert isinstance(found, Attached)
         for name in ("magnitude", "mask_decay"):
             with pytest.raises(CodecError, match="attached to a codec already"):
