@@ -150,9 +150,7 @@ class Attached(Coding):
         without its methods; else None.
         """
         part = self.roles.multi_width
-        if part is None or (choice := part.choice()) is None:
-            return None
-        if any(method is not part and method.codec is self.codec for method in self._each):
+        if part is None or (choice := part.choice()) is None or len(self._each) > 1:
             return None
         return copy_codec(self).detach() if part.bare(getattr(point, choice.field)) else None
 

@@ -244,6 +244,8 @@ def test_masks_multiply_new_channels_in_the_target_domain_alone(name: str) -> No
     assert torch.equal(shown(attached, "source"), source)
     assert not torch.equal(shown(attached, "screen"), target)
     pruner: Any = attached.methods[1]
+    attached.set_width(1)
+    assert attached.totals() == pruner.cost.totals(), "masks are not the codec's work"
     named = [*pruner.masks.names]
     assert named == [group for group, count in widths(attached).items() if count]
     # In training every mask gets a gradient, in the source domain none does.
