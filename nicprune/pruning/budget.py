@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import (
@@ -62,12 +62,16 @@ class Budget(StrictConfig):
     decoder_kmac: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     split: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] | None = None
 
+    shares: ClassVar[str] = (
+        "macs, encoder, decoder, params, encode_s or decode_s, as shares of the original between 0"
+        " and 1"
+    )
+
     @model_validator(mode="after")
     def _something(self) -> Budget:
         if not self.parts():
             raise ValueError(
-                "a budget names macs, encoder, decoder, params, encode_s or decode_s, as shares of"
-                " the original between 0 and 1, or kmac, encoder_kmac or decoder_kmac, in kMAC per"
+                f"a budget names {self.shares}, or kmac, encoder_kmac or decoder_kmac, in kMAC per"
                 " pixel"
             )
         for name, share in KMAC.items():
@@ -131,6 +135,10 @@ class GrownBudget(Budget):
     """Limits on the target domain of a codec that has grown: shares of the source codec's cost,
     all of which stays, or kMAC per pixel.
     """
+
+    shares: ClassVar[str] = (
+        "macs, encoder, decoder or params, as shares of the source codec between 1 and 16"
+    )
 
     macs: float | None = Field(default=None, gt=1, le=16)
     encoder: float | None = Field(default=None, ge=1, le=16)
