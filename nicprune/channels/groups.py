@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import ClassVar, Literal, overload
 
 import numpy as np
 
@@ -78,6 +78,11 @@ class Group:
     pinned: str | None = None
     attributes: tuple[Attribute, ...] = ()
 
+    @property
+    def least(self) -> int:
+        """The fewest channels that it can have."""
+        return MIN_LATENTS if self.latent else 1
+
     def step(self, round_to: int) -> int:
         """Return how many of its channels are `round_to` channels of a layer: fewer, where each
         stands for several of every layer, as a head does.
@@ -110,7 +115,10 @@ class Groups(Sequence[Group]):
         products: the matrix products, as in attention, that shrink with them.
         roles: the transforms of modules whose names do not say them; see `roles.Roles`.
         norms: how channels that norms compute over were taken; see `find_groups`.
+        noun: what one of them is called in messages.
     """
+
+    noun: ClassVar[str] = "channel group"
 
     def __init__(
         self,
@@ -138,7 +146,7 @@ class Groups(Sequence[Group]):
     def __getitem__(self, key: int | str | slice) -> Group | tuple[Group, ...]:
         if isinstance(key, str):
             if key not in self._by_name:
-                raise RecipeError(f"no channel group {key!r}; {closest(key, self._by_name)}")
+                raise RecipeError(f"no {self.noun} {key!r}; {closest(key, self._by_name)}")
             return self._by_name[key]
         return self._groups[key]
 
@@ -185,13 +193,13 @@ class Groups(Sequence[Group]):
                     f"channel group {name!r} is the latent {group.latent}; open it with latents:"
                     " true"
                 )
-            least = MIN_LATENTS if group.latent else 1
-            if len(kept) < least:
+            if len(kept) < group.least:
                 raise RecipeError(
-                    f"channel group {name!r} must keep at least {least} of {group.width} channels"
-                    f" (got {len(kept)})"
+                    f"channel group {name!r} must keep at least {group.least} of {group.width}"
+                    f" channels (got {len(kept)})"
                 )
-            if kept.min() < 0 or kept.max() >= group.width or (np.diff(kept) <= 0).any():
+            inside = not len(kept) or (kept.min() >= 0 and kept.max() < group.width)
+            if not inside or (np.diff(kept) <= 0).any():
                 raise RecipeError(
                     f"the keep-list of {name!r} must be increasing indices below {group.width}"
                 )

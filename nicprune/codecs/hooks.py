@@ -60,6 +60,18 @@ def _hook_of(entry: Any) -> Hook | None:
     return hook if isinstance(hook, Hook) else None
 
 
+def share_of(module: nn.Module) -> Tensor | None:
+    """Return what hooks multiply each output channel of a layer by, shape (C,); None if there are
+    none that do.
+    """
+    found: Tensor | None = None
+    for entry in hook_dicts(module)[1].values():
+        share = entry.share() if isinstance(entry, Hook) else None
+        if share is not None:
+            found = share if found is None else found * share
+    return found
+
+
 def has_hooks(codec: nn.Module) -> bool:
     """Return whether a method has hooks on the codec."""
     return any(

@@ -26,7 +26,7 @@ from nicprune.common.config import StrictConfig, apply_override, cut, parse, rea
 from nicprune.common.errors import FileError, NicpruneError, RecipeError, closest
 from nicprune.common.files import check_regular, expand
 from nicprune.data.images import list_images
-from nicprune.methods.contract import METHODS
+from nicprune.methods.contract import METHODS, parse_settings
 from nicprune.pruning.budget import TIMES
 from nicprune.pruning.latency_table import Runtime
 from nicprune.training.loop import LARGEST_LR, TrainSettings
@@ -143,9 +143,10 @@ class Variant(StrictConfig):
     @property
     def stays(self) -> bool:
         """True if methods remain on the final codec."""
+        stack = [(part.name, part.settings) for part in self.stack]
         return any(
-            METHODS[part.name].stays_with(METHODS[part.name].Config(**part.settings))
-            for part in self.stack
+            METHODS[name].stays_with(parse_settings(name, settings, self.label, stack))
+            for name, settings in stack
         )
 
 
@@ -494,8 +495,14 @@ def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) ->
             or set(arm) - {"label", "stack", *words}
         ):
             raise RecipeError(f"{here}: a stack is {{label: ..., stack: [{{name: ...}}, ...]}}")
+        stack = [
+            (part["name"], {k: v for k, v in part.items() if k != "name"})
+            for part in arm["stack"]
+            if isinstance(part, dict) and isinstance(part.get("name"), str)
+        ]
         parts = [
-            _parse_part(part, content, f"{here}.stack.{i}") for i, part in enumerate(arm["stack"])
+            _parse_part(part, content, f"{here}.stack.{i}", stack)
+            for i, part in enumerate(arm["stack"])
         ]
         found = parse(Variant, {**arm, "stack": [p.model_dump() for p in parts]}, here)
     elif isinstance(arm, dict) and "scratch" in arm:
@@ -527,7 +534,12 @@ def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) ->
     return found
 
 
-def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> MethodSpec:
+def _parse_part(
+    part: Any,
+    content: Mapping[str, Any],
+    here: str,
+    stack: Sequence[tuple[str, Mapping[str, Any]]] = (),
+) -> MethodSpec:
     if not isinstance(part, dict) or "name" not in part:
         raise RecipeError(f"{here} needs a name; {closest(cut(str(part)), METHODS)}")
     if not isinstance(part["name"], str) or part["name"] not in METHODS:
@@ -545,7 +557,7 @@ def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> MethodSpec:
                 " {steps: 500}"
             )
         settings.setdefault(length, steps)
-        parsed: Any = parse(method.Config, settings, here)
+        parsed: Any = parse_settings(part["name"], settings, here, stack)
         if getattr(parsed, length) > steps:
             raise RecipeError(
                 f"{here}: {length} {getattr(parsed, length)} does not fit into sparsify.steps"
@@ -553,7 +565,7 @@ def _parse_part(part: Any, content: Mapping[str, Any], here: str) -> MethodSpec:
             )
     if (field := method.rates_field) and not {field, "qualities"} & set(settings):
         settings[field] = _lambdas(content, here)
-    seed = getattr(parse(method.Config, settings, here), "seed", 0)
+    seed = getattr(parse_settings(part["name"], settings, here, stack), "seed", 0)
     if isinstance(seed, int) and seed > LARGEST_SEED:
         raise RecipeError(f"{here}: seed: input should be at most {LARGEST_SEED} (got {seed})")
     photographs = content.get("photographs")

@@ -20,11 +20,18 @@ from nicprune.codecs.example import image_shape
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
-from nicprune.common.config import parse
 from nicprune.common.errors import CodecError, RecipeError
 from nicprune.data.images import to_channels
 from nicprune.methods.bitstream import Coding
-from nicprune.methods.contract import METHODS, Distiller, Method, Pruner, Roles
+from nicprune.methods.contract import (
+    METHODS,
+    Distiller,
+    Method,
+    MultiWidth,
+    Pruner,
+    Roles,
+    parse_settings,
+)
 from nicprune.methods.multi_width.lambda_schedule import mean_figures
 from nicprune.methods.operating_point import EMPTY, Choice, OperatingPoint
 from nicprune.pruning.cost import CostModel
@@ -377,9 +384,13 @@ class Attached(Coding):
         )
 
     def keep(self) -> dict[str, list[int]]:
-        """Return the keep-lists that `harden` would use now."""
+        """Return the keep-lists that `harden` would use now, of the codec itself: those of layers
+        that a method has added are its own affair.
+        """
         merged: dict[str, set[int]] = {}
         for method in self.roles.pruners:
+            if method.codec is not self.codec:
+                continue
             for name, kept in method.select().items():
                 # Where methods agree on no channel, one stays.
                 merged[name] = (
@@ -406,11 +417,12 @@ class Attached(Coding):
         codec = twin.detach()
         for number in chosen:
             method = cast("Pruner", twin._each[number])
-            for (layer, side), factor in method.weight_factors(codec).items():
-                for other in twin.roles.parts:
-                    if other is not method:
-                        other.on_rescale(layer, side, factor)
-            method.fold(codec)
+            if method.codec is codec:
+                for (layer, side), factor in method.weight_factors(codec).items():
+                    for other in twin.roles.parts:
+                        if other is not method:
+                            other.on_rescale(layer, side, factor)
+            method.fold(method.codec)
         set_provenance(codec, provenance(self.codec).copy())
         remember(codec, self.groups)
         return codec, twin
@@ -506,12 +518,12 @@ class Attached(Coding):
 
     def attach_again(self) -> None:
         """Set every hook on the codec again, after `detach`."""
-        _attach_hooks(self._each, self.codec)
+        _attach_hooks(self._each)
 
     def detach(self) -> nn.Module:
         """Remove every hook and return the original object, as it is now."""
         for method in self._each:
-            method.detach(self.codec)
+            method.detach(method.codec)
         return self.codec
 
 
@@ -591,9 +603,26 @@ def _norms_of(parsed: Sequence[tuple[type[Method], Any]]) -> Norms:
     return found.pop() if found else "pinned"
 
 
-def _attach_hooks(methods: Sequence[Method], codec: nn.Module) -> None:
+def _attach_hooks(methods: Sequence[Method]) -> None:
     for method in sorted(methods, key=lambda one: one.attach_last):
-        method.attach(codec)
+        method.attach(method.codec)
+
+
+def _created(
+    parsed: Sequence[tuple[type[Method], Any]], codec: nn.Module, groups: Groups, cost: CostModel
+) -> list[Method]:
+    """Return the methods, in their order. Where one has layers that others prune in place of the
+    codec, these are created for them.
+    """
+    subject: tuple[nn.Module, Groups, CostModel] = (codec, groups, cost)
+    created: dict[int, Method] = {}
+    first = sorted(range(len(parsed)), key=lambda n: not issubclass(parsed[n][0], MultiWidth))
+    for number in first:
+        cls, settings = parsed[number]
+        created[number] = method = cls(*subject, settings)
+        if isinstance(method, MultiWidth):
+            subject = method.prunable() or subject
+    return [created[number] for number in range(len(parsed))]
 
 
 def attach(
@@ -637,7 +666,7 @@ def attach(
             "attach(codec, name, **settings) or attach(codec, [(name, settings), ...])"
         )
     parsed = [
-        (METHODS[name], parse(METHODS[name].Config, settings, f"method {name!r}"))
+        (METHODS[name], parse_settings(name, settings, f"method {name!r}", wanted))
         for name, settings in wanted
     ]
     check_combination([cls for cls, _ in parsed])
@@ -650,7 +679,7 @@ def attach(
     groups = analyse(codec, _norms_of(parsed))
     cost = CostModel(codec, groups) if latency is None else TimedCost(codec, groups, latency)
     # All is validated before the first hook is set, so that a failure leaves the codec as it was.
-    methods = [cls(codec, groups, cost, settings) for cls, settings in parsed]
+    methods = _created(parsed, codec, groups, cost)
     for one in methods:
         one.set_beside(methods)
     learning = [method for method in methods if isinstance(method, Distiller)]
@@ -667,5 +696,5 @@ def attach(
         method_.set_teacher(frozen_copy(teacher if teacher is not None else codec))
     place = next(codec.parameters())
     attached = Attached(codec, [m.to(place.device) for m in methods], groups, cost)
-    _attach_hooks(methods, codec)
+    _attach_hooks(methods)
     return attached.train(codec.training)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
 from nicprune.codecs.roles import on_side
-from nicprune.common.config import StrictConfig
+from nicprune.common.config import StrictConfig, parse
 from nicprune.common.registry import Registry
 from nicprune.data.clip_patches import ClipSampling
 from nicprune.methods.levels import Levels
@@ -92,6 +92,22 @@ class Method(nn.Module):
     def cost(self) -> CostModel:
         """The codec's cost."""
         return self._shared[2]
+
+    @classmethod
+    def settings_beside(
+        cls, own: Mapping[str, Any], other: str, settings: Mapping[str, Any], where: str
+    ) -> Mapping[str, Any]:
+        """Return the settings of another method beside this one as its `Config` takes them.
+
+        Args:
+            own: the settings of this one.
+            other: name of the other method.
+            where: source of the settings, for messages.
+
+        Raises:
+            RecipeError: it cannot have them beside this one.
+        """
+        return settings
 
     def validate(self) -> None:
         """Refuse a configuration that this codec cannot follow, before anything is changed."""
@@ -343,6 +359,12 @@ class MultiWidth(CodecPart):
     def stays(self) -> bool:
         return self.extracting is None and super().stays
 
+    def prunable(self) -> tuple[nn.Module, Groups, CostModel] | None:
+        """Return what pruners beside it prune in place of the codec: layers of its own, their
+        channel groups, and the cost by these; None if it has none.
+        """
+        return None
+
     def share_at(self, width: int) -> float:
         """Return a width as a fraction of the widest."""
         raise NotImplementedError
@@ -430,3 +452,24 @@ class Roles:
 
 
 METHODS: Registry[type[Method]] = Registry("method")
+
+
+def parse_settings(
+    name: str,
+    settings: Mapping[str, Any],
+    where: str,
+    stack: Sequence[tuple[str, Mapping[str, Any]]] = (),
+) -> Any:
+    """Return the settings of a method, validated.
+
+    Args:
+        where: source of the settings, for messages.
+        stack: all methods that are attached together, with their settings.
+
+    Raises:
+        RecipeError: a setting is unknown or out of range, alone or beside the others.
+    """
+    for other, own in stack:
+        if other != name and other in METHODS:
+            settings = METHODS[other].settings_beside(own, name, settings, where)
+    return parse(METHODS[name].Config, settings, where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import (
@@ -15,7 +15,7 @@ from pydantic import (
 )
 from torch import Tensor
 
-from nicprune.channels.groups import MIN_LATENTS, Group
+from nicprune.channels.groups import Group
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import BudgetError
 from nicprune.pruning.totals import AREA, Totals
@@ -62,12 +62,16 @@ class Budget(StrictConfig):
     decoder_kmac: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     split: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] | None = None
 
+    shares: ClassVar[str] = (
+        "macs, encoder, decoder, params, encode_s or decode_s, as shares of the original between 0"
+        " and 1"
+    )
+
     @model_validator(mode="after")
     def _something(self) -> Budget:
         if not self.parts():
             raise ValueError(
-                "a budget names macs, encoder, decoder, params, encode_s or decode_s, as shares of"
-                " the original between 0 and 1, or kmac, encoder_kmac or decoder_kmac, in kMAC per"
+                f"a budget names {self.shares}, or kmac, encoder_kmac or decoder_kmac, in kMAC per"
                 " pixel"
             )
         for name, share in KMAC.items():
@@ -127,11 +131,37 @@ class Budget(StrictConfig):
         return found
 
 
-def next_width(width: int, round_to: int, latent: bool = False) -> int:
-    """The next smaller width: a multiple of `round_to`, at least one of them (at least 2 for
-    latents).
+class GrownBudget(Budget):
+    """Limits on the target domain of a codec that has grown: shares of the source codec's cost,
+    all of which stays, or kMAC per pixel.
     """
-    least = max(round_to, MIN_LATENTS if latent else 1)
+
+    shares: ClassVar[str] = (
+        "macs, encoder, decoder or params, as shares of the source codec between 1 and 16"
+    )
+
+    macs: float | None = Field(default=None, gt=1, le=16)
+    encoder: float | None = Field(default=None, ge=1, le=16)
+    decoder: float | None = Field(default=None, ge=1, le=16)
+    params: float | None = Field(default=None, gt=1, le=16)
+
+    @model_validator(mode="after")
+    def _of_more(self) -> GrownBudget:
+        if self.times:
+            raise ValueError(f"{self.times[0]}: no times of new channels are known: limit MACs")
+        if self.split is not None:
+            raise ValueError(
+                "split divides what is saved of a codec, and nothing of this one goes: limit"
+                " encoder and decoder"
+            )
+        return self
+
+
+def next_width(width: int, round_to: int, least: int = 1) -> int:
+    """The next smaller width: a multiple of `round_to`, and `least` at least; so at least one of
+    them, unless `least` is 0.
+    """
+    least = max(round_to, least) if least else 0
     below = (width - 1) // round_to * round_to
     return below if below >= least else width
 
@@ -140,10 +170,10 @@ def smallest_widths(cost: CostModel, groups: Sequence[Group], round_to: int) -> 
     """Every group at its least width."""
     widths = cost.widths()
     for group in groups:
-        step, latent = group.step(round_to), group.latent is not None
-        width, smaller = group.width, next_width(group.width, step, latent)
+        step, least = group.step(round_to), group.least
+        width, smaller = group.width, next_width(group.width, step, least)
         while smaller < width:
-            width, smaller = smaller, next_width(smaller, step, latent)
+            width, smaller = smaller, next_width(smaller, step, least)
         widths[cost.names.index(group.name)] = width
     return widths
 
@@ -157,7 +187,7 @@ def check_feasible(cost: CostModel, groups: Sequence[Group], budget: Budget, rou
             asked = limit / getattr(cost.original, name)
             raise BudgetError(
                 f"budget {name}: {asked:.3g} cannot be met: with every free group at its least"
-                f" width (round_to {round_to}) {reached:.3g} of the original remains; ask for more,"
+                f" width (round_to {round_to}) {reached:.3g} of {cost.base} remains; ask for more,"
                 " a smaller round_to, or latents: true"
             )
 
@@ -209,7 +239,7 @@ def allocate_widths(
         deltas = np.zeros_like(widths)
         for i, group in zip(column, groups, strict=True):
             step = group.step(round_to)
-            deltas[i] = widths[i] - next_width(int(widths[i]), step, group.latent is not None)
+            deltas[i] = widths[i] - next_width(int(widths[i]), step, group.least)
         saved: Any = sum(
             np.minimum(cost.decreases(widths, deltas, name), amount) / amount
             for name, amount in over.items()

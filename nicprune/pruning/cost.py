@@ -14,7 +14,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -215,10 +215,16 @@ class CostModel:
         groups: its channel groups.
         counts: MACs of its modules, as `count_modules` returns them, where they are known.
 
+    Attributes:
+        original: the cost that budgets are relative to.
+        base: whose cost it is, in messages.
+
     Raises:
         CodecError: a layer's count is not the product of its widths (it would be wrong after
             pruning).
     """
+
+    base: ClassVar[str] = "the original"
 
     def __init__(self, codec: nn.Module, groups: Groups, counts: Mapping[str, int] | None = None):
         self.groups = groups
@@ -360,27 +366,44 @@ class CostModel:
         return total * self._scale(what)
 
     def grown(
-        self, added: Mapping[str, int], whole: Iterable[str] = (), added_up: Iterable[str] = ()
-    ) -> int:
-        """Return the MACs where channel groups have so many further channels, which new layers
+        self,
+        added: np.ndarray,
+        whole: Iterable[str] = (),
+        added_up: Iterable[str] = (),
+        what: str = "macs",
+    ) -> Any:
+        """Return what it costs where channel groups have so many further channels, which new layers
         compute from all channels; a layer's own outputs read its own inputs alone.
 
         Args:
+            added: for each group, shape (groups,), or (groups, cases) for several cases at once;
+                whole numbers, or not, as while masks decay.
             whole: layers that run as one convolution, zeros included.
-            added_up: layers whose own outputs a new layer computes once more.
+            added_up: layers whose own outputs a new layer computes once more, where there are new
+                inputs.
+            what: "macs", "encoder", "decoder" or "params".
+
+        Returns:
+            A number for each case, as `totals` counts: a scalar, or shape (cases,).
         """
-        more = np.array([added.get(name, 0) for name in self.names], np.int64)
         out, inn = self._layer_widths(self._full)
-        more_out, more_in = self._share_out @ more, self._share_in @ more
-        again = np.zeros(len(out), np.int64)
-        for name in added_up:
-            again[self._row[name]] = 1
-        pairs = out * inn + (more_out + again * out) * (inn + more_in)
-        for name in whole:
-            pairs[self._row[name]] += out[self._row[name]] * more_in[self._row[name]]
-        terms = self._terms["macs"]
-        total = int(terms.product @ pairs + terms.linear @ (out + more_out)) + terms.constant
-        return total * AREA // self._pixels
+        if added.ndim == 2:
+            out, inn = out[:, None], inn[:, None]
+        more_out, more_in = self._share_out @ added, self._share_in @ added
+        again = np.zeros_like(out)
+        again[[self._row[name] for name in added_up]] = 1
+        more_out = more_out + again * (more_in > 0) * out
+        pairs = out * inn + more_out * (inn + more_in)
+        if what != "params":  # the zeros are computed with, and not kept
+            for row in (self._row[name] for name in whole):
+                pairs[row] += out[row] * more_in[row]
+        terms = self._terms[what]
+        total = terms.product @ pairs + terms.linear @ (out + more_out) + terms.constant
+        if self._scale(what) == 1:
+            return total
+        return (
+            total * AREA // self._pixels if total.dtype.kind == "i" else total * self._scale(what)
+        )
 
     def with_fewer(
         self,

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from nicprune.channels.find_groups import find_groups
-from nicprune.channels.groups import MIN_LATENTS, Attribute, Group, Groups, Norms
+from nicprune.channels.groups import Attribute, Group, Groups, Norms
 from nicprune.channels.known import recall, remember, remember_pruned
 from nicprune.codecs.copying import copy_codec, double_copy, sharing_copy
 from nicprune.codecs.example import example_image, module_names
@@ -122,7 +122,7 @@ def _tried(codec: nn.Module, groups: Groups) -> Groups:
     for _ in range(TRIALS):  # random widths: parts that must stay equally wide do not
         keep = {}
         for group in groups.prunable(latents=True):
-            least = MIN_LATENTS if group.latent else 1
+            least = group.least
             if group.width > least:
                 keep[group.name] = sorted(
                     rng.choice(
@@ -171,7 +171,7 @@ def _with_attributes(
     rng = np.random.default_rng(1)
     found: dict[object, tuple[Attribute, ...]] = {}
     for group in groups.prunable(latents=True):
-        least = MIN_LATENTS if group.latent else 1
+        least = group.least
         around = candidates(codec, group)
         if group.name not in names or not around or group.width <= least:
             continue

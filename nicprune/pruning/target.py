@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nicprune.channels.groups import MIN_LATENTS, Group, Groups, Norms
+from nicprune.channels.groups import Group, Groups, Norms
 from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.calling import run
 from nicprune.codecs.provenance import provenance
@@ -79,10 +79,10 @@ class Target(StrictConfig):
             matched = [name for name in free if matches(name, pattern)]
             if not matched:
                 raise RecipeError(
-                    f"widths: no channel group matches {pattern!r}; {closest(pattern, free)}"
+                    f"widths: no {groups.noun} matches {pattern!r}; {closest(pattern, free)}"
                 )
             for name in matched:
-                least = MIN_LATENTS if free[name].latent else 1
+                least = free[name].least
                 if not least <= width <= free[name].width:
                     raise RecipeError(
                         f"widths: {name} can have {least} to {free[name].width} channels (got"
@@ -106,7 +106,7 @@ class Target(StrictConfig):
             for pattern in self.only:
                 if not any(matches(g.name, pattern) for g in found):
                     raise RecipeError(
-                        f"only: no channel group matches {pattern!r};"
+                        f"only: no {groups.noun} matches {pattern!r};"
                         f" {closest(pattern, [g.name for g in found])}"
                     )
             found = [g for g in found if any(matches(g.name, pattern) for pattern in self.only)]
@@ -137,7 +137,7 @@ class Target(StrictConfig):
                 share = getattr(now, name) / getattr(cost.original, name)
                 raise BudgetError(
                     f"budget {name}: {limit / getattr(cost.original, name):.3g} is met already: the"
-                    f" codec is at {share:.3g} of the original"
+                    f" codec is at {share:.3g} of {cost.base}"
                 )
         check_feasible(cost, self.free(groups), self.budget, self.round_to)
 

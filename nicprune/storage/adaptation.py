@@ -48,6 +48,10 @@ def save_adaptation(adapted: nn.Module, path: str | Path) -> Path:
         )
     for method in adapted.roles.pruners:
         method.check_ready()
+    if not adapted.stays:
+        raise CodecError(
+            "the new channels that go are still there: save_adaptation(adapted.harden(), path)"
+        )
     check_finite(adapted)
     refresh_tables(adapted)
     codec = unwrap(adapted)

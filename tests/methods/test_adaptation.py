@@ -420,6 +420,9 @@ def test_what_cannot_grow_is_refused_and_adapted_otherwise() -> None:
 def test_the_source_part_of_a_grown_codec_is_not_pruned() -> None:
     codec = built("bmshj2018-hyperprior")[0]
     stack = [("adaptation", GROW), ("magnitude", {"budget": {"macs": 0.5}})]
+    with pytest.raises(RecipeError, match="shares of the source codec: macs: .* greater than 1"):
+        attach(codec, stack)
+    stack[1] = ("fisher", stack[1][1])
     with pytest.raises(RecipeError, match="source codec must not change: prune the codec first"):
         attach(codec, stack)
     attached = attach(codec, "adaptation", **GROW)

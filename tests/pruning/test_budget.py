@@ -87,10 +87,11 @@ def test_widths_are_multiples(round_to: int) -> None:
 def test_next_width() -> None:
     assert [next_width(w, 16) for w in (192, 191, 40, 17, 16, 3)] == [176, 176, 32, 16, 16, 3]
     assert (
-        next_width(3, 1, latent=True) == 2
-        and next_width(2, 1, latent=True) == 2
+        next_width(3, 1, least=2) == 2
+        and next_width(2, 1, least=2) == 2
         and next_width(2, 1) == 1
         and next_width(1, 1) == 1
+        and [next_width(w, 8, least=0) for w in (20, 16, 8, 3, 0)] == [16, 8, 0, 0, 0]
     )
 
 

@@ -133,7 +133,9 @@ class Convolution(LayerKind):
         if layer.bias is not None:
             new.bias.copy_(layer.bias.index_select(0, rows))
 
-    def joined(self, layer: Any, new: Any, inputs: Layout, outputs: Layout) -> dict[str, Tensor]:
+    def joined(
+        self, layer: Any, new: Any, inputs: Layout, outputs: Layout, factor: Tensor | None = None
+    ) -> dict[str, Tensor]:
         own = layer.weight
         rows, columns = self.rows, 1 - self.rows
         none = list(own.shape)
@@ -141,9 +143,13 @@ class Convolution(LayerKind):
         wide = inputs.join(own, own.new_zeros(none), columns)
         if new is None:
             return {"weight": wide}
-        found = {"weight": outputs.join(wide, new.weight, rows)}
+        weight, bias = new.weight, new.bias
+        if factor is not None:
+            weight = weight * self.along(new, "out", factor)
+            bias = bias * factor if bias is not None else None
+        found = {"weight": outputs.join(wide, weight, rows)}
         if layer.bias is not None:
-            found["bias"] = outputs.join(layer.bias, new.bias, 0)
+            found["bias"] = outputs.join(layer.bias, bias, 0)
         return found
 
     def norms(self, layer: Any, axis: str) -> Tensor:
@@ -172,6 +178,7 @@ class MaskedConvolution(Convolution):
 
     mask_on_weight = False
     pruner = MaskedConvPruner()
+    family = MaskedConv2d
 
     def of(self, layer: Any) -> LayerKind:
         return self
@@ -191,8 +198,10 @@ class MaskedConvolution(Convolution):
             new.register_buffer("mask", layer.mask[:1, :1].expand_as(new.weight).clone())
         return new
 
-    def joined(self, layer: Any, new: Any, inputs: Layout, outputs: Layout) -> dict[str, Tensor]:
-        found = super().joined(layer, new, inputs, outputs)
+    def joined(
+        self, layer: Any, new: Any, inputs: Layout, outputs: Layout, factor: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        found = super().joined(layer, new, inputs, outputs, factor)
         mask = layer.mask[:1, :1].expand_as(found["weight"]).clone()
         return {**found, "weight": found["weight"] * mask, "mask": mask}
 

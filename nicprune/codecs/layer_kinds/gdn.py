@@ -12,7 +12,14 @@ from compressai.layers import GDN, GDN1
 from compressai.ops.parametrizers import NonNegativeParametrizer
 from torch import Tensor, nn
 
-from nicprune.codecs.layer_kinds.kind import KINDS, Index, LayerKind, kept_indices, take
+from nicprune.codecs.layer_kinds.kind import (
+    KINDS,
+    Index,
+    LayerKind,
+    cut,
+    kept_indices,
+    take,
+)
 from nicprune.codecs.layer_kinds.layout import Layout
 
 
@@ -171,6 +178,33 @@ class GrownNormalisation(nn.Module):
         return x * norm if self.inverse else x / norm
 
 
+class NewNormalisation(LayerKind):
+    """`GrownNormalisation`: its channels are the new ones; the source codec's, which it pools too,
+    always stay.
+    """
+
+    flow = "coupled"
+
+    def widths(self, layer: Any) -> tuple[int, int]:
+        return layer.beta.numel(), layer.beta.numel()
+
+    def masked(self, axis: str) -> bool:
+        return False
+
+    def remove(self, layer: Any, axis: str, removed: Sequence[int]) -> None:
+        outputs, inputs = layer.gamma.shape
+        kept = kept_indices(outputs, removed)
+        others = inputs - outputs
+        cut(layer, "beta", kept)
+        cut(layer, "gamma", kept, 0)
+        cut(layer, "gamma", [*range(others), *(others + i for i in kept)], 1)
+
+    def norms(self, layer: Any, axis: str) -> Tensor:
+        gamma, beta = layer.gamma_reparam(layer.gamma), layer.beta_reparam(layer.beta)
+        own = gamma[:, gamma.shape[1] - gamma.shape[0] :]
+        return gamma.square().sum(1) + own.square().sum(0) + beta.square()
+
+
 def _same(x: Tensor) -> Tensor:
     return x
 
@@ -195,3 +229,4 @@ class Affine(nn.Module):
 
 
 KINDS[GDN], KINDS[GDN1] = Normalisation(simple=False), Normalisation(simple=True)
+KINDS[GrownNormalisation] = NewNormalisation()

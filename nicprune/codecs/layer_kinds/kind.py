@@ -328,9 +328,12 @@ class LayerKind:
         """
         raise NotImplementedError
 
-    def joined(self, layer: Any, new: Any, inputs: Layout, outputs: Layout) -> dict[str, Tensor]:
+    def joined(
+        self, layer: Any, new: Any, inputs: Layout, outputs: Layout, factor: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return the parameters, by attribute, of a convolution that computes all channels, for
-        layers that codecs use without calling them. Its own outputs do not read new inputs.
+        layers that codecs use without calling them. Its own outputs do not read new inputs; new
+        outputs are multiplied by `factor`, if given.
         """
         raise NotImplementedError
 

@@ -62,6 +62,12 @@ class Form(nn.Module):
         """Return what the codec computes with in the target domain, instead of its own."""
         return []
 
+    def prunable(self) -> tuple[nn.Module, Groups, CostModel] | None:
+        """Return the new layers that pruners beside it may narrow, their channel groups, and what
+        the target domain costs by them; None if there are none.
+        """
+        return None
+
     def aux_loss(self) -> Tensor | None:
         """Return the auxiliary loss of entropy bottlenecks of its own."""
         return None

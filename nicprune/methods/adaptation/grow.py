@@ -21,8 +21,9 @@ and means start as a tenth of those of old ones.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from nicprune.channels.groups import Group, Member
 from nicprune.codecs.anatomy import forward_for_analysis
 from nicprune.codecs.example import example_image
+from nicprune.codecs.hooks import share_of
 from nicprune.codecs.layer_kinds.kind import LayerKind, kind_of
 from nicprune.codecs.layer_kinds.layout import Layout
 from nicprune.codecs.layer_kinds.parameters import layers_of
@@ -39,6 +41,14 @@ from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.roles import on_side
 from nicprune.common.errors import BudgetError, CodecError, NicpruneError, RecipeError, closest
 from nicprune.methods.adaptation.form import Form, Overrides
+from nicprune.methods.adaptation.new_channels import (
+    NewChannelsCost,
+    NewGroups,
+    Run,
+    new_groups,
+    places,
+)
+from nicprune.pruning.cost import CostModel
 from nicprune.pruning.views import override_attributes
 
 LARGEST, PARTS = 8, 256
@@ -55,6 +65,7 @@ class _Layer:
     Attributes:
         name, kind: of the source codec's layer.
         inputs, outputs: places of own and new channels.
+        runs: new channels along both axes, "in" and "out".
         new: whether it has a new layer beside it.
         added_up: whether what the new one gives is added to the layer's output: the image.
     """
@@ -63,6 +74,7 @@ class _Layer:
     kind: LayerKind
     inputs: Layout
     outputs: Layout
+    runs: Mapping[str, Sequence[Run]]
     new: bool
     added_up: bool
 
@@ -70,6 +82,19 @@ class _Layer:
     def whole(self) -> bool:
         """True if it is run as one convolution, since codecs use its weights without calling it."""
         return self.kind.convolution and not self.kind.mask_on_weight
+
+    def members(self) -> dict[str, list[Member]]:
+        """Return the new layer as a member of the groups whose new channels it has, by group."""
+        if not self.new:
+            return {}
+        found: dict[str, list[Member]] = {}
+        coupled = self.kind.pools or self.kind.codes
+        sides = ("out",) if coupled else ("out", "in")
+        for side in sides:
+            for group, index in places(self.runs[side], among_own=side == "in").items():
+                member = Member(_key(self.name), "both" if coupled else side, index)
+                found.setdefault(group, []).append(member)
+        return found
 
 
 class Grow(Form):
@@ -138,11 +163,34 @@ class Grow(Form):
 
     def _macs(self, added: Mapping[str, int]) -> int:
         layers = self._plan(added)
-        return self.cost.grown(
-            added,
-            whole=[layer.name for layer in layers if layer.whole],
-            added_up=[layer.name for layer in layers if layer.added_up],
+        return int(
+            self.cost.grown(
+                np.array([added.get(name, 0) for name in self.cost.names], np.int64),
+                whole=[layer.name for layer in layers if layer.whole],
+                added_up=[layer.name for layer in layers if layer.added_up],
+            )
         )
+
+    # -- pruning ----------------------------------------------------------------------------------
+
+    @cached_property
+    def new_groups(self) -> NewGroups:
+        """The groups of new channels, whose members are layers of `new`."""
+        members: dict[str, list[Member]] = {}
+        for layer in self._layers:
+            for name, found in layer.members().items():
+                members.setdefault(name, []).extend(found)
+        last = {run.group for layer in self._layers if layer.added_up for run in layer.runs["in"]}
+        return new_groups(self.groups, self.added, members, last)
+
+    def prunable(self) -> tuple[nn.Module, NewGroups, CostModel]:
+        cost = NewChannelsCost(
+            self.cost,
+            self.new_groups,
+            whole=[layer.name for layer in self._layers if layer.whole],
+            added_up=[layer.name for layer in self._layers if layer.added_up],
+        )
+        return self.new, self.new_groups, cost
 
     # -- layers -----------------------------------------------------------------------------------
 
@@ -153,17 +201,17 @@ class Grow(Form):
             CodecError: one of them cannot; names it.
         """
         modules = layers_of(self.codec)
-        members: dict[str, dict[str, list[tuple[Member, int]]]] = {}
+        members: dict[str, dict[str, list[tuple[str, Member, int]]]] = {}
         for group in self.groups:
             for member in group.members:
                 sides = ("out", "in") if member.axis == "both" else (member.axis,)
                 for side in sides:
                     members.setdefault(member.module, {}).setdefault(side, []).append(
-                        (member, added.get(group.name, 0))
+                        (group.name, member, added.get(group.name, 0))
                     )
         found = []
         for name, by_side in members.items():
-            if not any(count for side in by_side.values() for _, count in side):
+            if not any(count for side in by_side.values() for *_, count in side):
                 continue
             layer = modules[name]
             kind = kind_of(layer)
@@ -177,33 +225,30 @@ class Grow(Form):
                     " another form"
                 )
             out, inn = kind.widths(layer)
-            outputs = self._layout(name, out, by_side.get("out", []))
-            inputs = self._layout(name, inn, by_side.get("in", []))
+            runs = {side: self._runs(name, by_side.get(side, [])) for side in ("out", "in")}
+            outputs, inputs = _layout(out, runs["out"]), _layout(inn, runs["in"])
             image = "out" not in by_side
             new = bool(outputs.added or image)
-            found.append(_Layer(name, kind, inputs, outputs, new, image))
+            found.append(_Layer(name, kind, inputs, outputs, runs, new, image))
         return found
 
-    def _layout(self, name: str, width: int, members: list[tuple[Member, int]]) -> Layout:
-        """Return the places of a layer's own and new channels along one axis."""
-        behind = np.zeros(width + 1, np.int64)
-        for member, count in members:
+    def _runs(self, name: str, members: Sequence[tuple[str, Member, int]]) -> list[Run]:
+        """Return the new channels along one axis of a layer."""
+        found = []
+        for group, member, count in members:
             index = member.index
-            steps = np.diff(index, axis=0)
-            if (steps == 1).all():  # one run for each time that the layer has the channels
-                behind[index[-1] + 1] += count
+            if not count:
+                continue
+            if (np.diff(index, axis=0) == 1).all():  # one run each time that the layer has them
+                found += [Run(group, int(last) + 1, count) for last in index[-1]]
             elif (np.diff(index.ravel()) == 1).all():  # channel by channel, as pixels are shuffled
-                behind[index[-1, -1] + 1] += count * index.shape[1]
-            elif count:
+                found.append(Run(group, int(index[-1, -1]) + 1, count, index.shape[1]))
+            else:
                 raise CodecError(
                     f"{name} of {type(self.codec).__name__} cannot grow: its channels stand in no"
                     " order that new ones could follow; take another form"
                 )
-        runs, start = [], 0
-        for place in np.flatnonzero(behind):
-            runs += [(False, int(place) - start), (True, int(behind[place]))]
-            start = int(place)
-        return Layout([*runs, (False, width - start)])
+        return found
 
     @torch.no_grad()
     def _new(self, layer: _Layer, own: Any) -> nn.Module:
@@ -301,10 +346,15 @@ class Grow(Form):
                 before, _, last = layer.name.rpartition(".")
                 joined = layer.kind.beside(own, new, layer.outputs)
                 found.append((codec.get_submodule(before), {last: joined}))
-            elif layer.whole:
-                found.append((own, layer.kind.joined(own, new, layer.inputs, layer.outputs)))
-            else:
-                found.append((own, {"forward": _Grown(layer, own, new)}))
+                continue
+            masks = share_of(new) if new is not None else None
+            if layer.whole:
+                both = layer.inputs, layer.outputs
+                found.append((own, layer.kind.joined(own, new, *both, masks)))
+                continue
+            found.append((own, {"forward": _Grown(layer, own, new)}))
+            if masks is not None and new is not None:
+                found.append((new, layer.kind.masked_attributes(new, masks) or {}))
         for group in self.groups:
             added = self.added.get(group.name, 0)
             for attribute in group.attributes if added else ():
@@ -329,7 +379,7 @@ class Grow(Form):
 
 class _Grown:
     """The forward pass of a layer with a new one beside it. The new layer is not called, but its
-    `forward` is: hooks on the layer itself serve both.
+    `forward` is: hooks on the layer itself serve both, and masks stand in front of parameters.
     """
 
     def __init__(self, layer: _Layer, own: Any, new: Any):
@@ -352,6 +402,15 @@ class _Grown:
             new.stride = own.stride  # exchanged while training; see `kernel_faults`
             second = type(new).forward(new, x, *args)
         return first + second if layer.added_up else layer.outputs.join(first, second)
+
+
+def _layout(width: int, runs: Sequence[Run]) -> Layout:
+    """Return the places of a layer's own and new channels along one axis."""
+    found, start = [], 0
+    for run in sorted(runs, key=lambda one: one.place):
+        found += [(False, run.place - start), (True, run.count * run.each)]
+        start = run.place
+    return Layout([*found, (False, width - start)])
 
 
 def _key(name: str) -> str:

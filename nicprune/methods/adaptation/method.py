@@ -14,24 +14,31 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import CDF_BUFFERS
-from nicprune.codecs.hooks import NarrowHook, remove_hooks
+from nicprune.codecs.hooks import NarrowHook, remove_hooks, without_hooks
 from nicprune.codecs.layer_operations import resize
-from nicprune.common.errors import TrainingError
+from nicprune.common.config import parse
+from nicprune.common.errors import RecipeError, SurgeryError, TrainingError
 from nicprune.methods.adaptation.config import FORGETS, AdaptationConfig
 from nicprune.methods.adaptation.decoder_adapter import DecoderAdapter
 from nicprune.methods.adaptation.finetune import FinetuneAll, FinetuneDecoder
 from nicprune.methods.adaptation.form import Form
 from nicprune.methods.adaptation.grow import Grow
 from nicprune.methods.adaptation.low_rank import LowRank
-from nicprune.methods.contract import METHODS, Method, MultiWidth
+from nicprune.methods.adaptation.new_channels import read_channels, remove_new_channels
+from nicprune.methods.adaptation.verification import trace_target
+from nicprune.methods.contract import METHODS, Method, MultiWidth, Pruner
 from nicprune.methods.domains import SOURCE, TARGET, Domains
+from nicprune.pruning.budget import Budget, GrownBudget
 from nicprune.pruning.cost import CostModel, count_modules
+from nicprune.pruning.masks import mask_channels
 from nicprune.pruning.totals import Totals
+from nicprune.pruning.verification import TOLERANCE, apart
 from nicprune.pruning.views import override_attributes
 
 FORMS: dict[str, type[Form]] = {
@@ -53,9 +60,11 @@ class Adaptation(MultiWidth):
         " (CAwF), adapters, low rank; or fine-tuning"
     )
     Config = AdaptationConfig
+    goes_with = frozenset({"mask_decay", "magnitude", "random"})
     exclusive = {
-        "Method": "an adaptation goes alone, since its source codec must not change: prune the"
-        " codec first, then adapt it"
+        "Method": "beside an adaptation go only mask_decay, magnitude and random, which prune its"
+        " new channels, since its source codec must not change: prune the codec first, then adapt"
+        " it"
     }
     config: AdaptationConfig
     steps_field = "adapt_steps"
@@ -72,6 +81,7 @@ class Adaptation(MultiWidth):
         self.register_buffer("learnt", torch.zeros((), dtype=torch.bool))
         self.replay = self.config.replay
         self._source = _digest(self.codec) if self.form.stays else ""
+        self._pruners: list[Pruner] = []
         self._counted: list[tuple[Totals, dict[str, tuple[int, int]]]] = []
 
     # -- domains ----------------------------------------------------------------------------------
@@ -79,6 +89,59 @@ class Adaptation(MultiWidth):
     @classmethod
     def stays_with(cls, config: Any) -> bool:
         return config.form not in FORGETS
+
+    # -- pruning of new channels ------------------------------------------------------------------
+
+    @classmethod
+    def settings_beside(
+        cls, own: Mapping[str, Any], other: str, settings: Mapping[str, Any], where: str
+    ) -> Mapping[str, Any]:
+        if other not in cls.goes_with:
+            return settings
+        form = own.get("form", "grow")
+        if isinstance(form, str) and form in FORMS and form != "grow":
+            raise RecipeError(
+                f"{where}: form: {form} has no new channels that {other} could remove: take form:"
+                f" grow, or leave {other} out"
+            )
+        if settings.get("side") is not None:
+            raise RecipeError(
+                f"{where}: side: beside an adaptation, name the groups whose new channels may go"
+                " instead, only: ['g_s.*']"
+            )
+        budget = settings.get("budget")
+        budget = budget.model_dump() if isinstance(budget, Budget) else budget
+        if not isinstance(budget, Mapping):
+            return settings
+        here = f"{where}: budget of the target domain, in shares of the source codec"
+        return {**settings, "budget": parse(GrownBudget, budget, here)}
+
+    def prunable(self) -> tuple[nn.Module, Groups, CostModel] | None:
+        return self.form.prunable()
+
+    def set_beside(self, methods: Sequence[Method]) -> None:
+        self._pruners = [m for m in methods if m is not self and isinstance(m, Pruner)]
+        if len(self._pruners) > 1:
+            names = " and ".join(method.name for method in self._pruners)
+            raise RecipeError(f"new channels are pruned by one method: leave out one of {names}")
+
+    def _kept(self) -> dict[str, np.ndarray]:
+        """Return the new channels that stay, for each group that loses some: those that a method
+        chose, but for what is not read any more.
+        """
+        assert isinstance(self.form, Grow)
+        (pruner,) = self._pruners
+        groups = self.form.new_groups
+        return read_channels(groups, groups.check(pruner.select()))
+
+    def config_after_pruning(self) -> dict[str, Any]:
+        if not self._pruners:
+            return super().config_after_pruning()
+        assert isinstance(self.form, Grow)
+        left = {name: len(kept) for name, kept in self._kept().items()}
+        return self.config.settled(self.form.added | left).model_dump()
+
+    # -- the target domain ------------------------------------------------------------------------
 
     @property
     def adapts(self) -> bool:
@@ -139,7 +202,7 @@ class Adaptation(MultiWidth):
             twin = copy.deepcopy(self).requires_grad_(False)
             twin.codec.requires_grad_(False)
             twin.widths.now = TARGET
-            with twin.active(twin.codec):
+            with without_hooks(twin), twin.active(twin.codec):
                 counts = count_modules(twin.codec)
             model = CostModel(twin.codec, Groups([]), counts)
             own = sum(p.numel() for p in self.form.parameters())
@@ -192,8 +255,22 @@ class Adaptation(MultiWidth):
 
     def transfer_to(self, other: Method, keep: Mapping[str, Sequence[int]]) -> None:
         assert isinstance(other, Adaptation)
+        expected: list[Tensor] = []
+        if self._pruners:
+            assert isinstance(self.form, Grow)
+            kept = self._kept()
+            mask_channels(self.form.new, kept, self.form.new_groups)
+            expected = trace_target(self.codec, self.form)
+            remove_new_channels(self.form.new, self.form.new_groups, kept)
         other.load_state_dict(self.state_dict())
         other.widths.now = self.widths.now
+        if expected:
+            found = apart([expected, trace_target(other.codec, other.form)])
+            if not found <= TOLERANCE:
+                raise SurgeryError(
+                    f"the new channels that are left are not those that were masked: they differ by"
+                    f" {found:.1e} (at most {TOLERANCE:.0e} is allowed)"
+                )
 
 
 def _digest(codec: nn.Module) -> str:

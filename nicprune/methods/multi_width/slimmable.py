@@ -32,7 +32,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nicprune.channels.groups import MIN_LATENTS, Norms
+from nicprune.channels.groups import Norms
 from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.hooks import NarrowHook, remove_hooks
 from nicprune.codecs.layer_kinds.entropy import is_bottleneck
@@ -244,7 +244,7 @@ class Slimmable(MultiWidth):
         found = {}
         for group in self._free:
             step = group.step(self.config.round_to)
-            least = max(min(step, group.width), MIN_LATENTS if group.latent else 1)
+            least = max(min(step, group.width), group.least)
             found[group.name] = (
                 group.width
                 if share == 1
