@@ -49,6 +49,11 @@ from nicprune.storage.container import decode, encode
 from nicprune.training.loop import fit
 
 FAMILIES = ["bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018"]
+SOME = [
+    pytest.param(name, marks=() if name in FAMILIES[1::2] else pytest.mark.slow)
+    for name in FAMILIES
+]
+"""Of the daily tests, those with a hyperprior alone and with a context model."""
 GROW: dict[str, Any] = {"form": "grow", "grow": 0.5, "round_to": 4, "domain": "screen"}
 DECAY: dict[str, Any] = {"budget": {"macs": 1.5}, "round_to": 1, "latents": True, "decay_steps": 4}
 LEFT = {
@@ -151,7 +156,7 @@ def test_masked_is_pruned_in_both_domains(name: str) -> None:
     assert sum(hook_count(layer) for layer in attached.methods.modules()) == 0
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SOME)
 def test_what_is_left_is_an_adaptation_of_these_widths(name: str) -> None:
     attached, small = decayed(name)
     direct = attach(ready(name), "adaptation", form="grow", widths=widths(small), domain="screen")
@@ -166,7 +171,7 @@ def test_what_is_left_is_an_adaptation_of_these_widths(name: str) -> None:
     assert attached.keep() == {}, "nothing of the source codec goes"
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "cheng2020-anchor"])
+@pytest.mark.parametrize("name", [*SOME, pytest.param("cheng2020-anchor", marks=pytest.mark.slow)])
 def test_the_cost_of_any_numbers_of_new_channels_is_what_runs(name: str) -> None:
     codec = ready(name)
     pruner: Any = grown(codec).methods[1]
@@ -262,7 +267,7 @@ def test_masks_multiply_new_channels_in_the_target_domain_alone(name: str) -> No
             value.grad = None
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SOME)
 def test_files_are_those_of_an_adaptation(name: str, tmp_path: Path) -> None:
     codec = ready(name)
     x = picture(codec)
