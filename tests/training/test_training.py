@@ -23,7 +23,7 @@ from torch import nn
 import nicprune.training.loop as training
 from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.provenance import provenance
-from nicprune.common.errors import FileError, InterruptedRun, RecipeError, TrainingError
+from nicprune.common.errors import FileError, RecipeError, TrainingError
 from nicprune.data.images import write_png
 from nicprune.methods import attach
 from nicprune.training.loop import TrainSettings, fit, learning_rate
@@ -212,31 +212,54 @@ def test_kill_9_and_resume_equals_the_uninterrupted_run(
     assert not list((tmp_path / "run").glob(".checkpoint*")), "no half-written file is left"
 
 
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+from helpers import same_state, state_of
+from nicprune.common.errors import InterruptedRun
+from nicprune.training import loop as training
+from nicprune.training.loop import fit
+from test_training import QUICK, codec
+
+photos, folder, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever this process was begun with
+whole, parts = codec(), codec()
+quick = {**QUICK, "steps": 4}
+fit(whole, photos, **quick)
+before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+advance = training._Run.advance
+
+def step(run, batch):
+    if run.step == 1:
+        os.kill(os.getpid(), number)
+    return advance(run, batch)
+
+training._Run.advance = step
+try:
+    fit(parts, photos, folder=folder, **quick)
+except InterruptedRun as error:
+    assert str(error) == "interrupted at step 2 of 4; run again to continue from step 2"
+    assert error.exit_status == 128 + number
+else:
+    raise AssertionError("it was not interrupted")
+training._Run.advance = advance
+assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+parts = codec()
+fit(parts, photos, folder=folder, **quick)
+assert same_state(state_of(whole), state_of(parts))
+print("resumed")
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_step_and_leaves(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    photos: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    whole, parts = codec(), codec()
-    quick = {**QUICK, "steps": 4}
-    fit(whole, photos, **quick)
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    advance = training._Run.advance
-
-    def step(run: training._Run, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        if run.step == 1:
-            os.kill(os.getpid(), number)
-        return advance(run, batch)
-
-    with monkeypatch.context() as patch, pytest.raises(InterruptedRun) as caught:
-        patch.setattr(training._Run, "advance", step)
-        fit(parts, photos, folder=tmp_path, **quick)
-    assert str(caught.value) == "interrupted at step 2 of 4; run again to continue from step 2"
-    assert caught.value.exit_status == 128 + number
-    assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
-    parts = codec()
-    fit(parts, photos, folder=tmp_path, **quick)
-    assert same_state(state_of(whole), state_of(parts))
+    """In a process of its own, whose handlers nothing else has set."""
+    path = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    done = elsewhere.run(path + SIGNALLED, str(photos), str(tmp_path), str(int(number)))
+    assert (done.returncode, done.stdout) == (0, "resumed\n"), done.stderr[-1500:]
 
 
 def test_a_second_run_of_a_folder_is_refused(
