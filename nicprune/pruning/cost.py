@@ -370,6 +370,7 @@ class CostModel:
         added: np.ndarray,
         whole: Iterable[str] = (),
         added_up: Iterable[str] = (),
+        into: Iterable[str] = (),
         what: str = "macs",
     ) -> Any:
         """Return what it costs where channel groups have so many further channels, which new layers
@@ -381,6 +382,7 @@ class CostModel:
             whole: layers that run as one convolution, zeros included.
             added_up: layers whose own outputs a new layer computes once more, where there are new
                 inputs.
+            into: layers whose own outputs read new inputs too, through a new layer without a bias.
             what: "macs", "encoder", "decoder" or "params".
 
         Returns:
@@ -394,6 +396,8 @@ class CostModel:
         again[[self._row[name] for name in added_up]] = 1
         more_out = more_out + again * (more_in > 0) * out
         pairs = out * inn + more_out * (inn + more_in)
+        for row in (self._row[name] for name in into):
+            pairs[row] += out[row] * more_in[row]
         if what != "params":  # the zeros are computed with, and not kept
             for row in (self._row[name] for name in whole):
                 pairs[row] += out[row] * more_in[row]

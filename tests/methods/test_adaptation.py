@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ ZOO = [
 GROW: dict[str, Any] = {"form": "grow", "grow": 0.25, "round_to": 4}
 STAYING: dict[str, dict[str, Any]] = {
     "grow": GROW,
+    "grow, into old": {**GROW, "into_old": True},
     "decoder_adapter": {"form": "decoder_adapter", "hidden": 4},
     "low_rank": {"form": "low_rank", "rank": 2},
 }
@@ -66,6 +68,7 @@ def picture(codec: nn.Module, seed: int = 4) -> Tensor:
 
 
 FORMS = [(name, "grow") for name in ZOO]
+FORMS += [(name, "grow, into old") for name in (ZOO[2], ZOO[5])]
 FORMS += [(ZOO[2], "decoder_adapter"), (ZOO[2], "low_rank"), (ZOO[4], "low_rank")]
 
 
@@ -101,9 +104,12 @@ def test_old_files_are_read_bit_for_bit_and_new_ones_too(name: str, form: str) -
         decode(other, new)
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_macs_of_new_channels_are_what_runs(name: str) -> None:
-    attached = attach(built(name)[0], "adaptation", **GROW)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [*((name, "grow") for name in ZOO), *((name, "grow, into old") for name in ZOO[2::2])],
+)
+def test_macs_of_new_channels_are_what_runs(name: str, form: str) -> None:
+    attached = attach(built(name)[0], "adaptation", **STAYING[form])
     method: Any = attached.methods[0]
     source = attached.totals()
     assert source == measure(attached.codec)
@@ -117,10 +123,47 @@ def test_macs_of_new_channels_are_what_runs(name: str) -> None:
     assert sum(params for _, params in by_transform.values()) == target.params
 
 
+def test_old_channels_of_the_synthesis_may_read_new_ones() -> None:
+    codec = ready()
+    adapted = {
+        into: attach(copy.deepcopy(codec), "adaptation", **GROW, into_old=into)
+        for into in (False, True)
+    }
+    more = {
+        name: value
+        for name, value in adapted[True].methods.named_parameters()
+        if name not in dict(adapted[False].methods.named_parameters())
+    }
+    names = [name.split("new.")[1] for name in more]
+    # The image has a new layer of all channels; y has grown too.
+    assert names == ["g_s/0/into.weight", "g_s/2/into.weight", "g_s/4/into.weight"]
+    assert not any(value.any() for value in more.values())
+    assert [tuple(value.shape[:2]) for value in more.values()][1:] == [(4, 16), (4, 16)]
+    seen: dict[bool, Tensor] = {}
+    for into, attached in adapted.items():
+        disturbed(attached)
+        layer = attached.codec.g_s[2]
+        handle = layer.register_forward_hook(lambda *args, i=into: seen.__setitem__(i, args[2]))
+        with torch.no_grad():
+            attached(image(codec), domain="screen")
+        handle.remove()
+    assert seen[False].shape == seen[True].shape == (1, 20, 16, 16)
+    own, new = slice(None, 16), slice(16, None)
+    assert not torch.allclose(seen[False][:, own], seen[True][:, own], rtol=1e-3)
+    assert torch.allclose(seen[False][:, new].std(), seen[True][:, new].std(), rtol=0.2)
+    with pytest.raises(RecipeError, match="into_old is a setting of form: grow, not of low_rank"):
+        attach(codec, "adaptation", form="low_rank", into_old=True)
+
+
 def test_a_budget_of_macs_is_used_and_kept() -> None:
-    for budget in (1.5, 2.0):
+    for budget, into in ((1.5, False), (1.5, True), (2.0, False)):
         attached = attach(
-            built("bmshj2018-hyperprior")[0], "adaptation", form="grow", macs=budget, round_to=1
+            built("bmshj2018-hyperprior")[0],
+            "adaptation",
+            form="grow",
+            macs=budget,
+            round_to=1,
+            into_old=into,
         )
         attached.set_width(1)
         ratio = attached.totals().macs / attached.cost.totals().macs

@@ -99,15 +99,17 @@ def learn(attached: Attached, steps: int) -> Attached:
 
 
 @functools.cache
-def _decayed(name: str) -> tuple[Attached, Attached]:
+def _decayed(name: str, into_old: bool) -> tuple[Attached, Attached]:
     target = {"widths": LEFT[name], "latents": True, "decay_steps": 3}
-    attached = learn(grown(ready(name), **target), 3)
+    attached = learn(grown(ready(name), grow={**GROW, "into_old": into_old}, **target), 3)
     return attached, attached.harden()
 
 
-def decayed(name: str = "bmshj2018-hyperprior") -> tuple[Attached, Attached]:
+def decayed(
+    name: str = "bmshj2018-hyperprior", into_old: bool = False
+) -> tuple[Attached, Attached]:
     """A codec whose new channels' masks have decayed, and what `harden` makes of it."""
-    return copy.deepcopy(_decayed(name))
+    return copy.deepcopy(_decayed(name, into_old))
 
 
 def picture(codec: nn.Module, seed: int = 4) -> Tensor:
@@ -127,12 +129,14 @@ def shown(attached: Attached, domain: str, seed: int = 2) -> Tensor:
 # -- masked = pruned ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_masked_is_pruned_in_both_domains(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "into_old"), [*((name, False) for name in FAMILIES), (FAMILIES[2], True)]
+)
+def test_masked_is_pruned_in_both_domains(name: str, into_old: bool) -> None:
     codec = ready(name)
     with torch.no_grad():
         before = codec(image(codec, 2))["x_hat"]
-    attached, small = decayed(name)
+    attached, small = decayed(name, into_old)
     assert same_state(state_of(codec), attached.codec.state_dict())
     assert same_state(state_of(codec), small.codec.state_dict())
     first, second = (shown(one, "screen") for one in (attached, small))
@@ -149,6 +153,8 @@ def test_masked_is_pruned_in_both_domains(name: str) -> None:
     assert [left["g_a.2"], left["g_s.2"], left["g_s.4"], left["g_s.0"]] == [5, 5, 6, 8]
     values = torch.cat([v.detach() for v in attached.methods[1].masks.values])  # type: ignore[union-attr]
     assert bool(((values != 0) & (values != 1)).any()), "masks that are folded into the weights"
+    grown_in = [name for name in dict(small.methods.named_modules()) if name.endswith("/into")]
+    assert len(grown_in) == (3 if into_old else 0)
     assert [method.name for method in small.methods] == ["adaptation"]
     assert small.widths.names == ("source", "screen")  # type: ignore[union-attr]
     hooks = sum(hook_count(layer) for layer in small.methods.modules())
@@ -156,10 +162,12 @@ def test_masked_is_pruned_in_both_domains(name: str) -> None:
     assert sum(hook_count(layer) for layer in attached.methods.modules()) == 0
 
 
+@pytest.mark.parametrize("into_old", [False, True])
 @pytest.mark.parametrize("name", SOME)
-def test_what_is_left_is_an_adaptation_of_these_widths(name: str) -> None:
-    attached, small = decayed(name)
-    direct = attach(ready(name), "adaptation", form="grow", widths=widths(small), domain="screen")
+def test_what_is_left_is_an_adaptation_of_these_widths(name: str, into_old: bool) -> None:
+    attached, small = decayed(name, into_old)
+    settings = {"form": "grow", "widths": widths(small), "domain": "screen", "into_old": into_old}
+    direct = attach(ready(name), "adaptation", **settings)
     expected, found = direct.methods.state_dict(), small.methods.state_dict()
     assert {k: v.shape for k, v in expected.items()} == {k: v.shape for k, v in found.items()}
     direct.methods.load_state_dict(found)
@@ -173,14 +181,13 @@ def test_what_is_left_is_an_adaptation_of_these_widths(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*SOME, pytest.param("cheng2020-anchor", marks=pytest.mark.slow)])
 def test_the_cost_of_any_numbers_of_new_channels_is_what_runs(name: str) -> None:
-    codec = ready(name)
-    pruner: Any = grown(codec).methods[1]
-    cost, rng = pruner.cost, np.random.default_rng(0)
-    for _ in range(1):
+    for into_old in (False, True):
+        pruner: Any = grown(ready(name), grow={**GROW, "into_old": into_old}).methods[1]
+        cost, rng = pruner.cost, np.random.default_rng(0)
         counts = np.array([rng.integers(g.least, g.width + 1) for g in cost.groups])
         counts[rng.integers(1, len(counts) - 1)] = 0
         now = dict(zip(cost.names, map(int, counts), strict=True))
-        other = attach(ready(name), "adaptation", form="grow", widths=now)
+        other = attach(ready(name), "adaptation", form="grow", widths=now, into_old=into_old)
         other.set_width(1)
         assert cost.totals(now) == other.totals()
         for what in ("macs", "encoder", "decoder", "params"):
@@ -191,7 +198,7 @@ def test_the_cost_of_any_numbers_of_new_channels_is_what_runs(name: str) -> None
                 less = cost.totals({**now, cost.names[i]: int(counts[i] - deltas[i])})
                 assert saved == exact - getattr(less, what)
     none = cost.totals(dict.fromkeys(cost.names, 0))
-    assert none == measure(codec), "without new channels it is the source codec"
+    assert none == measure(ready(name)), "without new channels it is the source codec"
 
 
 @pytest.mark.parametrize("simple", [False, True])

@@ -29,6 +29,8 @@ class AdaptationConfig(StrictConfig):
             domain needs at most so many times the source codec's MACs.
         widths: or the number of new channels itself, by name or pattern ({"g_s.*": 16}).
         latents: for "grow": whether y and z grow too.
+        into_old: for "grow": whether the target domain computes the source's channels of g_s from
+            new channels too, where CAwF leaves them as they are in the source domain.
         round_to: for "grow": new channels are multiples of this.
         hidden: for "decoder_adapter": width of the hidden layer of each adapter.
         rank: for "low_rank": rank of the change of each convolution.
@@ -43,6 +45,7 @@ class AdaptationConfig(StrictConfig):
     macs: float | None = Field(default=None, gt=1, le=16)
     widths: dict[str, int] | None = None
     latents: bool = True
+    into_old: bool = False
     round_to: int = Field(default=8, ge=1, le=64)
     hidden: int = Field(default=16, ge=1, le=1024)
     rank: int = Field(default=4, ge=1, le=1024)
@@ -68,6 +71,7 @@ class AdaptationConfig(StrictConfig):
             "macs": "grow",
             "widths": "grow",
             "latents": "grow",
+            "into_old": "grow",
             "round_to": "grow",
             "hidden": "decoder_adapter",
             "rank": "low_rank",

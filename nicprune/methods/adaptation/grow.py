@@ -11,6 +11,11 @@ from old ones alone, by the source codec's own layers:
     z:            an entropy bottleneck for the new channels, beside the source's
     y:            scales and means of the new channels are new outputs of h_s
 
+With `into_old`, which is not from the paper, old channels of g_s read new ones too, in the target
+domain:
+
+    convolution:  y_old = W x_old + b + U x_new,  U = 0 at the start
+
 The source domain runs the source codec alone, with the same arithmetic. New channels start as
 copies of those that the source's next layers weigh most, with random weights for new inputs: they
 carry something from the first step on. Those of y and z start with random weights, ten times
@@ -38,7 +43,7 @@ from nicprune.codecs.layer_kinds.kind import LayerKind, kind_of
 from nicprune.codecs.layer_kinds.layout import Layout
 from nicprune.codecs.layer_kinds.parameters import layers_of
 from nicprune.codecs.modes import modes_restored
-from nicprune.codecs.roles import on_side
+from nicprune.codecs.roles import on_side, transforms_in
 from nicprune.common.errors import BudgetError, CodecError, NicpruneError, RecipeError, closest
 from nicprune.methods.adaptation.form import Form, Overrides
 from nicprune.methods.adaptation.new_channels import (
@@ -68,6 +73,7 @@ class _Layer:
         runs: new channels along both axes, "in" and "out".
         new: whether it has a new layer beside it.
         added_up: whether what the new one gives is added to the layer's output: the image.
+        into: whether another new one adds to the layer's output what it makes of new inputs.
     """
 
     name: str
@@ -77,6 +83,7 @@ class _Layer:
     runs: Mapping[str, Sequence[Run]]
     new: bool
     added_up: bool
+    into: bool
 
     @property
     def whole(self) -> bool:
@@ -85,15 +92,16 @@ class _Layer:
 
     def members(self) -> dict[str, list[Member]]:
         """Return the new layer as a member of the groups whose new channels it has, by group."""
-        if not self.new:
-            return {}
         found: dict[str, list[Member]] = {}
         coupled = self.kind.pools or self.kind.codes
         sides = ("out",) if coupled else ("out", "in")
-        for side in sides:
+        for side in sides if self.new else ():
             for group, index in places(self.runs[side], among_own=side == "in").items():
                 member = Member(_key(self.name), "both" if coupled else side, index)
                 found.setdefault(group, []).append(member)
+        if self.into:
+            for group, index in places(self.runs["in"], among_own=False).items():
+                found.setdefault(group, []).append(Member(_into(self.name), "in", index))
         return found
 
 
@@ -111,6 +119,8 @@ class Grow(Form):
         for layer in self._layers:
             if layer.new:
                 self.new[_key(layer.name)] = self._new(layer, modules[layer.name])
+            if layer.into:
+                self.new[_into(layer.name)] = self._new_into(layer, modules[layer.name])
         self._try()
 
     # -- widths -----------------------------------------------------------------------------------
@@ -168,6 +178,7 @@ class Grow(Form):
                 np.array([added.get(name, 0) for name in self.cost.names], np.int64),
                 whole=[layer.name for layer in layers if layer.whole],
                 added_up=[layer.name for layer in layers if layer.added_up],
+                into=[layer.name for layer in layers if layer.into],
             )
         )
 
@@ -189,6 +200,7 @@ class Grow(Form):
             self.new_groups,
             whole=[layer.name for layer in self._layers if layer.whole],
             added_up=[layer.name for layer in self._layers if layer.added_up],
+            into=[layer.name for layer in self._layers if layer.into],
         )
         return self.new, self.new_groups, cost
 
@@ -209,6 +221,7 @@ class Grow(Form):
                     members.setdefault(member.module, {}).setdefault(side, []).append(
                         (group.name, member, added.get(group.name, 0))
                     )
+        transforms = transforms_in(self.codec, members)
         found = []
         for name, by_side in members.items():
             if not any(count for side in by_side.values() for *_, count in side):
@@ -229,7 +242,9 @@ class Grow(Form):
             outputs, inputs = _layout(out, runs["out"]), _layout(inn, runs["in"])
             image = "out" not in by_side
             new = bool(outputs.added or image)
-            found.append(_Layer(name, kind, inputs, outputs, runs, new, image))
+            into = self.config.into_old and bool(inputs.added) and not image
+            into = into and kind.convolution and transforms[name] == "g_s"
+            found.append(_Layer(name, kind, inputs, outputs, runs, new, image, into))
         return found
 
     def _runs(self, name: str, members: Sequence[tuple[str, Member, int]]) -> list[Run]:
@@ -270,6 +285,14 @@ class Grow(Form):
         if latent:
             for parameter in new.parameters():
                 parameter.mul_(SMALL)
+        return new  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _new_into(self, layer: _Layer, own: Any) -> nn.Module:
+        """Return what adds to a layer's own outputs what it makes of new inputs: nothing yet."""
+        new: Any = layer.kind.grown(own, layer.inputs.added, layer.kind.widths(own)[0])
+        new.register_parameter("bias", None)
+        new.weight.zero_()
         return new  # type: ignore[no-any-return]
 
     def _is_of_latents(self, name: str) -> bool:
@@ -352,7 +375,8 @@ class Grow(Form):
                 both = layer.inputs, layer.outputs
                 found.append((own, layer.kind.joined(own, new, *both, masks)))
                 continue
-            found.append((own, {"forward": _Grown(layer, own, new)}))
+            into = self.new[_into(layer.name)] if layer.into else None
+            found.append((own, {"forward": _Grown(layer, own, new, into)}))
             if masks is not None and new is not None:
                 found.append((new, layer.kind.masked_attributes(new, masks) or {}))
         for group in self.groups:
@@ -382,8 +406,8 @@ class _Grown:
     `forward` is: hooks on the layer itself serve both, and masks stand in front of parameters.
     """
 
-    def __init__(self, layer: _Layer, own: Any, new: Any):
-        self.layer, self.own, self.new = layer, own, new
+    def __init__(self, layer: _Layer, own: Any, new: Any, into: Any):
+        self.layer, self.own, self.new, self.into = layer, own, new, into
 
     def __call__(self, x: Tensor, *args: Any) -> Tensor:
         layer, own, new = self.layer, self.own, self.new
@@ -394,6 +418,9 @@ class _Grown:
             )
         old = layer.inputs.old(x)
         first: Tensor = type(own).forward(own, old, *args)
+        if self.into is not None:
+            self.into.stride = own.stride
+            first = first + type(self.into).forward(self.into, layer.inputs.new(x), *args)
         if new is None:
             return first
         if layer.kind.pools:
@@ -415,3 +442,7 @@ def _layout(width: int, runs: Sequence[Run]) -> Layout:
 
 def _key(name: str) -> str:
     return name.replace(".", "/")
+
+
+def _into(name: str) -> str:
+    return f"{_key(name)}/into"

@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 from nicprune.channels.groups import Group, Groups, Member
+from nicprune.codecs.layer_kinds.kind import widths_of
 from nicprune.codecs.layer_operations import remove
 from nicprune.pruning.cost import CostModel
 from nicprune.pruning.totals import Totals
@@ -113,24 +114,31 @@ class NewChannelsCost(CostModel):
     Args:
         source: the source codec's cost.
         groups: the groups of new channels.
-        whole, added_up: see `CostModel.grown`.
+        whole, added_up, into: see `CostModel.grown`.
     """
 
     base: ClassVar[str] = "the source codec"
 
     def __init__(  # counted already: nothing of the base class's is done again
-        self, source: CostModel, groups: NewGroups, whole: Iterable[str], added_up: Iterable[str]
+        self,
+        source: CostModel,
+        groups: NewGroups,
+        *,
+        whole: Iterable[str],
+        added_up: Iterable[str],
+        into: Iterable[str],
     ):
         self.groups, self.names = groups, [group.name for group in groups]
         self.original = source.totals()
         self._full = np.array([group.width for group in groups], np.int64)
-        self._source, self._whole, self._added_up = source, tuple(whole), tuple(added_up)
+        self._source, self._whole = source, tuple(whole)
+        self._added_up, self._into = tuple(added_up), tuple(into)
         self._columns = [source.names.index(name) for name in self.names]
 
     def _cost(self, widths: np.ndarray, what: str) -> Any:
         added = np.zeros((len(self._source.names), *widths.shape[1:]), widths.dtype)
         added[self._columns] = widths
-        return self._source.grown(added, self._whole, self._added_up, what)
+        return self._source.grown(added, self._whole, self._added_up, self._into, what)
 
     def totals(self, keep: Mapping[str, Sequence[int] | int] | np.ndarray | None = None) -> Totals:
         widths = keep if isinstance(keep, np.ndarray) else self.widths(keep)
@@ -183,13 +191,8 @@ def remove_new_channels(
         gone = np.setdiff1d(np.arange(groups[name].width), kept)
         for member in groups[name].members:
             losses[member.module, member.axis] += member.index[gone].ravel().tolist()
-    whole: dict[str, set[int]] = defaultdict(set)
-    for group in groups:
-        for member in group.members:
-            if member.axis != "in":
-                whole[member.module].update(member.index.ravel().tolist())
     for (name, axis), indices in losses.items():
-        if axis != "in" and set(indices) == whole[name]:
+        if name in layers and len(set(indices)) == widths_of(layers[name])[axis == "in"]:
             del layers[name]
     for (name, axis), indices in losses.items():
         if name in layers:
