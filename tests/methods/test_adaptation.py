@@ -126,7 +126,7 @@ def test_macs_of_new_channels_are_what_runs(name: str, form: str) -> None:
 def test_old_channels_of_the_synthesis_may_read_new_ones() -> None:
     codec = ready()
     adapted = {
-        into: attach(copy.deepcopy(codec), "adaptation", **GROW, into_old=into)
+        into: attach(copy.deepcopy(codec), "adaptation", **GROW, into_old=into, domain="screen")
         for into in (False, True)
     }
     more = {
