@@ -309,13 +309,20 @@ except nicprune.NicpruneError as error:
 """
 
 
-def test_another_process_reads_old_and_new_files(tmp_path: Path) -> None:
-    codec = ready("mbt2018")
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        pytest.param(name, form, marks=() if name in ("mbt2018", ZOO[0]) else pytest.mark.slow)
+        for name, form in [*((name, "grow") for name in ZOO), ("mbt2018", "grow, into old")]
+    ],
+)
+def test_another_process_reads_old_and_new_files(name: str, form: str, tmp_path: Path) -> None:
+    codec = ready(name)
     save(codec, tmp_path / "plain.safetensors")
     x = picture(codec)
     old = encode(codec, x)
     shown = {"old": decode(codec, old)}
-    attached = disturbed(attach(codec, "adaptation", domain="screen", **GROW))
+    attached = disturbed(attach(codec, "adaptation", domain="screen", **STAYING[form]))
     new = encode(attached, x)
     shown["new"] = decode(attached, new)
     for name, data in (("old", old), ("new", new)):
