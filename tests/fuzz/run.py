@@ -176,7 +176,8 @@ def _work(sender: Connection, kind: str, numbers: range, seed: int, limits: Limi
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with open(os.devnull, "w") as nowhere, tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
+        os.mkdir(f"{folder}/inner")  # what else lies beside it, as "..", is no part of an input
+        os.chdir(f"{folder}/inner")
         os.dup2(nowhere.fileno(), 1)  # libtiff and libpng write to these
         os.dup2(nowhere.fileno(), 2)
         inputs: Kind = import_module(f".{kind}", __package__).Inputs()
