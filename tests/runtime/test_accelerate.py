@@ -65,7 +65,7 @@ PAIRS = [
         backend,
         family,
         marks=()
-        if backend == "torch" or (backend, family) == ("openvino", "scale")
+        if backend == "torch" or (backend, family) == ("onnxruntime", "scale")
         else pytest.mark.slow,
     )
     for backend in sorted(BACKENDS)
