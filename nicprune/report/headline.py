@@ -70,8 +70,11 @@ def _macs(rows: Sequence[Row]) -> str:
     ranges = [row.reductions() or () for row in rows if row.show_reductions()]
     if gated := [reduction for ends in ranges for reduction in ends]:
         return f"{fewer} fewer MACs in the mean over images ({_range(gated, '.2f', '×')} by image)"
-    if rows[0].role == "modulated" and fewer == "1.00×":
+    if fewer == "1.00×":
         return "as many MACs as the original"
+    reductions = [row.mean["flop_reduction"] for row in rows]
+    if max(reductions) < 1:  # a codec that has grown
+        return f"{_range([1 / value for value in reductions], '.2f', '×')} the original's MACs"
     return f"{fewer} fewer MACs"
 
 

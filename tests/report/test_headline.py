@@ -23,6 +23,19 @@ def test_headline_is_made_of_the_numbers() -> None:
     )
 
 
+def test_codecs_that_are_not_smaller_are_told_so() -> None:
+    for factor, told in ((1.0, "as many MACs as the original"), (1.3, "1.30× the original's MACs")):
+        records = sweep((3,))
+        for one in records:
+            if one["role"] == "pruned":
+                one["cost"] = {
+                    **one["cost"],
+                    "macs": round(factor * records[0]["cost"]["macs"]),
+                }
+        said = headline(aggregate(records))[0].replace("\u00a0", " ")
+        assert said.startswith(f"mask_decay needs {told} at quality 3: PSNR drops by"), said
+
+
 def test_unequal_training_is_said() -> None:
     ready = sweep((1,), steps=300)
     assert any(
