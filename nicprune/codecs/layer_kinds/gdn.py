@@ -12,14 +12,7 @@ from compressai.layers import GDN, GDN1
 from compressai.ops.parametrizers import NonNegativeParametrizer
 from torch import Tensor, nn
 
-from nicprune.codecs.layer_kinds.kind import (
-    KINDS,
-    Index,
-    LayerKind,
-    cut,
-    kept_indices,
-    take,
-)
+from nicprune.codecs.layer_kinds.kind import KINDS, Index, LayerKind, cut, kept_indices, take
 from nicprune.codecs.layer_kinds.layout import Layout
 
 

@@ -172,15 +172,8 @@ class Grow(Form):
         return max(step, round(fraction * group.width / step) * step)
 
     def _macs(self, added: Mapping[str, int]) -> int:
-        layers = self._plan(added)
-        return int(
-            self.cost.grown(
-                np.array([added.get(name, 0) for name in self.cost.names], np.int64),
-                whole=[layer.name for layer in layers if layer.whole],
-                added_up=[layer.name for layer in layers if layer.added_up],
-                into=[layer.name for layer in layers if layer.into],
-            )
-        )
+        counts = np.array([added.get(name, 0) for name in self.cost.names], np.int64)
+        return int(self.cost.grown(counts, **_counted(self._plan(added))))
 
     # -- pruning ----------------------------------------------------------------------------------
 
@@ -195,13 +188,7 @@ class Grow(Form):
         return new_groups(self.groups, self.added, members, last)
 
     def prunable(self) -> tuple[nn.Module, NewGroups, CostModel]:
-        cost = NewChannelsCost(
-            self.cost,
-            self.new_groups,
-            whole=[layer.name for layer in self._layers if layer.whole],
-            added_up=[layer.name for layer in self._layers if layer.added_up],
-            into=[layer.name for layer in self._layers if layer.into],
-        )
+        cost = NewChannelsCost(self.cost, self.new_groups, **_counted(self._layers))
         return self.new, self.new_groups, cost
 
     # -- layers -----------------------------------------------------------------------------------
@@ -429,6 +416,14 @@ class _Grown:
             new.stride = own.stride  # exchanged while training; see `kernel_faults`
             second = type(new).forward(new, x, *args)
         return first + second if layer.added_up else layer.outputs.join(first, second)
+
+
+def _counted(layers: Sequence[_Layer]) -> dict[str, Any]:
+    """Return the layers that are not counted as all others; see `CostModel.grown`."""
+    return {
+        kind: [layer.name for layer in layers if getattr(layer, kind)]
+        for kind in ("whole", "added_up", "into")
+    }
 
 
 def _layout(width: int, runs: Sequence[Run]) -> Layout:
