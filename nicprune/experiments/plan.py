@@ -175,7 +175,10 @@ def phases_of(recipe: Recipe, job: Run) -> dict[str, Phase]:
     if job.arm.scratch is not None:
         together = recipe.sparsify.steps + recipe.finetune.steps
         return {"finetune": job.arm.phase or recipe.finetune.model_copy(update={"steps": together})}
-    return {"sparsify": recipe.sparsify, "finetune": job.arm.phase or recipe.finetune}
+    return {
+        "sparsify": job.arm.sparsify or recipe.sparsify,
+        "finetune": job.arm.phase or recipe.finetune,
+    }
 
 
 def fit_settings(recipe: Recipe, job: Run, name: str) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class Variant(StrictConfig):
             of the recipe's out, so does each arm.
         scratch: no method, but the architecture that the arm with this label ends with, trained
             from random weights.
+        sparsify: replaces the recipe's `sparsify` for this arm.
         phase: replaces `finetune` for this arm. An arm from scratch has no other phase; without it,
             it is trained for as many steps as the others with the settings of `finetune`.
         training: settings of training that differ for this arm, in all its phases.
@@ -91,6 +92,7 @@ class Variant(StrictConfig):
     seeds: list[Seed] | None = None
     qualities: list[Quality] | None = Field(default=None, min_length=1)
     scratch: str | None = None
+    sparsify: Phase | None = None
     phase: Phase | None = None
     training: dict[str, Any] | None = None
     images: int | None = Field(default=None, ge=1)
@@ -99,7 +101,7 @@ class Variant(StrictConfig):
     @model_serializer(mode="wrap")
     def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Omit what older recipes did not have: hashes of theirs stay as they are."""
-        newer = ("images", "qualities")
+        newer = ("images", "qualities", "sparsify")
         return {k: v for k, v in dump(self).items() if k not in newer or v is not None}
 
     @field_validator("label")
@@ -123,7 +125,7 @@ class Variant(StrictConfig):
         content = self.model_dump(
             exclude={
                 name
-                for name in ("lmbda", "scratch", "phase", "training", "images")
+                for name in ("lmbda", "scratch", "sparsify", "phase", "training", "images")
                 if getattr(self, name) is None
             }
         )
@@ -468,7 +470,7 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
             }
             raise RecipeError(f"{where}: training.{key} is stated at {places[key]}")
     for arm in (None, *recipe.methods):
-        own = [arm.phase] if arm is not None and arm.phase is not None else []
+        own = [p for p in (arm.sparsify, arm.phase) if p is not None] if arm is not None else []
         for phase in (recipe.sparsify, recipe.finetune, *recipe.per_quality.values(), *own):
             told = f"{where}: training" if arm is None else f"{where}: {cut(arm.label)!r}: training"
             settings = parse(
@@ -487,7 +489,9 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
 def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) -> Variant:
     """Parse an arm as a recipe writes it: the settings of a method stand beside its name."""
     here = f"{where}: methods.{number}"
-    words = ("between", "lmbda", "seeds", "qualities", "phase", "training", "images")
+    words = ("between", "lmbda", "seeds", "qualities", "sparsify", "phase", "training", "images")
+    if isinstance(arm, dict) and arm.get("sparsify") is not None:
+        content = {**content, "sparsify": arm["sparsify"]}
     if isinstance(arm, dict) and "stack" in arm:
         if (
             "label" not in arm

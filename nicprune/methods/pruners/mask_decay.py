@@ -64,12 +64,16 @@ class MaskDecayConfig(Target):
         mask_lr: eta, the step size of masks along the rate-distortion gradient; None takes 1 /
             decay_steps, with which a mask that is always pushed one way moves by at most 1.
         commit: fraction of `decay_steps` after which the choice is final.
+        rates: whether masks decay by "importance", the rate r of each channel its MACs over its
+            importance, or all alike ("equal", r = 1, as published), so that the criterion and the
+            gradient alone tell them apart.
     """
 
     decay_steps: int = Field(default=10_000, ge=2)
     criterion: Literal["decay", "l1", "l2"] = "decay"
     mask_lr: float | None = Field(default=None, gt=0)
     commit: float = Field(default=0.7, gt=0, lt=1)
+    rates: Literal["importance", "equal"] = "importance"
 
 
 @METHODS.register("mask_decay")
@@ -167,6 +171,8 @@ class MaskDecay(Pruner):
         """Return r of the module's docstring for every mask: cost over importance, relative to the
         median.
         """
+        if self.config.rates == "equal":
+            return torch.ones_like(importance)
         price = np.ones(len(self._sizes))
         if self.config.budget is not None:
             widths = np.maximum(np.rint(soft), 1).astype(np.int64)
