@@ -4,12 +4,11 @@ clip.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from nicprune.data.patches import Batches, mix
 
 
 class Frames(Protocol):
-    """A clip, as `nicprune.data.clips` gives it."""
+    """A clip, as `nicprune.data.clips` and `nicprune.data.moving_photographs` give it."""
 
     name: str
     height: int
@@ -30,6 +29,9 @@ class Frames(Protocol):
 
     def read(self, indices: Sequence[int]) -> list[Tensor]:
         """Return frames, uint8 of shape (3, H, W)."""
+
+    def digest(self) -> str:
+        """Return a hash of the content."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,14 @@ class ClipSampling:
         span: largest number of successive frames that a clip is taken from, first and last
             included; 7 for septuplets. Where all clips are shorter, that of the longest.
         frames: largest number of frames of a clip.
+        clips: "files" for videos and folders of frames, "photographs" for clips of `span` frames
+            that are made of photographs.
     """
 
     strides: tuple[int, ...]
     span: int
     frames: int
+    clips: Literal["files", "photographs"] = "files"
 
     def count(self, stride: int) -> int:
         """Return how many frames a clip has at a stride; fewer than two where it does not fit."""
@@ -58,7 +63,7 @@ class ClipPatches(Batches):
     the stride that is drawn.
 
     Args:
-        clips: what `clips_in` returned.
+        clips: what `clips_in` or `moving_photographs` returned.
         patch_size: side of the square crops in pixels.
         sampling: the frames of a clip.
         cache_bytes: memory for decoded frames (uint8); the least recently used are dropped first.
@@ -100,13 +105,7 @@ class ClipPatches(Batches):
         return len(self.clips)
 
     def sources(self) -> list[list[str]]:
-        found = []
-        for clip in self.clips:
-            digest = hashlib.sha256(f"{len(clip)} {clip.height} {clip.width}".encode())
-            for frame in clip.read([0, len(clip) // 2, len(clip) - 1]):
-                digest.update(frame.contiguous().numpy().tobytes())
-            found.append([clip.name, digest.hexdigest()])
-        return found
+        return [[clip.name, clip.digest()] for clip in self.clips]
 
     def _frames(self, clip: Frames, indices: Sequence[int]) -> list[Tensor]:
         """Return frames from the cache, those that it lacks read at once."""

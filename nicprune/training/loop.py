@@ -42,6 +42,7 @@ from nicprune.common.progress import Progress
 from nicprune.data.clip_patches import ClipPatches
 from nicprune.data.clips import clips_in
 from nicprune.data.images import calibration_images, to_channels
+from nicprune.data.moving_photographs import moving_photographs
 from nicprune.data.patches import Batches, Patches, mix
 from nicprune.training.checkpoints import Checkpoints
 from nicprune.training.interruption import deferred_signals
@@ -345,6 +346,9 @@ def _batches(
     sampling = getattr(model, "sampling", None)
     if sampling is None:
         return Patches(train, patch_size)
+    if sampling.clips == "photographs":
+        made = moving_photographs(train, sampling.span, patch_size)
+        return ClipPatches(made, patch_size, sampling)
     folders = [train] if isinstance(train, (str, Path)) else train
     clips = [clip for folder in folders for clip in clips_in(folder)]
     return ClipPatches(clips, patch_size, sampling)

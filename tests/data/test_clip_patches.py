@@ -4,7 +4,8 @@ step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 import pytest
 import torch
@@ -12,27 +13,31 @@ from torch import Tensor
 
 from nicprune.common.errors import DataError
 from nicprune.data.clip_patches import ClipPatches, ClipSampling
+from nicprune.data.clips import Clip
 
 SEPTUPLET = ClipSampling(strides=(1, 2, 3, 6), span=7, frames=7)
 
 
-class Counting:
+class Counting(Clip):
     """A clip whose pixels say where they are: (time, row, column)."""
 
-    name = "counting"
+    name, fps = "counting", Fraction(25)
 
     def __init__(self, frames: int, height: int = 70, width: int = 90):
-        self.frames, self.height, self.width = frames, height, width
+        self.count, self.height, self.width = frames, height, width
         self.reads: list[int] = []
 
     def __len__(self) -> int:
-        return self.frames
+        return self.count
 
     def read(self, indices: Sequence[int]) -> list[Tensor]:
         self.reads += indices
         rows = torch.arange(self.height)[:, None].expand(self.height, self.width)
         columns = torch.arange(self.width)[None].expand(self.height, self.width)
         return [torch.stack((torch.full_like(rows, t), rows, columns)).byte() for t in indices]
+
+    def _from(self, start: int) -> Iterator[Tensor]:
+        return iter(self.read(range(start, self.count)))
 
 
 def patches(*clips: Counting, sampling: ClipSampling = SEPTUPLET, **more: int) -> ClipPatches:

@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 
 from nicprune.channels.find_groups import find_groups
@@ -64,6 +64,9 @@ class TemporalEntropyModelConfig(StrictConfig):
         parameters: channels between the three layers that give scales and means; (768, 576) for
             M = 192.
         image_codec: whether it is "frozen", or "trained" along with the temporal model.
+        clips: what the training folders hold: "files", videos and folders of frames; or
+            "photographs", each of which becomes a clip of `span` frames of a camera and an object
+            that move (`nicprune.data.moving_photographs`).
         strides: distances in time between the frames of a training clip, drawn at random.
         span: largest number of successive frames that a training clip is taken from.
         frames: largest number of frames of a training clip.
@@ -76,6 +79,7 @@ class TemporalEntropyModelConfig(StrictConfig):
     temporal: int | None = Field(default=None, ge=2)
     parameters: tuple[int, int] | None = None
     image_codec: Literal["frozen", "trained"] = "frozen"
+    clips: Literal["files", "photographs"] = "files"
     strides: tuple[int, ...] = Field(default=(1, 2, 3, 6), min_length=1)
     span: int = Field(default=7, ge=2)
     frames: int = Field(default=7, ge=2)
@@ -96,6 +100,12 @@ class TemporalEntropyModelConfig(StrictConfig):
         if self.parameters is not None and min(self.parameters) < 2:
             raise ValueError("parameters are two numbers of channels, 2 or more each")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_files(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit what older settings did not have: they are part of the identity of runs."""
+        content: dict[str, Any] = write(self)
+        return {k: v for k, v in content.items() if (k, v) != ("clips", "files")}
 
 
 @METHODS.register("temporal_entropy_model")
@@ -346,7 +356,8 @@ class TemporalEntropyModel(Temporal):
 
     @property
     def sampling(self) -> ClipSampling:
-        return ClipSampling(self.config.strides, self.config.span, self.config.frames)
+        config = self.config
+        return ClipSampling(config.strides, config.span, config.frames, config.clips)
 
     def trains(self, name: str) -> bool:
         return self.trains_codec
