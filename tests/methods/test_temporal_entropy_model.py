@@ -27,6 +27,7 @@ from nicprune.common.errors import (
     RecipeError,
 )
 from nicprune.data.images import write_png
+from nicprune.experiments.recipe import parse_recipe
 from nicprune.methods import Attached, attach
 from nicprune.methods.video.coder import FrameCoder, video_coder
 from nicprune.pruning.cost import CostModel
@@ -382,6 +383,26 @@ def test_a_temporal_model_learns_from_photographs(photographs: Path) -> None:
     assert not torch.equal(before, weight)
     with pytest.raises(DataError, match="a clip has frames of one size"):
         nip.fit(temporal(), photographs, steps=8, **TRAINING)
+
+
+def test_a_recipe_asks_for_photographs() -> None:
+    arm = {"name": "temporal_entropy_model", "label": "video", "clips": "photographs"}
+    recipe = {
+        "name": "video",
+        "version": 1,
+        "codec": "demo-hyperprior",
+        "qualities": [3],
+        "photographs": {"train": "samples", "test": "samples"},
+        "training": {"batch_size": 1, "patch_size": 64},
+        "sparsify": {"steps": 1},
+        "finetune": {"steps": 1},
+        "methods": [arm],
+    }
+    (found,) = parse_recipe(recipe, "recipe").methods
+    assert found.stack[0].settings["clips"] == "photographs"
+    with pytest.raises(RecipeError, match="clips: input should be 'files' or") as caught:
+        parse_recipe({**recipe, "methods": [{**arm, "clips": "photos"}]}, "recipe")
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_written_of_settings_is_what_it_was_without_photographs() -> None:
