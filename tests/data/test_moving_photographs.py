@@ -79,7 +79,6 @@ def test_clips_are_as_different_as_the_documentation_says(folder: Path) -> None:
     objects = [clip.object for clip in clips if clip.object is not None]
     assert 35 <= len(objects) <= 65 and {thing.ellipse for thing in objects} == {False, True}
     assert all(4.8 <= side <= 24 for thing in objects for side in thing.size)
-    assert all(c.object.source != c.path for c in clips if c.object is not None)
     noise = [clip.noise for clip in clips if clip.noise]
     assert 35 <= len(noise) <= 65 and NOISE / 2 < max(noise) <= NOISE
     assert 8 <= sum(clip.fade != (0, 0) for clip in clips) <= 35
@@ -186,6 +185,14 @@ def test_an_object_moves_in_front_on_its_own(
         assert abs(float((mask.sum(1) * y).sum() / mask.sum()) - 30 + 2 * time) < 0.3
     still.object = replace(still.object, centre=(200.0, -90.0))
     assert torch.equal(in_float(still), behind), "out of sight"
+
+
+def test_an_object_is_of_another_photograph_or_mirrored(folder: Path) -> None:
+    paths = sorted(folder.iterdir())
+    for path, other in zip(paths, paths[1:], strict=False):
+        among_two, alone = MovingPhotograph(path, 5, [other, path]), MovingPhotograph(path, 5)
+        assert among_two.object is None or among_two.object.source == other
+        assert alone.object is None or (alone.object.source == path and alone.object.mirrored)
 
 
 def test_what_an_object_shows_moves_with_it(still: MovingPhotograph, tmp_path: Path) -> None:
