@@ -27,6 +27,7 @@ from nicprune.common.errors import (
     RecipeError,
 )
 from nicprune.data.images import write_png
+from nicprune.experiments.recipe import parse_recipe
 from nicprune.methods import Attached, attach
 from nicprune.methods.video.coder import FrameCoder, video_coder
 from nicprune.pruning.cost import CostModel
@@ -320,13 +321,27 @@ def test_a_codec_can_be_trained_along(clips: Path) -> None:
         assert not torch.equal(attached.codec.state_dict()[name], before[name])
 
 
-@pytest.mark.parametrize("narrow", [False, True])
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs of two sizes, which are no clip."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for seed in range(4):
+        write_png(frames(1, 70, 80 + 4 * seed, seed)[0][0], folder / f"{seed}.png")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["pruned", "narrow", "photographs"])
 def test_an_interrupted_run_resumes_bit_for_bit(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, narrow: bool
+    clips: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
+    if kind == "photographs":
+        clips = photographs
+
     def make() -> Attached:
+        if kind == "photographs":
+            return temporal(clips="photographs")
         decay = {"budget": {"macs": 0.5}, "decay_steps": 4, "round_to": 1}
-        return slimmable() if narrow else temporal(mask_decay=decay)
+        return slimmable() if kind == "narrow" else temporal(mask_decay=decay)
 
     whole, parts = make(), make()
     nip.fit(whole, clips, steps=5, **TRAINING)
@@ -347,9 +362,55 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     learnt = {name for name, _ in whole.named_parameters()}
     first, second = state_of(whole), state_of(again)
     assert same_state({n: first[n] for n in learnt}, {n: second[n] for n in learnt})
-    other = attach(built("mbt2018")[0], "temporal_entropy_model")
+    settings = {"clips": "photographs"} if kind == "photographs" else {}
+    other = attach(built("mbt2018")[0], "temporal_entropy_model", **settings)
     with pytest.raises(RecipeError, match="another run"):
         nip.fit(other, clips, steps=5, **options)
+    if kind == "photographs":
+        picture = photographs / "2.png"
+        as_it_was = picture.read_bytes()
+        write_png(frames(1, 70, 88, 9)[0][0], picture)
+        with pytest.raises(RecipeError, match="another run"):
+            nip.fit(make(), clips, steps=5, **options)
+        picture.write_bytes(as_it_was)
+
+
+def test_a_temporal_model_learns_from_photographs(photographs: Path) -> None:
+    attached = temporal(clips="photographs")
+    weight = attached.roles.temporal.network.h_a[0].weight
+    before = weight.detach().clone()
+    assert nip.fit(attached, photographs, steps=2, **TRAINING).metrics["bpp"] > 0
+    assert not torch.equal(before, weight)
+    with pytest.raises(DataError, match="a clip has frames of one size"):
+        nip.fit(temporal(), photographs, steps=8, **TRAINING)
+
+
+def test_a_recipe_asks_for_photographs() -> None:
+    arm = {"name": "temporal_entropy_model", "label": "video", "clips": "photographs"}
+    recipe = {
+        "name": "video",
+        "version": 1,
+        "codec": "demo-hyperprior",
+        "qualities": [3],
+        "photographs": {"train": "samples", "test": "samples"},
+        "training": {"batch_size": 1, "patch_size": 64},
+        "sparsify": {"steps": 1},
+        "finetune": {"steps": 1},
+        "methods": [arm],
+    }
+    (found,) = parse_recipe(recipe, "recipe").methods
+    assert found.stack[0].settings["clips"] == "photographs"
+    with pytest.raises(RecipeError, match="clips: input should be 'files' or") as caught:
+        parse_recipe({**recipe, "methods": [{**arm, "clips": "photos"}]}, "recipe")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_written_of_settings_is_what_it_was_without_photographs() -> None:
+    written = temporal().roles.temporal.config.model_dump(mode="json")
+    assert "clips" not in written
+    assert temporal(clips="files").roles.temporal.config.model_dump(mode="json") == written
+    made = temporal(clips="photographs").roles.temporal.config_after_pruning()
+    assert temporal(**made).roles.temporal.sampling.clips == "photographs"
 
 
 def test_training_makes_a_clip_cheaper(clips: Path) -> None:
@@ -495,6 +556,7 @@ def test_latents_may_go_with_the_codecs() -> None:
         ({"strides": [7]}, "a clip of 7 frames has no two that are 7 apart"),
         ({"strides": [0, 1]}, "different distances of 1 or more"),
         ({"strides": [2, 2]}, "different distances"),
+        ({"clips": "photos"}, "clips: input should be 'files' or 'photographs' .got 'photos'"),
         ({"parameters": [4, 1]}, "2 or more"),
         ({"mask_decay": {"budget": {"mac": 0.5}}}, "unknown key 'budget.mac'"),
     ],
