@@ -30,6 +30,7 @@ from nicprune.methods.contract import (
     MultiWidth,
     Pruner,
     Roles,
+    Temporal,
     parse_settings,
 )
 from nicprune.methods.multi_width.lambda_schedule import mean_figures
@@ -608,6 +609,37 @@ def _attach_hooks(methods: Sequence[Method]) -> None:
         method.attach(method.codec)
 
 
+def _attached_beside(
+    attached: Attached, parsed: Sequence[tuple[type[Method], Any]]
+) -> Attached:
+    """Attach a temporal model beside widths that are attached, and trained, already.
+
+    Raises:
+        CodecError: other methods are attached, or are to be.
+    """
+    there = attached._each
+    if not all(isinstance(method, MultiWidth) for method in there) or not all(
+        issubclass(cls, Temporal) for cls, _ in parsed
+    ):
+        raise CodecError(
+            "methods are attached to a codec already; harden() or detach() it first, or attach a"
+            " list"
+        )
+    check_combination([*map(type, there), *(cls for cls, _ in parsed)])
+    codec = attached.codec
+    place = next(codec.parameters())
+    created = [
+        cls(codec, attached.groups, attached.cost, settings).to(place.device)
+        for cls, settings in parsed
+    ]
+    methods = [*there, *created]
+    for one in methods:
+        one.set_beside(methods)
+    found = Attached(codec, methods, attached.groups, attached.cost)
+    _attach_hooks(created)
+    return found.train(attached.training)
+
+
 def _created(
     parsed: Sequence[tuple[type[Method], Any]], codec: nn.Module, groups: Groups, cost: CostModel
 ) -> list[Method]:
@@ -637,7 +669,9 @@ def attach(
     change.
 
     Args:
-        codec: any `CompressionModel`, own classes included. It is not copied.
+        codec: any `CompressionModel`, own classes included. It is not copied. Or what `attach` with
+            `slimmable` returned, perhaps trained since: a temporal entropy model then goes beside
+            its widths.
         method: a name from `nicprune list`, with its settings as keywords; or a list of (name,
             settings).
         teacher: for distillation: the codec that `codec` was pruned from. A copy of it is kept; of
@@ -650,12 +684,6 @@ def attach(
         RecipeError: a setting is unknown or out of range.
         BudgetError: the budget cannot be met.
     """
-    if isinstance(codec, Attached):
-        raise CodecError(
-            "methods are attached to a codec already; harden() or detach() it first, or attach a"
-            " list"
-        )
-    check_codec(codec)
     wanted = (
         [(method, config)]
         if isinstance(method, str)
@@ -669,6 +697,9 @@ def attach(
         (METHODS[name], parse_settings(name, settings, f"method {name!r}", wanted))
         for name, settings in wanted
     ]
+    if isinstance(codec, Attached):
+        return _attached_beside(codec, parsed)
+    check_codec(codec)
     check_combination([cls for cls, _ in parsed])
     check_not_replaced(codec)
     if has_hooks(codec):
