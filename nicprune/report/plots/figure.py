@@ -34,10 +34,15 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def to_png(figure: Figure) -> bytes:
-    """Return the PNG file of a figure."""
+def to_png(figure: Figure, description: str | None = None) -> bytes:
+    """Return the PNG file of a figure.
+
+    Args:
+        description: text to store in the file, as the PNG keyword "Description".
+    """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    metadata = None if description is None else {"Description": description}
+    figure.savefig(buffer, format="png", dpi=DPI, metadata=metadata)
     return buffer.getvalue()
 
 

@@ -1,0 +1,134 @@
+"""The parts of an overview's front page: claims, the plot of methods, and the bases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from nicprune.common.errors import RecipeError
+from nicprune.report.bd_rate import bjontegaard
+from nicprune.report.overview_cells import plain, point, table
+from nicprune.report.overview_config import VERDICTS, Base, Claim, ClaimFigure, MethodsPlot
+from nicprune.report.overview_figures import FIGURES, cost_over_control
+from nicprune.report.overview_pages import PAGE
+from nicprune.report.overview_reports import Arm, Reports
+from nicprune.report.plots.cost_against_reduction import MethodCurve, cost_against_reduction
+
+NOT_MEASURED = "not measured"
+
+
+def claims_table(claims: Sequence[Claim], reports: Reports, pages: Mapping[str, str]) -> str:
+    """Return the table of claims, and the meaning of its verdicts.
+
+    Args:
+        pages: pages of the reports, by path.
+    """
+    rows = [
+        [
+            plain(claim.claim),
+            plain(claim.published),
+            "<br>".join(_figure(figure, claim, reports) for figure in claim.ours) or "–",
+            plain(claim.goal),
+            f"**{claim.verdict or NOT_MEASURED}**: {plain(claim.because)}",
+            _links((figure.report for figure in claim.ours), pages),
+        ]
+        for claim in claims
+    ]
+    columns = ["claim", "published", "ours", "goal", "verdict", "details"]
+    meanings = "; ".join(f"{verdict}: {meaning}" for verdict, meaning in VERDICTS.items())
+    return f"{table(columns, rows, text=columns)}\n\n{meanings[:1].upper()}{meanings[1:]}."
+
+
+def _figure(config: ClaimFigure, claim: Claim, reports: Reports) -> str:
+    """Return a figure of a claim, with its qualities and its number of seeds."""
+    where, figure = f"claim {claim.claim!r}", FIGURES[config.figure]
+    arms = [reports.arm(config.report, arm, control, where=where) for arm, control in config.arms()]
+    if not (text := figure.text(arms)):
+        raise RecipeError(
+            f"overview, {where}: report {config.report!r} has no {config.figure} of"
+            f" {config.arm!r}; it needs {figure.needs}"
+        )
+    return f"{plain(config.caption or figure.title)} **{text}** ({_extent(arms)})"
+
+
+def _extent(arms: Sequence[Arm]) -> str:
+    """Return qualities and number of seeds in words, for example "q1, q4" or "q3, 3 seeds"."""
+    rows = [row for arm in arms for row in arm.rows]
+    qualities = sorted({row.quality for row in rows if row.quality is not None})
+    run = len(qualities) > 2 and qualities == list(range(qualities[0], qualities[-1] + 1))
+    shown = [f"q{qualities[0]}–q{qualities[-1]}"] if run else [f"q{q}" for q in qualities]
+    seeds = min(row.seeds for row in rows)
+    return ", ".join([*shown, f"{seeds} seed{'s' * (seeds != 1)}"])
+
+
+def methods_plot(config: MethodsPlot, reports: Reports) -> bytes:
+    """Return the PNG file of cost over control against FLOP reduction.
+
+    Raises:
+        RecipeError: an arm has no control, or the arms are not of one base and test set.
+    """
+    where, curves, setups = "plot", [], set()
+    for method in config.methods:
+        points = []
+        for name in method.arms:
+            arm = reports.arm(method.report or config.report, name, where=where)
+            costs = cost_over_control(arm)
+            if not costs:
+                needs = FIGURES["cost_over_control"].needs
+                raise RecipeError(
+                    f"overview, {where}: arm {name!r} has no cost over control; it needs {needs}"
+                )
+            setups.add(arm.rows[0].setup)
+            reductions = [row.mean["flop_reduction"] for row in arm.rows]
+            points.append((sum(reductions) / len(reductions), costs[0].mean, costs[0].spread))
+        curves.append(MethodCurve(method.name, tuple(points)))
+    if len(setups) > 1:
+        found = " and ".join(sorted(map(str, setups)))
+        raise RecipeError(f"overview, {where}: arms of one base and test set only, found {found}")
+    return cost_against_reduction(config.title, curves)
+
+
+def bases_table(bases: Sequence[Base], reports: Reports, pages: Mapping[str, str]) -> str:
+    """Return the table of bases: PSNR and bpp at each quality, and BD-rate against the official.
+
+    Raises:
+        RecipeError: a base has no BD-rate against its official weights.
+    """
+    qualities = sorted({q for base in bases for q in base.official})
+    rows: list[list[str]] = []
+    above = None
+    for base in bases:
+        arm = reports.arm(base.report, base.arm, where=f"base {base.name!r}")
+        measured = {row.quality: row for row in arm.rows}
+        found = bjontegaard(
+            [(one.bpp, one.psnr_db) for one in base.official.values()],
+            [(row.mean["bpp"], row.mean["psnr_db"]) for row in arm.rows],
+        )
+        if math.isnan(found["bd_rate_pct"]):
+            raise RecipeError(f"overview, base {base.name!r}: no BD-rate; {found['caution']}")
+        if base.official != above:  # bases of one architecture stand below the same points
+            above = base.official
+            points = (
+                f"{one.psnr_db:.2f} dB, {one.bpp:.3f}" if (one := above.get(q)) else ""
+                for q in qualities
+            )
+            rows.append(["official weights", *points, "", ""])
+        caution = f" ({found['caution']})" if found["caution"] else ""
+        rows.append(
+            [
+                plain(base.name),
+                *(point(measured[q]) if q in measured else "" for q in qualities),
+                f"{found['bd_rate_pct']:+.1f} %{caution}",
+                _links([base.report], pages),
+            ]
+        )
+    columns = ["", *(f"q{q}" for q in qualities), "BD-rate against official", "details"]
+    return table(columns, rows, text=("", "details"))
+
+
+def _links(names: Iterable[str], pages: Mapping[str, str]) -> str:
+    """Return links to the pages of reports, or to their tables where they have no page."""
+    targets = {
+        name: page if (page := f"{name}/{PAGE}") in pages else f"{name}/table.md" for name in names
+    }
+    return "<br>".join(f"[{name}]({target})" for name, target in targets.items())
