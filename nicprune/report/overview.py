@@ -8,10 +8,11 @@ write_overview("reports")  # reads reports/overview.yaml and reports/*/records.j
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from nicprune.common.files import write_atomically
-from nicprune.report.overview_claims import bases_table, claims_table, methods_plot
+from nicprune.report.overview_claims import bases_table, claims_table, methods_plot, plot_caption
 from nicprune.report.overview_config import OverviewConfig, read_overview_config
 from nicprune.report.overview_pages import PAGE, report_pages
 from nicprune.report.overview_reports import Reports
@@ -31,12 +32,8 @@ def write_overview(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     for name, content in overview_files(folder).items():
-        _write(folder / name, content)
+        write_atomically(folder / name, partial(Path.write_bytes, data=content))
     return folder / PAGE
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def overview_files(folder: str | Path) -> dict[str, bytes]:
@@ -66,7 +63,7 @@ def _front_page(config: OverviewConfig, reports: Reports, pages: dict[str, str])
         parts += [
             "## Methods on one base",
             f"![cost over control against FLOP reduction of each method]({PLOT})",
-            config.plot.text.strip(),
+            plot_caption(config.plot, pages),
         ]
     if config.bases:
         parts += [

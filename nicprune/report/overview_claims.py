@@ -8,13 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from nicprune.common.errors import RecipeError
 from nicprune.report.bd_rate import bjontegaard
 from nicprune.report.overview_cells import plain, point, table
-from nicprune.report.overview_config import VERDICTS, Base, Claim, ClaimFigure, MethodsPlot
+from nicprune.report.overview_config import VERDICTS, Base, Claim, MethodsPlot
 from nicprune.report.overview_figures import FIGURES, cost_over_control
 from nicprune.report.overview_pages import PAGE
 from nicprune.report.overview_reports import Arm, Reports
 from nicprune.report.plots.cost_against_reduction import MethodCurve, cost_against_reduction
 
 NOT_MEASURED = "not measured"
+
+NOTE = (
+    "A range goes over qualities or over arms; ± is the sample standard deviation over seeds, and"
+    " figures without a number of seeds are of one."
+)
 
 
 def claims_table(claims: Sequence[Claim], reports: Reports, pages: Mapping[str, str]) -> str:
@@ -27,7 +32,7 @@ def claims_table(claims: Sequence[Claim], reports: Reports, pages: Mapping[str, 
         [
             plain(claim.claim),
             plain(claim.published),
-            "<br>".join(_figure(figure, claim, reports) for figure in claim.ours) or "–",
+            _figures(claim, reports),
             plain(claim.goal),
             f"**{claim.verdict or NOT_MEASURED}**: {plain(claim.because)}",
             _links((figure.report for figure in claim.ours), pages),
@@ -36,29 +41,38 @@ def claims_table(claims: Sequence[Claim], reports: Reports, pages: Mapping[str, 
     ]
     columns = ["claim", "published", "ours", "goal", "verdict", "details"]
     meanings = "; ".join(f"{verdict}: {meaning}" for verdict, meaning in VERDICTS.items())
-    return f"{table(columns, rows, text=columns)}\n\n{meanings[:1].upper()}{meanings[1:]}."
+    return f"{table(columns, rows, text=columns)}\n\n{NOTE} {meanings[:1].upper()}{meanings[1:]}."
 
 
-def _figure(config: ClaimFigure, claim: Claim, reports: Reports) -> str:
-    """Return a figure of a claim, with its qualities and its number of seeds."""
-    where, figure = f"claim {claim.claim!r}", FIGURES[config.figure]
-    arms = [reports.arm(config.report, arm, control, where=where) for arm, control in config.arms()]
-    if not (text := figure.text(arms)):
-        raise RecipeError(
-            f"overview, {where}: report {config.report!r} has no {config.figure} of"
-            f" {config.arm!r}; it needs {figure.needs}"
-        )
-    return f"{plain(config.caption or figure.title)} **{text}** ({_extent(arms)})"
+def _figures(claim: Claim, reports: Reports) -> str:
+    """Return a line for each figure of a claim, with its qualities and number of seeds."""
+    texts, extents = [], []
+    for config in claim.ours:
+        where, figure = f"claim {claim.claim!r}", FIGURES[config.figure]
+        arms = [
+            reports.arm(config.report, arm, control, where=where) for arm, control in config.arms()
+        ]
+        if not (text := figure.text(arms)):
+            raise RecipeError(
+                f"overview, {where}: report {config.report!r} has no {config.figure} of"
+                f" {config.arm!r}; it needs {figure.needs}"
+            )
+        texts.append(f"{plain(config.caption or figure.title)} **{text}**")
+        extents.append(_extent(arms))
+    if len(set(extents)) == 1:  # said once
+        return "<br>".join([*texts, f"({extents[0]})"])
+    lines = [f"{text} ({extent})" for text, extent in zip(texts, extents, strict=True)]
+    return "<br>".join(lines) or "–"
 
 
 def _extent(arms: Sequence[Arm]) -> str:
-    """Return qualities and number of seeds in words, for example "q1, q4" or "q3, 3 seeds"."""
+    """Return qualities and number of seeds, for example "q1–q4" or "q3, 3 seeds"."""
     rows = [row for arm in arms for row in arm.rows]
     qualities = sorted({row.quality for row in rows if row.quality is not None})
     run = len(qualities) > 2 and qualities == list(range(qualities[0], qualities[-1] + 1))
     shown = [f"q{qualities[0]}–q{qualities[-1]}"] if run else [f"q{q}" for q in qualities]
     seeds = min(row.seeds for row in rows)
-    return ", ".join([*shown, f"{seeds} seed{'s' * (seeds != 1)}"])
+    return ", ".join([*shown, *([f"{seeds} seeds"] if seeds > 1 else [])])
 
 
 def methods_plot(config: MethodsPlot, reports: Reports) -> bytes:
@@ -67,16 +81,16 @@ def methods_plot(config: MethodsPlot, reports: Reports) -> bytes:
     Raises:
         RecipeError: an arm has no control, or the arms are not of one base and test set.
     """
-    where, curves, setups = "plot", [], set()
+    curves, setups = [], set()
     for method in config.methods:
         points = []
         for name in method.arms:
-            arm = reports.arm(method.report or config.report, name, where=where)
+            arm = reports.arm(method.report or config.report, name, where="plot")
             costs = cost_over_control(arm)
             if not costs:
                 needs = FIGURES["cost_over_control"].needs
                 raise RecipeError(
-                    f"overview, {where}: arm {name!r} has no cost over control; it needs {needs}"
+                    f"overview, plot: arm {name!r} has no cost over control; it needs {needs}"
                 )
             setups.add(arm.rows[0].setup)
             reductions = [row.mean["flop_reduction"] for row in arm.rows]
@@ -84,8 +98,15 @@ def methods_plot(config: MethodsPlot, reports: Reports) -> bytes:
         curves.append(MethodCurve(method.name, tuple(points)))
     if len(setups) > 1:
         found = " and ".join(sorted(map(str, setups)))
-        raise RecipeError(f"overview, {where}: arms of one base and test set only, found {found}")
+        raise RecipeError(f"overview, plot: arms of one base and test set only, found {found}")
     return cost_against_reduction(config.title, curves)
+
+
+def plot_caption(config: MethodsPlot, pages: Mapping[str, str]) -> str:
+    """Return the text below the plot, with links to the reports that it is made from."""
+    names = [method.report or config.report for method in config.methods]
+    made = f"From {_links(names, pages, ', ')}."
+    return " ".join(filter(None, [made, config.text.strip()]))
 
 
 def bases_table(bases: Sequence[Base], reports: Reports, pages: Mapping[str, str]) -> str:
@@ -126,9 +147,9 @@ def bases_table(bases: Sequence[Base], reports: Reports, pages: Mapping[str, str
     return table(columns, rows, text=("", "details"))
 
 
-def _links(names: Iterable[str], pages: Mapping[str, str]) -> str:
+def _links(names: Iterable[str], pages: Mapping[str, str], between: str = "<br>") -> str:
     """Return links to the pages of reports, or to their tables where they have no page."""
     targets = {
         name: page if (page := f"{name}/{PAGE}") in pages else f"{name}/table.md" for name in names
     }
-    return "<br>".join(f"[{name}]({target})" for name, target in targets.items())
+    return between.join(f"[{name}]({target})" for name, target in targets.items())
