@@ -94,7 +94,9 @@ def methods_plot(config: MethodsPlot, reports: Reports) -> bytes:
                 )
             setups.add(arm.rows[0].setup)
             reductions = [row.mean["flop_reduction"] for row in arm.rows]
-            points.append((sum(reductions) / len(reductions), costs[0].mean, costs[0].spread))
+            points.append(
+                (sum(reductions) / len(reductions), costs[0].mean, costs[0].spread or 0.0)
+            )
         curves.append(MethodCurve(method.name, tuple(points)))
     if len(setups) > 1:
         found = " and ".join(sorted(map(str, setups)))

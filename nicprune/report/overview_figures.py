@@ -1,7 +1,7 @@
 """Figures of an arm over all its qualities, for overviews.
 
-Each returns a list of values: one for the arm, or one for each quality. It is empty where the
-report does not have the figure.
+Each returns a list of values: one for the arm, or one for each quality. It is empty unless the
+report has the figure at every quality of the arm, so that no mean is one over fewer.
 """
 
 from __future__ import annotations
@@ -9,27 +9,28 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nicprune.report.aggregate import aggregate
 from nicprune.report.bd_rate import ENOUGH_POINTS, bd_table
 from nicprune.report.file_sizes import file_sizes
 from nicprune.report.matching import reference_for
 from nicprune.report.overview_reports import Arm
-from nicprune.report.rate_distortion_cost import cost
+from nicprune.report.rate_distortion_cost import change_pct, cost
+from nicprune.report.record import Record
 from nicprune.report.scratch_gap import scratch_gaps
 
 
 class Value(NamedTuple):
-    """A figure: mean and sample standard deviation over seeds, and what to know about it."""
+    """Mean over seeds, sample standard deviation (None for one seed), and a caution."""
 
     mean: float
-    spread: float = 0.0
+    spread: float | None = None
     note: str = ""
 
     def text(self, form: str, unit: str) -> str:
         """Return it as text, for example "+0.9 ±0.1 %"."""
-        spread = f" ±{format(self.spread, form.lstrip('+'))}" if self.spread else ""
+        spread = "" if self.spread is None else f" ±{format(self.spread, form.lstrip('+'))}"
         return f"{format(self.mean, form)}{spread}{unit}{self.note}"
 
 
@@ -40,35 +41,51 @@ def cost_over_control(arm: Arm) -> Values:
     """Return the mean over qualities of cost divided by the control's cost, minus 1, in per cent.
 
     Each record is compared with the control of its quality and seed: one trained for the same
-    number of steps, or the arm's own control, however long that was trained.
+    number of steps, or the arm's own control, however long that was trained. The spread is that
+    over seeds of this mean; there is none where qualities have different seeds.
     """
     controls = [record for record in arm.records if record.role == "control"]
-    by_seed: dict[Any, list[float]] = {}
-    for record in (record for row in arm.rows for record in row.members):
-        fair = [one for one in controls if arm.own_control or one.steps == record.steps]
-        control = reference_for(record, fair, "control")
-        # Costs at different lambdas cannot be compared: widths of a slimmable codec have others.
-        if control is None or not math.isclose(control.lmbda or 0, record.lmbda or 0, rel_tol=1e-4):
-            continue
-        own, reference = cost(record), cost(control)
-        if own is not None and reference is not None:
-            by_seed.setdefault(record.seed, []).append(100 * (own / reference - 1))
-    return _over_seeds([statistics.fmean(values) for values in by_seed.values()])
+    by_row: list[dict[int | None, float]] = []
+    for row in arm.rows:
+        changes: dict[int | None, list[float]] = {}
+        for record in row.members:
+            fair = [one for one in controls if arm.own_control or one.steps == record.steps]
+            change = _change_of_cost(record, reference_for(record, fair, "control"))
+            changes.setdefault(record.seed, []).append(change)
+        by_row.append({seed: statistics.fmean(found) for seed, found in changes.items()})
+    if any(math.isnan(change) for row in by_row for change in row.values()):
+        return []
+    if all(row.keys() == by_row[0].keys() for row in by_row):
+        return _over_seeds([statistics.fmean(row[s] for row in by_row) for s in by_row[0]])
+    return [Value(statistics.fmean(statistics.fmean(row.values()) for row in by_row))]
+
+
+def _change_of_cost(record: Record, control: Record | None) -> float:
+    """Return the change of cost in per cent; NaN where the two cannot be compared."""
+    # Costs at different lambdas cannot be compared: widths of a slimmable codec have others.
+    if control is None or not math.isclose(control.lmbda or 0, record.lmbda or 0, rel_tol=1e-4):
+        return math.nan
+    return change_pct(cost(record), cost(control))
 
 
 def gap_closed(arm: Arm) -> Values:
     """Return the closed fraction of the gap to the same codec from scratch, in per cent.
 
-    It is the mean over qualities. Of several codecs from scratch, those trained longest count.
+    It is the mean over qualities. Of several codecs from scratch, the one trained longest counts;
+    of those trained as long, the best.
     """
-    found = [
-        (gap.steps, closed)
-        for gap in scratch_gaps(aggregate(arm.records))
-        if gap.arm == arm.rows[0].arm and (closed := gap.closed()) is not None
-    ]
-    longest = max((steps for steps, _ in found), default=0)
-    at_longest = [closed for steps, closed in found if steps == longest]
-    return [Value(statistics.fmean(at_longest))] if at_longest else []
+    gaps = [gap for gap in scratch_gaps(aggregate(arm.records)) if gap.arm == arm.rows[0].arm]
+    closed = []
+    for row in arm.rows:
+        longest = max(
+            (gap for gap in gaps if gap.quality == row.quality),
+            key=lambda gap: (gap.steps, -gap.from_scratch),
+            default=None,
+        )
+        if longest is None or (fraction := longest.closed()) is None:
+            return []
+        closed.append(fraction)
+    return [Value(statistics.fmean(closed))]
 
 
 def bd_rate(arm: Arm, against: str) -> Values:
@@ -80,7 +97,9 @@ def bd_rate(arm: Arm, against: str) -> Values:
         return []
     table = bd_table(arm.records)
     of_arm = (table["label"] == arm.rows[0].arm) & (table["role"] == arm.rows[0].role)
-    found = table[of_arm & (table["against"] == against) & table["bd_rate_pct"].notna()]
+    found = table[of_arm & (table["against"] == against)]
+    if found["bd_rate_pct"].isna().any() or (found["points"] < ENOUGH_POINTS).any():
+        return []
     little = (found["caution"] != "").any()
     overlap = f" (over {found['overlap_pct'].min():.0f} % of the range)" if little else ""
     return _over_seeds(list(found["bd_rate_pct"]), overlap)
@@ -90,7 +109,7 @@ def _over_seeds(values: Sequence[float], note: str = "") -> Values:
     """Return one value for an arm, from a value for each seed."""
     if not values:
         return []
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    spread = statistics.stdev(values) if len(values) > 1 else None
     return [Value(statistics.fmean(values), spread, note)]
 
 
@@ -98,11 +117,8 @@ def _each_quality(column: str) -> Callable[[Arm], Values]:
     """Return a function that returns a column of the report, a value for each quality."""
 
     def values(arm: Arm) -> Values:
-        return [
-            Value(row.mean[column], row.spread.get(column, 0.0))
-            for row in arm.rows
-            if math.isfinite(row.mean[column])
-        ]
+        found = [Value(row.mean[column], row.spread.get(column) or None) for row in arm.rows]
+        return found if all(math.isfinite(value.mean) for value in found) else []
 
     return values
 
