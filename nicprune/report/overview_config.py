@@ -125,7 +125,7 @@ class MethodsPlot(StrictConfig):
 
 
 class OfficialPoint(StrictConfig):
-    """What official weights achieve at one quality.
+    """Rate and distortion of official weights at one quality.
 
     Args:
         psnr_db: PSNR, in dB.
