@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from nicprune.common.errors import RecipeError
+from nicprune.report.aggregate import Row
 from nicprune.report.bd_rate import bjontegaard
 from nicprune.report.overview_cells import plain, point, table
 from nicprune.report.overview_config import VERDICTS, Base, Claim, MethodsPlot
@@ -50,7 +52,8 @@ def _figures(claim: Claim, reports: Reports) -> str:
     for config in claim.ours:
         where, figure = f"claim {claim.claim!r}", FIGURES[config.figure]
         arms = [
-            reports.arm(config.report, arm, control, where=where) for arm, control in config.arms()
+            reports.arm(config.report, arm, control, qualities=config.qualities, where=where)
+            for arm, control in config.arms()
         ]
         if not (text := figure.text(arms)):
             raise RecipeError(
@@ -60,48 +63,85 @@ def _figures(claim: Claim, reports: Reports) -> str:
         texts.append(f"{plain(config.caption or figure.title)} **{text}**")
         extents.append(_extent(arms))
     if len(set(extents)) == 1:  # said once
-        return "<br>".join([*texts, f"({extents[0]})"])
-    lines = [f"{text} ({extent})" for text, extent in zip(texts, extents, strict=True)]
+        return "<br>".join(filter(None, [*texts, extents[0]]))
+    lines = [f"{text} {extent}".strip() for text, extent in zip(texts, extents, strict=True)]
     return "<br>".join(lines) or "–"
 
 
 def _extent(arms: Sequence[Arm]) -> str:
-    """Return qualities and number of seeds, for example "q1–q4" or "q3, 3 seeds"."""
+    """Return qualities and number of seeds, for example "(q1–q4)" or "(q3, 3 seeds)"."""
     rows = [row for arm in arms for row in arm.rows]
-    qualities = sorted({row.quality for row in rows if row.quality is not None})
-    run = len(qualities) > 2 and qualities == list(range(qualities[0], qualities[-1] + 1))
-    shown = [f"q{qualities[0]}–q{qualities[-1]}"] if run else [f"q{q}" for q in qualities]
     seeds = min(row.seeds for row in rows)
-    return ", ".join([*shown, *([f"{seeds} seeds"] if seeds > 1 else [])])
+    named = _qualities(rows)
+    parts = [*named, *([f"{seeds} seeds"] if seeds > 1 else [])]
+    return f"({', '.join(parts)})" if parts else ""
+
+
+def _qualities(rows: Sequence[Row]) -> list[str]:
+    """Return the qualities of rows in words: one text, or none."""
+    found = sorted({row.quality for row in rows if row.quality is not None})
+    if len(found) > 2 and found == list(range(found[0], found[-1] + 1)):
+        return [f"q{found[0]}–q{found[-1]}"]
+    return [", ".join(f"q{quality}" for quality in found)] if found else []
 
 
 def methods_plot(config: MethodsPlot, reports: Reports) -> bytes:
     """Return the PNG file of cost over control against FLOP reduction.
 
     Raises:
-        RecipeError: an arm has no control, or the arms are not of one base and test set.
+        RecipeError: an arm has no control, or arms differ in base, test images or qualities.
     """
-    curves, setups = [], set()
+    curves, arms = [], []
     for method in config.methods:
         points = []
         for name in method.arms:
-            arm = reports.arm(method.report or config.report, name, where="plot")
-            costs = cost_over_control(arm)
-            if not costs:
+            arm = reports.arm(
+                method.report or config.report, name, qualities=config.qualities, where="plot"
+            )
+            if not (costs := cost_over_control(arm)):
                 needs = FIGURES["cost_over_control"].needs
                 raise RecipeError(
                     f"overview, plot: arm {name!r} has no cost over control; it needs {needs}"
                 )
-            setups.add(arm.rows[0].setup)
-            reductions = [row.mean["flop_reduction"] for row in arm.rows]
-            points.append(
-                (sum(reductions) / len(reductions), costs[0].mean, costs[0].spread or 0.0)
-            )
+            arms.append(arm)
+            reduction = statistics.fmean(row.mean["flop_reduction"] for row in arm.rows)
+            points.append((reduction, costs[0].mean, costs[0].spread or 0.0))
         curves.append(MethodCurve(method.name, tuple(points)))
-    if len(setups) > 1:
-        found = " and ".join(sorted(map(str, setups)))
-        raise RecipeError(f"overview, plot: arms of one base and test set only, found {found}")
+    _check_comparable(arms)
     return cost_against_reduction(config.title, curves)
+
+
+def _check_comparable(arms: Sequence[Arm]) -> None:
+    """Raise RecipeError unless all arms have the test, the qualities and originals of the first."""
+    first = arms[0]
+    for arm in arms[1:]:
+        both = f"overview, plot: arms {first.name!r} and {arm.name!r}"
+        if arm.rows[0].setup != first.rows[0].setup:
+            raise RecipeError(
+                f"{both} differ in base or test images: {first.rows[0].setup} and"
+                f" {arm.rows[0].setup}"
+            )
+        ours, theirs = (", ".join(_qualities(one.rows)) for one in (first, arm))
+        if ours != theirs:
+            raise RecipeError(
+                f"{both} differ in qualities: {ours} and {theirs}; say which in plot.qualities,"
+                " as [1, 4]"
+            )
+        if not _same_originals(first, arm):
+            raise RecipeError(f"{both} start from different weights")
+
+
+def _same_originals(one: Arm, other: Arm) -> bool:
+    """Return True unless the originals of a quality differ by more than machines do."""
+    points = [
+        {r.quality: (r.bpp or 0, r.psnr_db or 0) for r in arm.records if r.role == "original"}
+        for arm in (one, other)
+    ]
+    return all(
+        math.isclose(a, b, rel_tol=1e-3)
+        for quality in points[0].keys() & points[1].keys()
+        for a, b in zip(points[0][quality], points[1][quality], strict=True)
+    )
 
 
 def plot_caption(config: MethodsPlot, pages: Mapping[str, str]) -> str:

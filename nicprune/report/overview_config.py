@@ -6,7 +6,7 @@ Claims, plot, bases and sections are data: figures are named here and read from 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,6 +25,9 @@ VERDICTS: dict[Verdict, str] = {
 """Meaning of each verdict."""
 
 
+Qualities = Annotated[list[int], Field(min_length=1)]
+
+
 class ClaimFigure(StrictConfig):
     """A figure of ours for a claim.
 
@@ -35,6 +38,7 @@ class ClaimFigure(StrictConfig):
         control: arm to compare it with in place of the report's control; for several arms one for
             all, or one for each.
         caption: words before the figure; by default its title.
+        qualities: qualities that it is of; by default all of the arm.
     """
 
     figure: str
@@ -42,6 +46,7 @@ class ClaimFigure(StrictConfig):
     arm: str | list[str]
     control: str | list[str] | None = None
     caption: str | None = None
+    qualities: Qualities | None = None
 
     @field_validator("figure")
     @classmethod
@@ -115,12 +120,15 @@ class MethodsPlot(StrictConfig):
         title: codec, qualities and training, in few words.
         report: folder of the report.
         methods: what is plotted.
+        qualities: qualities that costs are means over; by default all, which must be the same for
+            every arm.
         text: text below the plot.
     """
 
     title: str
     report: str
     methods: list[Method] = Field(min_length=1)
+    qualities: Qualities | None = None
     text: str = ""
 
 
@@ -206,6 +214,8 @@ class OverviewSection(StrictConfig):
             raise ValueError("a section has either rows or times or runtime")
         if not self.page():
             raise ValueError("a section of rows names its report, where its page stands")
+        if Path(self.page()).is_absolute() or {"..", "."} & set(self.page().split("/")):
+            raise ValueError("a report is a folder below the one of overview.yaml")
         return self
 
     def page(self) -> str:

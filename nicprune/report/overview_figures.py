@@ -125,8 +125,6 @@ def _each_quality(column: str) -> Callable[[Arm], Values]:
 
 def _storage_saved(arm: Arm) -> Values:
     """Return by how much one file for all rates is smaller than the originals' files."""
-    if arm.rows[0].role != "modulated":
-        return []
     return [
         Value(100 * (1 - sizes.size / sizes.originals))
         for sizes in file_sizes(aggregate(arm.records))

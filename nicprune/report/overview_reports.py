@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,19 +41,28 @@ class Reports:
         self.folder = folder
         self._read: dict[str, tuple[list[Record], list[Row]]] = {}
 
-    def arm(self, report: str, name: str, control: str | None = None, *, where: str) -> Arm:
+    def arm(
+        self,
+        report: str,
+        name: str,
+        control: str | None = None,
+        *,
+        qualities: Sequence[int] | None = None,
+        where: str,
+    ) -> Arm:
         """Return an arm of a report.
 
         Args:
             report: folder of the report.
             name: name of the arm; of a slimmable codec with its width ("slim, width 1").
             control: arm to compare it with in place of the report's control.
+            qualities: qualities to look at; all of the arm if None.
             where: place in overview.yaml, for errors.
 
         Raises:
             FileError: the report is unreadable.
-            RecipeError: there is no such report or arm, or the arm was tested on several sets of
-                images.
+            RecipeError: there is no such report or arm, the arm lacks a quality, or it was tested
+                on several sets of images.
         """
         records, rows = self._rows(report, where)
         arms: dict[str, list[Row]] = {}
@@ -70,10 +80,22 @@ class Reports:
                 f"overview, {where}: arm {name!r} of report {report!r} was tested on several sets"
                 " of images: make a report of each"
             )
-        alike = [record for record in records if record.setup() == chosen[0].setup]
+        if qualities is not None:
+            if missing := set(qualities) - {row.quality for row in chosen}:
+                raise RecipeError(
+                    f"overview, {where}: arm {name!r} of report {report!r} has no quality"
+                    f" {min(missing)}"
+                )
+            chosen = [row for row in chosen if row.quality in qualities]
+        alike = [
+            record
+            for record in records
+            if record.setup() == chosen[0].setup
+            and (qualities is None or record.quality in qualities)
+        ]
         if control is None:
             return Arm(name, chosen, alike)
-        controls = [record for row in arms[control] for record in row.members]
+        controls = [record for row in arms[control] for record in row.members if record in alike]
         return Arm(
             name,
             chosen,

@@ -255,6 +255,8 @@ def test_times_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
             RecipeError,
             "unknown key",
         ),
+        (HEAD + "- {title: A, report: ., rows: [{arm: control}]}", RecipeError, "folder below"),
+        (HEAD + "- {title: A, report: a/../.., rows: [{arm: c}]}", RecipeError, "folder below"),
         (
             HEAD + "- {title: A, report: one, rows: []}",
             RecipeError,

@@ -61,7 +61,11 @@ def test_a_claim_stands_with_its_figures_verdict_and_links(tmp_path: Path) -> No
 def test_every_figure(tmp_path: Path) -> None:
     qualities = (1, 2, 3, 4)
     records = sweep(qualities, drop=0.7, rate=0.9)
-    records += [record("pruned", q, drop=1.7, label="scratch", method="scratch") for q in qualities]
+    records += [
+        record("pruned", q, drop=drop, label=label, method="scratch", steps=steps)
+        for q in qualities
+        for drop, label, steps in ((1.9, "a", 200), (1.7, "b", 200), (1.8, "c", 200), (1, "d", 9))
+    ]
     for one in records:
         one["file_bytes"] = 1000 if one["role"] == "original" else 800
     all_rates = [
@@ -134,6 +138,24 @@ def test_seeds_give_a_spread_where_all_qualities_have_them(tmp_path: Path) -> No
 def test_a_claim_without_figures_says_why(tmp_path: Path) -> None:
     text = front(tmp_path, "claims: [{claim: C, ours: [], because: to follow}]")
     assert re.search(r"\| C +\| – +\| – +\| – +\| \*\*not measured\*\*: to follow +\|", text)
+
+
+def test_a_figure_of_some_qualities(tmp_path: Path) -> None:
+    some = OURS.replace("}", ", qualities: [3, 1]}")
+    cell = ours(tmp_path / "cost", some)
+    mean = (over_control(0.7, 1) + over_control(0.7, 3)) / 2
+    assert cell == f"cost over control **{mean:+.1f} %**<br>(q1, q3)"
+    every = "{figure: bd_rate, report: one, arm: mask_decay%s}"
+    wider = sweep((1, 2, 3, 4), drop=0.7) + [
+        record(role, 5, drop=drop) for role, drop in (("control", 1.5), ("pruned", 1.9))
+    ]
+    (tmp_path / "bd").mkdir()
+    four = ours(tmp_path / "bd" / "a", every % ", qualities: [1, 2, 3, 4]", one=wider)
+    assert (
+        four
+        == ours(tmp_path / "bd" / "b", every % "")
+        != ours(tmp_path / "bd" / "c", every % "", one=wider)
+    ), "neither curve has another point"
 
 
 PLOT_OF = (
@@ -232,7 +254,14 @@ def claim(change: str, by: str = "", figure: str = OURS) -> str:
         (claim("cost_over_control", "cost_over"), "did you mean 'cost_over_control'"),
         (claim("cost_over_control", "gap_closed"), "has no gap_closed of 'mask_decay'; it needs a"),
         (claim("mask_decay", "later"), "has no cost_over_control of 'later'; it needs a control"),
+        (claim("mask_decay", "[mask_decay, later]"), "of ['mask_decay', 'later']; it needs a"),
         (claim("cost_over_control", "bd_rate").replace("one", "three"), "it needs 4 qualities"),
+        (claim("cost_over_control", "bd_rate").replace("one", "part"), "it needs 4 qualities"),
+        (claim("cost_over_control", "psnr_drop").replace("one", "part"), "needs the original on"),
+        (
+            claim("cost_over_control", "storage_saved").replace("one", "rates"),
+            "needs one codec for",
+        ),
         (claim("mask_decay}", "mask_decay, control: [a, b]}"), "one control for all arms, or one"),
         (claim("mask_decay}", "[]}"), "give an arm"),
         (claim("arm: mask", "arms: mask"), "unknown key 'claims.0.ours.0.arms'; did you mean 'arm"),
@@ -244,7 +273,15 @@ def claim(change: str, by: str = "", figure: str = OURS) -> str:
         (PLOT_OF, "plot: no report 'two'"),
         (PLOT_OF.replace("report: two, ", ""), "plot: no arm 'half' in report 'one'"),
         (PLOT_OF.replace("two, arms: [half", "one, arms: [original"), "'original' has no cost"),
-        (PLOT_OF.replace("two, arms: [half, less", "three, arms: [mask_decay"), "of one base and"),
+        (PLOT_OF.replace("two, arms: [half, less", "three, arms: [mask_decay"), "differ in base"),
+        (PLOT_OF.replace("two, arms: [half, less", "four, arms: [mask_decay"), "q1–q4 and q4; say"),
+        (PLOT_OF.replace("two, arms: [half, less", "weak, arms: [mask_decay"), "different weights"),
+        (PLOT_OF.replace("text:", "qualities: [4, 5], text:"), "'one' has no quality 5"),
+        (
+            claim("}]", ", qualities: [2, 7]}]"),
+            "claim 'C': arm 'mask_decay' of report 'one' has no",
+        ),
+        (claim("}]", ", qualities: []}]"), "qualities: list should have at least 1"),
         ("bases: [{name: B, report: one, official: {}}]", "bases.0.official: dictionary should"),
         (f"bases: [{{name: B, report: four, official: {OFFICIAL}}}]", "base 'B': no BD-rate; 1 po"),
     ],
@@ -254,8 +291,20 @@ def test_a_wrong_front_page_gives_one_line(tmp_path: Path, content: str, message
         record("pruned", q, label="later", steps=100 if q < 4 else 7) for q in (1, 2, 3, 4)
     ]
     three = [one | {"codec": "mbt2018-mean"} for one in sweep((1, 2, 3))]
+    weak = [one | {"psnr_db": one["psnr_db"] - 0.1} for one in sweep((1, 2, 3, 4))]
+    part = [r for r in sweep((1, 2, 3, 4)) if r["quality"] < 4 or r["role"] == "pruned"]
+    rates = [one | {"file_bytes": 9} for one in [*sweep((3,)), record("modulated", 3)]]
     with pytest.raises(RecipeError) as error:
-        front(tmp_path, content, one=records, three=three, four=sweep((4,)))
+        front(
+            tmp_path,
+            content,
+            one=records,
+            three=three,
+            four=sweep((4,)),
+            weak=weak,
+            part=part,
+            rates=rates,
+        )
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.rglob("README.md")) and isinstance(error.value, NicpruneError)
 
