@@ -147,7 +147,8 @@ def test_a_figure_of_some_qualities(tmp_path: Path) -> None:
     assert cell == f"cost over control **{mean:+.1f} %**<br>(q1, q3)"
     every = "{figure: bd_rate, report: one, arm: mask_decay%s}"
     wider = sweep((1, 2, 3, 4), drop=0.7) + [
-        record(role, 5, drop=drop) for role, drop in (("control", 1.5), ("pruned", 1.9))
+        record(role, 4, drop=drop, rate=1.6) | {"quality": 5}
+        for role, drop in (("control", -0.5), ("pruned", -0.1))
     ]
     (tmp_path / "bd").mkdir()
     four = ours(tmp_path / "bd" / "a", every % ", qualities: [1, 2, 3, 4]", one=wider)
