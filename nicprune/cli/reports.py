@@ -49,7 +49,8 @@ def overview(
 ) -> None:
     """Write an overview of several reports.
 
-    It goes to README.md in the folder and shows their figures beside published ones.
+    README.md in the folder shows claims of the field beside our figures, a plot, and the distance
+    of the bases from the official weights. README.md in the folder of each report has its tables.
     """
     from nicprune.report.overview import write_overview
 

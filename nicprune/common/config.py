@@ -25,6 +25,8 @@ def known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     """Return the keys of `model` at `path` (a pydantic error location), for hints."""
     current: Any = model
     for part in path:
+        if isinstance(part, int):  # an entry of a list
+            continue
         fields = getattr(current, "model_fields", None)
         if fields is None or part not in fields:
             return []

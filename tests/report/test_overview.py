@@ -1,20 +1,20 @@
-"""The overview: figures of several reports in one file, none of which is typed by hand."""
+"""The overview: claims on one page, a page for each report; no figure of ours is typed by hand."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import TESTS
+from helpers_overview import broken_links, points_of, reports
 from helpers_report import record, sweep
 
 from nicprune.common.errors import FileError, NicpruneError, RecipeError
 from nicprune.evaluation.times import REST, Times
 from nicprune.pruning.totals import Totals
-from nicprune.report.overview import overview_text, write_overview
+from nicprune.report.overview import overview_files, write_overview
 from nicprune.report.runtime_table import write_runtime
 from nicprune.report.times import write_times
 from nicprune.runtime.variants import EAGER, Variant
@@ -22,13 +22,10 @@ from nicprune.runtime.variants import EAGER, Variant
 HEAD = "title: Reports\nsections:\n"
 
 
-def reports(folder: Path, content: str, **records: list[dict[str, Any]]) -> Path:
-    """A folder of reports with an overview.yaml."""
-    for name, found in records.items():
-        (folder / name).mkdir(parents=True)
-        (folder / name / "records.json").write_text(json.dumps(found))
-    (folder / "overview.yaml").write_text(content)
-    return folder
+def page(folder: Path, content: str, **records: list[dict[str, Any]]) -> str:
+    """The page of the report "one" in an overview with these sections."""
+    write_overview(reports(folder, HEAD + content, **records))
+    return (folder / "one" / "README.md").read_text()
 
 
 def cells(text: str, start: str) -> list[str]:
@@ -42,13 +39,13 @@ def test_figures_are_those_of_the_reports(tmp_path: Path) -> None:
         "- {title: A codec, report: one, rows: [{arm: control}, {arm: mask_decay, name: mask decay,"
         " published: EVC 2 %}]}\n"
     )
-    folder = reports(tmp_path, HEAD + rows, one=sweep((1, 2, 3, 4), drop=0.7, rate=0.9))
-    text = write_overview(folder).read_text()
+    text = page(tmp_path, rows, one=sweep((1, 2, 3, 4), drop=0.7, rate=0.9))
     assert (
-        text.startswith("# Reports\n")
+        text.startswith("# one\n")
         and "## A codec" in text
         and "`nicprune run one`" in text
-        and "(one/table.md)" in text
+        and "(table.md)" in text
+        and "[Reports](../README.md)" in text
     )
     name, reduction, *qualities, cost, bd, published = cells(text, "mask decay")
     assert (name, reduction, published) == ("mask decay", "2.00×", "EVC 2 %")
@@ -71,9 +68,7 @@ def test_figures_are_those_of_the_reports(tmp_path: Path) -> None:
 
 def test_a_bd_rate_over_little_of_the_range_says_so(tmp_path: Path) -> None:
     rows = "- {title: A codec, report: one, rows: [{arm: control}, {arm: mask_decay}]}\n"
-    text = write_overview(
-        reports(tmp_path, HEAD + rows, one=sweep((1, 2, 3, 4), drop=3.5, rate=0.9))
-    ).read_text()
+    text = page(tmp_path, rows, one=sweep((1, 2, 3, 4), drop=3.5, rate=0.9))
     assert re.fullmatch(
         r"[+-][\d.]+ % \(over \d\d % of the range\), [+-][\d.]+ % \(over \d\d % of the range\)",
         cells(text, "mask_decay")[-1],
@@ -90,11 +85,7 @@ def test_seeds_give_means_with_their_spread(tmp_path: Path) -> None:
             for seed, drop in ((0, 0.2), (1, 0.4))
         ),
     ]
-    text = write_overview(
-        reports(
-            tmp_path, HEAD + "- {title: A, report: one, rows: [{arm: mask_decay}]}\n", one=found
-        )
-    ).read_text()
+    text = page(tmp_path, "- {title: A, report: one, rows: [{arm: mask_decay}]}\n", one=found)
     assert cells(text, "mask_decay")[2] == "0.30 ±0.14 dB, +0.0 %"
     assert cells(text, "mask_decay")[3] == "+0.0 ±0.0 %", "each seed against its own control"
     assert "| BD-rate" not in text and "| published" not in text, "no column without a figure"
@@ -102,11 +93,7 @@ def test_seeds_give_means_with_their_spread(tmp_path: Path) -> None:
 
 def test_costs_by_different_lambdas_are_not_compared(tmp_path: Path) -> None:
     found = [record("original", 3), record("control", 3), record("pruned", 3, lmbda=0.005)]
-    text = write_overview(
-        reports(
-            tmp_path, HEAD + "- {title: A, report: one, rows: [{arm: mask_decay}]}\n", one=found
-        )
-    ).read_text()
+    text = page(tmp_path, "- {title: A, report: one, rows: [{arm: mask_decay}]}\n", one=found)
     assert "| cost" not in text
 
 
@@ -121,7 +108,7 @@ def test_a_control_is_one_of_as_many_steps_or_the_one_named(tmp_path: Path) -> N
         "- {title: A, report: one, rows: [{arm: mask_decay}, {arm: mask_decay, name: again,"
         " control: control longer}]}\n"
     )
-    text = write_overview(reports(tmp_path, HEAD + rows, one=found)).read_text()
+    text = page(tmp_path, rows, one=found)
     assert cells(text, "mask_decay")[3] == ""
     ratio = (0.01 * 255**2 * 10**-3.2 + 0.6) / (0.01 * 255**2 * 10**-3.18 + 0.6)
     assert cells(text, "again")[3] == f"{100 * (ratio - 1):+.1f} %"
@@ -139,7 +126,7 @@ def test_the_gap_to_scratch_stands_beside(tmp_path: Path) -> None:
         for drop, steps in ((4.0, 10), (1.0, 1000))
     ]
     rows = "- {title: A, report: one, rows: [{arm: mask_decay}, {arm: worse}, {arm: control}]}\n"
-    text = write_overview(reports(tmp_path, HEAD + rows, one=found)).read_text()
+    text = page(tmp_path, rows, one=found)
     assert cells(text, "worse")[4] == "none"
     costs = [0.01 * 255**2 * 10 ** (-(32 - drop) / 10) + 0.6 for drop in (0.0, 0.5, 1.0)]
     assert (
@@ -151,7 +138,7 @@ def test_the_gap_to_scratch_stands_beside(tmp_path: Path) -> None:
 
 def test_points_are_shown_as_they_are(tmp_path: Path) -> None:
     rows = "- {title: A, report: one, show: point, after: [base], rows: [{arm: original}]}\n"
-    text = write_overview(reports(tmp_path, HEAD + rows, one=sweep((1, 3)))).read_text()
+    text = page(tmp_path, rows, one=sweep((1, 3)))
     assert cells(text, "original") == ["original", "28.00 dB, 0.200", "32.00 dB, 0.600"]
     assert "`nicprune run base`, then `nicprune run one`" in text
 
@@ -161,9 +148,7 @@ def test_costs_stand_by_quality_too(tmp_path: Path) -> None:
         "- {title: A, report: one, show: cost, rows: [{arm: original, control: control}, {arm:"
         " control}, {arm: mask_decay}]}\n"
     )
-    text = write_overview(
-        reports(tmp_path, HEAD + rows, one=sweep((1, 3), drop=0.7, rate=0.9))
-    ).read_text()
+    text = page(tmp_path, rows, one=sweep((1, 3), drop=0.7, rate=0.9))
     base = {1: (28, 0.2), 3: (32, 0.6)}
 
     def over(drop: float, rate: float) -> list[float]:
@@ -186,7 +171,7 @@ def test_what_has_not_been_run_says_so(tmp_path: Path) -> None:
         "- {title: A, report: one, rows: [{arm: mask_decay}, {arm: mask_decay 7x, published: a | b,"
         " run: false}]}\n"
     )
-    text = write_overview(reports(tmp_path, HEAD + rows, one=sweep((3,)))).read_text()
+    text = page(tmp_path, rows, one=sweep((3,)))
     line = next(line for line in text.splitlines() if line.startswith("| mask_decay 7x"))
     assert "not run" in line and r"a \| b" in line
 
@@ -207,13 +192,14 @@ def test_times_by_backends_stand_in_a_section_of_their_own(tmp_path: Path) -> No
     }
     write_runtime(times, tmp_path / "fast", conditions="On a Tuesday.", command="nicprune time a")
     folder = reports(tmp_path, HEAD + "- {title: Backends, runtime: fast}\n")
-    text = write_overview(folder).read_text()
+    write_overview(folder)
+    text = (folder / "fast" / "README.md").read_text()
     assert cells(text, "small")[3:8] == ["4.00×", "2000.0", "500.0", "2.00×", "0.50"]
     assert "| f, encode" in text and "| f, decode" in text and "On a Tuesday." in text
-    assert "Made by `nicprune time a`" in text and "(fast/runtime.csv)" in text
+    assert "Made by `nicprune time a`" in text and "(runtime.csv)" in text
     (tmp_path / "fast" / "runtime.json").write_text('{"times": [{}]}')
     with pytest.raises(FileError, match="is not a file of nicprune time --report"):
-        overview_text(folder)
+        overview_files(folder)
 
 
 def test_times_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
@@ -225,11 +211,9 @@ def test_times_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
     write_times(
         times, tmp_path / "seconds", conditions="On a Tuesday.", command="nicprune time a b"
     )
-    text = write_overview(
-        reports(
-            tmp_path, HEAD + "- {title: Times, times: seconds, text: Before., below: Behind.}\n"
-        )
-    ).read_text()
+    section = "- {title: Times, times: seconds, text: Before., below: Behind.}\n"
+    write_overview(reports(tmp_path, HEAD + section))
+    text = (tmp_path / "seconds" / "README.md").read_text()
     assert cells(text, "b") == [
         "b",
         "1.00×",
@@ -245,7 +229,7 @@ def test_times_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
         < text.index("Behind.")
         < text.index("On a Tuesday.")
     )
-    assert "Made by `nicprune time a b`" in text and "(seconds/times.md)" in text
+    assert "Made by `nicprune time a b`" in text and "(times.md)" in text
 
 
 @pytest.mark.parametrize(
@@ -255,7 +239,7 @@ def test_times_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
         ("- 1", FileError, "not an overview"),
         ("a: [", FileError, "not YAML"),
         ("title: A", RecipeError, "sections is missing"),
-        (HEAD + "- {title: A, rows: [{arm: mask_decay}]}", RecipeError, "names no report"),
+        (HEAD + "- {title: A, rows: [{arm: mask_decay}]}", RecipeError, "names its report"),
         (
             HEAD + "- {title: A, report: two, rows: [{arm: mask_decay}]}",
             RecipeError,
@@ -271,6 +255,8 @@ def test_times_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
             RecipeError,
             "unknown key",
         ),
+        (HEAD + "- {title: A, report: ., rows: [{arm: control}]}", RecipeError, "folder below"),
+        (HEAD + "- {title: A, report: a/../.., rows: [{arm: c}]}", RecipeError, "folder below"),
         (
             HEAD + "- {title: A, report: one, rows: []}",
             RecipeError,
@@ -309,9 +295,33 @@ def test_a_wrong_overview_gives_one_line(
         (folder / "overview.yaml").unlink()
     with pytest.raises(kind, match=message) as error:
         write_overview(folder)
-    assert "\n" not in str(error.value) and not (folder / "README.md").exists()
+    assert "\n" not in str(error.value) and not list(folder.rglob("README.md"))
+
+
+def test_sections_of_one_report_share_a_page(tmp_path: Path) -> None:
+    text = page(
+        tmp_path,
+        "- {title: A, report: one, rows: [{arm: mask_decay}]}\n"
+        "- {title: B, report: two, rows: [{arm: mask_decay, report: one}, {arm: control}]}\n"
+        "- {title: C, report: one, rows: [{arm: control}]}\n",
+        one=sweep((3,)),
+        two=sweep((3,)),
+    )
+    assert re.findall("^## (.)$", text, re.M) == ["A", "C"]
+    other = (tmp_path / "two" / "README.md").read_text()
+    assert "[one](../one/table.md), [two](table.md)" in other
 
 
 def test_the_project_s_own_overview_is_up_to_date() -> None:
     folder = TESTS.parent / "reports"
-    assert overview_text(folder) == (folder / "README.md").read_text(), "run nicprune overview"
+    files = overview_files(folder)
+    for name, content in files.items():
+        found = (folder / name).read_bytes()
+        if name.endswith(".png"):  # its pixels depend on the version of matplotlib
+            assert points_of(found) == points_of(content), "run nicprune overview"
+            assert len(found) < 100_000
+        else:
+            assert found == content, f"{name}: run nicprune overview"
+    pages = {path.relative_to(folder).as_posix() for path in folder.rglob("README.md")}
+    assert pages <= set(files), "a page of a section that is gone: delete it"
+    assert broken_links(folder, files) == []

@@ -11,11 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from PIL import Image, PngImagePlugin
 
 from nicprune.report.plots.theme import Theme
 from nicprune.report.record import ROLES
 
 DPI = 150
+
+COLOURS = 128
+"""Colours of a small PNG file."""
 
 MAX_PANELS = 4
 """Panels of a plot that has one for each codec."""
@@ -38,6 +42,20 @@ def to_png(figure: Figure) -> bytes:
     """Return the PNG file of a figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def to_small_png(figure: Figure, description: str) -> bytes:
+    """Return a PNG file of few colours, a third as large, to be kept under version control.
+
+    Args:
+        description: text to store in the file, under the PNG keyword "Description".
+    """
+    image = Image.open(io.BytesIO(to_png(figure))).convert("RGB").quantize(COLOURS)
+    about = PngImagePlugin.PngInfo()
+    about.add_itxt("Description", description)
+    buffer = io.BytesIO()
+    image.save(buffer, format="png", pnginfo=about, optimize=True)
     return buffer.getvalue()
 
 

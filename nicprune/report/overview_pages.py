@@ -1,0 +1,109 @@
+"""The pages of an overview: a page for each report, with the tables of its sections."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+
+from nicprune.report.overview_cells import cells, headers, table
+from nicprune.report.overview_config import OverviewConfig, OverviewRow, OverviewSection
+from nicprune.report.overview_reports import Arm, Reports
+from nicprune.report.runtime_table import NOTE as RUNTIME_NOTE
+from nicprune.report.runtime_table import read_runtime, runtime_table
+from nicprune.report.times import read_times, times_lines
+
+PAGE = "README.md"
+"""File name of a page: the one that code hosts show for a folder."""
+
+NOTE = (
+    "PSNR drop and change of bpp are against the original. Control: the original fine-tuned for the"
+    " same number of steps without pruning. Cost over control: λ · 255² · MSE + bpp of the codec"
+    " against that of the control, mean over qualities; empty where no control was trained for the"
+    " same number of steps. Gap closed: (from scratch - codec) / (from scratch - original), in"
+    ' cost; "from scratch" is the same small codec trained from random weights. BD-rate: over four'
+    " qualities or more, against the original, then against the control; where two curves overlap"
+    " over little of their range, the overlap is given. ± is the sample standard deviation over"
+    " seeds; figures without it are of one seed."
+)
+
+
+def report_pages(config: OverviewConfig, reports: Reports) -> dict[str, str]:
+    """Return the text of each page, by its path in the folder of reports.
+
+    Sections of one report share a page.
+    """
+    sections: dict[str, list[OverviewSection]] = {}
+    for section in config.sections:
+        sections.setdefault(section.page(), []).append(section)
+    return {f"{page}/{PAGE}": _page(page, here, config, reports) for page, here in sections.items()}
+
+
+def link(target: str, page: str) -> str:
+    """Return the relative link from a page's folder to a file of the folder of reports."""
+    return posixpath.relpath(target, page)
+
+
+def _page(
+    page: str, sections: Sequence[OverviewSection], config: OverviewConfig, reports: Reports
+) -> str:
+    parts = [f"# {page}", f"[{config.title}]({link(PAGE, page)})"]
+    parts += [_section(section, page, reports) for section in sections]
+    if any(section.rows for section in sections):
+        parts += ["## How to read these tables", NOTE, config.conditions.strip()]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _section(section: OverviewSection, page: str, reports: Reports) -> str:
+    if section.times is not None:
+        shown, source = _times(reports, section.times)
+    elif section.runtime is not None:
+        shown, source = _runtime(reports, section.runtime)
+    else:
+        shown, source = _figures(reports, section, page)
+    parts = (f"## {section.title}", section.text.strip(), shown, section.below.strip(), source)
+    return "\n\n".join(filter(None, parts))
+
+
+def _times(reports: Reports, name: str) -> tuple[str, str]:
+    """Return the table of a folder of times, and its conditions and command."""
+    times, conditions, command = read_times(reports.folder / name)
+    return times_lines(times), (
+        f"{conditions}\n\nMade by `{command}`; seconds by transform: [times.md](times.md)."
+    )
+
+
+def _runtime(reports: Reports, name: str) -> tuple[str, str]:
+    """Return the tables of a folder of times by backends, and their conditions and command."""
+    rows, conditions, command = read_runtime(reports.folder / name)
+    return runtime_table(rows), (
+        f"{RUNTIME_NOTE} {conditions}\n\nMade by `{command}`; as a table:"
+        " [runtime.csv](runtime.csv)."
+    )
+
+
+def _figures(reports: Reports, section: OverviewSection, page: str) -> tuple[str, str]:
+    """Return the table of arms of a section, and the recipes that make it."""
+    shown: list[tuple[OverviewRow, Arm | None]] = []
+    names: dict[str, None] = {}
+    for row in section.rows:
+        name = row.report or page
+        arm = None
+        if row.run:
+            where = f"section {section.title!r}"
+            arm = reports.arm(name, row.arm, row.control, where=where)
+            names[name] = None
+        shown.append((row, arm))
+    qualities = sorted(
+        {
+            row.quality
+            for _, arm in shown
+            for row in (arm.rows if arm else ())
+            if row.quality is not None
+        }
+    )
+    made = ", then ".join(f"`nicprune run {name}`" for name in [*section.after, *names])
+    linked = ", ".join(f"[{name}]({link(f'{name}/table.md', page)})" for name in names)
+    return (
+        table(headers(qualities), [cells(row, arm, qualities, section.show) for row, arm in shown]),
+        f"Made by {made}; every figure by quality: {linked}." if names else "",
+    )
