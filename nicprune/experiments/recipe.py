@@ -226,6 +226,8 @@ class Recipe(StrictConfig):
             raise ValueError("labels of methods cannot be original or control")
         for number, arm in enumerate(self.methods):
             if arm.scratch is not None:
+                if arm.sparsify is not None:
+                    raise ValueError(f"{arm.label!r}: an arm from scratch has one phase, `phase`")
                 like = next(
                     (other for other in self.methods[:number] if other.label == arm.scratch), None
                 )

@@ -771,6 +771,11 @@ def test_a_small_codec_is_trained_from_scratch_too(
         ),
         ("steps", {"label": "x", "stack": [{"name": "none"}], "phase": {"steps": -3}}),
         ("unknown key", {"scratch": "once", "steps": 3}),
+        (
+            "an arm from scratch has one phase",
+            {"scratch": "once", "seeds": [0], "qualities": [1], "sparsify": {"steps": 3}},
+        ),
+        ("steps", {"name": "none", "label": "x", "sparsify": {"steps": -3}}),
     ],
 )
 def test_arms_that_make_no_sense_are_one_clear_line(
@@ -1024,3 +1029,30 @@ def test_times_belong_to_the_keys_of_the_runs_that_they_limit(
         number for number, pair in enumerate(zip(usual, other, strict=True)) if len({*pair}) == 2
     ]
     assert differing == [2, 6], "mask decay at both qualities"
+
+
+def test_an_arm_may_have_both_phases_of_its_own(content: dict[str, Any], tmp_path: Path) -> None:
+    decay = {"name": "mask_decay", "budget": {"macs": 0.5}, "round_to": 1}
+    longer = {"sparsify": {"steps": 4, "lr": 1e-4}, "phase": {"steps": 1}}
+    arms = [decay | {"label": "as all"}, decay | longer | {"label": "longer"}]
+    recipe = content | {"qualities": [1], "methods": arms}
+    parsed = parse_recipe(recipe, "x")
+    decay_steps = [arm.stack[0].settings["decay_steps"] for arm in parsed.methods]
+    assert decay_steps == [3, 4], "a method that learns does so in the phase of its arm"
+    page = run(recipe, tmp_path)
+    lines = (page.parent / "table.csv").read_text().splitlines()
+    table = {row["label"]: row["steps"] for row in csv.DictReader(lines)}
+    assert table == {"original": "0", "control": "5", "as all": "5", "longer": "5"}
+    # What an arm does not say is no part of its key, and what it says is.
+    keys = [
+        {job.arm.label: job.key for job in plan_runs(parse_recipe(one, "x"), tmp_path)}
+        for one in (recipe, recipe | {"methods": [arms[0], arms[1] | {"sparsify": {"steps": 6}}]})
+    ]
+    assert [label for label in keys[0] if keys[0][label] != keys[1][label]] == ["longer"]
+
+
+def test_a_phase_of_an_arm_is_as_long_as_its_method_learns(content: dict[str, Any]) -> None:
+    decay = {"name": "mask_decay", "budget": {"macs": 0.5}, "decay_steps": 3}
+    arm = decay | {"sparsify": {"steps": 2}}
+    with pytest.raises(RecipeError, match="decay_steps 3 does not fit into sparsify.steps 2"):
+        parse_recipe(content | {"methods": [arm]}, "x")

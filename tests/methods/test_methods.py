@@ -412,11 +412,29 @@ def test_the_gradient_of_each_criterion(criterion: str, values: list[float]) -> 
     assert method._criterion(torch.tensor([0.0, 0.5, 1.0, 1.25])).tolist() == values
 
 
+@pytest.mark.parametrize("target", [{}, {"budget": None, "widths": {"g_a.*": 8}}])
+def test_with_equal_rates_the_criterion_alone_tells_masks_apart(target: dict[str, Any]) -> None:
+    by_importance, equal = (decaying(rates=r, **target)[1] for r in ("importance", "equal"))
+    importance = torch.linspace(0.1, 2.0, len(all_masks(equal)))
+    rates = [m._rates(m._soft_widths(m.current), importance) for m in (by_importance, equal)]
+    assert len(rates[0].unique()) > 1
+    assert rates[1].tolist() == [1.0] * len(importance)
+    # Masks that no gradient moves fall side by side: all are as high after some steps.
+    for method in (by_importance, equal):
+        method.fisher.copy_(importance)
+        for parameter in method.manually_updated():
+            parameter.grad = torch.zeros_like(parameter)
+        method.after_step()
+    assert len(all_masks(equal).unique()) == 1 and float(all_masks(equal)[0]) < 1
+    assert len(all_masks(by_importance).unique()) > 1
+
+
 @pytest.mark.parametrize("criterion", ["decay", "l1", "l2"])
 @pytest.mark.parametrize(
     "target",
     [
         {"budget": {"macs": 0.5}},
+        {"budget": {"macs": 0.5}, "rates": "equal"},
         {"budget": {"encoder": 0.6, "decoder": 0.5}},
         {"budget": None, "widths": {"g_a.*": 8, "h_s.0": 3}},
     ],

@@ -577,6 +577,49 @@ def test_combinations_that_would_learn_nothing_are_refused() -> None:
     attach(codec, "temporal_entropy_model").detach()
 
 
+def test_it_goes_beside_widths_that_are_trained_already(clips: Path, tmp_path: Path) -> None:
+    narrow = {"widths": WIDTHS, "round_to": 1, "latents": "slim"}
+    alone = attach(built("bmshj2018-hyperprior")[0], [("slimmable", narrow)])
+    together = attach(
+        built("bmshj2018-hyperprior")[0],
+        [("slimmable", narrow), ("temporal_entropy_model", {"round_to": 1})],
+    )
+    with torch.no_grad():  # as if trained: other than what `attach` starts from
+        for parameter in alone.parameters():
+            parameter.mul_(1.03)
+    alone.set_width(2)
+    before = state_of(alone)
+    beside = attach(alone, "temporal_entropy_model", round_to=1)
+    assert [method.name for method in beside.methods] == ["slimmable", "temporal_entropy_model"]
+    assert same_state(state_of(alone), before)
+    assert beside.state_dict().keys() == together.state_dict().keys()
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (beside, together)]
+    assert shapes[0] == shapes[1]
+    nip.fit(beside, clips, steps=2, **TRAINING)
+    again = nip.load(nip.save(beside, tmp_path / "beside.safetensors"))
+    clip = frames(3)
+    for width in range(len(WIDTHS)):
+        sent, kept = code(video_coder(beside, width), clip)
+        _, latents = read(video_coder(again, width), sent)
+        assert equal(kept, latents)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("slimmable", {"widths": [1.0, 0.5], "round_to": 1}), ("magnitude", {"widths": {"*": 4}})),
+        (("magnitude", {"widths": {"*": 4}}), ("temporal_entropy_model", {})),
+        (("temporal_entropy_model", {}), ("temporal_entropy_model", {})),
+    ],
+)
+def test_nothing_else_goes_beside_what_is_attached(first: Any, second: Any) -> None:
+    attached = attach(built("bmshj2018-hyperprior")[0], [first])
+    before = state_of(attached)
+    with pytest.raises(CodecError, match="methods are attached to a codec already"):
+        attach(attached, [second])
+    assert same_state(state_of(attached), before)
+
+
 class Bare(nn.Module):
     """No codec."""
 
