@@ -179,6 +179,29 @@ def test_commands_run_in_the_order_given(
     assert "A codec" in (tmp_path / "reports" / "README.md").read_text(encoding="utf-8")
 
 
+def cells(line: str) -> tuple[str, ...]:
+    return tuple(cell.strip() for cell in line.strip().strip("|").split("|"))
+
+
+def test_tables_of_reports_are_those_of_the_reports() -> None:
+    """A table below a line that ends with `reports/NAME/` has that report's figures."""
+    text = README.read_text(encoding="utf-8")
+    tables = re.findall(r"\(`reports/(\w+)/`\):\n\n((?:\|.*\n)+)", text)
+    assert {name for name, _ in tables} == {"evidence_hyperprior", "quickstart"}
+    for name, table in tables:
+        folder = README.parent / "reports" / name
+        pages = "".join(
+            page.read_text(encoding="utf-8")
+            for page in (folder / "table.md", folder / "README.md")
+            if page.exists()
+        )
+        there = {cells(line.replace("\\_", "_")) for line in pages.splitlines() if "|" in line}
+        head, _, *rows = map(cells, table.splitlines())
+        assert rows
+        for row in (head, *rows):  # a page may have further columns to the right
+            assert any(row == one[: len(row)] for one in there), (name, row)
+
+
 def test_the_two_commands_are_those_that_ci_runs() -> None:
     ci = (README.parent / ".ci" / "run").read_text(encoding="utf-8")
     for line in blocks("console")[0].splitlines():

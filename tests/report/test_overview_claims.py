@@ -316,7 +316,7 @@ def test_the_example_of_the_documentation_is_an_overview(tmp_path: Path) -> None
     folder = reports(
         tmp_path,
         example,
-        evidence_mask_decay=[
+        evidence_hyperprior=[
             *sweep((1, 2, 3, 4), label="mask_decay 2x"),
             *(record("pruned", q, drop=0.8, label="l1 2x") for q in (1, 2, 3, 4)),
         ],
