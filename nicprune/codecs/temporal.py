@@ -50,6 +50,12 @@ def on_grid(values: Tensor) -> Tensor:
     return torch.round(values * MEAN_STEPS) / MEAN_STEPS
 
 
+START_SCALE = 1.0
+"""Width of the density of z at the start. CompressAI's 10 takes thousands of steps to narrow: until
+then every z costs 5 bits, whatever it is, and nothing keeps it small.
+"""
+
+
 class TemporalEntropyNetwork(CompressionModel):
     """The temporal entropy model as a network of its own. Its "image" is y[t] and y_hat[t-1], one
     behind the other, (B, 2M, H, W).
@@ -90,7 +96,7 @@ class TemporalEntropyNetwork(CompressionModel):
             last: Any = self.entropy_parameters[-1]
             last.weight.mul_(START)
             last.bias[:M] = 1.0
-        self.entropy_bottleneck = EntropyBottleneck(N)
+        self.entropy_bottleneck = EntropyBottleneck(N, init_scale=START_SCALE)
         self.gaussian_conditional = GaussianConditional(None)
 
     @property

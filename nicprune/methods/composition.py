@@ -609,9 +609,7 @@ def _attach_hooks(methods: Sequence[Method]) -> None:
         method.attach(method.codec)
 
 
-def _attached_beside(
-    attached: Attached, parsed: Sequence[tuple[type[Method], Any]]
-) -> Attached:
+def _attached_beside(attached: Attached, parsed: Sequence[tuple[type[Method], Any]]) -> Attached:
     """Attach a temporal model beside widths that are attached, and trained, already.
 
     Raises:

@@ -143,6 +143,16 @@ def test_widths_are_in_proportion_to_the_latents_or_given() -> None:
     assert [own.entropy_parameters[i].out_channels for i in (0, 2)] == [9, 8]
 
 
+def test_at_first_z_costs_little_and_less_the_smaller_it_is() -> None:
+    network = TemporalEntropyNetwork(8, 4, 4, (4, 4)).eval()
+    with torch.no_grad():
+        bits = [
+            float(-network.entropy_bottleneck(torch.full((1, 4, 2, 2), z))[1].log2().mean())
+            for z in (0.0, 2.0, 4.0)
+        ]
+    assert bits[0] < 3 and bits[0] + 0.5 < bits[1] < bits[2] - 0.5
+
+
 def test_a_p_frame_costs_g_a_g_s_and_the_network() -> None:
     attached = temporal()
     method = attached.roles.temporal
