@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from nicprune.common.errors import (
     RecipeError,
 )
 from nicprune.data.images import write_png
+from nicprune.evaluation.memory import peak_bytes
 from nicprune.experiments.recipe import parse_recipe
 from nicprune.methods import Attached, attach
 from nicprune.methods.video.coder import FrameCoder, video_coder
@@ -612,6 +614,20 @@ def test_it_goes_beside_widths_that_are_trained_already(clips: Path, tmp_path: P
         sent, kept = code(video_coder(beside, width), clip)
         _, latents = read(video_coder(again, width), sent)
         assert equal(kept, latents)
+
+
+def test_the_narrower_the_width_the_less_memory_it_takes() -> None:
+    video, clip = slimmable(), frames(2, 128, 128)
+    peaks = []
+    for width in range(len(WIDTHS)):
+        coder = video_coder(video, width)
+        _, _, latents = coder.compress(clip[0])
+        peaks.append(
+            [peak_bytes(lambda f=f, y=y, c=coder: c.compress(f, y)) for f, y in
+             ((clip[0], None), (clip[1], latents))]
+        )  # fmt: skip
+    for wide, narrow in pairwise(peaks):
+        assert all(less < more for less, more in zip(narrow, wide, strict=True))
 
 
 @pytest.mark.parametrize(
