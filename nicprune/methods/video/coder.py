@@ -55,7 +55,8 @@ class FrameCoder:
         check_finite(model)
         network_width = self.width
         if attached is not None and self._narrow(attached):
-            # The same bytes as in the codec of all widths, with less memory and time.
+            # The same as in the codec of all widths, up to rounding in g_a, with less memory and
+            # time.
             model, network_width = model.extract(self.width, verify=False).eval(), 0
             point = resolve_point(model)
         refresh_tables(model)
