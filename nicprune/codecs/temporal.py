@@ -33,6 +33,11 @@ PAPER_M = 192
 START = 0.1
 """Factor of the last layer's random weights, which are small beside y_hat[t-1]."""
 
+START_DENSITY = 1.0
+"""Width of the density of z at the start. CompressAI's 10 takes thousands of steps to narrow: until
+then every z costs 5 bits, whatever it is, and nothing keeps it small.
+"""
+
 MEAN_STEPS = 256
 """Means are multiples of 1 / this when they code. What both sides compute differs by about 1e-14 on
 other machines, and every frame is predicted from the one before: rounded, the latents of all frames
@@ -48,12 +53,6 @@ def in_proportion(width: int, latents: int) -> int:
 def on_grid(values: Tensor) -> Tensor:
     """Round to multiples of 1 / `MEAN_STEPS`, which floating-point numbers hold exactly."""
     return torch.round(values * MEAN_STEPS) / MEAN_STEPS
-
-
-START_SCALE = 1.0
-"""Width of the density of z at the start. CompressAI's 10 takes thousands of steps to narrow: until
-then every z costs 5 bits, whatever it is, and nothing keeps it small.
-"""
 
 
 class TemporalEntropyNetwork(CompressionModel):
@@ -96,7 +95,7 @@ class TemporalEntropyNetwork(CompressionModel):
             last: Any = self.entropy_parameters[-1]
             last.weight.mul_(START)
             last.bias[:M] = 1.0
-        self.entropy_bottleneck = EntropyBottleneck(N, init_scale=START_SCALE)
+        self.entropy_bottleneck = EntropyBottleneck(N, init_scale=START_DENSITY)
         self.gaussian_conditional = GaussianConditional(None)
 
     @property

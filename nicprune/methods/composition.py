@@ -616,9 +616,8 @@ def _attached_beside(attached: Attached, parsed: Sequence[tuple[type[Method], An
         CodecError: other methods are attached, or are to be.
     """
     there = attached._each
-    if not all(isinstance(method, MultiWidth) for method in there) or not all(
-        issubclass(cls, Temporal) for cls, _ in parsed
-    ):
+    beside = all(issubclass(cls, Temporal) for cls, _ in parsed)
+    if not beside or there != [attached.roles.multi_width]:
         raise CodecError(
             "methods are attached to a codec already; harden() or detach() it first, or attach a"
             " list"
@@ -696,6 +695,8 @@ def attach(
         for name, settings in wanted
     ]
     if isinstance(codec, Attached):
+        if teacher is not None or latency is not None:
+            raise RecipeError("teacher and latency go with the methods that are attached first")
         return _attached_beside(codec, parsed)
     check_codec(codec)
     check_combination([cls for cls, _ in parsed])

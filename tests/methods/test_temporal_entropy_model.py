@@ -618,6 +618,13 @@ def test_it_goes_beside_widths_that_are_trained_already(clips: Path, tmp_path: P
         assert equal(kept, latents)
 
 
+def test_what_only_the_first_attach_takes_is_refused_beside() -> None:
+    attached = attach(built("bmshj2018-hyperprior")[0], "slimmable", widths=[1.0, 0.5], round_to=1)
+    with pytest.raises(RecipeError, match="go with the methods that are attached first"):
+        attach(attached, "temporal_entropy_model", teacher=attached.codec)
+    attach(attached, "temporal_entropy_model", round_to=1)
+
+
 def test_the_narrower_the_width_the_less_memory_it_takes() -> None:
     video, clip = slimmable(), frames(2, 128, 128)
     peaks = []

@@ -53,16 +53,15 @@ class FrameCoder:
         self.width = point.width or 0
         model: Any = copy_codec(codec).float().eval().to(memory_format=torch.contiguous_format)
         check_finite(model)
-        network_width = self.width
-        if attached is not None and self._narrow(attached):
-            # The same as in the codec of all widths, up to rounding in g_a, with less memory and
-            # time.
-            model, network_width = model.extract(self.width, verify=False).eval(), 0
+        widths = attached.widths if attached is not None else None
+        if self.width and widths is not None and widths.field == "width":
+            # The same but for rounding in g_a as in the codec of all widths; less memory and time.
+            model = model.extract(self.width, verify=False).eval()
             point = resolve_point(model)
         refresh_tables(model)
         self._network: TemporalEntropyNetwork | None = None
         if temporal is not None:
-            self._network = model.roles.temporal.network_at(network_width).double().eval()
+            self._network = model.roles.temporal.network_at(point.width or 0).double().eval()
         model.to(memory_format=torch.channels_last)
         self._rate = point.keywords()
         self._coder = Coder(model, point=self._rate)
@@ -84,11 +83,6 @@ class FrameCoder:
         self._latents_alone = False
         # Before the coder's own hook, which converts what it is given.
         self._synthesis.register_forward_pre_hook(self._note, prepend=True)
-
-    def _narrow(self, attached: Attached) -> bool:
-        """Return whether the width is a codec of its own, narrower than the whole."""
-        widths = attached.widths
-        return self.width > 0 and widths is not None and widths.field == "width"
 
     @property
     def predicts(self) -> bool:
