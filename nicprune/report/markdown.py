@@ -70,7 +70,7 @@ def _scratch_gaps(group: Sequence[Row]) -> str:
     if not gaps:
         return ""
     columns = scratch_gap.headers()
-    align = ["left" if n in (1, 3) else "right" for n in range(len(columns))]
+    align = ["left" if n in (1, 3, 5) else "right" for n in range(len(columns))]
     body = _pipe_table([list(map(escape, gap.cells())) for gap in gaps], columns, align)
     return f"\n**Against training from scratch**\n\n{body}\n\n{escape(scratch_gap.NOTE)}\n"
 

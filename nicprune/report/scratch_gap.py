@@ -1,7 +1,10 @@
 """The gap to the same small codec trained from scratch, and how much of it a pruned codec closes.
 
 cost = λ · 255² · MSE + bpp
-gap closed = (cost from scratch − cost of the codec) / (cost from scratch − cost of the original)
+gap closed = (cost from scratch − cost of the codec) / (cost from scratch − cost of the whole codec)
+
+The whole codec is the control, fine-tuned for as many steps as the pruned one; where there is none,
+the original, whose training then ended earlier than the pruned codec's.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ TOLERANCE = 0.03
 
 NOTE = (
     "Cost: λ · 255² · MSE + bpp, real bits and 8-bit images, mean over images. Gap closed: (from"
-    " scratch - codec) / (from scratch - original). 100 % is as good as the original; 0 % is no"
-    " better than the same small codec trained from scratch for the steps given."
+    " scratch - codec) / (from scratch - whole codec). The whole codec is the control, fine-tuned"
+    " for as many steps as the pruned codec, or the original where no control was. 100 % is as good"
+    " as the whole codec; 0 % is no better than the same small codec trained from scratch for the"
+    " steps given."
 )
 
 
@@ -35,7 +40,8 @@ class Gap:
         scratch: name of the codec trained from scratch.
         steps: training steps of the codec trained from scratch.
         reduction: FLOP reduction of the pruned codec.
-        original, from_scratch, codec: costs, mean over seeds.
+        whole: name of the unpruned codec.
+        whole_cost, from_scratch, codec: costs of the three, mean over seeds.
     """
 
     quality: int | None
@@ -43,13 +49,14 @@ class Gap:
     scratch: str
     steps: int
     reduction: float
-    original: float
+    whole: str
+    whole_cost: float
     from_scratch: float
     codec: float
 
     def closed(self) -> float | None:
         """Return the fraction of the gap that is closed, in per cent; None without a gap."""
-        gap = self.from_scratch - self.original
+        gap = self.from_scratch - self.whole_cost
         return 100 * (self.from_scratch - self.codec) / gap if gap > 0 else None
 
     def cells(self) -> list[str]:
@@ -61,7 +68,8 @@ class Gap:
             f"{self.reduction:.2f}×",
             self.scratch,
             f"{self.steps:,}",
-            f"{self.original:.4f}",
+            self.whole,
+            f"{self.whole_cost:.4f}",
             f"{self.codec:.4f}",
             f"{self.from_scratch:.4f}",
             "–" if closed is None else f"{closed:.0f} %",
@@ -74,7 +82,8 @@ def headers() -> list[str]:
         *(column_of(name).header for name in ("quality", "label", "flop_reduction")),
         "same size, from scratch",
         "its steps",
-        "cost of the original",
+        "whole codec",
+        "its cost",
         "cost of the codec",
         "cost from scratch",
         "gap closed",
@@ -92,29 +101,38 @@ def scratch_gaps(group: Sequence[Row]) -> list[Gap]:
     for row in group:
         if row.role != "pruned" or row in scratches:
             continue
-        original = next(
-            (other for other in group if other.role == "original" and other.quality == row.quality),
-            None,
-        )
+        whole = _whole_codec(row, group)
         for scratch in scratches:
-            gap = _gap(row, original, scratch)
+            gap = _gap(row, whole, scratch)
             if gap is not None:
                 found.append(gap)
     return sorted(found, key=lambda gap: (gap.quality or 0, gap.steps, gap.scratch, gap.codec))
 
 
-def _gap(row: Row, original: Row | None, scratch: Row) -> Gap | None:
+def _whole_codec(row: Row, group: Sequence[Row]) -> Row | None:
+    """Return the control that was trained for as many steps as a row, or else the original."""
+    same = [other for other in group if other.quality == row.quality]
+    controls = [
+        other
+        for other in same
+        if other.role == "control" and other.members[0].steps == row.members[0].steps
+    ]
+    originals = [other for other in same if other.role == "original"]
+    return next(iter(controls + originals), None)
+
+
+def _gap(row: Row, whole: Row | None, scratch: Row) -> Gap | None:
     """Return the gap of one pair; None where the two cannot be compared."""
     if (
-        original is None
+        whole is None
         or scratch.quality != row.quality
         or abs(row.mean["macs"] / scratch.mean["macs"] - 1) > TOLERANCE
         # Costs at different lambdas cannot be compared.
-        or not _same_lambda(original, row)
+        or not _same_lambda(whole, row)
         or not _same_lambda(scratch, row)
     ):
         return None
-    before, from_scratch, after = map(_mean_cost, (original, scratch, row))
+    before, from_scratch, after = map(_mean_cost, (whole, scratch, row))
     if before is None or from_scratch is None or after is None:
         return None
     return Gap(
@@ -123,6 +141,7 @@ def _gap(row: Row, original: Row | None, scratch: Row) -> Gap | None:
         scratch.arm,
         int(scratch.members[0].steps or 0),
         row.mean["flop_reduction"],
+        whole.arm,
         before,
         from_scratch,
         after,

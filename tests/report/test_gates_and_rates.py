@@ -507,6 +507,15 @@ def test_the_share_of_the_gap_that_is_closed(tmp_path: Path) -> None:
         == pytest.approx(100 * (by_hand(28, 0.4) - by_hand(27, 0.4)) / whole)
         and (found["worse"].closed() or 0) < 0
     )
+    # The control of as many steps takes the original's place; one of more or fewer does not.
+    for steps, top in ((50, by_hand(30.5, 0.3)), (49, by_hand(30, 0.3)), (51, by_hand(30, 0.3))):
+        control = scratched(30.5, 0.3, "control", "none", steps) | {"role": "control"}
+        ((_, with_control),) = compact_rows([*records, control]).items()
+        gap = next(gap for gap in scratch_gaps(with_control) if gap.arm == "pruned")
+        assert gap.whole == ("control" if steps == 50 else "original")
+        assert gap.closed() == pytest.approx(
+            100 * (by_hand(28, 0.4) - by_hand(29, 0.32)) / (by_hand(28, 0.4) - top)
+        )
     ((_, other),) = compact_rows(
         [r | {"lmbda": 0.02} if r["label"] == "pruned" else r for r in records]
     ).items()

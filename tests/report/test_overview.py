@@ -117,7 +117,7 @@ def test_a_control_is_one_of_as_many_steps_or_the_one_named(tmp_path: Path) -> N
 def test_the_gap_to_scratch_stands_beside(tmp_path: Path) -> None:
     found = [
         record("original", 3),
-        record("control", 3),
+        record("control", 3, drop=-0.1),
         record("pruned", 3, drop=0.5),
         record("pruned", 3, drop=1.5, label="worse"),
     ]
@@ -128,7 +128,7 @@ def test_the_gap_to_scratch_stands_beside(tmp_path: Path) -> None:
     rows = "- {title: A, report: one, rows: [{arm: mask_decay}, {arm: worse}, {arm: control}]}\n"
     text = page(tmp_path, rows, one=found)
     assert cells(text, "worse")[4] == "none"
-    costs = [0.01 * 255**2 * 10 ** (-(32 - drop) / 10) + 0.6 for drop in (0.0, 0.5, 1.0)]
+    costs = [0.01 * 255**2 * 10 ** (-(32 - drop) / 10) + 0.6 for drop in (-0.1, 0.5, 1.0)]
     assert (
         cells(text, "mask_decay")[4]
         == f"{100 * (costs[2] - costs[1]) / (costs[2] - costs[0]):.0f} %"
