@@ -110,15 +110,15 @@ def scratch_gaps(group: Sequence[Row]) -> list[Gap]:
 
 
 def _whole_codec(row: Row, group: Sequence[Row]) -> Row | None:
-    """Return the control that was trained for as many steps as a row, or else the original."""
+    """Return the control that was trained for as many steps as a row, or another codec that was
+    without a method, or else the original.
+    """
     same = [other for other in group if other.quality == row.quality]
-    controls = [
-        other
-        for other in same
-        if other.role == "control" and other.members[0].steps == row.members[0].steps
-    ]
+    as_long = [other for other in same if other.members[0].steps == row.members[0].steps]
+    controls = [other for other in as_long if other.role == "control"]
+    bare = [other for other in as_long if other.members[0].method == "none"]
     originals = [other for other in same if other.role == "original"]
-    return next(iter(controls + originals), None)
+    return next(iter(controls + bare + originals), None)
 
 
 def _gap(row: Row, whole: Row | None, scratch: Row) -> Gap | None:

@@ -516,6 +516,9 @@ def test_the_share_of_the_gap_that_is_closed(tmp_path: Path) -> None:
         assert gap.closed() == pytest.approx(
             100 * (by_hand(28, 0.4) - by_hand(29, 0.32)) / (by_hand(28, 0.4) - top)
         )
+    bare = scratched(30.5, 0.3, "longer", "none", 50)
+    ((_, with_bare),) = compact_rows([*records, bare]).items()
+    assert {gap.whole for gap in scratch_gaps(with_bare)} == {"longer"}
     ((_, other),) = compact_rows(
         [r | {"lmbda": 0.02} if r["label"] == "pruned" else r for r in records]
     ).items()
