@@ -19,13 +19,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from nicprune.common.config import cut
 from nicprune.common.errors import DataError, FileError
 from nicprune.common.files import check_regular, expand
-from nicprune.data.images import FORMATS, SAMPLES, SUFFIXES, check_size, files_below, read_image
+from nicprune.data.images import (
+    SAMPLES,
+    SUFFIXES,
+    check_size,
+    files_below,
+    read_image,
+    upright_size,
+)
 from nicprune.data.video_frames import pyav, to_rgb
 
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".y4m", ".yuv"}
@@ -135,13 +141,7 @@ class ImageClip(Clip):
 
     def __init__(self, files: Sequence[Path], name: str):
         self.name, self.files, self.fps = name, list(files), USUAL_FPS
-        try:
-            with Image.open(check_regular(files[0], "image"), formats=FORMATS) as image:
-                self.width, self.height = image.size
-        except FileError as error:
-            raise DataError(str(error)) from None
-        except Exception:  # Pillow raises errors of any kind on damaged files
-            self.height, self.width = read_image(files[0]).shape[1:]
+        self.width, self.height = upright_size(files[0])
         check_size(self.width, self.height, str(files[0]))
 
     def __len__(self) -> int:

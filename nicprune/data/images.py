@@ -48,6 +48,11 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "GIF", "JPEG2000"
 another program.
 """
 
+SWAPPED_SIDES = (5, 6, 7, 8)
+"""EXIF orientations in which rows are stored as columns."""
+ORIENTATION = 0x0112
+"""Number of the EXIF tag."""
+
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
@@ -101,6 +106,24 @@ def check_size(width: int, height: int, what: str) -> None:
             f"{what} has {width}x{height} pixels, more than the {most:,} that are allowed;"
             f" --max-pixels or {MAX_PIXELS_VARIABLE} allows more"
         )
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Return the (width, height) of an image as `read_image` returns it, from its header.
+
+    Raises:
+        DataError: the file is missing, damaged or not an image.
+    """
+    try:
+        with Image.open(check_regular(path, "image"), formats=FORMATS) as image:
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION) in SWAPPED_SIDES
+    except FileError as error:
+        raise DataError(str(error)) from None
+    except Exception:  # Pillow raises errors of any kind on damaged files
+        height, width = read_image(path).shape[1:]
+        return width, height
+    return (height, width) if turned else (width, height)
 
 
 def to_rgb(image: Image.Image) -> Tensor:

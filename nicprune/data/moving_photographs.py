@@ -13,22 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from nicprune.common.errors import DataError
 from nicprune.common.files import content_digest
-from nicprune.data.images import FORMATS, list_images, read_image, usable_images
+from nicprune.data.images import list_images, read_image, upright_size, usable_images
 from nicprune.data.patches import mix
 
 LARGEST_SIDE = 768
 """Pixels along a side of a frame; of a larger photograph a part is filmed."""
-
-SWAPPED_SIDES = (5, 6, 7, 8)
-"""EXIF orientations in which rows are stored as columns."""
-ORIENTATION = 0x0112
-"""Number of the EXIF tag."""
 
 STATIC_CAMERAS = 0.4
 """Fraction of the clips whose camera stands still, as in much of real video."""
@@ -125,7 +119,7 @@ class MovingPhotograph:
 
     def __init__(self, path: Path, count: int, others: Sequence[Path] = ()):
         self.path, self.name, self.count = path, path.name, count
-        self._photograph_size = _size(path)
+        self._photograph_size = upright_size(path)
         self.width, self.height = (min(side, LARGEST_SIDE) for side in self._photograph_size)
         self._seed = int(content_digest(path)[:15], 16)
         self._generator = torch.Generator().manual_seed(mix(self._seed, VERSION))
@@ -280,22 +274,6 @@ def moving_photographs(
     """
     paths = usable_images(list_images(folder, "train"), smallest)
     return [MovingPhotograph(path, count, paths) for path in paths]
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Return the (width, height) of an image, upright, from its header.
-
-    Raises:
-        DataError: the file is missing, damaged or not an image.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            swapped = image.getexif().get(ORIENTATION) in SWAPPED_SIDES
-    except Exception:  # Pillow raises errors of any kind on damaged files
-        height, width = read_image(path).shape[1:]
-        swapped = False
-    return (height, width) if swapped else (width, height)
 
 
 def _sampled(image: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from nicprune.common.errors import DataError
 from nicprune.data.clip_patches import ClipPatches, ClipSampling
+from nicprune.data.clips import ImageClip
 from nicprune.data.images import read_image, write_png
 from nicprune.data.moving_photographs import (
     LARGEST_SIDE,
@@ -232,12 +233,17 @@ def test_frames_are_as_large_as_the_photograph_and_at_most_768(
     assert int((clip.read([2])[0][..., -seen.shape[2] :].int() - seen.int()).abs().max()) <= 1
 
 
-def test_a_photograph_that_lies_on_its_side_is_turned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("orientation", [0, *range(1, 9), 9])  # 0 and 9 mean nothing
+def test_clips_of_images_are_upright(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
-    clip = MovingPhotograph(tmp_path / "turned.jpg", 3)
-    assert (clip.height, clip.width) == (40, 30) == clip.read([0])[0].shape[1:]
+    size = (40, 30) if 5 <= orientation <= 8 else (30, 40)
+    for clip in (
+        MovingPhotograph(tmp_path / "turned.jpg", 3),
+        ImageClip([tmp_path / "turned.jpg"], "turned"),
+    ):
+        assert (clip.height, clip.width) == size == clip.read([0])[0].shape[1:]
 
 
 def test_beyond_the_border_the_photograph_is_mirrored(still: MovingPhotograph) -> None:
