@@ -51,13 +51,16 @@ class Phase(StrictConfig):
     schedule: Literal["constant", "cosine", "linear"] | None = None
     warmup: int | None = Field(default=None, ge=0)
     optimizer: Literal["adam", "soap"] | None = None
+    latents: Literal["noisy", "rounded"] | None = None
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        """Omit the optimizer where it is not set: this text is part of the keys of cached runs."""
+        """Omit newer settings where they are not set: this text is part of the keys of cached
+        runs.
+        """
         return [
             (name, value)
             for name, value in super().__repr_args__()
-            if name != "optimizer" or value is not None
+            if name not in ("optimizer", "latents") or value is not None
         ]
 
 

@@ -48,6 +48,7 @@ from nicprune.training.checkpoints import Checkpoints
 from nicprune.training.interruption import deferred_signals
 from nicprune.training.optimizers import DEFAULT_LR, MAX_PRECONDITIONED, make_optimizer
 from nicprune.training.precision import autocast_dtype, entropy_models_in_float32
+from nicprune.training.rounded_latents import rounded_latents
 
 MAX_SKIPPED = 20
 """Largest number of consecutive steps that are skipped because their gradient is not finite."""
@@ -75,6 +76,9 @@ class TrainSettings(StrictConfig):
             bottlenecks' quantiles.
         schedule, warmup: course of `lr` after a linear warm-up of `warmup` steps.
         clip: largest norm of the network's gradient.
+        latents: what decoders and context models are given in training: "noisy" latents, as by
+            CompressAI, or "rounded" ones, as in use (see `nicprune.training.rounded_latents`). The
+            rate is that of noisy latents with both. Some codecs round theirs themselves.
         precision: "32", "bf16", or "auto": bfloat16 where the device computes in it natively.
         channels_last: train in this memory format, which is faster on CPU.
         seed: determines patches and quantisation noise.
@@ -98,6 +102,7 @@ class TrainSettings(StrictConfig):
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup: int = Field(default=0, ge=0)
     clip: float = Field(default=1.0, gt=0)
+    latents: Literal["noisy", "rounded"] = "noisy"
     precision: Literal["auto", "32", "bf16"] = "auto"
     channels_last: bool = True
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -298,6 +303,8 @@ def fit(
                     stack.callback(replayed.close)
                 stack.enter_context(entropy_models_in_float32(model))
                 stack.enter_context(strided_pointwise_by_slicing(model))
+                if options.latents == "rounded":
+                    stack.enter_context(rounded_latents(model))
                 model.train()
                 run.resume()
                 bar.start(run.step)

@@ -1,0 +1,112 @@
+"""Rounded latents in training: every codec trains what it is used with, and gradients stay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import ARCHITECTURES, METHOD_SETTINGS, built
+from torch import Tensor, nn
+
+from nicprune.codecs.layer_kinds.entropy import entropy_models
+from nicprune.methods import attach
+from nicprune.training.loop import fit
+from nicprune.training.rounded_latents import rounded_latents
+
+ROUND_THEMSELVES = (
+    "cheng2020-anchor-checkerboard",
+    "elic2022-official",
+    "elic2022-chandelier",
+    "bmshj2018-hyperprior-vbr",
+    "mbt2018-mean-vbr",
+    "mbt2018-vbr",
+)
+"""Codecs that decode rounded latents in training anyway."""
+
+
+def outputs(codec: nn.Module, image: Tensor, training: bool) -> Any:
+    torch.manual_seed(0)
+    return codec.train(training)(image)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_training_decodes_what_is_decoded_in_use(name: str) -> None:
+    codec = built(name)[0]
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        in_use, noisy = outputs(codec, image, False), outputs(codec, image, True)
+        with rounded_latents(codec):
+            inside = outputs(codec, image, False)
+            rounded = outputs(codec, image, True)
+        after = outputs(codec, image, True)
+    top = float(in_use["x_hat"].abs().max())
+    assert torch.allclose(rounded["x_hat"], in_use["x_hat"], atol=1e-5 * top)
+    assert torch.equal(inside["x_hat"], in_use["x_hat"]), "nothing changes outside of training"
+    assert torch.equal(after["x_hat"], noisy["x_hat"]), "nothing stays after the block"
+    if name not in ROUND_THEMSELVES:
+        assert not torch.allclose(noisy["x_hat"], in_use["x_hat"], atol=1e-4 * top)
+    # The rate stays that of noisy latents: of the innermost ones it is the same to the bit.
+    innermost = list(in_use["likelihoods"])[-1]
+    assert torch.equal(rounded["likelihoods"][innermost], noisy["likelihoods"][innermost])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_gradients_reach_all_that_noisy_latents_reach(name: str) -> None:
+    def reached(rounding: bool) -> dict[str, bool]:
+        codec = built(name)[0].train()
+        image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        if rounding:
+            with rounded_latents(codec):
+                out = codec(image)
+        else:
+            out = codec(image)
+        rate = sum(p.log().mean() for p in out["likelihoods"].values())
+        (out["x_hat"].square().mean() + rate).backward()
+        return {n: p.grad is not None and bool(p.grad.any()) for n, p in codec.named_parameters()}
+
+    assert reached(True) == reached(False)
+
+
+def test_the_gradient_passes_the_rounding_unchanged() -> None:
+    codec = built("mbt2018-mean")[0].train()
+    for model in entropy_models(codec):
+        given = torch.randn(2, model_width(model), 4, 4, requires_grad=True)
+        further = (
+            (torch.ones_like(given), torch.rand_like(given))
+            if hasattr(model, "scale_table")
+            else ()
+        )
+        with rounded_latents(codec):
+            latents, _ = model(given, *further)
+            again = model.quantize(given, "noise")
+        assert torch.equal(again, given.round())
+        for rounded in (latents, again):
+            (gradient,) = torch.autograd.grad(rounded.sum(), given)
+            assert torch.equal(gradient, torch.ones_like(given))
+
+
+def model_width(model: Any) -> int:
+    return int(getattr(model, "channels", 3))
+
+
+def test_fit_gives_decoders_rounded_latents_where_asked_to() -> None:
+    for latents, whole in (("noisy", False), ("rounded", True)):
+        codec = built("bmshj2018-hyperprior")[0]
+        masked = attach(codec, "mask_decay", **METHOD_SETTINGS["mask_decay"])
+        seen: list[bool] = []
+        codec.get_submodule("g_s").register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.append(bool((args[0] == args[0].round()).all()))
+        )
+        fit(
+            masked,
+            "samples",
+            steps=6,
+            batch_size=1,
+            patch_size=64,
+            lmbda=0.01,
+            latents=latents,
+            progress=False,
+        )
+        assert seen == [whole] * 6
+        assert not any("quantize" in vars(model) for model in entropy_models(codec))
