@@ -13,7 +13,6 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from torch import Tensor
 
 from nicprune.channels.groups import Group
 from nicprune.common.config import StrictConfig
@@ -298,30 +297,23 @@ ROUNDS, ENOUGH = 16, 0.98
 """Measurements at most to meet a budget; the share of it that is to be used."""
 
 
-def calibrate_thresholds(
-    thresholds: Sequence[Tensor],
+def move_to_budget(
+    move: Callable[[float], None],
     measure: Callable[[], float],
-    guess: Callable[[], float],
+    guess: Callable[[float], float],
     most: float,
 ) -> None:
-    """Shift thresholds by one amount, in place, until what they leave costs no more than a budget,
-    and hardly less.
+    """Move thresholds until what they leave costs no more than a budget, and hardly less.
 
     Args:
+        move: moves the thresholds so far from where they began; further leaves less.
         measure: runs with the thresholds as they are, and returns the share of the budget that is
             used.
-        guess: by how much more they should be shifted, as far as the last measurement tells; it
-            need not be right.
-        most: a shift that surely is enough, beyond what was tried.
+        guess: by how much more they should be moved from so far, as far as the last measurement
+            tells; it need not be right.
+        most: a distance that surely is enough, beyond what was tried.
     """
-    start = [threshold.clone() for threshold in thresholds]
     shift, too_low, met, used = 0.0, -math.inf, math.inf, math.inf
-
-    def move(to: float) -> float:
-        for threshold, first in zip(thresholds, start, strict=True):
-            threshold.copy_(first + to)
-        return to
-
     for tried in range(ROUNDS):
         used = measure()
         too_low, met = (shift, met) if used > 1 else (too_low, shift)
@@ -329,7 +321,7 @@ def calibrate_thresholds(
             break
         # Guesses that fall short again and again are doubled; what is known to be too little or
         # enough bounds them all.
-        following = shift + guess() * (1 if tried < 3 else 2)
+        following = shift + guess(shift) * (1 if tried < 3 else 2)
         if not too_low < following < met:
             following = (
                 (too_low + met) / 2
@@ -338,7 +330,8 @@ def calibrate_thresholds(
             )
         if used <= 1 and abs(following - shift) < 1e-4:
             break
-        shift = move(following)
+        shift = following
+        move(shift)
     else:
         used = measure()
     if used > 1:

@@ -741,6 +741,36 @@ def test_what_is_hardened_meets_the_budget_too(name: str, over: float) -> None:
     assert 0.93 * 0.5 <= mean_cost(small, pictures)["macs"] <= 0.5
 
 
+@pytest.mark.parametrize("energies", [0.1, 10.0])
+def test_calibrating_moves_least_what_matters_most_for_its_macs(energies: float) -> None:
+    attached = attach(
+        built("bmshj2018-hyperprior")[0],
+        "channel_gating",
+        budget={"macs": 0.6},
+        gating_steps=6,
+        round_to=64,
+    )
+    train(attached, 6)
+    pictures = [picture(attached.codec, seed) for seed in range(6)]
+    attached.calibrate(pictures)
+    method, generator = gating(attached), torch.Generator().manual_seed(0)
+    for gate in gates_of(attached).values():
+        gate.importance.copy_(torch.rand(gate.channels, generator=generator) ** 4)
+        # More channels, or fewer, are open than the budget leaves.
+        gate.scale.mul_(1 / energies)
+    before = torch.cat([gate.threshold.data.clone() for gate in gates_of(attached).values()])
+    attached.calibrate(pictures)
+    ways = torch.cat([gate.threshold.data for gate in gates_of(attached).values()]) - before
+    importance = torch.cat([gate.importance for gate in gates_of(attached).values()])
+    per_mac = importance / torch.from_numpy(method._prices).to(importance)
+    order = per_mac.argsort()
+    if energies > 1:  # the least important for their MACs go furthest towards closed
+        assert bool((ways > 0).all()) and bool((ways[order].diff() <= 1e-6).all())
+    else:  # the most important go furthest towards open
+        assert bool((ways < 0).all()) and bool((ways[order].diff() <= 1e-6).all())
+    assert float(ways.abs().max() / ways.abs().min()) > 100
+
+
 def test_calibrating_measures_and_changes_nothing_else() -> None:
     attached = gated("bmshj2018-hyperprior").train()
     pictures = [picture(attached.codec, seed) for seed in range(100, 105)]
@@ -908,7 +938,11 @@ def test_once_done_gates_stay_as_they_are_while_the_codec_trains_on(resumed: boo
     assert not any(p.requires_grad for p in gating(attached).parameters())
     before, codec = state_of(gating(attached)), state_of(attached.codec)
     train(attached, 3, lr=1e-2)
-    assert same_state(before, state_of(gating(attached)))
+    # Running means follow the codec; nothing else does.
+    running = (".scale", ".seen", ".open_rate")
+    after = state_of(gating(attached))
+    learnt = [{k: v for k, v in one.items() if not k.endswith(running)} for one in (before, after)]
+    assert same_state(*learnt)
     assert not same_state(codec, state_of(attached.codec))
     # They gate all the same, hard.
     gate = gates_of(attached)["g_a.2"].train()
@@ -916,6 +950,31 @@ def test_once_done_gates_stay_as_they_are_while_the_codec_trains_on(resumed: boo
         0.0,
         1.0,
     }
+
+
+@pytest.mark.parametrize("energy", ["mean", "max"])
+@pytest.mark.parametrize("relative_to", ["channel", "layer"])
+def test_gates_follow_weights_that_grow_while_the_codec_trains_on(
+    energy: Any, relative_to: Any
+) -> None:
+    gate, generator = Gate(9, energy, 3, relative_to), torch.Generator().manual_seed(0)
+    images = [torch.rand(2, 9, 4, 4, generator=generator) * (1 + n % 3) for n in range(12)]
+    usual = torch.rand(2, 9, 4, 4, generator=generator) * 2
+    gate.train()(usual)
+    gate.threshold.data.copy_(gate.scores(gate.pool(images[4])).mean(0))
+    gate.learns = False  # what follows is fine-tuning
+    gate.requires_grad_(False)
+
+    def decisions(factor: float) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([gate.eval()(factor * x) for x in images])
+
+    before = decisions(1)
+    assert 0.1 < float(before.mean()) < 0.9 and not torch.equal(decisions(5), before)
+    for _ in range(400):
+        rate = gate.train()(5 * usual).mean(0)
+    assert torch.equal(decisions(5), before)
+    assert torch.allclose(gate.open_rate, rate, atol=1e-6)
 
 
 def test_a_state_of_learning_is_taken_up_where_it_was() -> None:

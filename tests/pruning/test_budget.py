@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from helpers import built, same_state, state_of
 
 from nicprune.channels.groups import Groups
@@ -17,7 +16,7 @@ from nicprune.codecs.provenance import provenance
 from nicprune.common.config import parse
 from nicprune.common.errors import BudgetError, RecipeError
 from nicprune.methods import attach
-from nicprune.pruning.budget import KMAC, Budget, allocate_widths, calibrate_thresholds, next_width
+from nicprune.pruning.budget import KMAC, Budget, allocate_widths, move_to_budget, next_width
 from nicprune.pruning.cost import CostModel
 from nicprune.pruning.target import Target
 
@@ -171,22 +170,22 @@ def test_fixed_widths_by_pattern() -> None:
 def test_thresholds_are_shifted_until_the_budget_is_met_and_used(
     guess: Any, start: float, steps: int
 ) -> None:
-    thresholds, measured = [torch.tensor([start, start + 1]), torch.tensor([start - 0.2])], []
+    places, measured = [0.0], []
 
     def measure() -> float:  # falls in steps, from 2 at -1 to 0.4 at 1
-        measured.append(
-            math.ceil((2 - 0.8 * (min(max(float(thresholds[1]) + 0.2, -1), 1) + 1)) * steps) / steps
-        )
+        at = min(max(start + places[-1], -1), 1)
+        measured.append(math.ceil((2 - 0.8 * (at + 1)) * steps) / steps)
         return measured[-1]
 
-    calibrate_thresholds(thresholds, measure, lambda: guess(measured[-1]), 100.0)
+    def guessed(now: float) -> float:
+        assert now == places[-1]
+        return float(guess(measured[-1]))
+
+    move_to_budget(places.append, measure, guessed, 100.0)
     assert measured[-1] <= 1 and len(measured) <= 18
     assert measured[-1] == measure(), "what was measured last is what is left"
     if guess(2.0) == 2.0:
         assert measured[-1] >= (0.98 if steps == 1000 else 1 - 1 / 7)
-    assert torch.equal(thresholds[0][1] - thresholds[0][0], torch.tensor(1.0)) or float(
-        thresholds[0][1] - thresholds[0][0]
-    ) == pytest.approx(1, abs=1e-5)
 
 
 def test_kmac_per_pixel_is_the_share_of_the_original() -> None:

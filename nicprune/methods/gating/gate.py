@@ -115,7 +115,8 @@ class Gate(nn.Module):
 
     Attributes:
         threshold: alpha, shape (C,); below every score at the start, so that all channels are open.
-        scale: usual energy of each channel, or of the layer for all of them, shape (C,).
+        scale: usual energy of each channel, or of the layer for all of them, shape (C,); a running
+            mean in training, before and after thresholds are fixed.
         gain: factor on the input before its energy is taken, shape (C,): 1, unless the scale of a
             rate was folded into the weights.
         place: index of each channel among the `width` channels that the gate was learnt with; the
@@ -222,9 +223,9 @@ class Gate(nn.Module):
 
     def decide(self, energy: Tensor) -> Tensor:
         """Return open and closed channels as `forward` does, from energies (B, C)."""
-        if self.training and self.learns:
+        if self.training:
             with torch.no_grad():
-                if self._current is None:
+                if self.learns and self._current is None:
                     self._current = self.threshold.detach().clone()
                 memory = min(EMA, int(self.seen) / (int(self.seen) + 1))  # a plain mean at first
                 usual = (
@@ -241,7 +242,7 @@ class Gate(nn.Module):
         if not self.training:
             self.open = hard[0].detach() > 0
             return hard
-        if self.learns:
+        with torch.no_grad():
             self.open_rate.mul_(EMA).add_(hard.detach().mean(0).to(self.open_rate), alpha=1 - EMA)
         if not torch.is_grad_enabled() or not self.learns:
             return hard.detach()

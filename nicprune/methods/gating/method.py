@@ -26,9 +26,14 @@ from the whole to the budget, and stays there.
 *Skipping.* For a single image, closed channels are left out of the convolution, and of the GDN
 before it if nothing else reads its output. The gate decides from the output at some pixels.
 
+*Fine-tuning.* Thresholds and mixing stay as they were learnt; running means of energies go on
+following the codec's weights, since scores are relative to them. Without, channels open and close
+as weights grow and shrink.
+
 *Whole images* have less extreme energies than training patches. `calibrate` measures how often each
-channel is open on whole images and shifts all thresholds by one amount, so that the budget holds
-there.
+channel is open on whole images and moves the thresholds, each by t * r (t / r where channels are to
+open), so that the budget holds there. Moved by one amount, thresholds close important channels: to
+save 7 % of the MACs so cost 0.64 dB, by t * r 0.37 dB at fewer bits.
 
 *Freezing.* Channels that hardly ever open are removed by `harden`. They then no longer contribute
 to the GDN's sum over channels; beta takes over their mean contribution.
@@ -65,8 +70,8 @@ from nicprune.methods.gating.gate import (
     recording,
     sampling_step,
 )
-from nicprune.pruning.budget import calibrate_thresholds
-from nicprune.pruning.budget_controller import deviations, relative_rates, steer
+from nicprune.pruning.budget import move_to_budget
+from nicprune.pruning.budget_controller import SPREAD, deviations, relative_rates, steer
 
 CLOSED = 3.0
 """alpha_t with a budget: closed wherever there is less than 3^4 times a channel's usual energy."""
@@ -341,7 +346,7 @@ class ChannelGating(Gating):
         eta = 2.0 / self.config.gating_steps
         if self.config.budget is not None:
             steer(self.rho, self._ahead(), slowest=1e-3 / self.config.gating_steps)
-            rates = relative_rates(torch.from_numpy(self._prices).to(importance), importance)
+            rates = self._rates(importance)
             goal = torch.full_like(alpha, CLOSED)
         else:
             rates, goal = (
@@ -356,9 +361,15 @@ class ChannelGating(Gating):
         if self.done:
             self._hold()
 
+    def _rates(self, importance: Tensor) -> Tensor:
+        """Return r, how much faster than others each channel is closed, from the importance of all
+        channels, shape (sum of C,).
+        """
+        return relative_rates(torch.from_numpy(self._prices).to(importance), importance)
+
     def _hold(self) -> None:
-        """Fix thresholds, scales and the 1-D convolution once done; the codec's weights may be
-        trained on.
+        """Fix thresholds and the 1-D convolution once done; the codec's weights may be trained
+        on.
         """
         parts: list[Any] = [*self.each().values(), *self._meters().values()]
         for part in parts:
@@ -410,32 +421,41 @@ class ChannelGating(Gating):
         )
 
     def _meet(self, model: nn.Module, images: Sequence[Tensor]) -> None:
-        margins: dict[str, Tensor] = {}
+        gates, margins = self.each(), dict[str, Tensor]()
+        start = {name: gate.threshold.data.clone() for name, gate in gates.items()}
+        rates = self._rates(torch.cat([gate.importance for gate in gates.values()]))
+        parts = rates.split([gate.channels for gate in gates.values()])
+
+        def moved(to: float) -> dict[str, Tensor]:
+            return {
+                name: to * rate if to > 0 else to / rate
+                for name, rate in zip(gates, parts, strict=True)
+            }
+
+        def move(to: float) -> None:
+            for name, way in moved(to).items():
+                gates[name].threshold.data.copy_(start[name] + way)
 
         def measure() -> float:
             margins.update(self._measure(model, images))
             return self._used()
 
-        calibrate_thresholds(
-            [gate.threshold.data for gate in self.each().values()],
-            measure,
-            lambda: self._shift(margins),
-            2 * CLOSED,
-        )
+        def guess(now: float) -> float:
+            """Return how much further thresholds must move for the recorded images to meet the
+            budget at the same energies.
+            """
+            before, here = {n: gate.open_rate.clone() for n, gate in gates.items()}, moved(now)
+            low, high = -CLOSED * SPREAD, CLOSED * SPREAD
+            for middle in ((low + high) / 2 for _ in range(26)):
+                for name, there in moved(now + middle).items():
+                    further = margins[name] - (there - here[name])
+                    gates[name].open_rate.copy_(opened(further).mean(0))
+                low, high = (middle, high) if self._used() > 1 else (low, middle)
+            for name, rate in before.items():
+                gates[name].open_rate.copy_(rate)
+            return high
 
-    def _shift(self, margins: Mapping[str, Tensor]) -> float:
-        """Return the amount by which all thresholds must move for the recorded images to meet the
-        budget at the same energies.
-        """
-        before = {name: gate.open_rate.clone() for name, gate in self.each().items()}
-        low, high = -CLOSED, CLOSED
-        for middle in ((low + high) / 2 for _ in range(20)):
-            for name, gate in self.each().items():
-                gate.open_rate.copy_(opened(margins[name] - middle).mean(0))
-            low, high = (middle, high) if self._used() > 1 else (low, middle)
-        for name, gate in self.each().items():
-            gate.open_rate.copy_(before[name])
-        return high
+        move_to_budget(move, measure, guess, 2 * CLOSED * SPREAD)
 
     # -- freezing ---------------------------------------------------------------------------------
 
