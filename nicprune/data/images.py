@@ -109,15 +109,20 @@ def check_size(width: int, height: int, what: str) -> None:
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """Return the (width, height) of an image as `read_image` returns it, from its header.
+    """Return the (width, height) of an image as `read_image` returns it. Most formats say it in
+    their header; of a PNG, what turns it may stand behind the pixels.
 
     Raises:
-        DataError: the file is missing, damaged or not an image.
+        DataError: the file is missing, damaged, too large or not an image.
     """
     try:
         with Image.open(check_regular(path, "image"), formats=FORMATS) as image:
             width, height = image.size
-            turned = image.getexif().get(ORIENTATION) in SWAPPED_SIDES
+            check_size(width, height, str(path))
+            # Pillow turns the size of a TIFF itself.
+            turned = image.format != "TIFF" and image.getexif().get(ORIENTATION) in SWAPPED_SIDES
+    except DataError:
+        raise
     except FileError as error:
         raise DataError(str(error)) from None
     except Exception:  # Pillow raises errors of any kind on damaged files

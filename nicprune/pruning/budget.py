@@ -306,18 +306,21 @@ def move_to_budget(
     """Move thresholds until what they leave costs no more than a budget, and hardly less.
 
     Args:
-        move: moves the thresholds so far from where they began; further leaves less.
+        move: sets the distance of the thresholds from where they began; a larger one leaves less.
         measure: runs with the thresholds as they are, and returns the share of the budget that is
             used.
-        guess: by how much more they should be moved from so far, as far as the last measurement
-            tells; it need not be right.
+        guess: the change of this distance that would meet the budget, as far as the last
+            measurement tells; it need not be right.
         most: a distance that surely is enough, beyond what was tried.
     """
-    shift, too_low, met, used = 0.0, -math.inf, math.inf, math.inf
+    shift, last, too_low, met, used = 0.0, 0.0, -math.inf, math.inf, math.inf
     for tried in range(ROUNDS):
-        used = measure()
+        before, used = used, measure()
         too_low, met = (shift, met) if used > 1 else (too_low, shift)
         if ENOUGH <= used <= 1 or met - too_low < 1e-4:
+            break
+        if used <= 1 and used == before and too_low == -math.inf:
+            move(last)  # nothing more opens
             break
         # Guesses that fall short again and again are doubled; what is known to be too little or
         # enough bounds them all.
@@ -330,7 +333,7 @@ def move_to_budget(
             )
         if used <= 1 and abs(following - shift) < 1e-4:
             break
-        shift = following
+        last, shift = shift, following
         move(shift)
     else:
         used = measure()

@@ -19,12 +19,12 @@ NOTE = (
     "PSNR drop and change of bpp are against the original. Control: the original fine-tuned for the"
     " same number of steps without pruning. Cost over control: λ · 255² · MSE + bpp of the codec"
     " against that of the control, mean over qualities; empty where no control was trained for the"
-    " same number of steps. Gap closed: (from scratch - codec) / (from scratch - control), in cost;"
-    ' "from scratch" is the same small codec trained from random weights, and where no control was'
-    " trained for as many steps, the original takes its place. BD-rate: over four qualities or"
-    " more, against the original, then against the control; where two curves overlap over little of"
-    " their range, the overlap is given. ± is the sample standard deviation over seeds; figures"
-    " without it are of one seed."
+    " same number of steps. Gap closed: (from scratch - codec) / (from scratch - whole codec), in"
+    ' cost; "from scratch" is the same small codec trained from random weights, the whole codec is'
+    " the original trained on without a method for as many steps as the pruned one, or where there"
+    " is none, the original itself. BD-rate: over four qualities or more, against the original,"
+    " then against the control; where two curves overlap over little of their range, the overlap is"
+    " given. ± is the sample standard deviation over seeds; figures without it are of one seed."
 )
 
 

@@ -3,8 +3,8 @@
 cost = λ · 255² · MSE + bpp
 gap closed = (cost from scratch − cost of the codec) / (cost from scratch − cost of the whole codec)
 
-The whole codec is the control, fine-tuned for as many steps as the pruned one; where there is none,
-the original, whose training then ended earlier than the pruned codec's.
+The whole codec is the original trained on without a method for as many steps as the pruned one: a
+control, or an arm `none`. Where there is none, it is the original, whose training ended earlier.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from nicprune.report.aggregate import Row
 from nicprune.report.columns import column_of
+from nicprune.report.matching import closeness
 from nicprune.report.rate_distortion_cost import cost
 
 TOLERANCE = 0.03
@@ -23,10 +24,10 @@ TOLERANCE = 0.03
 
 NOTE = (
     "Cost: λ · 255² · MSE + bpp, real bits and 8-bit images, mean over images. Gap closed: (from"
-    " scratch - codec) / (from scratch - whole codec). The whole codec is the control, fine-tuned"
-    " for as many steps as the pruned codec, or the original where no control was. 100 % is as good"
-    " as the whole codec; 0 % is no better than the same small codec trained from scratch for the"
-    " steps given."
+    " scratch - codec) / (from scratch - whole codec). The whole codec is the original trained on"
+    " without a method for as many steps as the pruned codec; where there is none, the original"
+    " itself. 100 % is as good as the whole codec; 0 % is no better than the same small codec"
+    " trained from scratch for the steps given."
 )
 
 
@@ -110,15 +111,29 @@ def scratch_gaps(group: Sequence[Row]) -> list[Gap]:
 
 
 def _whole_codec(row: Row, group: Sequence[Row]) -> Row | None:
-    """Return the control that was trained for as many steps as a row, or another codec that was
-    without a method, or else the original.
+    """Return the control that was trained for as many steps as a row, or else another codec trained
+    on without a method, or else the original; of several, the closest.
     """
-    same = [other for other in group if other.quality == row.quality]
-    as_long = [other for other in same if other.members[0].steps == row.members[0].steps]
-    controls = [other for other in as_long if other.role == "control"]
-    bare = [other for other in as_long if other.members[0].method == "none"]
-    originals = [other for other in same if other.role == "original"]
-    return next(iter(controls + bare + originals), None)
+    record = row.members[0]
+
+    def rank(other: Row) -> int | None:
+        one = other.members[0]
+        if (
+            other.quality != row.quality
+            or not _same_lambda(other, row)  # their costs cannot be compared
+            or record.original_cost not in (one.cost, one.original_cost)
+        ):
+            return None
+        if other.role == "original":
+            return 0
+        if one.steps != record.steps:
+            return None
+        return 2 if other.role == "control" else 1 if one.method == "none" else None
+
+    ranked = [(found, other) for other in group if (found := rank(other)) is not None]
+    return max(
+        ranked, key=lambda one: (one[0], closeness(record, one[1].members[0])), default=(0, None)
+    )[1]
 
 
 def _gap(row: Row, whole: Row | None, scratch: Row) -> Gap | None:
@@ -128,7 +143,6 @@ def _gap(row: Row, whole: Row | None, scratch: Row) -> Gap | None:
         or scratch.quality != row.quality
         or abs(row.mean["macs"] / scratch.mean["macs"] - 1) > TOLERANCE
         # Costs at different lambdas cannot be compared.
-        or not _same_lambda(whole, row)
         or not _same_lambda(scratch, row)
     ):
         return None

@@ -78,7 +78,8 @@ class TrainSettings(StrictConfig):
         clip: largest norm of the network's gradient.
         latents: what decoders and context models are given in training: "noisy" latents, as by
             CompressAI, or "rounded" ones, as in use (see `nicprune.training.rounded_latents`). The
-            rate is that of noisy latents with both. Some codecs round theirs themselves.
+            rate is that of noisy latents with both. Some codecs round theirs themselves, and those
+            with a serial context model keep noisy y.
         precision: "32", "bf16", or "auto": bfloat16 where the device computes in it natively.
         channels_last: train in this memory format, which is faster on CPU.
         seed: determines patches and quantisation noise.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,59 +12,77 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.codecs.layer_kinds.entropy import entropy_models
+from nicprune.pruning.views import override_attributes
 
 
 @contextmanager
 def rounded_latents(model: nn.Module) -> Iterator[None]:
-    """Inside the block, give all that reads latents in training the rounded ones: synthesis
-    transforms, hyper-synthesis transforms, context models. Gradients are those of noisy latents.
-    The rate stays that of noisy latents, whose gradient is that of the expected rate.
+    """Inside the block, give all that reads latents in training the rounded ones: synthesis and
+    hyper-synthesis transforms, context models. Gradients are those of noisy latents, and so is the
+    rate: it is differentiable, and its mean over the noise is that of the rounded ones.
 
     CompressAI gives noisy latents to both, so that a decoder is trained for others than it is used
     with. Source: Minnen and Singh, "Channel-wise autoregressive entropy models for learned image
     compression", ICIP 2020 (mixed quantisation).
+
+    Serial context models (mbt2018, cheng2020-anchor and -attn) keep noisy y: in use, y is rounded
+    relative to means that are only known pixel by pixel.
     """
-    handles, inside = [], set()
-
-    def enter(module: nn.Module, args: Any) -> None:
-        inside.add(module)
-
-    def leave(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        inside.discard(module)
-        if not module.training or output is None:
-            return None
-        with torch.no_grad():
-            exact = module.forward(*args, **{**kwargs, "training": False})[0]
-        noisy, *rest = output
-        return (_straight_through(exact, noisy), *rest)
-
-    def rounding(module: Any) -> Any:
-        quantize = module.quantize
-
-        def rounded(inputs: Tensor, mode: str, means: Tensor | None = None) -> Any:
-            # Inside its forward pass, a model asks for the noise that the rate is computed with.
-            if mode != "noise" or module in inside:
-                return quantize(inputs, mode, means)
-            exact = quantize(inputs.detach(), "dequantize", means)
-            return _straight_through(exact, inputs)
-
-        return rounded
-
+    inside: set[nn.Module] = set()
     models: list[Any] = list(entropy_models(model))
-    for module in models:
-        handles.append(module.register_forward_pre_hook(enter))
-        handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
-        module.quantize = rounding(module)
-    try:
+    with override_attributes(
+        [
+            (module, {"forward": _forward(module, inside), "quantize": _quantize(module, inside)})
+            for module in models
+        ]
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in models:
-            del module.quantize
+
+
+def _forward(module: Any, inside: set[nn.Module]) -> Callable[..., Any]:
+    """Return the forward pass of an entropy model whose latents are rounded in training."""
+    own = module.forward
+
+    @functools.wraps(own)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        inside.add(module)
+        try:
+            latents, *rest = own(*args, **kwargs)
+            if not module.training:
+                return (latents, *rest)
+            given = inspect.signature(own).bind(*args, **kwargs)
+            given.arguments.pop("training", None)
+            module.training = False
+            try:
+                with torch.no_grad():
+                    exact = own(*given.args, **given.kwargs)[0]
+            finally:
+                module.training = True
+            return (_straight_through(exact, latents), *rest)
+        finally:
+            inside.discard(module)
+
+    return forward
+
+
+def _quantize(module: Any, inside: set[nn.Module]) -> Callable[..., Any]:
+    """Return `quantize` of an entropy model, which rounds where it is asked for noise from outside
+    of the forward pass; in there, the rate is computed with the noise.
+    """
+    own = module.quantize
+
+    def quantize(inputs: Tensor, mode: str, means: Tensor | None = None) -> Any:
+        noisy = own(inputs, mode, means)
+        # Without means it is a serial context model that asks.
+        if mode != "noise" or means is None or module in inside:
+            return noisy
+        with torch.no_grad():
+            exact = own(inputs, "dequantize", means)
+        return _straight_through(exact, noisy)
+
+    return quantize
 
 
 def _straight_through(exact: Tensor, like: Tensor) -> Tensor:
-    """Return `exact` with the gradients of `like`, to the bit."""
-    rounded: Tensor = exact.to(like.dtype) + (like - like.detach())
-    return rounded
+    """Return `exact` to the bit, with the gradients of `like`."""
+    return exact.to(like.dtype) + (like - like.detach())

@@ -5,6 +5,7 @@ do.
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from nicprune.pruning.cost import CostModel, measure
 from nicprune.pruning.surgery import analyse
 from nicprune.storage.checkpoint import load, load_codec, save
 from nicprune.storage.container import decode, encode
+from nicprune.training.rounded_latents import rounded_latents
 
 LAMBDAS = (0.0022, 0.0050, 0.012, 0.027)
 """The four that EVC was trained with."""
@@ -463,3 +465,23 @@ def test_one_codec_codes_at_all_rates() -> None:
             assert torch.equal(again, x_hat.clamp(0, 1))
             lengths.append(sum(len(s) for strings in sent["strings"] for s in strings))
     assert lengths[0] < lengths[-1]
+
+
+def test_rounded_latents_in_training_are_those_of_evaluation() -> None:
+    """Also where means of the second pass depend on the first; means get no gradient from it."""
+    codec, given = tiny(), images()
+    with torch.no_grad(), rounded_latents(codec):
+        in_use, training = codec.eval()(given), codec.train()(given)
+    assert torch.equal(in_use["x_hat"], training["x_hat"])
+    gradients = []
+    for rounding in (False, True):
+        codec.zero_grad()
+        torch.manual_seed(0)
+        with rounded_latents(codec) if rounding else nullcontext():
+            # h_s gives the step of quantisation, scales and means: of these, pictures depend on the
+            # first alone.
+            codec(given)["x_hat"].square().mean().backward()
+        gradients.append(
+            {n for n, p in codec.named_parameters() if p.grad is not None and p.grad.any()}
+        )
+    assert gradients[0] == gradients[1]

@@ -233,15 +233,17 @@ def test_frames_are_as_large_as_the_photograph_and_at_most_768(
     assert int((clip.read([2])[0][..., -seen.shape[2] :].int() - seen.int()).abs().max()) <= 1
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", [0, *range(1, 9), 9])  # 0 and 9 mean nothing
-def test_clips_of_images_are_upright(tmp_path: Path, orientation: int) -> None:
+def test_clips_of_images_are_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    path = tmp_path / f"turned.{suffix}"
+    Image.new("RGB", (40, 30)).save(path, exif=exif)
     size = (40, 30) if 5 <= orientation <= 8 else (30, 40)
     for clip in (
-        MovingPhotograph(tmp_path / "turned.jpg", 3),
-        ImageClip([tmp_path / "turned.jpg"], "turned"),
+        MovingPhotograph(path, 3),
+        ImageClip([path], "turned"),
     ):
         assert (clip.height, clip.width) == size == clip.read([0])[0].shape[1:]
 

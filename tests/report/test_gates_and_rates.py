@@ -517,8 +517,13 @@ def test_the_share_of_the_gap_that_is_closed(tmp_path: Path) -> None:
             100 * (by_hand(28, 0.4) - by_hand(29, 0.32)) / (by_hand(28, 0.4) - top)
         )
     bare = scratched(30.5, 0.3, "longer", "none", 50)
-    ((_, with_bare),) = compact_rows([*records, bare]).items()
-    assert {gap.whole for gap in scratch_gaps(with_bare)} == {"longer"}
+    elsewhere = scratched(31, 0.3, "control", "none", 50) | {"role": "control", "lmbda": 0.02}
+    bigger = elsewhere | {"lmbda": 0.01, "original_cost": dict.fromkeys(original["cost"], 10**9)}
+    for others in ([bare], [bare, elsewhere], [bigger, bare]):
+        ((_, with_bare),) = compact_rows([*records, *others]).items()
+        assert {gap.arm: gap.whole for gap in scratch_gaps(with_bare)} == dict.fromkeys(
+            ("pruned", "worse", "longer"), "longer"
+        )
     ((_, other),) = compact_rows(
         [r | {"lmbda": 0.02} if r["label"] == "pruned" else r for r in records]
     ).items()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nicprune.channels.groups import Groups
 from nicprune.codecs.hooks import Hook, remove_hooks
 from nicprune.codecs.layer_kinds.kind import channel_kind
-from nicprune.methods.gating.gate import Gate, Power, sampling_step
+from nicprune.methods.gating.gate import Gate, Power, is_trained, sampling_step
 
 PAYS_BELOW = 0.95
 """Density from which on gathering the open channels costs more than computing with the closed ones
@@ -49,6 +49,7 @@ class GateHook(Hook):
         x: Tensor = args[0]
         index, gates, self.given, self.decided = self.given, self.decided, None, None
         if index is None:
+            self.gate.follows = is_trained(layer)
             gates = self.gate(x) if gates is None else gates
             if not self.may_skip(x) or not self.pays():
                 return (
@@ -112,7 +113,7 @@ class PowerHook(Hook):
 
     def before(self, layer: Any, args: Any) -> None:
         """Take the mean over the first image of a batch."""
-        if self.power.measures:
+        if self.power.measures(layer):
             with torch.no_grad():
                 terms = channel_kind(layer).pooled(args[0][:1].detach().float())
                 self.power.add(terms.mean((0, 2, 3)))

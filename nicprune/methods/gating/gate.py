@@ -115,8 +115,10 @@ class Gate(nn.Module):
 
     Attributes:
         threshold: alpha, shape (C,); below every score at the start, so that all channels are open.
-        scale: usual energy of each channel, or of the layer for all of them, shape (C,); a running
-            mean in training, before and after thresholds are fixed.
+        scale: usual energy of each channel, or of the layer for all of them, shape (C,): a running
+            mean in training, also after thresholds are fixed.
+        learns: whether thresholds are learnt.
+        follows: whether running means go on afterwards: the weights of the convolution are trained.
         gain: factor on the input before its energy is taken, shape (C,): 1, unless the scale of a
             rate was folded into the weights.
         place: index of each channel among the `width` channels that the gate was learnt with; the
@@ -156,6 +158,7 @@ class Gate(nn.Module):
         self.register_buffer("importance", torch.zeros(channels))
         self.register_buffer("softness", torch.zeros(()))
         self.learns = True
+        self.follows = True
         self._current: Tensor | None = None
         self.open = torch.ones(channels, dtype=torch.bool)
         self.fraction = 1.0
@@ -223,7 +226,8 @@ class Gate(nn.Module):
 
     def decide(self, energy: Tensor) -> Tensor:
         """Return open and closed channels as `forward` does, from energies (B, C)."""
-        if self.training:
+        running = self.training and (self.learns or self.follows)
+        if running:
             with torch.no_grad():
                 if self.learns and self._current is None:
                     self._current = self.threshold.detach().clone()
@@ -233,7 +237,7 @@ class Gate(nn.Module):
                     if self.relative == "channel"
                     else energy.mean().expand(self.channels)
                 )
-                self.scale.mul_(memory).add_(usual.to(self.scale), alpha=1 - memory)
+                _follow(self.scale, usual, memory)
                 self.seen += 1
         margin = self.scores(energy) - self.threshold.to(energy.dtype)
         hard = opened(margin)
@@ -242,8 +246,10 @@ class Gate(nn.Module):
         if not self.training:
             self.open = hard[0].detach() > 0
             return hard
-        with torch.no_grad():
-            self.open_rate.mul_(EMA).add_(hard.detach().mean(0).to(self.open_rate), alpha=1 - EMA)
+        if running:
+            # What is not finite opens no channel, and says nothing of how often one is open.
+            rate = hard.detach().mean(0)
+            _follow(self.open_rate, rate.where(energy.isfinite().all(), torch.nan), EMA)
         if not torch.is_grad_enabled() or not self.learns:
             return hard.detach()
         soft = torch.sigmoid(margin / TEMPERATURE)
@@ -258,6 +264,13 @@ class Gate(nn.Module):
         squared = gradient.detach().square().sum(0)
         if bool(torch.isfinite(squared).all()):
             self.importance.mul_(EMA).add_(squared.to(self.importance), alpha=1 - EMA)
+
+
+def _follow(mean: Tensor, latest: Tensor, memory: float) -> None:
+    """Update a running mean in place; it stays where the latest value is not finite."""
+    latest = latest.to(mean)
+    following = mean.mul(memory).add_(latest, alpha=1 - memory)
+    mean.copy_(following.where(latest.isfinite(), mean))
 
 
 def opened(margin: Tensor) -> Tensor:
@@ -288,10 +301,10 @@ class Power(nn.Module):
         self.learns = True
         self.recorded: list[Tensor] | None = None
 
-    @property
-    def measures(self) -> bool:
-        """Return whether the power meter reads the input."""
-        return (self.training and self.learns) or self.recorded is not None
+    def measures(self, layer: nn.Module) -> bool:
+        """Return whether the power meter reads the input of this layer."""
+        running = self.training and (self.learns or is_trained(layer))
+        return running or self.recorded is not None
 
     def add(self, power: Tensor) -> None:
         """Add the power of one image to the running mean."""
@@ -299,8 +312,13 @@ class Power(nn.Module):
             self.recorded.append(power)
             return
         memory = min(EMA, int(self.seen) / (int(self.seen) + 1))
-        self.value.mul_(memory).add_(power.to(self.value), alpha=1 - memory)
+        _follow(self.value, power, memory)
         self.seen += 1
+
+
+def is_trained(layer: nn.Module) -> bool:
+    """Return whether a parameter of this layer itself is trained."""
+    return any(p.requires_grad for p in layer.parameters(recurse=False))
 
 
 def input_sizes(codec: nn.Module, names: list[str]) -> dict[str, int]:
