@@ -48,6 +48,11 @@ from nicprune.storage.checkpoint import load, read_contents, save
 from nicprune.training.checkpoints import remove_checkpoints
 from nicprune.training.loop import fit
 
+CALIBRATED_WITH = 32
+"""Training images that methods are calibrated on. The cost of gates differs by 11 to 27 % between
+photographs (standard deviation), so that its mean over 8 misses that over all by 4 % and more.
+"""
+
 MADE = "made.json"
 """File that marks a run's codec as trained. Without the record beside it, the codec is only
 measured again.
@@ -214,7 +219,7 @@ def prepare(model: Any, recipe: Recipe) -> None:
 def calibrate(model: Any, recipe: Recipe) -> None:
     """Let methods that were trained on patches calibrate themselves on whole training images."""
     if isinstance(model, Attached):
-        model.calibrate(calibration_images(recipe.photographs.train))
+        model.calibrate(calibration_images(recipe.photographs.train, CALIBRATED_WITH))
 
 
 def from_scratch(
