@@ -142,7 +142,6 @@ class ImageClip(Clip):
     def __init__(self, files: Sequence[Path], name: str):
         self.name, self.files, self.fps = name, list(files), USUAL_FPS
         self.width, self.height = upright_size(files[0])
-        check_size(self.width, self.height, str(files[0]))
 
     def __len__(self) -> int:
         return len(self.files)

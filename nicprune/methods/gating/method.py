@@ -33,8 +33,7 @@ not, channels would open and close as weights grow and shrink.
 *Whole images* have less extreme energies than training patches. `calibrate` measures how often each
 channel is open on whole images and moves the thresholds until the budget holds there: by t * r to
 close channels, by t / r to open some, with one t for all and the r of the update. If all moved by
-one amount, important channels would close too: saving 7 % of the MACs that way cost 0.64 dB; with
-t * r it cost 0.37 dB, at fewer bits.
+one amount, important channels would close too.
 
 *Freezing.* Channels that hardly ever open are removed by `harden`. They then no longer contribute
 to the GDN's sum over channels; beta takes over their mean contribution.
