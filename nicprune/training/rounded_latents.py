@@ -19,7 +19,7 @@ from nicprune.pruning.views import override_attributes
 def rounded_latents(model: nn.Module) -> Iterator[None]:
     """Inside the block, give all that reads latents in training the rounded ones: synthesis and
     hyper-synthesis transforms, context models. Gradients are those of noisy latents, and so is the
-    rate: it is differentiable, and its mean over the noise is that of the rounded ones.
+    rate, which could not be learnt from rounded ones.
 
     CompressAI gives noisy latents to both, so that a decoder is trained for others than it is used
     with. Source: Minnen and Singh, "Channel-wise autoregressive entropy models for learned image
