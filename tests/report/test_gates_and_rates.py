@@ -524,6 +524,9 @@ def test_the_share_of_the_gap_that_is_closed(tmp_path: Path) -> None:
         assert {gap.arm: gap.whole for gap in scratch_gaps(with_bare)} == dict.fromkeys(
             ("pruned", "worse", "longer"), "longer"
         )
+    both = [bare, elsewhere | {"lmbda": 0.01}]
+    ((_, with_both),) = compact_rows([*records, *both]).items()
+    assert {gap.whole for gap in scratch_gaps(with_both)} == {"control"}
     ((_, other),) = compact_rows(
         [r | {"lmbda": 0.02} if r["label"] == "pruned" else r for r in records]
     ).items()
