@@ -165,6 +165,8 @@ class Recipe(StrictConfig):
         codec, qualities, metric, weights: arguments of `load_codec`; `{quality}` in weights is
             replaced. A codec given as `package.module:factory` may have a single quality, of any
             number.
+        transforms: for "train": a file of `save` whose g_a and g_s the codec starts from, the rest
+            being as in `weights`; `{quality}` is replaced.
         lambdas: per quality; CompressAI's if not given.
         photographs: train and test folders, or "samples".
         seeds: every method is run once with each.
@@ -192,6 +194,7 @@ class Recipe(StrictConfig):
     qualities: list[Quality] = Field(min_length=1)
     metric: Literal["mse", "ms-ssim"] = "mse"
     weights: str = "official"
+    transforms: str | None = None
     lambdas: dict[int, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     photographs: Photographs
     seeds: list[Seed] = Field(default=[0], min_length=1)
@@ -206,10 +209,11 @@ class Recipe(StrictConfig):
     latency: Runtime | None = None
 
     @model_serializer(mode="wrap")
-    def _without_unset_runtime(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit the runtime where it is not set: a recipe's digest is of what it says."""
+    def _without_unset(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit what is not set of later keys: a recipe's digest is of what it says."""
         content: dict[str, Any] = write(self)
-        return {k: v for k, v in content.items() if k != "latency" or v is not None}
+        later = ("latency", "transforms")
+        return {k: v for k, v in content.items() if k not in later or v is not None}
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -269,8 +273,8 @@ class Recipe(StrictConfig):
                 )
         if self.latency is not None and not any(arm.timed for arm in self.methods):
             raise ValueError("latency: no budget of a method limits encode_s or decode_s")
-        if self.task == "prune" and (self.per_quality or self.chain):
-            raise ValueError("per_quality and chain belong to task: train")
+        if self.task == "prune" and (self.per_quality or self.chain or self.transforms):
+            raise ValueError("per_quality, chain and transforms belong to task: train")
         if self.task == "train" and len(self.seeds) > 1:
             raise ValueError("task: train takes one seed")
         if self.codec.endswith(".safetensors") and (
@@ -318,6 +322,10 @@ class Recipe(StrictConfig):
     def weights_for(self, quality: int) -> str:
         """Return the weights that a quality starts from."""
         return self.weights.replace("{quality}", str(quality))
+
+    def transforms_for(self, quality: int) -> str | None:
+        """Return the file whose g_a and g_s a quality starts from, if any."""
+        return self.transforms and self.transforms.replace("{quality}", str(quality))
 
 
 class Photographs(StrictConfig):
@@ -637,10 +645,12 @@ def check_paths(recipe: Recipe) -> None:
         if (folder := getattr(recipe.photographs, split)) is not None:
             inside = "test" if split in ("test", "source") else "train"
             collect(f"photographs.{split}", list_images, folder, inside)
-    if recipe.weights not in ("official", "none"):
-        for quality in recipe.qualities:
-            if recipe.before(quality) is None:
+    for quality in recipe.qualities:
+        if recipe.before(quality) is None:
+            if recipe.weights not in ("official", "none"):
                 collect("weights", _check_exists, recipe.weights_for(quality))
+            if (transforms := recipe.transforms_for(quality)) is not None:
+                collect("transforms", _check_exists, transforms)
     if recipe.codec.endswith(".safetensors"):
         collect("codec", _check_exists, recipe.codec, f" (known names: {', '.join(codec_names())})")
     if missing:

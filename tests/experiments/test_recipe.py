@@ -352,6 +352,47 @@ def test_in_a_chain_only_the_first_needs_weights(content: dict[str, Any], tmp_pa
     )
 
 
+def test_a_codec_may_start_from_the_transforms_of_another(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nicprune.experiments.run import train
+
+    offered = sys.modules["tiny_codecs"]
+    monkeypatch.setattr(offered, "make", lambda quality: built("mbt2018-mean")[0])
+    other = built("bmshj2018-hyperprior")[0]
+    save(other, tmp_path / "other-q3.safetensors")
+    content = {k: v for k, v in content.items() if k not in ("methods", "sparsify")} | {
+        "task": "train",
+        "transforms": str(tmp_path / "other-q{quality}.safetensors"),
+        "qualities": [3, 2],
+        "chain": True,
+        "finetune": {"steps": 0},
+    }
+    recipe = parse_recipe(content, "a")
+    check_paths(recipe)
+    listed = plan_runs(recipe, tmp_path)
+    random = load_base_codec(recipe.model_copy(update={"transforms": None}), listed[0])
+    for job in listed:  # the second from what the first left
+        listed[0].folder.mkdir(parents=True, exist_ok=True)
+        codec, _ = train(recipe, job, listed, False)
+        for key, value in codec.named_parameters():
+            source = other if key.startswith(("g_a.", "g_s.")) else random
+            assert torch.equal(value, source.get_parameter(key)), key
+    changed = built("bmshj2018-hyperprior")[0]
+    with torch.no_grad():
+        changed.g_a[0].weight.mul_(2)
+    save(changed, tmp_path / "other-q3.safetensors")
+    assert plan_runs(recipe, tmp_path)[0].key != listed[0].key  # the file is hashed, not its name
+
+    save(built("cheng2020-anchor")[0], tmp_path / "other-q2.safetensors")
+    with pytest.raises(FileError, match="does not fit MeanScaleHyperprior") as caught:
+        load_base_codec(parse_recipe(content | {"chain": False}, "a"), listed[1])
+    assert "\n" not in str(caught.value)
+    (tmp_path / "other-q3.safetensors").unlink()
+    with pytest.raises(FileError, match=r"transforms: no such file: .*other-q3"):
+        check_paths(recipe)
+
+
 def test_an_arm_from_scratch_has_the_lambda_of_the_one_it_is_like(
     content: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -493,6 +534,7 @@ def test_changed_settings_do_not_overwrite(content: dict[str, Any], tmp_path: Pa
         ({"lambdas": {7: 0.1}}, "lambdas: [7] are not among the qualities"),
         ({"seeds": [0, -1]}, "seeds.1: input should be greater than or equal to 0"),
         ({"chain": True}, "belong to task: train"),
+        ({"transforms": "a.safetensors"}, "belong to task: train"),
         ({"chain": {1: 2}}, "chain: 1 cannot start from 2"),
         ({"codec": "a.safetensors"}, "brings its own weights, and is one quality"),
     ],
