@@ -26,6 +26,7 @@ from nicprune.experiments.recipe import Recipe, read_recipe, recipe_names
 from nicprune.experiments.resolve import resolve
 from nicprune.experiments.run import prepare
 from nicprune.methods import METHODS, attach
+from nicprune.storage.checkpoint import save
 
 from .damage import damaged
 from .values import change, nudge, pool_of
@@ -55,6 +56,7 @@ class Inputs:
                 write_png(torch.rand(3, 128, 128), Path("data", folder, f"{number}.png"))
         os.environ["NICPRUNE_DATA"] = str(Path("data").absolute())
         Path("start.safetensors").touch()
+        save(small(), "small.safetensors", factory=small)
         self.contents = {
             name: self._made_small(yaml.safe_load(path.read_text(encoding="utf-8")))
             for name, path in recipe_names().items()
@@ -64,6 +66,8 @@ class Inputs:
     def _made_small(self, content: dict[str, Any]) -> dict[str, Any]:
         """The same recipe with a small codec, few qualities and small images."""
         content["codec"], content["weights"] = "small_codecs:make", "none"
+        if "transforms" in content:
+            content["transforms"] = "small.safetensors"
         content["methods"] = content.get("methods", [])
         for arm in content["methods"]:
             for part in arm.get("stack", [arm]):
