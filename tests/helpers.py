@@ -204,6 +204,7 @@ def hook_count(codec: nn.Module) -> int:
 
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "mask_decay": {"budget": {"macs": 0.5}, "round_to": 1, "decay_steps": 6},
+    "group_lasso": {"budget": {"macs": 0.5}, "round_to": 1, "decay_steps": 6},
     "magnitude": {"budget": {"macs": 0.5}, "round_to": 1},
     "random": {"budget": {"macs": 0.5}, "round_to": 1},
     "fisher": {"budget": {"macs": 0.5}, "round_to": 1},

@@ -137,6 +137,8 @@ def test_methods_never_import_each_other() -> None:
         "methods.gating.execution": {"methods.gating.gate"},
         "methods.multi_width.slimmable": {"methods.multi_width.lambda_schedule"},
         "methods.composition": {"methods.multi_width.lambda_schedule"},
+        "methods.pruners.mask_decay": {"methods.pruners.gradual"},
+        "methods.pruners.group_lasso": {"methods.pruners.gradual"},
     }
     adapting = {m for m in MODULES if m.startswith("methods.adaptation.")}
     parts |= {m: adapting - {m, "methods.adaptation.method"} for m in adapting}

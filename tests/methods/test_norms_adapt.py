@@ -66,6 +66,7 @@ TO_ONE: dict[str, Any] = {
 def test_every_method_that_prunes_has_it() -> None:
     assert set(PRUNING) >= {
         "mask_decay",
+        "group_lasso",
         "magnitude",
         "fisher",
         "random",
