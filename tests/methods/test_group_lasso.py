@@ -100,6 +100,33 @@ def test_the_cost_follows_a_line(name: str, penalty: str) -> None:
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
+def test_each_limit_has_a_line(penalty: str) -> None:
+    budget = {"encoder": 0.6, "decoder": 0.8}
+    attached, method = shrinking(
+        "bmshj2018-hyperprior", penalty=penalty, decay_steps=100, budget=budget
+    )
+    for number in range(1, method.commit_step + 1):
+        attached.after_step()
+        soft = method._soft_widths(method._standing())
+        for name, share in budget.items():
+            line = 1 - (1 - share) * number / method.commit_step
+            assert attached.cost.soft(soft, name) < (line + 0.02) * getattr(
+                attached.cost.original, name
+            )
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_each_width_has_a_line(penalty: str) -> None:
+    target = {"budget": None, "widths": {"g_a.0": 4, "g_a.2": 12}}
+    attached, method = shrinking("bmshj2018-hyperprior", penalty=penalty, decay_steps=100, **target)
+    for number in range(1, method.commit_step + 1):
+        attached.after_step()
+        soft = method._soft_widths(method._standing())[method._columns]
+        done = number / method.commit_step
+        assert soft == pytest.approx([16 - 12 * done, 16 - 4 * done], abs=0.2)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize(
     "target",
     [
@@ -142,9 +169,16 @@ def test_an_incremental_penalty_falls_again() -> None:
         method._write(torch.where(torch.arange(len(method.current)) == small, 10.0, 1.0))
         method.masks.fold(method.codec, method.groups)
         method._write(method.current)
+    again, other = shrinking(
+        "bmshj2018-hyperprior", penalty="incremental", decay_steps=1000, budget={"macs": 0.7}
+    )
     without_gradient(attached, RANK_EVERY // 2)
-    assert not bool(method.removable[small])
+    again.load_state_dict(attached.state_dict())
+    without_gradient(again, 1)
+    assert not bool(method.removable[small]) and float(other.grown[small]) == 4
     assert float(method.grown[small]) == RANK_EVERY - RANK_EVERY // 2
+    without_gradient(attached, 1)
+    assert same_state(state_of(attached), state_of(again))
     without_gradient(attached, RANK_EVERY)
     assert float(method.grown[small]) == 0
 
