@@ -11,6 +11,7 @@ loss would rise without the channel.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -158,17 +159,26 @@ class GradualPruner(Pruner):
             )
             values = torch.where(self.going, self.at_commit.clamp(max=1) * left, values)
         if int(self.step) == self.commit_step:
-            keep = self._choose(values)
-            going = [
-                np.isin(np.arange(n), keep[name], invert=True)
-                for name, n in zip(self.free_names, self._sizes, strict=True)
-            ]
-            self.going.copy_(torch.from_numpy(np.concatenate(going)))
+            self.going.copy_(self._gone(self._choose(values)))
             self.at_commit.copy_(values)
             self.committed.fill_(True)
             self.masks.stays.copy_(~self.going)
         self.current.copy_(values)
         self._write(values)
+
+    def _gone(self, keep: Mapping[str, Sequence[int]]) -> Tensor:
+        """Return which channels these keep-lists leave out."""
+        parts = [
+            np.isin(np.arange(n), keep[name], invert=True)
+            for name, n in zip(self.free_names, self._sizes, strict=True)
+        ]
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _per_channel(self, rho: Tensor) -> Tensor:
+        """Return the pace of each channel, where each group may have its own."""
+        if len(rho) == 1:
+            return rho
+        return rho.repeat_interleave(torch.tensor(self._sizes, device=rho.device))
 
     def _soft_widths(self, standing: Tensor) -> np.ndarray:
         """Return the widths by what is left of each channel."""

@@ -112,18 +112,18 @@ class GroupLasso(GradualPruner):
     def _shrink(self) -> None:
         """Take the proximal step, in place."""
         relative = self._relative()
-        penalty = self._penalty(self._soft_widths(relative / self.start), relative)
-        pull = self._pace(relative, penalty) * penalty
+        soft = self._soft_widths(relative / self.start)
+        penalty = self._penalty(soft)
+        pull = self._pace(soft, relative, penalty) * penalty
         # At most halved: weights of zero might never be anything else again.
         factor = (1 - pull / relative.clamp_min(1e-12)).clamp(min=0.5)
         self._write(factor)
         self.masks.fold(self.codec, self.groups)
 
-    def _pace(self, relative: Tensor, penalty: Tensor) -> Tensor:
-        """Set rho such that this step leads to the planned cost, if the loss leaves the norms as
-        they are, and return it for each channel.
+    def _pace(self, before: np.ndarray, relative: Tensor, penalty: Tensor) -> Tensor:
+        """Set rho such that this step leads from the present widths to the planned cost, if the
+        loss leaves the norms as they are, and return it for each channel.
         """
-        before = self._soft_widths(relative / self.start)
         after = self._soft_widths((relative - SMALL * penalty).clamp(min=0) / self.start)
         planned = self._planned()
         if self.config.widths is not None:
@@ -140,26 +140,19 @@ class GroupLasso(GradualPruner):
                 deviations(lambda name: self.cost.soft(after, name), whole, limits, planned)
             )
         pace = np.divide(SMALL * excess, saved, out=np.zeros_like(excess), where=saved > 0)
-        if self.config.widths is None:
-            pace = pace.max(keepdims=True)  # of several limits, the one that is furthest off
+        if self.config.widths is None:  # of several limits, the one that is furthest off
+            pace = pace.max(keepdims=True)
         self.rho.copy_(torch.from_numpy(pace.clip(0, FASTEST)))
-        if self.config.widths is None:
-            return self.rho
-        return self.rho.repeat_interleave(torch.tensor(self._sizes, device=self.rho.device))
+        return self._per_channel(self.rho)
 
-    def _penalty(self, soft: np.ndarray, relative: Tensor) -> Tensor:
+    def _penalty(self, soft: np.ndarray) -> Tensor:
         """Return p of the module's docstring for every channel."""
         if self.config.penalty == "importance":
             return self._rates(soft, self.fisher)
         if self.config.penalty == "constant":
-            return torch.ones_like(relative)
+            return torch.ones_like(self.current)
         if (int(self.step) - 1) % RANK_EVERY == 0:
-            keep = self._choose(self.current)
-            parts = [
-                np.isin(np.arange(n), keep[name], invert=True)
-                for name, n in zip(self.free_names, self._sizes, strict=True)
-            ]
-            self.removable.copy_(torch.from_numpy(np.concatenate(parts)))
+            self.removable.copy_(self._gone(self._choose(self.current)))
         self.grown.add_(torch.where(self.removable, 1.0, -1.0)).clamp_(min=0)
         return self.grown / self.grown.max().clamp_min(1)
 

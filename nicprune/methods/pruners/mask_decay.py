@@ -103,9 +103,7 @@ class MaskDecay(GradualPruner):
     def _steer(self, soft: np.ndarray) -> Tensor:
         """Steer rho by the present widths, and return it for each channel."""
         steer(self.rho, self._ahead(soft), slowest=1e-4 / self.config.decay_steps)
-        if len(self.rho) == 1:
-            return self.rho
-        return self.rho.repeat_interleave(torch.tensor(self._sizes, device=self.rho.device))
+        return self._per_channel(self.rho)
 
     def _ahead(self, soft: np.ndarray) -> np.ndarray:
         """Return the distance from the planned cost as a fraction of the whole way; positive where
