@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,14 +15,14 @@ def list_names(
     ] = "all",
 ) -> None:
     """List codecs, methods and recipes."""
-    from nicprune.codecs.zoo import codec_names, qualities
+    from nicprune.codecs.zoo import codec_names, qualities, width_arguments
     from nicprune.common.errors import RecipeError, closest
     from nicprune.experiments.recipe import recipe_names
     from nicprune.methods.contract import METHODS
 
     sections: dict[str, list[tuple[str, str]]] = {
         "codecs": [
-            (name, f"quality {qualities(name).start} to {qualities(name).stop - 1}")
+            (name, _qualities(name, qualities(name), width_arguments(name)))
             for name in codec_names()
         ],
         "methods": [(name, METHODS[name].summary) for name in METHODS],
@@ -34,6 +35,11 @@ def list_names(
             typer.echo(title)
             for name, note in rows:
                 typer.echo(f"  {name:38} {note}")
+
+
+def _qualities(name: str, levels: range, widths: Sequence[str]) -> str:
+    own = f"; at your own widths: {'-'.join([name, *widths])}" if widths else ""
+    return f"quality {levels.start} to {levels.stop - 1}{own}"
 
 
 def _first_comment(path: Path) -> str:

@@ -1,5 +1,8 @@
 """Codecs by name: CompressAI's zoo, EVC and the embedded codec, their qualities and lambdas,
 building them and reading their weights.
+
+CompressAI's architectures are had at other widths too, N or N and M behind the name:
+`mbt2018-mean-64-96`, `cheng2020-anchor-96`.
 """
 
 from __future__ import annotations
@@ -8,9 +11,10 @@ import importlib
 import inspect
 import math
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -70,7 +74,40 @@ def qualities(name: str) -> range:
     """Return the quality levels of a named codec."""
     if name == DEMO:
         return range(1, 5)
+    name, _ = own_widths(name)
     return range(1, 7) if name.startswith("cheng2020") and name in ZOO else range(1, 9)
+
+
+def own_widths(name: str) -> tuple[str, tuple[int, ...]]:
+    """Return the architecture and the widths that a codec's name says; none are those of the
+    quality.
+    """
+    if name in codec_names():
+        return name, ()
+    found = re.fullmatch(rf"({'|'.join(codec_names())})-([0-9]+(?:-[0-9]+)*)", name)
+    if found is None:
+        return name, ()
+    return found[1], tuple(int(n) for n in found[2].split("-"))
+
+
+def width_arguments(name: str) -> tuple[str, ...]:
+    """Return the widths that the class of a named architecture takes: N, or N and M. The embedded
+    codec and EVC take none, which have theirs from their weights and names.
+    """
+    if name == DEMO or name in EVC_SIZES or name not in MODELS:
+        return ()
+    return tuple(n for n in inspect.signature(MODELS[name]).parameters if n in ("N", "M"))
+
+
+def _check_own_widths(full: str, name: str, widths: Sequence[int]) -> None:
+    takes = width_arguments(name)
+    if not takes:
+        raise CodecError(f"{name} takes no widths (got {full!r})")
+    if len(widths) != len(takes):
+        example = "-".join([name, *("64", "96")[: len(takes)]])
+        raise CodecError(f"{name} takes {' and '.join(takes)}, as in {example} (got {full!r})")
+    if not all(1 <= width <= LARGEST_WIDTH for width in widths):
+        raise CodecError(f"{full}: widths lie between 1 and {LARGEST_WIDTH}")
 
 
 def lmbda_for(quality: int, metric: str = "mse") -> float:
@@ -103,12 +140,15 @@ def lmbda_of(codec: nn.Module, given: float | None = None, metric: str | None = 
 
 
 def check_name(name: str, quality: int | None, metric: str) -> None:
-    """Raise CodecError unless `name` has `quality` for `metric`."""
-    if name not in codec_names():
+    """Raise CodecError unless `name` has `quality` for `metric`, and its widths, if it says any."""
+    base, widths = own_widths(name)
+    if base not in codec_names():
         raise CodecError(
             f"unknown codec {name!r}; {closest(name, codec_names())} (or package.module:factory, or"
             " a file)"
         )
+    if widths:
+        _check_own_widths(name, base, widths)
     if metric not in LAMBDAS:
         raise CodecError(f"unknown metric {metric!r}; {closest(metric, LAMBDAS)}")
     levels = qualities(name)
@@ -124,15 +164,29 @@ def build_named(
     """Build a codec by name, with random weights or the official ones.
 
     Raises:
-        CodecError: the name or quality is unknown, or the weights are unavailable.
+        CodecError: the name or quality is unknown, the architecture cannot have these widths, or
+            the weights are unavailable.
     """
     check_name(name, quality, metric)
+    base, widths = own_widths(name)
+    if widths and official:
+        raise CodecError(
+            f"there are official weights of {base} at the widths of its qualities alone; use"
+            f" weights='none' (random) or a file of your own for {name}"
+        )
     if name in ZOO and quality is None:
         raise CodecError(
             f"{name} needs a quality ({qualities(name).start} to {qualities(name).stop - 1})"
         )
     if name == DEMO:
         codec = MODELS["bmshj2018-hyperprior"](*DEMO_WIDTHS)
+    elif widths:
+        absurd = CodecError(f"{name} has more weights than any codec")
+        try:
+            with _Bounded(absurd):
+                codec = MODELS[base](**dict(zip(width_arguments(base), widths, strict=True)))
+        except (RuntimeError, ValueError, ZeroDivisionError) as error:
+            raise CodecError(f"{base} cannot have the widths of {name!r}: {error}") from None
     elif name in UNTRAINED:
         if official:
             raise CodecError(

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from nicprune.codecs.roles import ANALYSIS, SYNTHESIS
+from nicprune.codecs.zoo import DEMO
 from nicprune.common.files import expand
 from nicprune.experiments.plan import Run
 from nicprune.experiments.recipe import Recipe
@@ -20,21 +21,27 @@ def load_base_codec(recipe: Recipe, job: Run) -> nn.Module:
     )
     transforms = recipe.transforms_for(job.quality)
     if transforms is not None and recipe.before(job.quality) is None:
-        take_transforms(codec, transforms)
+        take_transforms(codec, transforms, job.quality)
     return codec
 
 
-def take_transforms(codec: nn.Module, path: str) -> None:
+def take_transforms(codec: nn.Module, path: str, quality: int) -> None:
     """Copy g_a and g_s of the codec in a file into `codec`, at the file's widths.
 
+    Args:
+        path: the file, or the embedded codec's name.
+        quality: that of the embedded codec.
+
     Raises:
+        CodecError: the embedded codec has no such quality.
         FileError: the file cannot be read, or its transforms do not fit.
     """
 
     def is_transform(key: str) -> bool:
         return key.split(".", 1)[0] in (ANALYSIS, SYNTHESIS)
 
-    own, other = codec.state_dict(), load(expand(path)).state_dict()
+    source = load_codec(DEMO, quality) if path == DEMO else load(expand(path))
+    own, other = codec.state_dict(), source.state_dict()
     state = {k: v for k, v in own.items() if not is_transform(k)}
     fill(codec, state | {k: v for k, v in other.items() if is_transform(k)}, path)
 

@@ -159,8 +159,8 @@ def file_digests(recipe: Recipe, quality: int) -> list[str]:
     named = [recipe.codec] if recipe.codec.endswith(".safetensors") else []
     named += [recipe.weights_for(quality)] if recipe.weights not in ("official", "none") else []
     transforms = recipe.transforms_for(quality)
-    named += [transforms] if transforms is not None else []
-    if recipe.codec == DEMO and recipe.weights == "official":
+    named += [transforms] if transforms not in (None, DEMO) else []
+    if (recipe.codec, recipe.weights) == (DEMO, "official") or transforms == DEMO:
         named.append(str(embedded_file(quality)))
     files = [expand(name) for name in named]
     return [

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from nicprune.codecs.zoo import LAMBDAS, check_name, codec_names, lmbda_for
+from nicprune.codecs.zoo import DEMO, LAMBDAS, check_name, codec_names, lmbda_for
 from nicprune.common.config import StrictConfig, apply_override, cut, parse, read_yaml
 from nicprune.common.errors import FileError, NicpruneError, RecipeError, closest
 from nicprune.common.files import check_regular, expand
@@ -165,8 +165,8 @@ class Recipe(StrictConfig):
         codec, qualities, metric, weights: arguments of `load_codec`; `{quality}` in weights is
             replaced. A codec given as `package.module:factory` may have a single quality, of any
             number.
-        transforms: for "train": a file of `save` whose g_a and g_s the codec starts from, the rest
-            being as in `weights`; `{quality}` is replaced.
+        transforms: for "train": a file of `save`, or demo-hyperprior, whose g_a and g_s the codec
+            starts from, the rest being as in `weights`; `{quality}` is replaced.
         lambdas: per quality; CompressAI's if not given.
         photographs: train and test folders, or "samples".
         seeds: every method is run once with each.
@@ -649,7 +649,10 @@ def check_paths(recipe: Recipe) -> None:
         if recipe.before(quality) is None:
             if recipe.weights not in ("official", "none"):
                 collect("weights", _check_exists, recipe.weights_for(quality))
-            if (transforms := recipe.transforms_for(quality)) is not None:
+            transforms = recipe.transforms_for(quality)
+            if transforms == DEMO:
+                collect("transforms", check_name, DEMO, quality, "mse")
+            elif transforms is not None:
                 collect("transforms", _check_exists, transforms)
     if recipe.codec.endswith(".safetensors"):
         collect("codec", _check_exists, recipe.codec, f" (known names: {', '.join(codec_names())})")
