@@ -15,7 +15,7 @@ from nicprune.codecs.calling import run
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.hooks import Hook, remove_hooks
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
-from nicprune.codecs.layer_kinds.kind import channel_kind, kinds_in
+from nicprune.codecs.layer_kinds.kind import LayerKind, channel_kind, kinds_in
 from nicprune.codecs.layer_kinds.parameters import holder, layers_of
 from nicprune.codecs.layer_operations import zero
 from nicprune.codecs.modes import modes_restored
@@ -109,16 +109,24 @@ class Masks(nn.Module):
             kind = channel_kind(layer)
             hook = MaskHook(self, parts, layer)
             factor = hook.share().detach().to(place)
-            values = kind.masked_attributes(layer, factor)
-            if values is None and kind.convolution:
-                values = {"weight": layer.weight * kind.along(layer, "out", factor)}
-                if layer.bias is not None:
-                    values["bias"] = layer.bias * factor
+            values = multiplied(kind, layer, factor)
             if values is not None:
                 kind.write(layer, values)
             gone = ~hook.counted() if kind.mixes else factor == 0
             if values is None or kind.mixes and bool(gone.any()):
                 zero(layer, "both", gone.nonzero().flatten().tolist())
+
+
+def multiplied(kind: LayerKind, layer: Any, factor: Tensor) -> dict[str, Tensor] | None:
+    """Return a layer's parameters, by name, with its output channels multiplied, factor of shape
+    (C,); None where parameters cannot do that.
+    """
+    values = kind.masked_attributes(layer, factor)
+    if values is None and kind.convolution:
+        values = {"weight": layer.weight * kind.along(layer, "out", factor)}
+        if layer.bias is not None:
+            values["bias"] = layer.bias * factor
+    return values
 
 
 class MaskHook(Hook):

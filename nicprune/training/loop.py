@@ -646,7 +646,7 @@ class _Run:
                 f"{path} belongs to a run with other settings ({cut(differences, 400)}); use"
                 " another folder or remove it"
             )
-        if identity != self.identity:
+        if json.loads(identity) != json.loads(self.identity):  # in whatever order settings stand
             raise RecipeError(
                 f"{path} belongs to another run (codec, method or images differ); use another"
                 " folder or remove it"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import ARCHITECTURES, METHOD_SETTINGS, built, image, same_state, state_of
 from torch import Tensor, nn
-from zoo_of_blocks import C, block_codec
+from zoo_of_blocks import BLOCKS, C, block_codec
 
 from nicprune.common.errors import TrainingError
 from nicprune.data.images import write_png
@@ -63,24 +63,74 @@ def test_a_step_is_the_proximal_one(penalty: str) -> None:
     assert method.masks.values[0].tolist() == [1.0] * len(method.masks.values[0])
 
 
+def check_what_shrinks(attached: Attached, method: GroupLasso) -> None:
+    """Half of the weights is half of the norm, exactly, and nothing else moves."""
+    before, norms = state_of(attached.codec), method._norms()
+    method._shrink(torch.full_like(method.current, 0.5))
+    assert torch.allclose(method._norms(), norms * 0.5, rtol=1e-5)
+    producers = {
+        member.module
+        for name in method.free_names
+        for member in attached.groups[name].members
+        if member.axis == "out"
+    }
+    for key, value in attached.codec.state_dict().items():
+        layer = key.rpartition(".")[0]
+        if not torch.equal(value, before[key]):
+            assert layer in producers or key in producers, key
+
+
 @pytest.mark.parametrize("latents", [False, True])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_norm_is_of_what_shrinks(name: str, latents: bool) -> None:
-    """Half of the weights is half of the norm, exactly, and nothing else moves: for the producers
-    of every group, in every architecture.
-    """
     attached, method = shrinking(name, latents=latents)
-    before, norms = state_of(attached.codec), method._norms()
-    assert float(norms.min()) > 0
-    with torch.no_grad():
-        method._write(torch.full_like(method.current, 0.5))
-        method.masks.fold(attached.codec, attached.groups)
-    assert torch.allclose(method._norms(), norms * 0.5, rtol=1e-5)
-    masked = {m.module for n in method.free_names for m in attached.groups[n].members
-              if m.axis == "out"}  # fmt: skip
+    assert float(method._norms().min()) > 0
+    check_what_shrinks(attached, method)
+
+
+@pytest.mark.filterwarnings("ignore:MACs of")
+@pytest.mark.parametrize("name", BLOCKS)
+def test_so_it_is_in_blocks_of_every_sort(name: str) -> None:
+    attached, method = shrinking(block_codec(name), norms="adapt", budget={"macs": 0.9})
+    check_what_shrinks(attached, method)
+
+
+@pytest.mark.parametrize("frozen", ["g_a", "g_s"])
+def test_what_is_not_trained_does_not_shrink(frozen: str, tmp_path: Path) -> None:
+    write_png(image(built("bmshj2018-hyperprior")[0], 3, 96)[0], tmp_path / "a.png")
+    attached, method = shrinking("bmshj2018-hyperprior", decay_steps=6, penalty="constant")
+    attached.codec.get_submodule(frozen).requires_grad_(False)
+    before = state_of(attached.codec)
+    fit(attached, tmp_path, steps=6, **QUICK)
+    moved = {
+        key.split(".")[0]
+        for key, value in attached.codec.state_dict().items()
+        if key.endswith("weight") and not torch.equal(value, before[key])
+    }
+    assert frozen not in moved and {"g_a", "g_s"} - {frozen} <= moved
+    assert attached.done and attached.cost.totals(attached.keep()).macs <= (
+        0.5 * attached.cost.original.macs
+    )
+
+
+def test_a_side_that_fit_leaves_alone_does_not_shrink(tmp_path: Path) -> None:
+    write_png(image(built("bmshj2018-hyperprior")[0], 3, 96)[0], tmp_path / "a.png")
+    attached, _ = shrinking("bmshj2018-hyperprior", decay_steps=6)
+    before = state_of(attached.codec)
+    fit(attached, tmp_path, steps=6, side="decoder", **QUICK)
     for key, value in attached.codec.state_dict().items():
-        if key.rpartition(".")[0] not in masked:
+        if key.startswith(("g_a.", "h_a.", "h_s.")):
             assert torch.equal(value, before[key]), key
+
+
+def test_a_shared_parameter_shrinks_once() -> None:
+    codec: Any = built("bmshj2018-hyperprior")[0]
+    codec.g_a[4].weight = codec.g_a[2].weight
+    attached, method = shrinking(codec)
+    weight = codec.g_a[2].weight.detach().clone()
+    method._shrink(torch.full_like(method.current, 0.5))
+    assert torch.equal(codec.g_a[2].weight, weight * 0.5)
+    assert torch.equal(codec.g_a[4].weight, weight * 0.5)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
@@ -89,14 +139,40 @@ def test_the_cost_follows_a_line(name: str, penalty: str) -> None:
     """Without any gradient, norms go down until the commit, neither at once nor after it."""
     attached, method = shrinking(name, penalty=penalty, decay_steps=200, budget={"macs": 0.6})
     found = []
-    for _ in range(method.commit_step):
+    for _ in range(method.commit_step - 1):
         attached.after_step()
         found.append(attached.metrics()["group_lasso/macs"])
-    line = [1 - 0.4 * (i + 1) / len(found) for i in range(len(found))]
+    line = [1 - 0.4 * (i + 1) / method.commit_step for i in range(len(found))]
     assert max(abs(a - b) for a, b in zip(found, line, strict=True)) < 0.02
+    without_gradient(attached, 1)
     weights = state_of(attached.codec)
     without_gradient(attached, 60)
     assert attached.done and same_state(weights, state_of(attached.codec))
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_the_cost_follows_a_line_where_weights_grow(penalty: str) -> None:
+    """The optimiser makes all norms larger; none may hide behind that."""
+    attached, method = shrinking(
+        "bmshj2018-hyperprior", penalty=penalty, decay_steps=60, budget={"macs": 0.6}
+    )
+    method.fisher.copy_(torch.linspace(0.1, 2, len(method.fisher)))
+    for number in range(1, method.commit_step):
+        method._shrink(torch.full_like(method.current, 1.03))
+        for parameter in method.manually_updated():
+            parameter.grad = torch.zeros_like(parameter)
+        attached.after_step()
+        line = 1 - 0.4 * number / method.commit_step
+        assert attached.metrics()["group_lasso/macs"] == pytest.approx(line, abs=0.02)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_what_is_logged_at_the_end_is_the_cost(penalty: str) -> None:
+    attached, _ = shrinking("bmshj2018-hyperprior", penalty=penalty, decay_steps=20)
+    without_gradient(attached, 20)
+    totals = attached.cost.totals(attached.keep())
+    logged = attached.metrics()["group_lasso/macs"]
+    assert logged == pytest.approx(totals.macs / attached.cost.original.macs, rel=1e-6)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
@@ -105,21 +181,23 @@ def test_each_limit_has_a_line(penalty: str) -> None:
     attached, method = shrinking(
         "bmshj2018-hyperprior", penalty=penalty, decay_steps=100, budget=budget
     )
-    for number in range(1, method.commit_step + 1):
+    ahead: list[float] = []
+    for number in range(1, method.commit_step):
         attached.after_step()
         soft = method._soft_widths(method._standing())
         for name, share in budget.items():
             line = 1 - (1 - share) * number / method.commit_step
-            assert attached.cost.soft(soft, name) < (line + 0.02) * getattr(
-                attached.cost.original, name
-            )
+            ahead.append(attached.cost.soft(soft, name) / getattr(attached.cost.original, name))
+            ahead[-1] -= line
+            assert ahead[-1] < 0.01
+        assert max(ahead[-2:]) > -0.02  # that of the limit which is furthest off
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_each_width_has_a_line(penalty: str) -> None:
     target = {"budget": None, "widths": {"g_a.0": 4, "g_a.2": 12}}
     attached, method = shrinking("bmshj2018-hyperprior", penalty=penalty, decay_steps=100, **target)
-    for number in range(1, method.commit_step + 1):
+    for number in range(1, method.commit_step):
         attached.after_step()
         soft = method._soft_widths(method._standing())[method._columns]
         done = number / method.commit_step
@@ -161,14 +239,16 @@ def test_an_incremental_penalty_falls_again() -> None:
     attached, method = shrinking(
         "bmshj2018-hyperprior", penalty="incremental", decay_steps=1000, budget={"macs": 0.7}
     )
-    without_gradient(attached, RANK_EVERY)
+    without_gradient(attached, 1)
+    first = method.removable.clone()
+    method._shrink(torch.where(first, 1.0, 0.01))  # noticed in the next ranking
+    without_gradient(attached, RANK_EVERY - 1)
+    assert torch.equal(method.removable, first)
+    method._shrink(torch.where(first, 1.0, 100.0))
     small = int(method.grown.argmax())
     assert float(method.grown[small]) == RANK_EVERY and bool(method.removable[small])
     assert set(method.grown.tolist()) == {0.0, float(RANK_EVERY)}
-    with torch.no_grad():  # the loss pulls it back
-        method._write(torch.where(torch.arange(len(method.current)) == small, 10.0, 1.0))
-        method.masks.fold(method.codec, method.groups)
-        method._write(method.current)
+    method._shrink(torch.where(torch.arange(len(method.current)) == small, 10.0, 1.0))
     # What is learnt goes along with the weights, though they are not those of the start any more.
     codec = built("bmshj2018-hyperprior")[0]
     codec.load_state_dict(attached.codec.state_dict())
@@ -184,16 +264,49 @@ def test_an_incremental_penalty_falls_again() -> None:
     assert float(method.grown[small]) == 0
 
 
+def test_channels_are_ranked_by_what_the_penalty_says() -> None:
+    """A filter that began small and kept its norm is worth more than a large one that lost half,
+    where the importance drove channels out; the norm alone says the opposite.
+    """
+    for penalty, expected in (("importance", [0, 1, 2, 3]), ("constant", [4, 5, 6, 7])):
+        codec: Any = built("bmshj2018-factorized")[0]
+        with torch.no_grad():
+            codec.g_a[0].weight[:4] *= 0.1
+            codec.g_a[0].bias[:4] *= 0.1
+            codec.g_a[0].weight[8:] *= 0.01
+            codec.g_a[0].bias[8:] *= 0.01
+        attached, method = shrinking(
+            codec, penalty=penalty, budget=None, widths={"g_a.0": 4}, decay_steps=100
+        )
+        halved = torch.ones(len(method.current))
+        halved[4:8], halved[8:] = 0.5, 0.4
+        method._shrink(halved)
+        assert attached.keep()["g_a.0"] == expected
+
+
+def test_groups_are_compared_relative_to_their_own_filters() -> None:
+    """Weights a hundred times as large, and as much less behind them, are not worth more."""
+    kept = []
+    for factor in (1.0, 100.0):
+        codec: Any = built("bmshj2018-factorized-relu")[0]
+        with torch.no_grad():
+            codec.g_a[0].weight.mul_(factor)
+            codec.g_a[0].bias.mul_(factor)
+        attached, _ = shrinking(codec, penalty="constant")
+        kept.append(attached.keep())
+    assert kept[0] == kept[1]
+
+
 def test_no_filter_gets_to_zero_before_the_choice() -> None:
     """Weights of zero could stay zero for good: in front of GDN they have no gradient."""
     attached, method = shrinking(
         "bmshj2018-hyperprior", penalty="constant", decay_steps=4, budget={"macs": 0.05}
     )
-    for _ in range(method.commit_step):
+    for _ in range(method.commit_step - 1):
         before = method._norms()
         attached.after_step()
         assert bool((method._norms() >= before * 0.499).all())
-    assert float(method._standing().max()) < 0.5
+    assert float(method._standing().max()) < 0.6
 
 
 @pytest.mark.parametrize("side", ["encoder", "decoder"])

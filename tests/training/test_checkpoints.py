@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import warnings
@@ -14,8 +15,9 @@ import torch
 from helpers import built, same_state, state_of
 from torch import nn
 
-from nicprune.common.errors import FileError
+from nicprune.common.errors import FileError, RecipeError
 from nicprune.data.images import write_png
+from nicprune.methods import attach
 from nicprune.training.checkpoints import NEWEST, PREVIOUS, Checkpoints, remove_checkpoints
 from nicprune.training.loop import fit
 
@@ -183,6 +185,9 @@ FOREIGN: dict[str, Callable[[dict[str, Any]], object]] = {
     "a step in words": lambda state: state.update(step="three"),
     "settings": lambda state: state.update(settings="{"),
     "no identity": lambda state: state.pop("identity"),
+    "an identity in words": lambda state: state.update(identity="mine"),
+    "a number of an identity": lambda state: state.update(identity=3),
+    "a deep identity": lambda state: state.update(identity="[" * 99999),
     "skipped": lambda state: state.update(skipped=[1]),
     "a layer less": lambda state: state["model"].pop("g_a.0.weight"),
     "an optimizer in words": lambda state: state.update(optimizer="adam"),
@@ -204,6 +209,29 @@ def test_what_somebody_else_sealed_is_one_line(kind: str, tmp_path: Path) -> Non
     with pytest.raises(FileError) as told:
         fit(codec(), photo, steps=1, **settings, folder=tmp_path / "run")
     assert "\n" not in str(told.value) and "emove" in str(told.value)
+
+
+def test_settings_of_a_method_may_have_another_order(tmp_path: Path) -> None:
+    """As where a class of settings was divided between the run and its resumption."""
+    photo = write_png(torch.rand(3, 64, 64), tmp_path / "a.png")
+    settings = QUICK | {"checkpoint_every": 1, "folder": tmp_path / "run"}
+
+    def pruned(steps: int, commit: float = 0.7) -> Any:
+        attached = attach(codec(), "mask_decay", budget={"macs": 0.5}, round_to=1, decay_steps=2,
+                          commit=commit)  # fmt: skip
+        fit(attached, photo, steps=steps, **settings)
+        return attached
+
+    whole = pruned(2)
+    state = torch.load(tmp_path / "run" / NEWEST, weights_only=True)
+    identity = json.loads(state["identity"])
+    identity[2][0][1] = dict(reversed(identity[2][0][1].items()))
+    assert json.dumps(identity) != state["identity"]
+    remove_checkpoints(tmp_path / "run")
+    Checkpoints(tmp_path / "run").save(state | {"identity": json.dumps(identity)})
+    assert same_state(state_of(whole), state_of(pruned(2)))
+    with pytest.raises(RecipeError, match="belongs to another run"):
+        pruned(2, commit=0.6)
 
 
 def test_a_damaged_log_does_not_stop_a_run(tmp_path: Path) -> None:

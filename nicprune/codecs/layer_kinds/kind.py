@@ -301,9 +301,9 @@ class LayerKind:
     def norms(self, layer: Any, axis: str) -> Tensor:
         """Return the squared L2 norm of each channel of an axis, shape (channels,).
 
-        L2 is all that methods ask for: `magnitude` adds up squares over the members of a group,
-        which no other norm allows layer by layer (DepGraph, section 4.2); `fisher` and mask decay
-        rank by squared gradients of masks, `random` by nothing.
+        L2 is all that methods ask for: `magnitude` and `group_lasso` add up squares over the
+        members of a group, which no other norm allows layer by layer (DepGraph, section 4.2);
+        `fisher` and mask decay rank by squared gradients of masks, `random` by nothing.
         """
         raise NotImplementedError
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nicprune.common.errors import TrainingError
 from nicprune.methods.contract import Pruner
-from nicprune.pruning.budget_controller import relative_rates
+from nicprune.pruning.budget_controller import deviations, relative_rates
 from nicprune.pruning.latency import TimedCost
 from nicprune.pruning.latency_table import LatencyTable
 from nicprune.pruning.masks import Masks
@@ -98,9 +98,11 @@ class GradualPruner(Pruner):
         """Return what each channel counts in the present width of its group, 0 to 1."""
         return standing
 
-    def _choose(self, masks: Tensor) -> dict[str, list[int]]:
-        """Return keep-lists that meet the target; `masks` are those after this step."""
-        raise NotImplementedError
+    def _scores(self) -> Tensor:
+        """Return the scores by which channels are chosen, shape (channels,); those with the higher
+        ones stay.
+        """
+        return self._standing()
 
     # -- what is the same for all -----------------------------------------------------------------
 
@@ -159,7 +161,8 @@ class GradualPruner(Pruner):
             )
             values = torch.where(self.going, self.at_commit.clamp(max=1) * left, values)
         if int(self.step) == self.commit_step:
-            self.going.copy_(self._gone(self._choose(values)))
+            self.current.copy_(values)
+            self.going.copy_(self._gone(self._choose()))
             self.at_commit.copy_(values)
             self.committed.fill_(True)
             self.masks.stays.copy_(~self.going)
@@ -184,12 +187,27 @@ class GradualPruner(Pruner):
         """Return the widths by what is left of each channel."""
         widths = self.cost.widths().astype(float)
         counted = self._counted(standing).clamp(0, 1)
-        widths[self._columns] = [float(part.sum()) for part in counted.split(self._sizes)]
+        sums = torch.stack([part.sum() for part in counted.split(self._sizes)])
+        widths[self._columns] = sums.tolist()
         return widths
 
-    def _planned(self) -> float:
-        """Return the fraction of the way to the target that should be done by this step."""
-        return min(1.0, int(self.step) / self.commit_step)
+    def _excess(self, soft: np.ndarray) -> np.ndarray:
+        """Return the distance of widths from those planned for this step, as a fraction of the
+        whole way, positive where they are too high: for each group where it has a width to reach,
+        else of the limit that is furthest off.
+        """
+        planned = min(1.0, int(self.step) / self.commit_step)
+        if self.config.widths is not None:
+            full, now = np.array(self._sizes, float), soft[self._columns]
+            return (now - (full + planned * (self._goal - full))) / np.maximum(
+                full - self._goal, 1.0
+            )
+        assert self.config.budget is not None
+        limits = self.config.budget.limits(self.cost.original)
+        whole = self.cost.totals()
+        return np.array(
+            [max(deviations(lambda name: self.cost.soft(soft, name), whole, limits, planned))]
+        )
 
     def _rates(self, soft: np.ndarray, importance: Tensor) -> Tensor:
         """Return the MACs of each channel over its importance, relative to the median. Of several
@@ -215,13 +233,11 @@ class GradualPruner(Pruner):
         each = zip(prices.split(self._sizes), importance.split(self._sizes), strict=True)
         return torch.cat([relative_rates(*part) for part in each])
 
-    def _by_score(self, scores: Tensor, *, per_cost: bool) -> dict[str, list[int]]:
-        """Return keep-lists that meet the target; the higher a channel's score, the sooner it
-        stays.
-        """
-        parts = [part.cpu().numpy() for part in scores.split(self._sizes)]
+    def _choose(self) -> dict[str, list[int]]:
+        """Return keep-lists that meet the target. Scores are compared as they are, not by MACs."""
+        parts = [part.cpu().numpy() for part in self._scores().split(self._sizes)]
         by_group = dict(zip(self.free_names, parts, strict=True))
-        return self.config.choose(self.groups, self.cost, by_group, per_cost=per_cost)
+        return self.config.choose(self.groups, self.cost, by_group, per_cost=False)
 
     def _write(self, values: Tensor) -> None:
         for parameter, part in zip(self.masks.values, values.split(self._sizes), strict=True):
@@ -230,7 +246,7 @@ class GradualPruner(Pruner):
 
     def select(self) -> dict[str, list[int]]:
         if not bool(self.committed):
-            return self._choose(self.current)
+            return self._choose()
         stays = (~self.going).split(self._sizes)
         return {
             name: torch.nonzero(part).flatten().tolist()

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from nicprune.methods.contract import METHODS
 from nicprune.methods.pruners.gradual import EMA, GradualConfig, GradualPruner
-from nicprune.pruning.budget_controller import deviations, steer
+from nicprune.pruning.budget_controller import steer
 
 FLOOR = 0.05
 """Decay at m = 1, as a share of the decay at m = 0."""
@@ -102,25 +102,8 @@ class MaskDecay(GradualPruner):
 
     def _steer(self, soft: np.ndarray) -> Tensor:
         """Steer rho by the present widths, and return it for each channel."""
-        steer(self.rho, self._ahead(soft), slowest=1e-4 / self.config.decay_steps)
+        steer(self.rho, self._excess(soft), slowest=1e-4 / self.config.decay_steps)
         return self._per_channel(self.rho)
-
-    def _ahead(self, soft: np.ndarray) -> np.ndarray:
-        """Return the distance from the planned cost as a fraction of the whole way; positive where
-        it is too high.
-        """
-        planned = self._planned()
-        if self.config.widths is not None:
-            full, now = np.array(self._sizes, float), soft[self._columns]
-            return (now - (full + planned * (self._goal - full))) / np.maximum(
-                full - self._goal, 1.0
-            )
-        assert self.config.budget is not None
-        limits = self.config.budget.limits(self.cost.original)
-        whole = self.cost.totals()
-        return np.array(
-            [max(deviations(lambda name: self.cost.soft(soft, name), whole, limits, planned))]
-        )
 
     def _rates(self, soft: np.ndarray, importance: Tensor) -> Tensor:
         if self.config.rates == "equal":
@@ -131,10 +114,6 @@ class MaskDecay(GradualPruner):
         if self.config.criterion == "decay":
             return (m - 1).abs()
         return (m > 0).to(m) if self.config.criterion == "l1" else m
-
-    def _choose(self, masks: Tensor) -> dict[str, list[int]]:
-        # The decay was weighted by cost already, so masks are compared as they are.
-        return self._by_score(masks, per_cost=False)
 
     def metrics(self) -> dict[str, float]:
         below = float((self.current < 0.5).float().mean())
