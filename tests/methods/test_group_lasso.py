@@ -299,14 +299,14 @@ def test_groups_are_compared_relative_to_their_own_filters() -> None:
 
 def test_no_filter_gets_to_zero_before_the_choice() -> None:
     """Weights of zero could stay zero for good: in front of GDN they have no gradient."""
-    attached, method = shrinking(
-        "bmshj2018-hyperprior", penalty="constant", decay_steps=4, budget={"macs": 0.05}
-    )
+    attached, method = shrinking("bmshj2018-hyperprior", decay_steps=20, budget={"macs": 0.3})
+    least = 1.0
     for _ in range(method.commit_step - 1):
         before = method._norms()
+        method.fisher.copy_(torch.logspace(-3, 3, len(method.fisher)))  # some go much faster
         attached.after_step()
-        assert bool((method._norms() >= before * 0.499).all())
-    assert float(method._standing().max()) < 0.6
+        least = min(least, float((method._norms() / before).min()))
+    assert least == pytest.approx(0.5, abs=1e-4)
 
 
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
