@@ -208,6 +208,7 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "magnitude": {"budget": {"macs": 0.5}, "round_to": 1},
     "random": {"budget": {"macs": 0.5}, "round_to": 1},
     "fisher": {"budget": {"macs": 0.5}, "round_to": 1},
+    "netadapt": {"budget": {"macs": 0.5}, "round_to": 1, "rounds": 2},
     "none": {},
     "slimmable": {"widths": [1.0, 0.5, 0.25], "round_to": 1, "gdn": "slim+", "latents": "fixed"},
     "adaptation": {"form": "low_rank"},

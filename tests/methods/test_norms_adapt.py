@@ -69,6 +69,7 @@ def test_every_method_that_prunes_has_it() -> None:
         "group_lasso",
         "magnitude",
         "fisher",
+        "netadapt",
         "random",
         "channel_gating",
         "slimmable",

@@ -106,7 +106,7 @@ BUDGETS = [
 ]
 
 
-@pytest.mark.parametrize("method", ["magnitude", "random", "fisher"])
+@pytest.mark.parametrize("method", ["magnitude", "random", "fisher", "netadapt"])
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 def test_one_shot_methods_meet_budgets_of_time_from_below(
     tiny: Any, method: str, budget: dict[str, float]
