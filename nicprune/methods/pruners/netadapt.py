@@ -6,8 +6,8 @@ ECCV 2018) with the rate-distortion loss in place of accuracy. In every round ea
 to become as narrow as that round asks, the loss of each proposal is measured on photographs, and
 the cheapest is taken. The paper trains every proposal for a while; here nothing is trained before
 `harden`, and inside a group the channels with the least squared mask gradient go first, measured
-anew in every round on what is left. Of codecs with many groups, those that promise most are
-measured.
+anew in every round on what is left. Where a codec has many groups, only the proposals that cost
+least by these gradients are measured.
 """
 
 from __future__ import annotations
