@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nicprune import __version__
 from nicprune.cli.bench import bench
 from nicprune.cli.coding import decode_file, encode_image
 from nicprune.cli.evaluate import evaluate_codec
@@ -63,8 +64,18 @@ for name, command in COMMANDS.items():
     app.command(name)(command)
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"nicprune {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _set_options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version),
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
 ) -> None:

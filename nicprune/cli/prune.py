@@ -14,7 +14,7 @@ def prune_codec(
     codec: Codec,
     output: Annotated[Path, typer.Argument(help=".safetensors file to write.")],
     method: Annotated[
-        str, typer.Option(help="A method that needs no training: magnitude, random, fisher.")
+        str, typer.Option(help="A method without training: magnitude, random, fisher, netadapt.")
     ] = "magnitude",
     set_: Annotated[
         list[str] | None,
@@ -24,7 +24,7 @@ def prune_codec(
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(help='Calibration images, for fisher: a folder, or "samples".'),
+        typer.Option(help='Calibration images, for fisher and netadapt: a folder, or "samples".'),
     ] = None,
     backend: Annotated[
         str | None,
@@ -55,7 +55,8 @@ def prune_codec(
     from nicprune.common.errors import RecipeError
     from nicprune.common.files import check_output
     from nicprune.data.images import calibration_images
-    from nicprune.methods.composition import Attached, attach
+    from nicprune.methods import METHODS
+    from nicprune.methods.composition import attach
     from nicprune.pruning.cost import COUNTER, measure
     from nicprune.runtime.latency_refinement import refine_latency
     from nicprune.storage.checkpoint import check_destination, load_codec, save
@@ -63,6 +64,12 @@ def prune_codec(
     check_destination(output)
     # A .safetensors file begins with the length of its header, which is JSON.
     check_output(output, [codec, weights], lambda start: start[8:9] == b"{", force=force)
+    one_shot = [name for name in METHODS if METHODS[name].one_shot()]
+    if method in METHODS and method not in one_shot:
+        raise RecipeError(
+            f"method {method!r} needs training: use it in a recipe (nicprune run), or attach and"
+            f" fit in Python; without training go {', '.join(sorted(one_shot))}"
+        )
     settings: dict[str, Any] = {}
     for override in set_ or []:
         apply_override(settings, override)
@@ -88,10 +95,6 @@ def prune_codec(
         )
     attached = attach_to(original, table)
     small = attached.harden()
-    if isinstance(small, Attached):
-        raise RecipeError(
-            f"{method} stays on the codec and has to be trained; use a recipe, or Python"
-        )
     told = _compared(attached) if table is not None else []
     after = measure(small)
     for side in ("macs", "encoder", "decoder"):

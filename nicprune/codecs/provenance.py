@@ -9,6 +9,8 @@ from typing import Any
 from compressai.registry import MODELS
 from torch import nn
 
+from nicprune.codecs.anatomy import check_codec, unwrap
+
 
 @dataclass
 class Provenance:
@@ -50,11 +52,17 @@ class Provenance:
 
 
 def provenance(codec: nn.Module) -> Provenance:
-    """Return the record of `codec`; a codec without one gets a record of its class.
+    """Return the record of `codec`, or of the codec that methods are attached to; a codec without
+    one gets a record of its class.
 
     The record is stored as a plain dictionary on the object: deepcopy and pickle keep it, and a
     pickled codec loads without nicprune.
+
+    Raises:
+        CodecError: not a codec.
     """
+    codec = unwrap(codec)
+    check_codec(codec)
     stored = codec.__dict__.get(ATTRIBUTE)
     if stored is None:
         cls = type(codec)

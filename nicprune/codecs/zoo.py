@@ -154,7 +154,7 @@ def check_name(name: str, quality: int | None, metric: str) -> None:
     levels = qualities(name)
     if quality is not None and quality not in levels:
         raise CodecError(
-            f"{name} has no quality {quality}; it has {levels.start} to {levels.stop - 1}"
+            f"{name} has no quality {quality!r}; it has {levels.start} to {levels.stop - 1}"
         )
 
 

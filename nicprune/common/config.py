@@ -60,7 +60,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     # An unknown key explains a missing one more often than the other way round.
     first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
     location = tuple(first["loc"])
-    key = cut(".".join(str(part) for part in location)) or "the whole"
+    key = cut(".".join(str(part) for part in location))
     if first["type"] == "extra_forbidden":
         hint = closest(str(location[-1])[:80], known_keys(model, location[:-1]))
         return f"unknown key {key!r}; {hint}"
@@ -69,7 +69,8 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     shown = "" if isinstance(given, dict) or given is None else f" (got {cut(repr(given))})"
-    return f"{key}: {cut(message[:1].lower() + message[1:], 400)}{shown}"
+    problem = f"{cut(message[:1].lower() + message[1:], 400)}{shown}"
+    return f"{key}: {problem}" if key else problem
 
 
 LONGEST, DEEPEST, MOST_NODES = 1 << 20, 30, 10_000

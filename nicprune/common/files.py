@@ -20,19 +20,34 @@ from nicprune.common.errors import FileError
 VARIABLES = {
     "NICPRUNE_DATA": (
         "the folder with the images of nicprune's recipes: kodak/, val/cid22/, train/...;"
-        " docs/data.md lists their sources"
+        " docs/data.md of the repository lists their sources"
     ),
     "NICPRUNE_START": "the weights that training starts from, a .pth.tar or .safetensors",
 }
 """Environment variables that nicprune's own recipes use, with their meaning."""
 
 
+def check_path(path: object, what: str = "file") -> Path:
+    """Return `path` as a Path.
+
+    Args:
+        what: name of its kind for messages, such as "image".
+
+    Raises:
+        FileError: it is not a path, but a number, None, an array, ...
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise FileError(f"expected the path of a {what}, got {type(path).__name__}")
+    return Path(path)
+
+
 def expand(path: str | Path) -> Path:
     """Expand `~` and environment variables, `$NAME` or `${NAME}`, in a path.
 
     Raises:
-        FileError: a variable is not set.
+        FileError: it is not a path, or a variable is not set.
     """
+    check_path(path)
     if "\0" in str(path):
         raise FileError(f"{str(path)!r} is not a path: it holds a null character")
     filled = os.path.expandvars(str(path))
@@ -72,8 +87,10 @@ def check_regular(path: str | Path, what: str = "file") -> Path:
         what: name of its kind for messages, such as "image".
 
     Raises:
-        FileError: there is no such file, or it is a folder, a pipe, a socket or a device.
+        FileError: it is not a path; there is no such file, or it is a folder, a pipe, a socket or a
+            device.
     """
+    check_path(path, what)
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:

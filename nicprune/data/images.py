@@ -203,6 +203,30 @@ BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
 """Numbers of TIFF tags."""
 
 
+def given_image(image: Tensor | str | Path, channels: int) -> Tensor:
+    """Return a uint8 image (C, H, W) for a codec of so many channels, read from its file if it is
+    one.
+
+    Raises:
+        DataError: it has another shape or type, is too large, or cannot be read.
+    """
+    if not isinstance(image, Tensor):
+        if not isinstance(image, (str, Path)):
+            raise DataError(
+                f"expected a uint8 tensor of shape ({channels}, H, W), or the path of an image, got"
+                f" {type(image).__name__}"
+            )
+        image = read_image(image)
+    fits = image.ndim == 3 and image.shape[0] in (3, channels)
+    if image.dtype != torch.uint8 or not fits or not image.numel():
+        raise DataError(
+            f"expected a uint8 image of shape ({channels}, H, W), got"
+            f" {str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
+        )
+    check_size(image.shape[2], image.shape[1], "the image")
+    return to_channels(image, channels)
+
+
 def write_png(image: Tensor, path: str | Path) -> Path:
     """Write an image of shape (3, H, W) or (1, H, W) with values in [0, 1] as an 8-bit PNG."""
     picture = to_pil_image(image.clamp(0, 1).mul(255).round().byte())
@@ -233,10 +257,16 @@ def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[P
     environment variables (`${NAME}`) are expanded.
 
     Raises:
-        DataError: a folder is missing or holds no image, or a variable is not set.
+        DataError: no folder is given, one is missing or holds no image, or a variable is not set.
     """
-    if not isinstance(folder, (str, Path)):
+    if isinstance(folder, Sequence) and not isinstance(folder, (str, bytes)):
+        if not folder:
+            raise DataError("no images: the list of folders and files is empty")
         return [path for one in folder for path in list_images(one, split)]
+    if not isinstance(folder, (str, Path)):
+        raise DataError(
+            f'expected a folder of images, files or "samples", got {type(folder).__name__}'
+        )
     if str(folder) == SAMPLES:
         return sample_photographs(split)
     try:

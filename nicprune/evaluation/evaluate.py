@@ -21,6 +21,7 @@ from nicprune.codecs.example import image_shape
 from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.provenance import provenance
+from nicprune.common.config import cut
 from nicprune.common.errors import CodecError, enough_memory
 from nicprune.common.files import write_text
 from nicprune.common.machine import BUSY, others_share, processor_time
@@ -129,6 +130,12 @@ class Evaluation:
             f" {self.threads} threads{self.disturbed()}]"
         )
 
+    def quiet(self) -> bool:
+        """Return True if the times were taken while no other program kept the processor busy; False
+        where this is not known.
+        """
+        return self.busy is not None and self.busy <= BUSY
+
     def disturbed(self) -> str:
         """Return a note on times that were taken while other programs ran; empty if none did."""
         return (
@@ -233,6 +240,21 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return a device that codecs can run on here.
+
+    Raises:
+        CodecError: there is no such device, or this machine or this PyTorch does not have it.
+    """
+    try:
+        place = torch.device(device)
+        float(torch.zeros(1, device=place))  # "meta" computes nothing
+    except (RuntimeError, TypeError, AssertionError) as error:
+        reason = cut(str(error).splitlines()[0].split(". ")[0], 200)
+        raise CodecError(f"device {str(device)!r} cannot be used here: {reason}") from None
+    return place
+
+
 def evaluate(
     codec: nn.Module,
     images: str | Path | Sequence[str | Path],
@@ -289,7 +311,7 @@ def evaluate(
     paths = usable_images(list_images(images, "test"))
     record = provenance(bare)
     width = point.width if point.effort is None else point.effort
-    place = torch.device(device) if device is not None else next(codec.parameters()).device
+    place = usable_device(device) if device is not None else next(codec.parameters()).device
     ready: Any = copy_codec(codec).to(place).float().eval().to(memory_format=torch.channels_last)
     check_finite(ready)
     refresh_tables(ready)
@@ -363,18 +385,19 @@ class Comparison:
     def __str__(self) -> str:
         b, a = self.before.means(), self.after.means()
         drop = b["psnr_db"] - a["psnr_db"]
+        cost, less = self.before.cost, self.after.cost
         rows = [
             (
                 "kMAC/pixel",
-                self.before.cost.kmac_per_pixel(),
-                self.after.cost.kmac_per_pixel(),
-                f"{self.before.cost.macs / self.after.cost.macs:.2f}x fewer",
+                cost.kmac_per_pixel(),
+                less.kmac_per_pixel(),
+                _ratio(cost.macs, less.macs, "fewer", "more"),
             ),
             (
                 "params",
-                self.before.cost.params,
-                self.after.cost.params,
-                f"{self.before.cost.params / self.after.cost.params:.2f}x fewer",
+                cost.params,
+                less.params,
+                _ratio(cost.params, less.params, "fewer", "more"),
             ),
             ("bpp", b["bpp"], a["bpp"], f"{100 * (a['bpp'] / b['bpp'] - 1):+.2f} %"),
             (
@@ -383,17 +406,16 @@ class Comparison:
                 a["psnr_db"],
                 f"drop {drop:.3f} dB, {100 * drop / b['psnr_db']:.2f} %",
             ),
-            (
-                "encode s",
-                b["encode_s"],
-                a["encode_s"],
-                f"{b['encode_s'] / a['encode_s']:.2f}x faster",
-            ),
-            (
-                "decode s",
-                b["decode_s"],
-                a["decode_s"],
-                f"{b['decode_s'] / a['decode_s']:.2f}x faster",
+            *(
+                (
+                    f"{what} s",
+                    b[f"{what}_s"],
+                    a[f"{what}_s"],
+                    _ratio(b[f"{what}_s"], a[f"{what}_s"], "faster", "slower")
+                    if self.before.quiet() and self.after.quiet()
+                    else "rough: other programs used the processor, or may have",
+                )
+                for what in ("encode", "decode")
             ),
         ]
         lines = [f"{'':12}{'before':>14}{'after':>14}"]
@@ -409,10 +431,21 @@ class Comparison:
         return "\n".join(lines)
 
 
+def _ratio(before: float, after: float, less: str, more: str) -> str:
+    """Return how many times a figure became smaller, or larger, in words."""
+    return f"{before / after:.2f}x {less}" if after <= before else f"{after / before:.2f}x {more}"
+
+
 def compare(
     before: nn.Module, after: nn.Module, images: str | Path | Sequence[str | Path]
 ) -> Comparison:
-    """Evaluate two codecs on the same images; `print` shows the result as a table."""
+    """Evaluate two codecs on the same images; `print` shows the result as a table.
+
+    Raises:
+        NicpruneError: as `evaluate`.
+    """
+    for codec in (before, after):
+        check_codec(unwrap(codec))
     device = next(after.parameters()).device  # times on different devices cannot be compared
     return Comparison(
         evaluate(before, images, device=device), evaluate(after, images, device=device)

@@ -587,6 +587,20 @@ def check_combination(classes: Sequence[type[Method]]) -> None:
                     raise RecipeError(f"{cls.name} and {other.name} do not go together: {reason}")
 
 
+def _check_disjoint(pruners: Sequence[Pruner]) -> None:
+    """Raise RecipeError if two methods decide the width of the same groups: each would choose
+    channels by its own budget, and what both keep is far less than either asks for.
+    """
+    for first, second in itertools.combinations(pruners, 2):
+        both = first.shrinks() & second.shrinks() if first.codec is second.codec else set()
+        if both:
+            raise RecipeError(
+                f"{first.name} and {second.name} would both choose channels of"
+                f" {first.groups.noun} {min(both)}, and little would be left: give them different"
+                " groups by side or only, or prune by one, harden, then by the other"
+            )
+
+
 def _norms_of(parsed: Sequence[tuple[type[Method], Any]]) -> Norms:
     """Return what becomes of channels that a norm computes over.
 
@@ -699,6 +713,8 @@ def attach(
             raise RecipeError("teacher and latency go with the methods that are attached first")
         return _attached_beside(codec, parsed)
     check_codec(codec)
+    if teacher is not None:
+        check_codec(teacher)
     check_combination([cls for cls, _ in parsed])
     check_not_replaced(codec)
     if has_hooks(codec):
@@ -712,6 +728,7 @@ def attach(
     methods = _created(parsed, codec, groups, cost)
     for one in methods:
         one.set_beside(methods)
+    _check_disjoint([one for one in methods if isinstance(one, Pruner)])
     learning = [method for method in methods if isinstance(method, Distiller)]
     if (teacher is None and len(learning) == len(methods) and provenance(codec).history) or (
         teacher is not None and not learning

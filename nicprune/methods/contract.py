@@ -178,6 +178,11 @@ class Method(nn.Module):
         """True if it remains on the codec after `harden`."""
         return self.stays_with(self.config)
 
+    @classmethod
+    def one_shot(cls) -> bool:
+        """Return whether it prunes a codec without training."""
+        return issubclass(cls.Config, Target) and not cls.steps_field
+
 
 class Pruner(Method):
     """A method that decides which channels `harden` keeps, or writes into the weights there."""
@@ -185,6 +190,14 @@ class Pruner(Method):
     def select(self) -> dict[str, list[int]]:
         """Return the keep-lists decided so far, by group; groups not named keep everything."""
         raise NotImplementedError(f"{type(self).__name__} does not say what to keep: define select")
+
+    def shrinks(self) -> set[str]:
+        """Return the names of the groups whose width its budget, or its widths, decide: no two
+        methods can decide the same.
+        """
+        if not isinstance(self.config, Target):
+            return set()
+        return {group.name for group in self.config.free(self.groups)}
 
     def fold(self, codec: nn.Module) -> None:
         """Write what was learnt into the weights of `codec` (a copy without hooks), in place."""

@@ -129,6 +129,24 @@ class Budget(StrictConfig):
             }
         return found
 
+    def told(
+        self, total: str, limit: float, reached: float, original: Totals, base: str
+    ) -> tuple[str, str]:
+        """Return a limit as it was given, and what is reached in the same unit, for messages.
+
+        Args:
+            total: attribute of `Totals` that is limited.
+            limit, reached: absolute numbers.
+            original: of what shares are.
+            base: its name.
+        """
+        given = next((n for n, of in KMAC.items() if of == total and getattr(self, n)), None)
+        if given is None:
+            whole = getattr(original, total)
+            return f"budget {total}: {limit / whole:.3g}", f"{reached / whole:.3g} of {base}"
+        pixel = 1000 * AREA
+        return f"budget {given}: {limit / pixel:.4g}", f"{reached / pixel:.4g} kMAC/pixel"
+
 
 class GrownBudget(Budget):
     """Limits on the target domain of a codec that has grown: shares of the source codec's cost,
@@ -179,16 +197,19 @@ def smallest_widths(cost: CostModel, groups: Sequence[Group], round_to: int) -> 
 
 def check_feasible(cost: CostModel, groups: Sequence[Group], budget: Budget, round_to: int) -> None:
     """Raise BudgetError if even the narrowest codec costs more than the budget."""
-    least = cost.totals(smallest_widths(cost, groups, round_to))
+    now, least = cost.totals(), cost.totals(smallest_widths(cost, groups, round_to))
     for name, limit in budget.limits(cost.original).items():
-        if getattr(least, name) > limit:
-            reached = getattr(least, name) / getattr(cost.original, name)
-            asked = limit / getattr(cost.original, name)
-            raise BudgetError(
-                f"budget {name}: {asked:.3g} cannot be met: with every free group at its least"
-                f" width (round_to {round_to}) {reached:.3g} of {cost.base} remains; ask for more,"
-                " a smaller round_to, or latents: true"
-            )
+        reached = getattr(least, name)
+        if reached <= limit:
+            continue
+        asked, left = budget.told(name, limit, reached, cost.original, cost.base)
+        raise BudgetError(
+            f"{asked} cannot be met: no group that may shrink (side, only, latents) lowers it, and"
+            f" {left} remains"
+            if reached == getattr(now, name)
+            else f"{asked} cannot be met: with every free group at its least width (round_to"
+            f" {round_to}) {left} remains; ask for more, a smaller round_to, or latents: true"
+        )
 
 
 def allocate_widths(

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from nicprune.channels.groups import Groups, ProductShares
 from nicprune.codecs.anatomy import (
     TRANSFORMS,
+    check_codec,
     forward_for_analysis,
+    unwrap,
 )
 from nicprune.codecs.example import example_image, image_shape
 from nicprune.codecs.hooks import without_hooks
@@ -177,7 +179,12 @@ def _calls(codec: nn.Module, names: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def measure(codec: nn.Module) -> Totals:
-    """Count a codec as it is, with fvcore."""
+    """Count a codec as it is, with fvcore.
+
+    Raises:
+        CodecError: not a codec.
+    """
+    check_codec(unwrap(codec))
     return CostModel(codec, Groups([])).totals()
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from nicprune.channels.find_groups import find_groups
 from nicprune.channels.groups import Attribute, Group, Groups, Norms
 from nicprune.channels.known import recall, remember, remember_pruned
+from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.copying import copy_codec, double_copy, sharing_copy
 from nicprune.codecs.example import example_image, module_names
 from nicprune.codecs.hooks import has_hooks
@@ -65,6 +66,7 @@ def prune(
         RecipeError: a keep-list does not fit.
         SurgeryError: the result failed its verification.
     """
+    check_codec(codec)
     check_not_replaced(codec)
     if has_hooks(codec):
         raise SurgeryError(
@@ -100,6 +102,7 @@ def analyse(codec: nn.Module, norms: Norms = "pinned") -> Groups:
         CodecError: nothing in the codec can be pruned safely; names the layers that stand in the
             way. Or the codec does not run as it is, before any pruning; says what is missing.
     """
+    check_codec(codec)
     check_not_replaced(codec)
     if (known := recall(codec, find_groups, norms)) is not None:
         return known

@@ -133,12 +133,9 @@ class Target(StrictConfig):
         assert self.budget is not None
         now = cost.totals()
         for name, limit in self.budget.limits(cost.original).items():
-            if getattr(now, name) <= limit:
-                share = getattr(now, name) / getattr(cost.original, name)
-                raise BudgetError(
-                    f"budget {name}: {limit / getattr(cost.original, name):.3g} is met already: the"
-                    f" codec is at {share:.3g} of {cost.base}"
-                )
+            if (reached := getattr(now, name)) <= limit:
+                asked, there = self.budget.told(name, limit, reached, cost.original, cost.base)
+                raise BudgetError(f"{asked} is met already: the codec is at {there}")
         check_feasible(cost, self.free(groups), self.budget, self.round_to)
 
     def check_settled(self) -> None:

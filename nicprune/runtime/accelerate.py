@@ -31,7 +31,7 @@ from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.replaced_forward import ReplacedForward, check_not_replaced
 from nicprune.codecs.roles import sides_of_modules
 from nicprune.common.errors import CodecError, RecipeError, closest
-from nicprune.data.images import read_image, to_channels
+from nicprune.data.images import given_image
 from nicprune.evaluation.padding import pad
 from nicprune.evaluation.quality import psnr, string_bytes
 from nicprune.runtime.backends import BACKENDS, PRECISIONS, Backend
@@ -191,8 +191,7 @@ def _smooth_image(channels: int) -> Tensor:
 
 def _image(image: Tensor | str | Path, channels: int) -> Tensor:
     """Return an image as padded floats, (1, C, H, W)."""
-    pixels = image if isinstance(image, Tensor) else read_image(image)
-    return pad(to_channels(pixels, channels).unsqueeze(0).float().div(255))[0]
+    return pad(given_image(image, channels).unsqueeze(0).float().div(255))[0]
 
 
 def _inputs(codec: Any, images: Sequence[Tensor]) -> dict[str, list[Tensor]]:

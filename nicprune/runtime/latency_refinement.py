@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import nn
 
 from nicprune.channels.groups import Norms
+from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.copying import copy_codec
 from nicprune.pruning.latency_table import LatencyTable
 from nicprune.pruning.surgery import analyse, prune
@@ -42,6 +43,7 @@ def refine_latency(
     Raises:
         NicpruneError: the budget cannot be met, or the codec cannot be timed.
     """
+    check_codec(codec)
     whole = copy_codec(codec).cpu().float().eval()
     seen: list[Keep] = []
     for _ in range(ROUNDS):

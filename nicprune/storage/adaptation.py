@@ -40,6 +40,7 @@ def save_adaptation(adapted: nn.Module, path: str | Path) -> Path:
         FileError: the file cannot be written, or its name does not end in .safetensors.
     """
     check_destination(path)
+    check_codec(unwrap(adapted))
     domains: Any = adapted.widths if isinstance(adapted, Attached) else None
     if not isinstance(adapted, Attached) or domains is None or domains.field != "domain":
         raise CodecError(

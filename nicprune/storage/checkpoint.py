@@ -51,7 +51,7 @@ from nicprune.codecs.zoo import (
 )
 from nicprune.common.config import cut
 from nicprune.common.errors import CodecError, FileError, NicpruneError
-from nicprune.common.files import check_regular, expand, write_atomically
+from nicprune.common.files import check_path, check_regular, expand, write_atomically
 from nicprune.common.machine import versions
 from nicprune.methods.composition import Attached, attach
 from nicprune.methods.contract import Method
@@ -107,13 +107,13 @@ def save(
     check_destination(path)
     attached: Attached | None = codec if isinstance(codec, Attached) else None
     codec = unwrap(codec)
+    check_codec(codec)
     check_not_replaced(codec)
     if attached is not None and not attached.stays or attached is None and has_hooks(codec):
         raise CodecError(
             "this codec still has methods attached that only pruning ends; save masked.harden(), or"
             " masked.detach()"
         )
-    check_codec(codec)
     model: nn.Module = codec if attached is None else attached
     check_finite(model)
     refresh_tables(model)
@@ -158,7 +158,7 @@ def check_destination(path: str | Path) -> None:
     """Raise FileError unless a codec can be saved by this name, one that commands know a codec's
     file by.
     """
-    if Path(path).suffix != SUFFIX:
+    if check_path(path).suffix != SUFFIX:
         raise FileError(f"a codec is saved as a {SUFFIX} file; {path} must end in {SUFFIX}")
 
 
@@ -549,7 +549,11 @@ def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str, hint: str = 
 
 
 def load_codec(
-    name: str, quality: int | None = None, *, metric: str = "mse", weights: str | Path = "official"
+    name: str | Path,
+    quality: int | None = None,
+    *,
+    metric: str = "mse",
+    weights: str | Path = "official",
 ) -> nn.Module:
     """Load or build a codec.
 
@@ -565,12 +569,15 @@ def load_codec(
         CodecError: the name or quality is unknown, or the weights are unavailable.
         FileError: the file cannot be read or does not fit.
     """
-    if str(name).endswith(".safetensors"):
+    if not isinstance(name, (str, Path)):
+        raise CodecError(f"expected the name of a codec, or its file, got {type(name).__name__}")
+    name = str(name)
+    if name.endswith(".safetensors"):
         if str(weights) != "official":
             raise CodecError(f"{name} brings its own weights; leave weights={str(weights)!r} out")
         return load(name)
-    if ":" in str(name):
-        codec = build_from_path(str(name), quality)
+    if ":" in name:
+        codec = build_from_path(name, quality)
         provenance(codec).metric = metric
         return (
             codec.eval()
@@ -579,7 +586,7 @@ def load_codec(
         )
     if name not in codec_names() and Path(name).suffix in (".pth", ".tar", ".pt"):
         raise CodecError(
-            f"{name} holds weights only; name its architecture and pass weights={str(name)!r}"
+            f"{name} holds weights only; name its architecture and pass weights={name!r}"
         )
     check_name(name, quality, metric)
     if str(weights) == "official" and name == DEMO:

@@ -20,7 +20,7 @@ from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.rans import bounded_reads, recorded_symbols
 from nicprune.codecs.replaced_forward import replaced
 from nicprune.common.errors import CodecError, DataError, FileError, enough_memory
-from nicprune.data.images import check_size, read_image, to_channels
+from nicprune.data.images import given_image
 from nicprune.evaluation.padding import crop, pad
 from nicprune.methods.composition import Attached, first_point, resolve_point
 from nicprune.methods.operating_point import EMPTY, OperatingPoint
@@ -66,7 +66,7 @@ def encode(
     _check(codec)
     rate = {"level": level, "lmbda": lmbda, "width": width, "domain": domain}
     resolve_point(codec, **rate)  # refused before the image is read
-    picture = _checked(image, image_shape(unwrap(codec))[0])
+    picture = given_image(image, image_shape(unwrap(codec))[0])
     return ImageCoder(codec).encode(picture, fast=fast, **rate)
 
 
@@ -119,7 +119,7 @@ class ImageCoder:
     @torch.no_grad()
     def encode(self, image: Tensor | str | Path, *, fast: bool = False, **rate: Any) -> bytes:
         """Encode one image; see `encode` for arguments and errors."""
-        picture = _checked(image, self._channels)
+        picture = given_image(image, self._channels)
         height, width = picture.shape[1:]
         rate = {name: value for name, value in rate.items() if value is not None}
         if self._source is not None:
@@ -272,25 +272,6 @@ def _domains(codec: nn.Module) -> tuple[ImageCoder | None, str, OperatingPoint]:
                 names: Any = codec.widths
                 return ImageCoder(source), names.names[other.domain], other
     return None, "", EMPTY
-
-
-def _checked(image: Tensor | str | Path, channels: int) -> Tensor:
-    """Return a uint8 image (C, H, W) for a codec of so many channels, read from its file if it is
-    one.
-
-    Raises:
-        DataError: it has another shape or type, is too large, or cannot be read.
-    """
-    if not isinstance(image, Tensor):
-        image = read_image(image)
-    fits = image.ndim == 3 and image.shape[0] in (3, channels)
-    if image.dtype != torch.uint8 or not fits or not image.numel():
-        raise DataError(
-            f"expected a uint8 image of shape ({channels}, H, W), got"
-            f" {str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
-        )
-    check_size(image.shape[2], image.shape[1], "the image")
-    return to_channels(image, channels)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import CDF_BUFFERS, rate_distortion_loss, unwrap
+from nicprune.codecs.anatomy import CDF_BUFFERS, check_codec, rate_distortion_loss, unwrap
 from nicprune.codecs.calling import further_arguments
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.example import image_shape
@@ -34,7 +34,13 @@ from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.roles import on_side
 from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import StrictConfig, cut, parse
-from nicprune.common.errors import FileError, InterruptedRun, RecipeError, TrainingError
+from nicprune.common.errors import (
+    CodecError,
+    FileError,
+    InterruptedRun,
+    RecipeError,
+    TrainingError,
+)
 from nicprune.common.files import append_line, check_writable, write_atomically
 from nicprune.common.lock import locked
 from nicprune.common.machine import memory_bytes
@@ -240,9 +246,10 @@ def fit(
         DataError: no image is usable.
         FileError: the checkpoint belongs to another run, is damaged, or cannot be written; or
             another process uses the folder.
-        TrainingError: the loss stayed non-finite.
+        TrainingError: the loss stayed non-finite, or the codec cannot code images after training.
         InterruptedRun: Ctrl-C or SIGTERM stopped the run.
     """
+    check_codec(unwrap(model))
     check_not_replaced(unwrap(model))
     options = parse(TrainSettings, settings, "fit(...)")
     metric = options.metric or provenance(unwrap(model)).metric
@@ -340,10 +347,17 @@ def fit(
         finally:
             run.close()
             model.train(was_training)
-        refresh_tables(model)
-        # The arithmetic stays the same to the bit, so that existing bitstreams still decode.
-        if options.channels_last and not was_last:
-            run.codec.to(memory_format=torch.contiguous_format)
+            # The arithmetic stays the same to the bit, so that existing bitstreams still decode.
+            if options.channels_last and not was_last:
+                run.codec.to(memory_format=torch.contiguous_format)
+        try:
+            refresh_tables(model)
+        except CodecError as error:
+            told = f", the loss is {run.last['loss']:.4g}" if "loss" in run.last else ""
+            raise TrainingError(
+                f"training diverged: the codec cannot code images after step {run.step}{told}; use"
+                f" a smaller lr (this was {lr:g}) or a longer warmup ({error})"
+            ) from error
         return FitResult(run.step, run.last, run.skipped, time.monotonic() - started)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 from helpers_cli import fails
@@ -32,11 +33,11 @@ PRUNE = ["prune", "demo-hyperprior", "a.safetensors", "-q", "1"]
         ([*PRUNE, "--method", "fisher", "--set", "budget.macs=0.5"], "--images folder"),
         (
             [*PRUNE, "--method", "mask_decay", "--set", "budget.macs=0.5"],
-            "masks are not at zero yet",
+            "'mask_decay' needs training: use it in a recipe",
         ),
         (
             [*PRUNE, "--method", "bit_rate_modulator", "--set", "qualities=[1, 2]"],
-            "stays on the codec",
+            "without training go fisher, magnitude, netadapt, random",
         ),
         (["list", "codec"], "did you mean 'codecs'"),
         (["report", "/nowhere"], "/nowhere"),
@@ -50,6 +51,11 @@ def test_errors_are_one_line(
 ) -> None:
     err = fails(monkeypatch, capsys, *arguments)
     assert expected in err and err.startswith("nicprune: ") and err.count("\n") == 1
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"nicprune {metadata.version('nicprune')}\n")
 
 
 @pytest.mark.parametrize(("error", "status"), [

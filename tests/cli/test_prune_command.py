@@ -11,6 +11,7 @@ from helpers_latency import table_of
 from typer.testing import CliRunner
 
 from nicprune.cli.application import app
+from nicprune.methods import METHODS
 from nicprune.runtime import latency_refinement
 
 
@@ -64,6 +65,19 @@ def test_a_codec_is_pruned_in_one_shot(tmp_path: Path) -> None:
         (call("prune", *asked), (tmp_path / "c.safetensors").read_bytes())[1] for _ in range(2)
     ]
     assert twice[0] == twice[1], "random weights are the same each time"
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].one_shot()])
+def test_every_method_without_training_is_named_in_the_help(method: str, tmp_path: Path) -> None:
+    from nicprune import load, load_codec, measure
+
+    assert method in CliRunner().invoke(app, ["prune", "--help"], terminal_width=200).output
+    output = str(tmp_path / "a.safetensors")
+    call(
+        "prune", "demo-hyperprior", output, "-q", "1", "--method", method, "--set",
+        "budget.macs=0.9", "--images", "samples",
+    )  # fmt: skip
+    assert measure(load(output)).macs <= 0.9 * measure(load_codec("demo-hyperprior", 1)).macs
 
 
 def test_a_codec_is_not_written_where_no_command_would_read_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,14 @@ from torch import nn
 import nicprune.evaluation.evaluate as evaluation
 from nicprune.common.errors import CodecError, DataError
 from nicprune.data.images import read_image, write_png
-from nicprune.evaluation.evaluate import compare, evaluate, evaluate_image, write_results
+from nicprune.evaluation.evaluate import (
+    Comparison,
+    Evaluation,
+    compare,
+    evaluate,
+    evaluate_image,
+    write_results,
+)
 from nicprune.evaluation.padding import crop, pad
 from nicprune.evaluation.quality import psnr, string_bytes
 from nicprune.methods import attach
@@ -75,6 +83,9 @@ def test_times_taken_while_others_ran_say_so(
     assert (
         both.after.busy == 0.5
         and "other programs used 50% of the processor" in str(both)
+        and str(both).count("rough: other programs used the processor") == 2
+        and "faster" not in str(both)
+        and "slower" not in str(both)
         and "other programs used 50%" in str(both.after)
     )
     assert (
@@ -82,6 +93,29 @@ def test_times_taken_while_others_ran_say_so(
         == 0.5
     )
     assert "others" not in str(evaluate(codec, photos / "0.png"))
+
+
+def test_a_comparison_says_which_way_a_figure_moved(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "processor_time", lambda: (0.0, 0.0, 0.0))
+    wide, narrow = built("bmshj2018-factorized")[0], built("bmshj2018-factorized")[0]
+    narrow = attach(narrow, "magnitude", budget={"macs": 0.5}, round_to=1).harden()
+    smaller, larger = (
+        compare(*both, photos / "0.png") for both in ((wide, narrow), (narrow, wide))
+    )
+    ratio = f"{measure(wide).macs / measure(narrow).macs:.2f}x"
+    assert f"{ratio} fewer" in str(smaller) and f"{ratio} more" in str(larger)
+    for before, after, said in ((0.2, 0.1, "2.00x faster"), (0.1, 0.2, "2.00x slower")):
+        both = Comparison(_timed(smaller.before, before), _timed(smaller.after, after))
+        assert str(both).count(said) == 2
+        unknown = replace(both.after, busy=None)
+        assert said not in str(Comparison(both.before, unknown)), "nor where it is not known"
+
+
+def _timed(found: Evaluation, seconds: float) -> Evaluation:
+    images = tuple(replace(one, encode_s=seconds, decode_s=seconds) for one in found.images)
+    return replace(found, images=images, busy=0.0)
 
 
 def test_every_architecture_is_evaluated(architecture: str, photos: Path) -> None:

@@ -517,7 +517,7 @@ SMALL = {"form": "grow", "grow": {"g_s.*": 0.5}, "round_to": 4}
         (GROW, {"budget": {"macs": 0.5}}, "of the source codec: macs: input should be greater"),
         (GROW, {"budget": {"encoder": 0.9}}, "encoder: input should be greater than or equal to 1"),
         (GROW, {"budget": {}}, "as shares of the source codec between 1 and 16, or kmac"),
-        (GROW, {"budget": {"kmac": 1}}, "budget macs: 0.53 cannot be met"),
+        (GROW, {"budget": {"kmac": 1}}, "budget kmac: 1 cannot be met"),
         (GROW, {"budget": {"macs": 1.01}}, "1.18 of the source codec remains"),
         (GROW, {"budget": {"macs": 1.9}}, "met already: the codec is at 1.83 of the source codec"),
         (GROW, {"budget": {"macs": 1.3, "split": "auto"}}, "split divides what is saved"),

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nicprune.common.errors import NicpruneError, RecipeError, TrainingError
 from nicprune.methods import METHODS, Attached, Method, attach
 from nicprune.methods.pruners.mask_decay import MaskDecay
 from nicprune.pruning.cost import CostModel
+from nicprune.pruning.target import Target
 from nicprune.training.precision import entropy_models_in_float32
 
 MODULATORS = [name for name in sorted(METHODS) if METHODS[name].rates_field]
@@ -664,6 +666,38 @@ def test_methods_that_log_alike_do_not_overwrite_each_other() -> None:
         [("mask_decay", settings), ("channel_gating", METHOD_SETTINGS["channel_gating"])],
     )
     assert {"mask_decay/macs", "channel_gating/macs", "mask_decay/rho"} <= attached.metrics().keys()
+
+
+PRUNERS = [name for name in sorted(METHODS) if issubclass(METHODS[name].Config, Target)]
+PRUNER_PAIRS = list(combinations_with_replacement(PRUNERS, 2))
+
+
+@pytest.mark.parametrize(("one", "other"), PRUNER_PAIRS)
+def test_two_methods_do_not_choose_channels_of_the_same_groups(one: str, other: str) -> None:
+    codec, groups = built("bmshj2018-hyperprior")
+    with pytest.raises(RecipeError, match=f"{one} and {other} would both choose .* channel group"):
+        attach(codec, [(one, settings(one)), (other, settings(other))])
+    last = max(groups.prunable(), key=lambda group: group.width).name
+    for narrow in (
+        (other, settings(other, budget={"macs": 0.9}, only=[last])),
+        ("magnitude", {"widths": {last: 3}}),
+    ):
+        with pytest.raises(RecipeError, match=f"would both choose .* group {last},"):
+            attach(codec, [(one, settings(one)), narrow])
+    assert hook_count(codec) == 0
+
+
+@pytest.mark.parametrize(("one", "other"), PRUNER_PAIRS)
+def test_two_methods_share_a_codec_by_side(one: str, other: str) -> None:
+    budget = {"budget": {"macs": 0.8}}
+    attached = attach(
+        built("bmshj2018-hyperprior")[0],
+        [
+            (one, settings(one, side="encoder", **budget)),
+            (other, settings(other, side="decoder", **budget)),
+        ],
+    )
+    assert attached.detach() is attached.codec
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

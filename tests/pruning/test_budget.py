@@ -5,6 +5,7 @@ changes.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from nicprune.common.config import parse
 from nicprune.common.errors import BudgetError, RecipeError
 from nicprune.methods import attach
 from nicprune.pruning.budget import KMAC, Budget, allocate_widths, move_to_budget, next_width
-from nicprune.pruning.cost import CostModel
+from nicprune.pruning.cost import CostModel, measure
 from nicprune.pruning.target import Target
 
 BUDGETS = [
@@ -81,6 +82,44 @@ def test_widths_are_multiples(round_to: int) -> None:
         return
     keep = allocate_widths(cost, free, scores(groups, 0, True), budget, round_to)
     assert all(len(k) == groups[n].width or len(k) % round_to == 0 for n, k in keep.items())
+
+
+@pytest.mark.parametrize("method", ["mask_decay", "magnitude", "channel_gating"])
+def test_a_limit_is_told_in_the_unit_that_it_was_given_in(method: str) -> None:
+    codec = built("bmshj2018-hyperprior")[0]
+    cost = measure(codec)
+    for name, total in KMAC.items():
+        few = cost.kmac_per_pixel(total) / 1e4
+        with pytest.raises(BudgetError, match=rf"^budget {name}: {few:.4g} cannot be met") as error:
+            attach(codec, method, budget={name: few})
+        assert re.search(r"[\d.]+ kMAC/pixel remains", str(error.value))
+        with pytest.raises(
+            BudgetError, match=rf"^budget {total}: 0.0001 cannot .* of the original"
+        ):
+            attach(codec, method, budget={total: 0.0001})
+
+
+@pytest.mark.parametrize("method", ["mask_decay", "magnitude"])
+def test_a_budget_that_is_met_is_told_in_its_unit(method: str) -> None:
+    codec = built("bmshj2018-hyperprior")[0]
+    now = measure(codec).kmac_per_pixel()
+    with pytest.raises(BudgetError, match=rf"budget kmac: 99 is met .* at {now:.4g} kMAC/pixel"):
+        attach(codec, method, budget={"kmac": 99})
+
+
+@pytest.mark.parametrize(
+    ("settings", "budget"),
+    [
+        ({"side": "encoder"}, {"decoder": 0.5}),
+        ({"side": "decoder"}, {"encoder": 0.5}),
+        ({"only": ["g_s.*"]}, {"encoder": 0.5}),
+    ],
+)
+def test_groups_that_do_not_lower_what_is_limited_are_the_reason(
+    settings: dict[str, Any], budget: dict[str, float]
+) -> None:
+    with pytest.raises(BudgetError, match=r"no group that may shrink .* lowers it, and 1 of the"):
+        attach(built("bmshj2018-hyperprior")[0], "magnitude", budget=budget, **settings)
 
 
 def test_next_width() -> None:
@@ -201,5 +240,5 @@ def test_kmac_per_pixel_is_the_share_of_the_original() -> None:
 
 def test_kmac_that_the_codec_does_not_have_is_refused() -> None:
     codec, _ = built("bmshj2018-hyperprior")
-    with pytest.raises(BudgetError, match="is met already: the codec is at 1 of the original"):
+    with pytest.raises(BudgetError, match=r"is met already: the codec is at .* kMAC/pixel"):
         attach(codec, "magnitude", budget={"decoder_kmac": 1e6})

@@ -26,6 +26,7 @@ from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import FileError, RecipeError, TrainingError
 from nicprune.data.images import write_png
 from nicprune.methods import attach
+from nicprune.storage.checkpoint import load_codec
 from nicprune.training.loop import TrainSettings, fit, learning_rate
 from nicprune.training.optimizers import OPTIMIZERS
 
@@ -428,6 +429,15 @@ def test_ms_ssim_loss(photos: Path, tmp_path: Path) -> None:
         **{**QUICK, "metric": "ms-ssim", "patch_size": 192, "lmbda": 8.73},
     )
     assert 0 <= result.metrics["ms_ssim"] <= 1
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_that_diverges_is_named_as_such(photos: Path, optimizer: str) -> None:
+    model = load_codec("demo-hyperprior", 1)
+    with pytest.raises(TrainingError, match="training diverged: .* after step 12.*smaller lr") as e:
+        fit(model, photos, steps=12, optimizer=optimizer, **QUICK | {"lr": 1e6})
+    assert "\n" not in str(e.value) and "CDF tables" in str(e.value.__cause__)
+    assert all(p.is_contiguous() for p in model.parameters()), "as it was given"
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

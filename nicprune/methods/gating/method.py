@@ -197,13 +197,13 @@ class ChannelGating(Gating):
         )[0]
         for name, limit in self.config.budget.limits(self.cost.original).items():
             if least[name] > limit:
-                share, asked = (
-                    value / getattr(self.cost.original, name) for value in (least[name], limit)
+                asked, left = self.config.budget.told(
+                    name, limit, least[name], self.cost.original, self.cost.base
                 )
                 raise BudgetError(
-                    f"budget {name}: {asked:g} cannot be met by gating alone: with one channel open"
-                    f" before each of {len(self.gated)} convolutions {share:.3f} are left (layers"
-                    " without a gate, GDN); ask for more, or gate a pruned codec"
+                    f"{asked} cannot be met by gating alone: with one channel open before each of"
+                    f" {len(self.gated)} convolutions {left} remains (layers without a gate, GDN);"
+                    " ask for more, or gate a pruned codec"
                 )
 
     def each(self) -> dict[str, Gate]:
