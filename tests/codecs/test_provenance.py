@@ -11,6 +11,7 @@ from pathlib import Path
 from helpers import built, state_of
 
 from nicprune.codecs.provenance import Provenance, provenance, set_provenance
+from nicprune.methods import attach
 
 
 def told() -> tuple[object, Provenance]:
@@ -70,3 +71,9 @@ def test_a_pickled_codec_needs_no_nicprune(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr[-800:]
+
+
+def test_methods_on_a_codec_do_not_hide_its_record() -> None:
+    codec, record = told()
+    attached = attach(codec, "magnitude", budget={"macs": 0.5}, round_to=1)  # type: ignore[arg-type]
+    assert provenance(attached) == provenance(attached.codec) == record
