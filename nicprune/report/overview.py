@@ -12,7 +12,13 @@ from functools import partial
 from pathlib import Path
 
 from nicprune.common.files import write_atomically
-from nicprune.report.overview_claims import bases_table, claims_table, methods_plot, plot_caption
+from nicprune.report.overview_claims import (
+    bases_table,
+    claims_table,
+    methods_plot,
+    plot_caption,
+    tried_table,
+)
 from nicprune.report.overview_config import OverviewConfig, read_overview_config
 from nicprune.report.overview_pages import PAGE, report_pages
 from nicprune.report.overview_reports import Reports
@@ -65,6 +71,8 @@ def _front_page(config: OverviewConfig, reports: Reports, pages: dict[str, str])
             f"![cost over control against FLOP reduction of each method]({PLOT})",
             plot_caption(config.plot, pages),
         ]
+    if tried := tried_table(config.claims, reports, pages):
+        parts += ["## What was tried to reach the goals", tried]
     if config.bases:
         parts += [
             "## Distance of the bases from the official weights",

@@ -10,7 +10,7 @@ from nicprune.common.errors import RecipeError
 from nicprune.report.aggregate import Row
 from nicprune.report.bd_rate import bjontegaard
 from nicprune.report.overview_cells import plain, point, table
-from nicprune.report.overview_config import VERDICTS, Base, Claim, MethodsPlot
+from nicprune.report.overview_config import VERDICTS, Base, Claim, ClaimFigure, MethodsPlot
 from nicprune.report.overview_figures import FIGURES, cost_over_control
 from nicprune.report.overview_pages import PAGE
 from nicprune.report.overview_reports import Arm, Reports
@@ -34,7 +34,7 @@ def claims_table(claims: Sequence[Claim], reports: Reports, pages: Mapping[str, 
         [
             plain(claim.claim),
             plain(claim.published),
-            _figures(claim, reports),
+            _figures(claim.claim, claim.ours, reports),
             plain(claim.goal),
             f"**{claim.verdict or NOT_MEASURED}**: {plain(claim.because)}",
             _links((figure.report for figure in claim.ours), pages),
@@ -46,11 +46,33 @@ def claims_table(claims: Sequence[Claim], reports: Reports, pages: Mapping[str, 
     return f"{table(columns, rows, text=columns)}\n\n{NOTE} {meanings[:1].upper()}{meanings[1:]}."
 
 
-def _figures(claim: Claim, reports: Reports) -> str:
-    """Return a line for each figure of a claim, with its qualities and number of seeds."""
+def tried_table(claims: Sequence[Claim], reports: Reports, pages: Mapping[str, str]) -> str:
+    """Return the table of what was tried to come closer to goals, empty if nothing is told.
+
+    Args:
+        pages: pages of the reports, by path.
+    """
+    rows = [
+        [
+            plain(claim.claim),
+            plain(claim.goal),
+            _figures(claim.claim, claim.tried, reports),
+            _links((figure.report for figure in claim.tried), pages),
+        ]
+        for claim in claims
+        if claim.tried
+    ]
+    columns = ["claim", "goal", "tried", "details"]
+    return table(columns, rows, text=columns) if rows else ""
+
+
+def _figures(claim: str, figures: Sequence[ClaimFigure], reports: Reports) -> str:
+    """Return a line for each of these figures of a claim, with its qualities and number of
+    seeds.
+    """
     texts, extents = [], []
-    for config in claim.ours:
-        where, figure = f"claim {claim.claim!r}", FIGURES[config.figure]
+    for config in figures:
+        where, figure = f"claim {claim!r}", FIGURES[config.figure]
         arms = [
             reports.arm(config.report, arm, control, qualities=config.qualities, where=where)
             for arm, control in config.arms()

@@ -80,6 +80,7 @@ class Claim(StrictConfig):
         ours: our figures; none yet if empty.
         verdict: verdict on the claim; none without figures.
         because: reason of the verdict, or why there are no figures, in few words.
+        tried: figures of what was tried to come closer to the goal.
     """
 
     claim: str
@@ -88,6 +89,7 @@ class Claim(StrictConfig):
     ours: list[ClaimFigure]
     verdict: Verdict | None = None
     because: str = Field(min_length=1)
+    tried: list[ClaimFigure] = []
 
     @model_validator(mode="after")
     def _figures_with_verdict(self) -> Claim:

@@ -58,6 +58,21 @@ def test_a_claim_stands_with_its_figures_verdict_and_links(tmp_path: Path) -> No
     assert "reproduced: as published" in text
 
 
+def test_what_was_tried_stands_in_a_table_of_its_own(tmp_path: Path) -> None:
+    tried = OURS.replace("one", "two").replace("}", ", caption: longer}")
+    claims = f"claims: [{CLAIM[:-1] % OURS}, tried: [{tried}]}}, {CLAIM % OURS}]"
+    text = front(tmp_path, claims, two=sweep((3, 4)))
+    before, after = text.split("## What was tried to reach the goals")
+    costs = [over_control(0.7, q) for q in (3, 4)]
+    (row,) = [line for line in after.splitlines() if line.startswith("| C ")]
+    assert "| G " in row and f"| longer **{sum(costs) / 2:+.1f} %**<br>(q3, q4)" in row
+    assert "[two](two/table.md)" in row and "one" not in row
+    assert "longer" not in before and before.count("| C ") == 2
+    assert "What was tried" not in front(tmp_path / "none", f"claims: [{CLAIM % OURS}]")
+    with pytest.raises(NicpruneError, match="claim 'C': no arm 'x' in report 'one'"):
+        front(tmp_path / "wrong", claims.replace(tried, OURS.replace("mask_decay", "x")))
+
+
 def test_every_figure(tmp_path: Path) -> None:
     qualities = (1, 2, 3, 4)
     records = sweep(qualities, drop=0.7, rate=0.9)
