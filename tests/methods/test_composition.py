@@ -14,6 +14,7 @@ from nicprune.common.errors import RecipeError
 from nicprune.methods import METHODS, Attached, Method, attach
 from nicprune.methods.composition import check_combination, operating_points, resolve_point
 from nicprune.methods.operating_point import EMPTY, OperatingPoint
+from nicprune.pruning.target import Target
 
 PAIRS = list(itertools.combinations(sorted(METHODS), 2))
 
@@ -36,6 +37,11 @@ def test_every_pair_is_attached_or_refused_as_declared(first: str, second: str) 
     if first == "adaptation" and second in METHODS[first].goes_with:  # new channels are pruned
         target = {**METHOD_SETTINGS[second], "budget": {"macs": 1.2}}
         stack = [(first, {"form": "grow", "grow": 0.5, "round_to": 4}), (second, target)]
+    if all(issubclass(METHODS[name].Config, Target) for name in (first, second)):
+        with pytest.raises(RecipeError, match=f"{first} and {second} would both choose channels"):
+            attach(codec, stack)  # of all groups
+        assert hook_count(codec) == 0
+        return
     if declared(first, second):
         with pytest.raises(RecipeError, match=f"{first}|{second}") as error:
             attach(codec, stack)

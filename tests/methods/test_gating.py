@@ -1433,7 +1433,7 @@ def test_settings_that_cannot_be_are_refused(
 def test_a_budget_that_is_just_met_by_one_open_channel_each_is_taken() -> None:
     with pytest.raises(BudgetError) as error:
         attach(built("bmshj2018-hyperprior")[0], "channel_gating", budget={"macs": 0.1})
-    least = float(str(error.value).partition(" are left")[0].split()[-1])
+    least = float(str(error.value).partition(" of the original")[0].split()[-1])
     with pytest.raises(BudgetError):
         attach(built("bmshj2018-hyperprior")[0], "channel_gating", budget={"macs": least - 0.001})
     attach(built("bmshj2018-hyperprior")[0], "channel_gating", budget={"macs": least + 0.001})

@@ -581,16 +581,29 @@ def test_keep_lists_of_several_methods_are_joined() -> None:
         codec,
         [
             ("random", {"widths": {"g_a.0": 9}}),
-            ("magnitude", {"widths": {"g_a.0": 12, "g_a.2": 5}}),
+            ("magnitude", {"widths": {"g_a.2": 5}}),
         ],
     )
     parts = [m.select() for m in both.methods]
-    assert both.keep() == {
-        "g_a.0": sorted(set(parts[0]["g_a.0"]) & set(parts[1]["g_a.0"])),
-        "g_a.2": parts[1]["g_a.2"],
-    }
+    assert both.keep() == {"g_a.0": parts[0]["g_a.0"], "g_a.2": parts[1]["g_a.2"]}
     assert both.harden().g_a[2].out_channels == 5
     assert random_keep(groups, 0)
+
+
+def test_what_gates_and_a_pruner_keep_is_what_both_keep() -> None:
+    both = attach(
+        built("bmshj2018-hyperprior")[0],
+        [
+            ("magnitude", {"widths": {"g_a.0": 9}}),
+            ("channel_gating", METHOD_SETTINGS["channel_gating"]),
+        ],
+    )
+    torch.manual_seed(0)
+    for gate in both.methods[1].each().values():
+        gate.open_rate.uniform_(0, 1)
+    pruned, gated = (m.select()["g_a.0"] for m in both.methods)
+    assert both.keep()["g_a.0"] == sorted(set(pruned) & set(gated))
+    assert 0 < len(both.keep()["g_a.0"]) < min(len(pruned), len(gated))
 
 
 def test_a_limit_that_is_met_draws_no_decay_to_its_side() -> None:
