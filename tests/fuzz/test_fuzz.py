@@ -15,8 +15,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 DAILY = {
-    "recipes": 30, "codec_files": 300, "headers": 80, "coded_images": 80, "videos": 60,
-    "checkpoints": 80, "images": 800,
+    "recipes": 15, "codec_files": 150, "headers": 40, "coded_images": 40, "videos": 30,
+    "checkpoints": 40, "images": 400,
 }  # fmt: skip
 """Inputs of each kind in the daily run."""
 

@@ -24,6 +24,9 @@ from nicprune.storage.checkpoint import load_codec
 
 LMBDA = 0.01
 
+DAILY = {"bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018"}
+"""Architectures of the daily run; others have no other kinds of groups."""
+
 
 def photographs(count: int = 2, size: int = 64) -> list[Tensor]:
     """Smooth random images, which a trained codec codes like photographs."""
@@ -51,7 +54,10 @@ def loss_with(attached: Attached, keep: Mapping[str, Any], images: Sequence[Tens
     return loss_of(masked_copy(attached.codec, groups.check(keep), groups), images)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in DAILY else pytest.mark.slow) for name in ARCHITECTURES],
+)
 def test_every_architecture_meets_the_budget_and_is_hardened_exactly(name: str) -> None:
     codec, _ = built(name)
     attached = searched(codec, [image(codec)], budget={"macs": 0.6})
@@ -63,7 +69,13 @@ def test_every_architecture_meets_the_budget_and_is_hardened_exactly(name: str) 
     assert difference(masked, small) < 1e-10
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if number % 4 == 0 else pytest.mark.slow)
+        for number, name in enumerate(sorted(BLOCKS))
+    ],
+)
 def test_every_layer_kind_is_searched(name: str) -> None:
     codec = block_codec(name)
     attached = searched(codec, [image(codec)], budget={"macs": 0.93})

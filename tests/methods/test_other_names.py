@@ -68,17 +68,16 @@ def test_costs_are_told_by_transform(name: str) -> None:
 BY_NAME = ("bit_rate_modulator", "channel_gating", "distillation", "scalable_encoder", "slimmable")
 """Methods that ask what a module does; of each sort one."""
 
+DAILY = {*(("renamed", method) for method in (*BY_NAME, "mask_decay")), ("flat", "slimmable")}
+"""What is tried in the daily run."""
+
 
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        *[("renamed", method) for method in sorted(METHODS)],
-        *[
-            pytest.param(name, method, marks=() if method == "slimmable" else pytest.mark.slow)
-            for name in CODECS
-            if name != "renamed"
-            for method in BY_NAME
-        ],
+        pytest.param(name, method, marks=() if (name, method) in DAILY else pytest.mark.slow)
+        for name in CODECS
+        for method in (sorted(METHODS) if name == "renamed" else BY_NAME)
     ],
 )
 def test_every_method_goes_on_every_codec(name: str, method: str, tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ ARCHITECTURES = [
     "cheng2020-attn",
     "elic2022-chandelier",
 ]
+DAILY = {"bmshj2018-hyperprior", "mbt2018", "elic2022-official"}
+"""Architectures of the daily run."""
 SETTINGS: dict[str, Any] = {"encoders": 3, "share": 0.3, "round_to": 1, "decay_steps": 15}
 
 
@@ -74,8 +76,8 @@ def latents(attached: Attached, x: Tensor, level: Any) -> Tensor:
 @pytest.fixture(
     scope="module",
     params=[
-        # The one that takes longest; elic2022-official has the same entropy model.
-        pytest.param(name, marks=pytest.mark.slow) if name == "elic2022-chandelier" else name
+        # One of each entropy model; those that take longest are in the slow run.
+        pytest.param(name, marks=() if name in DAILY else pytest.mark.slow)
         for name in ARCHITECTURES
     ],
 )

@@ -14,7 +14,7 @@ from nicprune.pruning.cost import CostModel, count_modules, measure
 from nicprune.pruning.surgery import analyse, prune
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_cost_of_keep_lists_is_what_is_counted(architecture: str, seed: int) -> None:
     if seed == 1 and architecture == "elic2022-official":
         pytest.skip("slow, and its sibling is tried with both")

@@ -40,7 +40,13 @@ def reach(codec: nn.Module, groups: Groups) -> float:
 
 
 @pytest.mark.filterwarnings("ignore:MACs of fft")  # which no counter counts, as it says
-@pytest.mark.parametrize("name", DESIGNS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("STF", "TinyLIC", "ELIC") else pytest.mark.slow)
+        for name in DESIGNS
+    ],
+)
 def test_most_of_a_design_can_be_pruned(name: str) -> None:
     codec = design(name)
     groups = analyse(codec, "adapt")  # tries three random prunings
