@@ -14,6 +14,7 @@ from helpers import built
 from torch import nn
 
 import nicprune as nip
+from nicprune.data.images import write_png
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     name: found
@@ -91,6 +92,23 @@ def test_it_is_refused_in_one_line(name: str, parameter: str, number: int, tmp_p
     if parameter not in DEVICES and not (parameter in IMAGES and isinstance(wrong, list)):
         assert f"got {kind}" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_files_may_come_from_anything_that_names_them(tmp_path: Path) -> None:
+    for name in "ab":
+        write_png(torch.rand(3, 64, 64), tmp_path / f"{name}.png")
+    codec = built("bmshj2018-factorized")[0]
+    every = [tmp_path / "a.png", tmp_path / "b.png"]
+    for images in (
+        tmp_path,
+        str(tmp_path),
+        every,
+        tuple(every),
+        set(every),
+        tmp_path.glob("*.png"),
+    ):
+        both = nip.compare(codec, codec, images)  # type: ignore[arg-type]
+        assert len(both.before.images) == len(both.after.images) == 2
 
 
 def test_an_array_is_not_taken_for_a_list_of_files() -> None:

@@ -211,7 +211,7 @@ def given_image(image: Tensor | str | Path, channels: int) -> Tensor:
         DataError: it has another shape or type, is too large, or cannot be read.
     """
     if not isinstance(image, Tensor):
-        if not isinstance(image, (str, Path)):
+        if not isinstance(image, (str, os.PathLike)):
             raise DataError(
                 f"expected a uint8 tensor of shape ({channels}, H, W), or the path of an image, got"
                 f" {type(image).__name__}"
@@ -259,11 +259,12 @@ def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[P
     Raises:
         DataError: no folder is given, one is missing or holds no image, or a variable is not set.
     """
-    if isinstance(folder, Sequence) and not isinstance(folder, (str, bytes)):
-        if not folder:
+    if isinstance(folder, (list, tuple, set, Iterator)):
+        given = list(folder)
+        if not given:
             raise DataError("no images: the list of folders and files is empty")
-        return [path for one in folder for path in list_images(one, split)]
-    if not isinstance(folder, (str, Path)):
+        return [path for one in given for path in list_images(one, split)]
+    if not isinstance(folder, (str, os.PathLike)):
         raise DataError(
             f'expected a folder of images, files or "samples", got {type(folder).__name__}'
         )

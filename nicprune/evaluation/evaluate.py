@@ -447,9 +447,8 @@ def compare(
     for codec in (before, after):
         check_codec(unwrap(codec))
     device = next(after.parameters()).device  # times on different devices cannot be compared
-    return Comparison(
-        evaluate(before, images, device=device), evaluate(after, images, device=device)
-    )
+    paths = list_images(images, "test")
+    return Comparison(evaluate(before, paths, device=device), evaluate(after, paths, device=device))
 
 
 def write_results(evaluation: Evaluation, path: str | Path) -> Path:

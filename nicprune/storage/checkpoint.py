@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -569,7 +570,7 @@ def load_codec(
         CodecError: the name or quality is unknown, or the weights are unavailable.
         FileError: the file cannot be read or does not fit.
     """
-    if not isinstance(name, (str, Path)):
+    if not isinstance(name, (str, os.PathLike)):
         raise CodecError(f"expected the name of a codec, or its file, got {type(name).__name__}")
     name = str(name)
     if name.endswith(".safetensors"):
