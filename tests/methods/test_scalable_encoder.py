@@ -29,7 +29,7 @@ ARCHITECTURES = [
     "cheng2020-attn",
     "elic2022-chandelier",
 ]
-DAILY = {"bmshj2018-hyperprior", "mbt2018", "elic2022-official"}
+DAILY = {"bmshj2018-hyperprior", "mbt2018"}
 """Architectures of the daily run."""
 SETTINGS: dict[str, Any] = {"encoders": 3, "share": 0.3, "round_to": 1, "decay_steps": 15}
 
@@ -76,7 +76,7 @@ def latents(attached: Attached, x: Tensor, level: Any) -> Tensor:
 @pytest.fixture(
     scope="module",
     params=[
-        # One of each entropy model; those that take longest are in the slow run.
+        # One without a context model and one with it.
         pytest.param(name, marks=() if name in DAILY else pytest.mark.slow)
         for name in ARCHITECTURES
     ],
