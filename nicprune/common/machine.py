@@ -16,6 +16,13 @@ BUSY = 0.15
 """Largest fraction of the processor that other programs may use during a measurement."""
 
 
+def is_quiet(busy: float | None) -> bool:
+    """Return True if times taken while other programs used this fraction of the processor count;
+    False where it is not known (None).
+    """
+    return busy is not None and busy <= BUSY
+
+
 def tune_allocator() -> bool:
     """Keep large activations in glibc's heap instead of mapping each anew (2x in time at 768x512).
 

@@ -24,7 +24,7 @@ from nicprune.codecs.provenance import provenance
 from nicprune.common.config import cut
 from nicprune.common.errors import CodecError, enough_memory
 from nicprune.common.files import write_text
-from nicprune.common.machine import BUSY, others_share, processor_time
+from nicprune.common.machine import BUSY, is_quiet, others_share, processor_time
 from nicprune.data.images import list_images, readable, to_channels, usable_images
 from nicprune.evaluation.padding import crop, pad
 from nicprune.evaluation.quality import psnr, string_bytes, structural_similarity
@@ -134,7 +134,7 @@ class Evaluation:
         """Return True if the times were taken while no other program kept the processor busy; False
         where this is not known.
         """
-        return self.busy is not None and self.busy <= BUSY
+        return is_quiet(self.busy)
 
     def disturbed(self) -> str:
         """Return a note on times that were taken while other programs ran; empty if none did."""

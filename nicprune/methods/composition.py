@@ -728,7 +728,7 @@ def attach(
     methods = _created(parsed, codec, groups, cost)
     for one in methods:
         one.set_beside(methods)
-    _check_disjoint([one for one in methods if isinstance(one, Pruner)])
+    _check_disjoint(Roles.of(methods).pruners)
     learning = [method for method in methods if isinstance(method, Distiller)]
     if (teacher is None and len(learning) == len(methods) and provenance(codec).history) or (
         teacher is not None and not learning

@@ -129,21 +129,18 @@ class Budget(StrictConfig):
             }
         return found
 
-    def told(
-        self, total: str, limit: float, reached: float, original: Totals, base: str
-    ) -> tuple[str, str]:
+    def told(self, total: str, limit: float, reached: float, cost: CostModel) -> tuple[str, str]:
         """Return a limit as it was given, and what is reached in the same unit, for messages.
 
         Args:
             total: attribute of `Totals` that is limited.
             limit, reached: absolute numbers.
-            original: of what shares are.
-            base: its name.
+            cost: whose original shares are of.
         """
         given = next((n for n, of in KMAC.items() if of == total and getattr(self, n)), None)
         if given is None:
-            whole = getattr(original, total)
-            return f"budget {total}: {limit / whole:.3g}", f"{reached / whole:.3g} of {base}"
+            whole = getattr(cost.original, total)
+            return f"budget {total}: {limit / whole:.3g}", f"{reached / whole:.3g} of {cost.base}"
         pixel = 1000 * AREA
         return f"budget {given}: {limit / pixel:.4g}", f"{reached / pixel:.4g} kMAC/pixel"
 
@@ -202,13 +199,15 @@ def check_feasible(cost: CostModel, groups: Sequence[Group], budget: Budget, rou
         reached = getattr(least, name)
         if reached <= limit:
             continue
-        asked, left = budget.told(name, limit, reached, cost.original, cost.base)
+        asked, left = budget.told(name, limit, reached, cost)
+        if reached == getattr(now, name):
+            raise BudgetError(
+                f"{asked} cannot be met: no group that may shrink (side, only, latents, round_to"
+                f" {round_to}) lowers it, and {left} remains"
+            )
         raise BudgetError(
-            f"{asked} cannot be met: no group that may shrink (side, only, latents) lowers it, and"
-            f" {left} remains"
-            if reached == getattr(now, name)
-            else f"{asked} cannot be met: with every free group at its least width (round_to"
-            f" {round_to}) {left} remains; ask for more, a smaller round_to, or latents: true"
+            f"{asked} cannot be met: with every free group at its least width (round_to {round_to})"
+            f" {left} remains; ask for more, a smaller round_to, or latents: true"
         )
 
 

@@ -134,7 +134,7 @@ class Target(StrictConfig):
         now = cost.totals()
         for name, limit in self.budget.limits(cost.original).items():
             if (reached := getattr(now, name)) <= limit:
-                asked, there = self.budget.told(name, limit, reached, cost.original, cost.base)
+                asked, there = self.budget.told(name, limit, reached, cost)
                 raise BudgetError(f"{asked} is met already: the codec is at {there}")
         check_feasible(cost, self.free(groups), self.budget, self.round_to)
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, PrivateAttr, ValidationError, model_validat
 
 from nicprune.common.config import explain
 from nicprune.common.errors import FileError
-from nicprune.common.machine import BUSY
+from nicprune.common.machine import is_quiet
 from nicprune.report.column import column
 from nicprune.report.experimental_setup import Setup
 from nicprune.report.record_parts import (
@@ -258,7 +258,7 @@ class Record(RecordModel):
 
         False where this was not recorded.
         """
-        return self.busy is not None and self.busy <= BUSY
+        return is_quiet(self.busy)
 
     def rate_point(self) -> tuple[float | None, float | None, int | None]:
         """Return quality, level (between qualities only) and width: the key of a curve's point."""

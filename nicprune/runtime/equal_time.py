@@ -25,7 +25,7 @@ def macs_of_equal_time(attached: Attached) -> tuple[Budget, Totals] | None:
     """
     pruners = [m for m in attached.roles.pruners if isinstance(m.config, Target)]
     pruner: Any = pruners[0] if len(pruners) == 1 else None
-    if pruner is None or pruner.steps_field or pruner.config.budget is None:
+    if pruner is None or not pruner.one_shot() or pruner.config.budget is None:
         return None
     given: Target = pruner.config
     assert given.budget is not None

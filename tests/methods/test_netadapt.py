@@ -25,7 +25,7 @@ from nicprune.storage.checkpoint import load_codec
 LMBDA = 0.01
 
 DAILY = {"bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018"}
-"""Architectures of the daily run; others have no other kinds of groups."""
+"""Architectures of the daily run: without a hyperprior, with one, with a context model."""
 
 
 def photographs(count: int = 2, size: int = 64) -> list[Tensor]:

@@ -113,6 +113,7 @@ def test_a_budget_that_is_met_is_told_in_its_unit(method: str) -> None:
         ({"side": "encoder"}, {"decoder": 0.5}),
         ({"side": "decoder"}, {"encoder": 0.5}),
         ({"only": ["g_s.*"]}, {"encoder": 0.5}),
+        ({"round_to": 64}, {"macs": 0.5}),  # wider than any group
     ],
 )
 def test_groups_that_do_not_lower_what_is_limited_are_the_reason(

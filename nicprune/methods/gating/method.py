@@ -197,9 +197,7 @@ class ChannelGating(Gating):
         )[0]
         for name, limit in self.config.budget.limits(self.cost.original).items():
             if least[name] > limit:
-                asked, left = self.config.budget.told(
-                    name, limit, least[name], self.cost.original, self.cost.base
-                )
+                asked, left = self.config.budget.told(name, limit, least[name], self.cost)
                 raise BudgetError(
                     f"{asked} cannot be met by gating alone: with one channel open before each of"
                     f" {len(self.gated)} convolutions {left} remains (layers without a gate, GDN);"
