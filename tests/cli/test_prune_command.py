@@ -73,7 +73,8 @@ def test_a_codec_is_pruned_in_one_shot(tmp_path: Path) -> None:
 def test_every_method_without_training_is_named_in_the_help(method: str, tmp_path: Path) -> None:
     from nicprune import load, load_codec, measure
 
-    assert method in CliRunner().invoke(app, ["prune", "--help"], terminal_width=200).output
+    told = " ".join(CliRunner().invoke(app, ["prune", "--help"]).output.split())
+    assert method in told.partition("A method without training: ")[2].partition(".")[0].split(", ")
     output, picture = str(tmp_path / "a.safetensors"), tmp_path / "a.png"
     write_png(torch.rand(3, 64, 64), picture)
     call(
