@@ -266,11 +266,7 @@ def _fit(model: nn.Module, recipe: Recipe, job: Run, name: str, progress: bool) 
     if phases_of(recipe, job)[name].steps:
         label = f"q{job.quality} {job.arm.label} {name}"
         settings = fit_settings(recipe, job, name)
-        if (
-            recipe.photographs.validation is not None
-            and isinstance(model, Attached)
-            and model.widths is not None
-        ):
+        if isinstance(model, Attached) and model.scheduled:
             settings["validation"] = recipe.photographs.validation
         if isinstance(model, Attached) and model.replay:
             settings["replay"] = recipe.photographs.replay

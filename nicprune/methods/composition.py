@@ -326,6 +326,11 @@ class Attached(Coding):
         return multi_width.widths_per_step() if multi_width is not None else []
 
     @property
+    def scheduled(self) -> bool:
+        """True if a schedule of lambdas looks at validation images during training."""
+        return self.roles.multi_width is not None and self.roles.multi_width.scheduled
+
+    @property
     def wants_validation(self) -> bool:
         """True if `validate` is due."""
         multi_width = self.roles.multi_width

@@ -391,6 +391,11 @@ class MultiWidth(CodecPart):
         return []
 
     @property
+    def scheduled(self) -> bool:
+        """True if a schedule of lambdas looks at validation images during training."""
+        return False
+
+    @property
     def wants_validation(self) -> bool:
         """True if this step needs figures of validation images."""
         return False

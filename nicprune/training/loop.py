@@ -251,6 +251,7 @@ def fit(
     """
     check_codec(unwrap(model))
     check_not_replaced(unwrap(model))
+    _check_used(model, validation, replay)
     options = parse(TrainSettings, settings, "fit(...)")
     metric = options.metric or provenance(unwrap(model)).metric
     lr = options.lr if options.lr is not None else DEFAULT_LR[options.optimizer]
@@ -258,20 +259,9 @@ def fit(
     options = parse(TrainSettings, options.model_dump() | own, "fit(...)")
     channels = image_shape(unwrap(model))[0]
     patches = _batches(model, train, options.patch_size)
-    looked_at = calibration_images(validation) if validation is not None else []
-    if not looked_at and any(
-        getattr(m.config, "schedule", None) is not None for m in getattr(model, "methods", [])
-    ):
-        raise RecipeError(
-            "a schedule of lambdas needs validation images: fit(..., validation=folder)"
-        )
     share = getattr(model, "replay", 0.0)
-    if share and replay is None:
-        raise RecipeError(
-            f"replay: {share:g} of each batch are images of the source domain: fit(...,"
-            " replay=folder); in a recipe, photographs.replay"
-        )
-    replayed = Patches(replay, options.patch_size) if share and replay is not None else None
+    looked_at = calibration_images(validation) if validation is not None else []
+    replayed = Patches(replay, options.patch_size) if replay is not None else None
     if options.devices > 1 and getattr(model, "widths", None) is not None:
         raise TrainingError("slimmable codecs train on one device")
     if folder is not None:
@@ -374,6 +364,35 @@ def _batches(
     folders = [train] if isinstance(train, (str, Path)) else train
     clips = [clip for folder in folders for clip in clips_in(folder)]
     return ClipPatches(clips, patch_size, sampling)
+
+
+def _check_used(model: nn.Module, validation: object, replay: object) -> None:
+    """Images beside those that are trained on must be there where a method looks at them, and only
+    there.
+
+    Raises:
+        RecipeError: they are missing, or nothing would look at them.
+    """
+    scheduled, share = getattr(model, "scheduled", False), getattr(model, "replay", 0.0)
+    if scheduled and validation is None:
+        raise RecipeError(
+            "a schedule of lambdas needs validation images: fit(..., validation=folder)"
+        )
+    if share and replay is None:
+        raise RecipeError(
+            f"replay: {share:g} of each batch are images of the source domain: fit(...,"
+            " replay=folder); in a recipe, photographs.replay"
+        )
+    if validation is not None and not scheduled:
+        raise RecipeError(
+            "validation: nothing here looks at these images: they are for the schedule of lambdas"
+            " of a slimmable codec; to measure any codec, evaluate(codec, images)"
+        )
+    if replay is not None and not share:
+        raise RecipeError(
+            "replay: nothing here replays these images: they are for adaptations that replay some,"
+            " attach(codec, 'adaptation', form='finetune_all', replay=0.5)"
+        )
 
 
 def _with_replayed(

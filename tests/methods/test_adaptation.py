@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -421,6 +422,28 @@ def test_source_images_are_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     codec.register_forward_pre_hook(lambda m, args: seen.append(float(args[0].mean())))
     fit(attached, tmp_path / "target", replay=tmp_path / "source", **settings)
     assert seen == pytest.approx([0, 0.5, 0.5, 0.5]), "3 of 8 patches"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: built("bmshj2018-hyperprior")[0],
+        lambda: attach(
+            built("bmshj2018-hyperprior")[0], "magnitude", budget={"macs": 0.5}, round_to=1
+        ),
+        lambda: attach(
+            built("bmshj2018-hyperprior")[0], "slimmable", widths=[1.0, 0.5], round_to=1
+        ),
+        lambda: attach(built("bmshj2018-hyperprior")[0], "adaptation", form="finetune_all"),
+    ],
+    ids=["codec", "pruned", "slimmable", "adapted"],
+)
+@pytest.mark.parametrize("images", ["validation", "replay"])
+def test_images_that_nothing_would_look_at_are_refused(
+    model: Callable[[], nn.Module], images: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"^{images}: nothing here"):
+        fit(model(), "samples", steps=1, patch_size=64, progress=False, **{images: "samples"})
 
 
 def test_a_pruned_codec_is_adapted() -> None:

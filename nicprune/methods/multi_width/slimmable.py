@@ -459,6 +459,10 @@ class Slimmable(MultiWidth):
         self._teacher = None
 
     @property
+    def scheduled(self) -> bool:
+        return self.schedule.config is not None
+
+    @property
     def wants_validation(self) -> bool:
         return self.schedule.wants_validation
 
