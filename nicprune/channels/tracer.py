@@ -24,7 +24,7 @@ from nicprune.channels.propagation import ChannelPropagator
 from nicprune.codecs.anatomy import forward_for_analysis
 from nicprune.codecs.example import example_image
 from nicprune.codecs.layer_kinds.kind import channel_kind, kind_of, kinds_in
-from nicprune.codecs.layer_kinds.parameters import own_parameters
+from nicprune.codecs.layer_kinds.parameters import own_parameters, shared_parameters
 from nicprune.codecs.modes import modes_restored
 
 
@@ -95,9 +95,12 @@ class Tracer(ChannelPropagator):
                     self.mark_unprunable(labels.ids, "image" if key == "x_hat" else f"output {key}")
             self.resolve_ties()
             self._use_parameters()
+            tied = shared_parameters(self.codec)
             for (name, _), use in self.uses.items():
-                if name in self._misused:
-                    self.mark_unprunable(use.ids, self._misused[name])
+                owner = name if name in self._modules else name.rpartition(".")[0]
+                for reason in (self._misused.get(name), tied.get(owner)):
+                    if reason is not None:
+                        self.mark_unprunable(use.ids, reason)
         self._labels.clear()
 
     def _label_parameters(self) -> None:

@@ -135,6 +135,20 @@ def forward_for_analysis(codec: nn.Module, x: Tensor) -> dict[str, Any]:
         return out
 
 
+def check_output(codec: nn.Module, out: Any) -> None:
+    """Raise CodecError unless this is what CompressAI's forward passes return."""
+    likelihoods = out.get("likelihoods") if isinstance(out, Mapping) else None
+    if (
+        not isinstance(likelihoods, Mapping)
+        or not all(isinstance(value, Tensor) for value in likelihoods.values())
+        or not isinstance(out.get("x_hat"), Tensor)
+    ):
+        raise CodecError(
+            f"the forward pass of {type(codec).__name__} does not return a dictionary with x_hat, a"
+            " tensor, and likelihoods, a dictionary of tensors, as those of CompressAI do"
+        )
+
+
 @contextmanager
 def _scale_to_context(codec: nn.Module) -> Iterator[None]:
     if not isinstance(codec, JointAutoregressiveHierarchicalPriorsVbr):

@@ -50,16 +50,22 @@ def image_shape(codec: nn.Module) -> tuple[int, int]:
     )
 
 
-def example_image(codec: nn.Module, seed: int | None = None) -> Tensor:
+def example_image(
+    codec: nn.Module, seed: int | None = None, times: tuple[int, int] = (1, 1)
+) -> Tensor:
     """Return an image that the codec runs on, shape (1, C, S, S), on the codec's device and in its
     type: noise by a seed, or grey.
+
+    Args:
+        times: height and width as multiples of S. The codec may not run on other sizes.
     """
     channels, size = image_shape(codec)
+    shape = 1, channels, times[0] * size, times[1] * size
     parameter = next((p for p in codec.parameters() if p.is_floating_point()), torch.zeros(()))
     if seed is None:
-        return torch.full((1, channels, size, size), 0.5).to(parameter)
+        return torch.full(shape, 0.5).to(parameter)
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(1, channels, size, size, generator=generator).to(parameter)
+    return torch.rand(shape, generator=generator).to(parameter)
 
 
 def forget_image(codec: nn.Module) -> None:

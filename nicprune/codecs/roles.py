@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from nicprune.codecs.example import example_image
 from nicprune.codecs.hooks import without_hooks
 from nicprune.codecs.layer_kinds.entropy import entropy_models, is_bottleneck
 from nicprune.codecs.modes import modes_restored
+from nicprune.codecs.trusted import is_trusted
 
 ANALYSIS, SYNTHESIS = "g_a", "g_s"
 
@@ -173,6 +174,9 @@ def _watch(codec: Any) -> Calls | None:
 
 
 def _by_name(codec: nn.Module) -> Roles | None:
+    """Return the roles that names say; None if no module has the name of a transform, or the codec
+    calls the layers of one and not the transform: hooks on it would never run.
+    """
     paths: dict[str, str] = {}
     for name, module in codec.named_modules():
         if next(module.parameters(), None) is None:
@@ -180,7 +184,32 @@ def _by_name(codec: nn.Module) -> Roles | None:
         paths.setdefault(name.rpartition(".")[2], name)
     if not {ANALYSIS, SYNTHESIS} <= paths.keys():
         return None
-    return Roles({}, End(paths[ANALYSIS], 1, True), End(paths[SYNTHESIS], 1, True))
+    cls: Any = type(codec)
+    ends = paths[ANALYSIS], paths[SYNTHESIS]
+    if not is_trusted(cls) and not _called(codec, ends):
+        return None
+    return Roles({}, End(ends[0], 1, True), End(ends[1], 1, True))
+
+
+def _called(codec: nn.Module, names: Sequence[str]) -> bool:
+    """Return whether a codec's forward pass calls each of these modules; True if it does not run,
+    which is told elsewhere.
+    """
+    seen: set[str] = set()
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda module, args: seen.add(name)
+
+    with _hooks() as handles, without_hooks(codec), torch.no_grad(), modes_restored(codec):
+        for name in names:
+            handles.append(codec.get_submodule(name).register_forward_pre_hook(note(name)))
+        try:
+            image = example_image(codec)
+            with torch.random.fork_rng(devices=[]):
+                forward_for_analysis(codec.eval(), image)
+        except Exception:  # a foreign codec's own code may raise anything
+            return True
+    return seen == set(names)
 
 
 def _by_watching(codec: nn.Module) -> Roles:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -79,6 +80,21 @@ class InterruptedRun(TrainingError):
         after SIGTERM.
         """
         return 128 + self.signal
+
+
+def first_line(error: BaseException, *, named: bool = True) -> str:
+    """Return the first line of what an error says, the second too where the first only announces
+    it, without the codes of coloured terminals.
+
+    Args:
+        named: put the class of the error in front.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])[:300]
+    if not told:
+        return type(error).__name__
+    return f"{type(error).__name__}: {told}" if named else told
 
 
 def closest(name: str, known: Iterable[str]) -> str:

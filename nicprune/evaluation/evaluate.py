@@ -20,6 +20,7 @@ from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape
 from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.codecs.float64_coding import Coder
+from nicprune.codecs.memory_format import to_channels_last
 from nicprune.codecs.provenance import provenance
 from nicprune.common.config import cut
 from nicprune.common.errors import CodecError, enough_memory
@@ -312,7 +313,7 @@ def evaluate(
     record = provenance(bare)
     width = point.width if point.effort is None else point.effort
     place = usable_device(device) if device is not None else next(codec.parameters()).device
-    ready: Any = copy_codec(codec).to(place).float().eval().to(memory_format=torch.channels_last)
+    ready: Any = to_channels_last(copy_codec(codec).to(place).float().eval())
     check_finite(ready)
     refresh_tables(ready)
     tried = first_point(ready, point).keywords()

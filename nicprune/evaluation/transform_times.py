@@ -21,13 +21,14 @@ from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape
 from nicprune.codecs.float64_coding import Coder
+from nicprune.codecs.memory_format import to_channels_last
 from nicprune.common.errors import RecipeError
 from nicprune.data.images import calibration_images, read_image, to_channels
 from nicprune.evaluation.padding import pad
 from nicprune.evaluation.stage_times import stage_times
 from nicprune.evaluation.timer import QuietTimer
 from nicprune.evaluation.times import Times
-from nicprune.methods.composition import Attached
+from nicprune.methods.composition import Attached, first_point, resolve_point
 from nicprune.pruning.cost import CostModel
 from nicprune.pruning.totals import Totals
 
@@ -113,16 +114,29 @@ def time_codecs(
     )
     ready: dict[str, Any] = {}
     for name, codec in codecs.items():
-        ready[name] = copy_codec(codec).float().eval().to(memory_format=torch.channels_last)
+        ready[name] = to_channels_last(copy_codec(codec).float().eval())
         refresh_tables(ready[name])
     device = next(iter(next(iter(ready.values())).parameters())).device
     x = pad(shown)[0].to(device).contiguous(memory_format=torch.channels_last)
     given = {name: to_channels(x, image_shape(unwrap(codec))[0]) for name, codec in ready.items()}
     costs = {name: _cost(codec, given[name]) for name, codec in ready.items()}
-    timed = ready if fast else {name: Coder(codec) for name, codec in ready.items()}
+    # What runs in which precision is found out at the same point as when encoding, and not at the
+    # one that is set: at a narrow width, code that cuts weights counts as using all of them.
+    points = {name: resolve_point(codec) for name, codec in ready.items()}
+    timed = (
+        ready
+        if fast
+        else {
+            name: Coder(codec, point=first_point(codec, points[name]).keywords())
+            for name, codec in ready.items()
+        }
+    )
     timer = QuietTimer(repeats, limit)
     turns = timer.quiet(
-        lambda: [stage_times(codec, given[n], layers=layers) for n, codec in timed.items()]
+        lambda: [
+            stage_times(codec, given[n], layers=layers, **points[n].keywords())
+            for n, codec in timed.items()
+        ]
     )
     found = []
     for number, name in enumerate(ready):

@@ -33,6 +33,7 @@ from nicprune.methods.contract import (
     Temporal,
     parse_settings,
 )
+from nicprune.methods.gradient_free import drop_gradients, keep_gradients
 from nicprune.methods.multi_width.lambda_schedule import mean_figures
 from nicprune.methods.operating_point import EMPTY, Choice, OperatingPoint
 from nicprune.pruning.cost import CostModel
@@ -67,6 +68,7 @@ class Attached(Coding):
         self.methods = nn.ModuleList(methods)
         self._shared = (groups, cost)
         self.roles = Roles.of(methods)
+        self._drops_gradients = True
 
     @property
     def _each(self) -> list[Method]:
@@ -213,6 +215,8 @@ class Attached(Coding):
         ):
             asked |= self.roles.multi_width.default_in_training()
         self.set_point(self.point(**asked))
+        if self.training and self._drops_gradients and torch.is_grad_enabled():
+            drop_gradients(self._untrained())
         if self.levels is not None and self.training and level is None and lmbda is None:
             self.levels.draw(x.shape[0], x.device)
         if x.dim() == 5:
@@ -297,6 +301,25 @@ class Attached(Coding):
     def frozen(self) -> list[nn.Parameter]:
         """Return the methods' parameters that are not trained."""
         return self.roles.temporal.frozen() if self.roles.temporal is not None else []
+
+    def _untrained(self) -> list[nn.Parameter]:
+        """Return the parameters of the codec and of the methods that are not trained."""
+        if not self.pending:
+            return []
+        own = [p for name, p in self.codec.named_parameters() if not self.trains(name)]
+        return own + self.frozen()
+
+    @contextmanager
+    def gradients_kept(self) -> Iterator[None]:
+        """Leave it to the training loop inside the block which parameters are trained. Outside,
+        gradients of those that the methods do not train are dropped.
+        """
+        keep_gradients(self.parameters())
+        before, self._drops_gradients = self._drops_gradients, False
+        try:
+            yield
+        finally:
+            self._drops_gradients = before
 
     @property
     def _lasting(self) -> list[Method]:
@@ -530,6 +553,7 @@ class Attached(Coding):
         """Remove every hook and return the original object, as it is now."""
         for method in self._each:
             method.detach(method.codec)
+        keep_gradients(self.parameters())
         return self.codec
 
 

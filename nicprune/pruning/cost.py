@@ -25,6 +25,7 @@ from nicprune.channels.groups import Groups, ProductShares
 from nicprune.codecs.anatomy import (
     TRANSFORMS,
     check_codec,
+    check_output,
     forward_for_analysis,
     unwrap,
 )
@@ -36,7 +37,7 @@ from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.replaced_forward import own_forwards
 from nicprune.codecs.roles import sides_of_modules, transforms_in
-from nicprune.common.errors import CodecError
+from nicprune.common.errors import CodecError, first_line
 from nicprune.pruning.operators import HANDLES, uncounted, without_fused_attention
 from nicprune.pruning.totals import AREA, Totals
 
@@ -50,6 +51,7 @@ class _Forward(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         out = forward_for_analysis(self.codec, x)
+        check_output(self.codec, out)
         return [out["x_hat"], *out["likelihoods"].values()]
 
 
@@ -81,6 +83,14 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
             ).tracer_warnings("none")
             counts = analysis.by_module()
             missing = uncounted(analysis.unsupported_ops())
+    except CodecError:
+        raise
+    except Exception as error:  # a foreign codec's own code, or torch.jit, may raise anything
+        raise CodecError(
+            f"MACs of {type(codec).__name__} cannot be counted: fvcore traces the forward pass with"
+            f" torch.jit, which fails: {first_line(error)}. Known to fail: torch.utils.checkpoint"
+            " with use_reentrant=True (False works)"
+        ) from error
     finally:
         logger.setLevel(level)
     if missing:

@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from nicprune.channels.find_groups import find_groups
 from nicprune.channels.groups import Attribute, Group, Groups, Norms
 from nicprune.channels.known import recall, remember, remember_pruned
 from nicprune.codecs.anatomy import check_codec
+from nicprune.codecs.calling import run
 from nicprune.codecs.copying import copy_codec, double_copy, sharing_copy
 from nicprune.codecs.example import example_image, module_names
 from nicprune.codecs.hooks import has_hooks
@@ -21,7 +23,7 @@ from nicprune.codecs.layer_kinds.parameters import holder, layers_of
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.trusted import is_trusted
-from nicprune.common.errors import CodecError, SurgeryError
+from nicprune.common.errors import CodecError, SurgeryError, first_line
 from nicprune.pruning.attributes import (
     candidates,
     find_attributes,
@@ -34,7 +36,6 @@ from nicprune.pruning.verification import (
     TOLERANCE,
     apart,
     check_runs,
-    first_line,
     round_trip,
     trace,
     verify_same,
@@ -42,6 +43,16 @@ from nicprune.pruning.verification import (
 
 TRIALS = 3
 """Random prunings that a foreign codec has to stand."""
+
+LARGE = 3, 4
+"""Height and width of the larger image of a trial, as multiples of that which is traced: 192 x 256
+pixels. Code may take another path by size."""
+
+STAGES = ("forward", "large", "training", "stream")
+"""What a trial does with a pruned codec, bitstreams last, as they take longest: compares the
+forward pass with the masked codec's; the same on a larger image; runs it in training mode, where
+code may use layers that coding does not; writes and reads a bitstream. The second and third stand
+for code and not for widths: one random pruning goes through them."""
 
 
 def prune(
@@ -122,7 +133,7 @@ def _tried(codec: nn.Module, groups: Groups) -> Groups:
     rng = np.random.default_rng(0)
     unsafe: dict[str, str] = {}
     searched: set[str] = set()
-    for _ in range(TRIALS):  # random widths: parts that must stay equally wide do not
+    for number in range(TRIALS):  # random widths: parts that must stay equally wide do not
         keep = {}
         for group in groups.prunable(latents=True):
             least = group.least
@@ -132,11 +143,13 @@ def _tried(codec: nn.Module, groups: Groups) -> Groups:
                         group.width, int(rng.integers(least, group.width)), replace=False
                     ).tolist()
                 )
-        for codes in (False, True):  # bitstreams take longest
+        for stage in STAGES if number == 0 else ("forward", "stream"):
+            if not trials.stands(stage):
+                continue
             while failed := find_failing(
                 [name for name in keep if name not in unsafe],
-                lambda names, keep=keep, codes=codes: trials.failure(  # type: ignore[misc]
-                    {name: keep[name] for name in names}, codes
+                lambda names, keep=keep, stage=stage: trials.failure(  # type: ignore[misc]
+                    {name: keep[name] for name in names}, stage
                 ),
             ):
                 untried = failed.keys() - searched
@@ -257,34 +270,56 @@ class _Trials:
     def __init__(self, codec: nn.Module, groups: Groups):
         self.double, self.groups = double_copy(codec), groups
         self.name = type(codec).__name__
-        self.image = example_image(codec, seed=1).cpu().double()
+        self.image, self.large = (
+            example_image(codec, 1, times).cpu().double() for times in ((1, 1), LARGE)
+        )
+        self._stands: dict[str, bool] = {}
 
-    def failure(self, keep: Mapping[str, list[int]], codes: bool) -> Failure | None:
-        """Prune to these keep-lists; return what fails, None if nothing does.
+    def stands(self, stage: str) -> bool:
+        """Return whether the codec goes through a stage before any pruning: what it cannot do whole
+        is not asked of it pruned. It is known to run on the image that is traced, and to code.
+        """
+        if stage in ("forward", "stream"):
+            return True
+        if stage not in self._stands:
+            self._stands[stage] = self.failure({}, stage) is None
+        return self._stands[stage]
 
-        Args:
-            codes: whether a bitstream is written and read, or the forward pass compared.
+    def failure(self, keep: Mapping[str, list[int]], stage: str) -> Failure | None:
+        """Prune to these keep-lists; return what fails at a stage (`STAGES`), None if nothing
+        does.
         """
         checked = self.groups.check(keep)
         small = sharing_copy(self.double)
         places: list[str] = []
+        image = self.large if stage == "large" else self.image
+        where = {
+            "large": f" on {image.shape[2]} x {image.shape[3]} pixels",
+            "training": " in training",
+        }.get(stage, "")
         try:
             remove_channels(small, checked, self.groups)
-            if codes:
+            if stage == "stream":
                 round_trip(small)
                 return None
             with module_names(small, places):
-                mine = trace(small, self.image)
+                if stage == "training":
+                    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                        run(small.train(), image)
+                    return None
+                mine = trace(small, image)
         except Exception as error:  # a foreign codec's own code may raise anything
             told = (
                 str(error).split(";")[0]
                 if isinstance(error, SurgeryError)
-                else f"the pruned {self.name} does not run: {first_line(error)}"
+                else f"the pruned {self.name} does not run{where}: {first_line(error)}"
             )
             return Failure(_depends(told), self._within(places[-1]) if places else ())
-        found = apart([trace(self._masked(checked), self.image), mine])
+        found = apart([trace(self._masked(checked), image), mine])
         if not found <= TOLERANCE:
-            told = f"the pruned {self.name} is not the masked one: they differ by {found:.1e}"
+            told = (
+                f"the pruned {self.name} is not the masked one{where}: they differ by {found:.1e}"
+            )
             return Failure(_depends(told))
         return None
 
@@ -292,7 +327,7 @@ class _Trials:
         """Return whether keep-lists of such groups can be had, by the forward pass alone."""
         before, self.groups = self.groups, groups
         try:
-            return self.failure(keep, codes=False) is None
+            return self.failure(keep, "forward") is None
         finally:
             self.groups = before
 

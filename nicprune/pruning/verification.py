@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nicprune.channels.groups import Groups
-from nicprune.codecs.anatomy import forward_for_analysis
+from nicprune.codecs.anatomy import check_output, forward_for_analysis
 from nicprune.codecs.calling import compress, decompress
 from nicprune.codecs.cdf import update_tables
 from nicprune.codecs.copying import copy_codec, double_copy, sharing_copy
 from nicprune.codecs.example import example_image
 from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.codecs.layer_kinds.entropy import entropy_models
-from nicprune.common.errors import CodecError, SurgeryError
+from nicprune.common.errors import CodecError, SurgeryError, first_line
 from nicprune.pruning.masks import mask_channels
 
 TOLERANCE = 1e-10
@@ -80,11 +80,7 @@ def trace(double: nn.Module, image: Tensor) -> list[Tensor]:
         model.register_forward_hook(lambda m, args, out: trace.extend(_live_channels(m, args, out)))
     with torch.no_grad(), _SmoothRounding(), _default_dtype(torch.float64):
         out = forward_for_analysis(double, image)
-    if not isinstance(out, dict) or not {"x_hat", "likelihoods"} <= out.keys():
-        raise SurgeryError(
-            f"the forward pass of {type(double).__name__} does not return a dictionary with"
-            " x_hat and likelihoods, as those of CompressAI do"
-        )
+    check_output(double, out)
     return [*trace, out["x_hat"]]
 
 
@@ -202,6 +198,8 @@ def check_runs(codec: Any, double: nn.Module) -> None:
     image = example_image(codec, seed=1).cpu().double()
     try:
         found = apart([trace(sharing_copy(double), image) for _ in range(2)])
+    except CodecError:
+        raise
     except Exception as error:  # a foreign codec's own code may raise anything
         raise CodecError(
             f"{name} does not run in float64 as it is, before any pruning: {first_line(error)}"
@@ -220,9 +218,3 @@ def check_runs(codec: Any, double: nn.Module) -> None:
         round_trip(codec)
     except SurgeryError as error:
         raise CodecError(f"before any pruning, {error}") from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the class of an error and the first line of what it says."""
-    told = str(error).splitlines()
-    return f"{type(error).__name__}: {told[0]}" if told else type(error).__name__

@@ -34,6 +34,7 @@ from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds.entropy import entropy_models
 from nicprune.codecs.layer_kinds.kind import LayerKind, channel_kind, kind_of
+from nicprune.codecs.memory_format import to_channels_last
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.zoo import rebuild
@@ -218,7 +219,7 @@ def _floats(image: Tensor) -> Tensor:
 def _coder(codec: nn.Module, engine: Backend, precision: str, image: Tensor) -> Coder:
     """Return what codes images by a backend, as `encode` and `decode` do."""
     fast = accelerate(codec, engine.name, precision, image=image, calibration=[image])
-    return Coder(copy_codec(fast).to(memory_format=torch.channels_last))
+    return Coder(to_channels_last(copy_codec(fast)))
 
 
 def fewer(width: int, step: int) -> list[int]:
@@ -463,5 +464,5 @@ class _Eager(Backend):
         self, transform: nn.Module, example: Tensor, precision: str, calibration: Sequence[Tensor]
     ) -> Function:
         if example.dim() == 4:
-            transform = transform.to(memory_format=torch.channels_last)
+            transform = to_channels_last(transform)
         return cast("Function", transform)

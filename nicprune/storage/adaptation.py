@@ -90,7 +90,8 @@ def load_adaptation(codec: nn.Module, path: str | Path) -> Attached:
     told = header.get(ADAPTATION)
     if not isinstance(told, dict) or not header.get("methods"):
         raise FileError(f"{path} holds a codec, not an adaptation alone: load it with load")
-    if (own := _identity(codec)) != told.get("source"):
+    own = _identity(codec)
+    if told.get("source") not in (own, _identity(codec, by_name=True)):
         quality = told.get("quality")
         raise FileError(
             f"{path} adapts another codec: {told.get('codec')!s:.60}"
@@ -100,6 +101,6 @@ def load_adaptation(codec: nn.Module, path: str | Path) -> Attached:
     return attach_saved(codec, header, state, str(path)).eval()
 
 
-def _identity(codec: nn.Module) -> str:
+def _identity(codec: nn.Module, by_name: bool = False) -> str:
     """Return the fingerprint of a whole codec: an adaptation uses its encoder too."""
-    return mark(fingerprint(codec, encoder=True), codec).hex()
+    return mark(fingerprint(codec, encoder=True), codec, by_name=by_name).hex()

@@ -51,7 +51,7 @@ from nicprune.codecs.zoo import (
     rebuild,
 )
 from nicprune.common.config import cut
-from nicprune.common.errors import CodecError, FileError, NicpruneError
+from nicprune.common.errors import CodecError, FileError, NicpruneError, first_line
 from nicprune.common.files import check_path, check_regular, expand, write_atomically
 from nicprune.common.machine import versions
 from nicprune.methods.composition import Attached, attach
@@ -409,7 +409,8 @@ def _assemble(
         made = "factory=" if factory is not None else f"{str(build.get('class')):.120}"
         hint = "" if factory is not None else f"; {HOW}"
         raise CodecError(
-            f"{where} holds a codec that {made} does not make: {_first_line(error)}{hint}"
+            f"{where} holds a codec that {made} does not make:"
+            f" {first_line(error, named=False)}{hint}"
         ) from error
     try:
         set_attributes(codec, header.get("attributes") or {})
@@ -431,7 +432,8 @@ def _assemble(
         raise
     except Exception as error:  # a header that somebody else wrote
         raise FileError(
-            f"{where} is damaged, or not of this nicprune's making: {_first_line(error)}"
+            f"{where} is damaged, or not of this nicprune's making:"
+            f" {first_line(error, named=False)}"
         ) from error
     if told:
         made = "factory=" if factory is not None else str(build.get("class"))
@@ -460,10 +462,6 @@ def _check_tables(model: nn.Module, where: str) -> None:
         check_tables(model)
     except CodecError as error:
         raise FileError(f"{where}: {error}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
 def attach_saved(

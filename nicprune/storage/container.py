@@ -17,6 +17,7 @@ from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape
 from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.hooks import has_hooks
+from nicprune.codecs.memory_format import to_channels_last, to_contiguous
 from nicprune.codecs.rans import bounded_reads, recorded_symbols
 from nicprune.codecs.replaced_forward import replaced
 from nicprune.common.errors import CodecError, DataError, FileError, enough_memory
@@ -25,7 +26,7 @@ from nicprune.evaluation.padding import crop, pad
 from nicprune.methods.composition import Attached, first_point, resolve_point
 from nicprune.methods.operating_point import EMPTY, OperatingPoint
 from nicprune.storage.coded_image import VERSION, CodedImage, read_coded
-from nicprune.storage.identity import fingerprint, mark, tables
+from nicprune.storage.identity import earlier_mark, fingerprint, mark, tables
 from nicprune.storage.values import MISFIT
 
 
@@ -198,6 +199,8 @@ class ImageCoder:
             )
         if coded.version < 2:
             accepted = [self._own, fingerprint(self._ready, encoder=True)]
+        elif coded.mark != self._mark:
+            accepted.append(earlier_mark(self._ready))
         if coded.mark not in accepted:
             if coded.mark[:4] == self._own[:4]:
                 raise FileError(
@@ -252,11 +255,11 @@ class ImageCoder:
         if key not in self._coders:
             model = copy_codec(self._ready)
             if float64:
-                model = model.to(memory_format=torch.channels_last)
+                to_channels_last(model)
             point = first_point(model, self._target).keywords()
             coder = Coder(model, float64=float64, everything=everything, point=point)
             if not coder.in_float64:
-                model.to(memory_format=torch.contiguous_format)
+                to_contiguous(model)
             self._coders[key] = coder
         return self._coders[key]
 

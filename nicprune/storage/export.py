@@ -22,7 +22,7 @@ from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds.entropy import is_bottleneck
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.roles import ANALYSIS, SYNTHESIS, roles_of
-from nicprune.common.errors import CodecError, FileError
+from nicprune.common.errors import CodecError, FileError, first_line
 from nicprune.common.files import write_atomically
 
 EXPORTED = ("g_a", "h_a", "h_s", "g_s")
@@ -203,9 +203,11 @@ def export_onnx(
             except OSError:
                 raise
             except Exception as error:
+                cause: BaseException = error  # torch wraps what failed in advice
+                while cause.__cause__ is not None:
+                    cause = cause.__cause__
                 raise FileError(
-                    f"{short} cannot be exported to ONNX: {type(error).__name__}:"
-                    f" {(str(error).strip() or '?').splitlines()[0]}"
+                    f"{short} cannot be exported to ONNX: {first_line(cause)}"
                 ) from error
             if check:
                 found += _differences(short, module, inputs, path)
@@ -247,6 +249,11 @@ def _example(codec: nn.Module, name: str, size: tuple[int, int]) -> Tensor:
             run(codec, torch.rand(1, image_shape(codec)[0], *size, generator=generator))
     finally:
         handle.remove()
+    if not taken:
+        raise CodecError(
+            f"{name} cannot be exported: {type(codec).__name__} does not call it, or calls its"
+            " layers one by one"
+        )
     # The latents of an untrained codec all round to zero; noise makes the comparison meaningful.
     return taken[0] + torch.randn(taken[0].shape, generator=torch.Generator().manual_seed(1))
 

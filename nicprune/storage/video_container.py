@@ -31,7 +31,7 @@ from nicprune.storage.coded_video import (
     open_video,
 )
 from nicprune.storage.container import OTHER_SYMBOLS, coding_copy, shape_fits
-from nicprune.storage.identity import fingerprint, mark, tables
+from nicprune.storage.identity import earlier_mark, fingerprint, mark, tables
 from nicprune.storage.values import MISFIT
 
 GOP = 32
@@ -124,7 +124,7 @@ class VideoCoder:
     def __init__(self, codec: nn.Module):
         self._codec = codec
         first = video_coder(codec)  # refused before anything is copied
-        ready = coding_copy(codec)
+        self._ready = ready = coding_copy(codec)
         self._mark, self._tables = mark(fingerprint(ready), ready), tables(ready)
         self._channels, self._side = image_shape(unwrap(ready))
         self._device = next(ready.parameters()).device
@@ -250,7 +250,7 @@ class VideoCoder:
 
     def _check_made_for(self, header: VideoHeader, where: str) -> None:
         """Raise FileError where another codec coded a video."""
-        if header.mark != self._mark:
+        if header.mark != self._mark and header.mark != earlier_mark(self._ready):
             raise FileError(
                 f"{where} was coded with another codec (fingerprint {header.mark.hex()}, this one"
                 f" has {self._mark.hex()}): decode with the codec that encoded it"

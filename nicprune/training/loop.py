@@ -29,6 +29,7 @@ from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.example import image_shape
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
 from nicprune.codecs.layer_kinds.entropy import is_quantile
+from nicprune.codecs.memory_format import to_channels_last, to_contiguous
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.roles import on_side
@@ -278,6 +279,7 @@ def fit(
     held = folder if fabric.is_global_zero else None
     with (
         frozen(frozen_parameters(model, options.side)),
+        getattr(model, "gradients_kept", nullcontext)(),
         locked(held) if held is not None else nullcontext(),
     ):
         run = _Run(
@@ -339,7 +341,7 @@ def fit(
             model.train(was_training)
             # The arithmetic stays the same to the bit, so that existing bitstreams still decode.
             if options.channels_last and not was_last:
-                run.codec.to(memory_format=torch.contiguous_format)
+                to_contiguous(run.codec)
         try:
             refresh_tables(model)
         except CodecError as error:
@@ -489,7 +491,7 @@ class _Run:
         self._clock = (time.monotonic(), 0)
         self.dtype = autocast_dtype(options.precision, fabric.device)
         if options.channels_last:
-            self.codec.to(memory_format=torch.channels_last)
+            to_channels_last(self.codec)
         net, aux = split_parameters(self.codec, model)
         if not net:
             raise TrainingError("nothing to train: no parameter of the codec requires a gradient")

@@ -4,6 +4,7 @@ takes.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 
 import nicprune.evaluation.stage_times as timing
 from nicprune import attach, load_codec
+from nicprune.codecs.float64_coding import Coder
 from nicprune.common.errors import FileError, RecipeError
 from nicprune.evaluation.stage_times import stage_times
 from nicprune.evaluation.times import REST, Times, taken_under, times_table
@@ -222,3 +224,47 @@ def test_small_encoders_count_under_their_method(clock: list[float]) -> None:
 def test_something_must_be_timed() -> None:
     with pytest.raises(RecipeError, match="at least one"):
         time_codecs({})
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("slimmable", {"widths": [1.0, 0.5, 0.25], "round_to": 1}),
+        ("bit_rate_modulator", {"qualities": [1, 2, 3]}),
+        ("adaptation", {"form": "low_rank"}),
+        ("channel_gating", {"alpha": 1.0, "gating_steps": 6, "round_to": 1}),
+    ],
+)
+def test_each_point_is_timed_in_the_precision_that_it_is_coded_in(
+    method: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transforms in float32, at any width; one that was watched at a narrow width had weights
+    in float64, and took twice as long as when encoding.
+    """
+    attached = attach(built("bmshj2018-hyperprior")[0], method, **settings).eval()
+    codecs = {}
+    for point in attached.operating_points():
+        codecs[str(point)] = twin = copy.deepcopy(attached)
+        twin.set_point(point)
+    seen: dict[tuple[Any, ...], set[torch.dtype]] = {}
+
+    def once(coder: Any, image: torch.Tensor, **rate: Any) -> Any:
+        if not isinstance(coder, Coder):  # what a gated codec costs on this image
+            return stage_times(coder, image, **rate)
+        rate.pop("layers")
+        found: set[torch.dtype] = set()
+        codec = coder.model.codec
+        for layer in (codec.g_a[0], codec.g_a[6], codec.g_s[0], codec.g_s[6]):
+            layer.register_forward_hook(lambda m, args, out: found.add(out.dtype))
+        sent = coder.compress(image, **rate)
+        coder.decompress(sent["strings"], sent["shape"], image)
+        seen[tuple(rate.values())] = found
+        return {}, {}
+
+    monkeypatch.setattr("nicprune.evaluation.transform_times.stage_times", once)
+    time_codecs(codecs, repeats=1, limit=0)
+    rates = {tuple(point.keywords().values()) for point in attached.operating_points()}
+    if method == "bit_rate_modulator":  # a point that is set alone is the highest rate
+        rates = {(2.0,)}
+    assert seen.keys() == rates
+    assert all(found == {torch.float32} for found in seen.values()), seen

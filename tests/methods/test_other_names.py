@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from zoo_of_blocks import BlockCodec
 
 from nicprune import attach, load, save
 from nicprune.codecs.roles import roles_of, transform_in
-from nicprune.common.errors import CodecError
+from nicprune.common.errors import CodecError, FileError
 from nicprune.methods import METHODS
 from nicprune.pruning.cost import CostModel
 from nicprune.pruning.surgery import analyse, prune
+from nicprune.storage.container import decode, encode
+from nicprune.storage.identity import earlier_mark, fingerprint, mark
 
 _shared: dict[str, Any] = {}
 
@@ -221,3 +224,30 @@ def test_a_method_by_the_name_of_a_transform_is_no_module() -> None:
     groups = analyse(codec)
     small = prune(codec, {"g_a.4": list(range(8))}, groups)
     assert small(image(codec))["x_hat"].shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_the_original_decoder_reads_what_a_pruned_encoder_writes(name: str) -> None:
+    codec = renamed_codec(name).eval()
+    settings = {"side": "encoder", "budget": {"encoder": 0.7}, "round_to": 1}
+    small = attach(codec, "magnitude", **settings).harden().eval()
+    picture = (torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(3)) * 255).byte()
+    assert torch.equal(decode(codec, encode(small, picture)), decode(small, encode(small, picture)))
+    other = copy.deepcopy(codec)
+    with torch.no_grad():
+        next(p for n, p in other.named_parameters() if transform_in(other, n) == "g_s").mul_(1.5)
+    with pytest.raises(FileError, match="another codec"):
+        decode(other, encode(small, picture))
+
+
+@pytest.mark.parametrize("name", ["renamed", "flat"])
+def test_files_of_before_the_encoder_was_known_are_read(name: str) -> None:
+    """Earlier versions counted the weights of an encoder that is not called g_a."""
+    codec = renamed_codec(name).eval()
+    picture = (torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(3)) * 255).byte()
+    data = encode(codec, picture)
+    now, before = mark(fingerprint(codec), codec), earlier_mark(codec)
+    assert now != before and data.count(now) == 1
+    body = data[:-4].replace(now, before)
+    old = body + zlib.crc32(body).to_bytes(4, "big")
+    assert torch.equal(decode(codec, old), decode(codec, data))

@@ -26,6 +26,24 @@ def is_vector(value: Tensor) -> bool:
     return value.numel() == max(value.shape)
 
 
+def shared_parameters(codec: nn.Module) -> dict[str, str]:
+    """Return why the channels of some modules cannot be cut, by module name: two modules have the
+    same parameter (tied weights, `b.weight = a.weight`), and each would cut, or scale, it its own
+    way.
+    """
+    owners: dict[int, list[str]] = {}
+    for name, module in codec.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(name)
+    return {
+        name: f"{' and '.join(names)} share a parameter"
+        for names in owners.values()
+        if len(names) > 1
+        for name in names
+    }
+
+
 class OwnParameter:
     """One parameter of a module, by name.
 

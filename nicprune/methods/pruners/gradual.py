@@ -260,6 +260,15 @@ class GradualPruner(Pruner):
                 f"{title} is at step {int(self.step)} of {self.config.decay_steps}: masks are"
                 " not at zero yet; train on until masked.done, or attach with fewer decay_steps"
             )
+        values = [value.detach().flatten() for value in self.masks.values]
+        left = torch.cat(values)[self.going].abs() if values else self.current.new_zeros(0)
+        if bool((left != 0).any()):
+            raise TrainingError(
+                f"{self.name.replace('_', ' ')} is done, but masks of channels that go are not zero"
+                f" (up to {float(left.max()):.2g}): something else than after_step() wrote to them,"
+                " as averaging parameters over steps does. masked.after_step() sets them to zero;"
+                " look at the codec again after it"
+            )
 
     def weight_factors(self, codec: nn.Module) -> dict[tuple[str, str], Tensor]:
         return {

@@ -20,6 +20,7 @@ from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.hooks import has_hooks
+from nicprune.codecs.memory_format import to_channels_last
 from nicprune.codecs.roles import roles_of
 from nicprune.codecs.temporal import TemporalEntropyNetwork, on_grid
 from nicprune.common.errors import CodecError, FileError
@@ -62,7 +63,7 @@ class FrameCoder:
         self._network: TemporalEntropyNetwork | None = None
         if temporal is not None:
             self._network = model.roles.temporal.network_at(point.width or 0).double().eval()
-        model.to(memory_format=torch.channels_last)
+        to_channels_last(model)
         self._rate = point.keywords()
         self._coder = Coder(model, point=self._rate)
         if self._coder.failure is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nicprune.codecs.memory_format import to_channels_last
 from nicprune.runtime.backends.backend import BACKENDS, Backend, Function
 
 
@@ -25,7 +26,7 @@ class TorchEager(Backend):
     def compile(
         self, transform: nn.Module, example: Tensor, precision: str, calibration: Sequence[Tensor]
     ) -> Function:
-        transform = transform.eval().to(memory_format=torch.channels_last)
+        transform = to_channels_last(transform.eval())
 
         def run(x: Tensor) -> Tensor:
             with (

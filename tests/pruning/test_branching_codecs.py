@@ -1,0 +1,97 @@
+"""Codecs whose code takes other paths by size or in training, and codecs with tied parameters: what
+is pruned is the masked codec on every path, or left whole.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from branching_codecs import BRANCHING, TIED, Factorized, OtherLayer, made
+
+from nicprune.common.errors import CodecError
+from nicprune.methods import attach
+from nicprune.pruning.cost import measure
+from nicprune.pruning.masks import masked_copy
+from nicprune.pruning.surgery import analyse
+from nicprune.storage.container import decode, encode
+from nicprune.training.loop import fit
+
+
+@pytest.mark.parametrize("name", BRANCHING)
+def test_pruned_is_masked_on_every_path(name: str) -> None:
+    codec = made(BRANCHING[name])
+    attached = attach(codec, "magnitude", budget={"macs": 0.7}, round_to=1)
+    small = attached.harden()
+    keep = {group: np.array(kept) for group, kept in attached.keep().items()}
+    masked = masked_copy(codec, keep, attached.groups)
+    for size in (64, 128):
+        x = torch.rand(1, 3, size, size)
+        with torch.no_grad():
+            expected, found = masked(x)["x_hat"], small(x)["x_hat"]
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    fit(small, "samples", steps=1, batch_size=1, patch_size=128, progress=False)
+    picture = (torch.rand(3, 130, 130) * 255).byte()
+    assert decode(small, encode(small, picture)).shape == picture.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "held", "said"),
+    [
+        ("head in training", {"g_a.0"}, "in training"),
+        ("other layer on larger maps", {"g_a.1.small", "g_s.1.small"}, "192 x 256 pixels"),
+        ("other activation on larger maps", {"g_a.1.conv", "g_s.1.conv"}, "192 x 256 pixels"),
+    ],
+)
+def test_what_another_path_needs_is_left_whole(name: str, held: set[str], said: str) -> None:
+    pinned = {
+        group.name: group.pinned or ""
+        for group in analyse(made(BRANCHING[name]))
+        if "depends on this width" in (group.pinned or "")
+    }
+    assert held <= pinned.keys() and all(said in pinned[one] for one in held), pinned
+
+
+def test_a_codec_that_does_not_run_on_larger_images_is_tried_on_small_ones_alone() -> None:
+    class Small(OtherLayer):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.shape[-1] > 32:
+                raise ValueError("at most 32")
+            return self.small(x).relu()
+
+    groups = analyse(made(lambda: Factorized(Small(), Small())))
+    assert {"g_a.1.small", "g_s.1.small"} <= {group.name for group in groups.prunable()}
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_tied_parameters_stay_tied_and_whole(name: str) -> None:
+    codec = made(TIED[name])
+    shared = [p for p in codec.parameters() if p.shape == (12, 12, 3, 3)]
+    attached = attach(codec, "mask_decay", budget={"params": 0.8}, round_to=1, decay_steps=2)
+    for mask in attached.methods.parameters():
+        mask.grad = torch.rand_like(mask)
+    for _ in range(2):
+        attached.after_step()
+    small, x = attached.harden(), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        masked, pruned = attached.eval()(x)["x_hat"], small(x)["x_hat"]
+    assert torch.allclose(masked, pruned, rtol=1e-4, atol=1e-4 * float(masked.abs().max()))
+    assert sum(p.numel() for p in small.parameters()) == measure(small).params
+    assert attached.cost.totals(attached.keep()).params == measure(small).params
+    assert len([p for p in small.parameters() if p.shape == (12, 12, 3, 3)]) == len(shared)
+    assert "share a parameter" in " ".join(g.pinned or "" for g in attached.groups)
+
+
+def test_costs_that_cannot_be_traced_are_told_in_one_line() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(OtherLayer):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return checkpoint(self.small, x, use_reentrant=True)
+
+    with (
+        pytest.raises(CodecError, match=r"cannot be counted.*use_reentrant") as caught,
+        pytest.warns(UserWarning, match="requires_grad=True"),  # torch's own, about no gradients
+    ):
+        measure(made(lambda: Factorized(Checkpointed(), None)))
+    assert "\n" not in str(caught.value)
