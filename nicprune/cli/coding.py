@@ -68,16 +68,22 @@ def encode_image(
     from nicprune.common.errors import RecipeError
     from nicprune.common.files import check_output, write_atomically
     from nicprune.data.clips import is_clip
-    from nicprune.data.images import read_image
+    from nicprune.data.images import SUFFIXES, read_image
     from nicprune.storage.checkpoint import load_codec
     from nicprune.storage.coded_image import MAGIC
     from nicprune.storage.container import encode
 
     if is_clip(image):
         raise RecipeError(f"{image} is a video or a folder: encode it into a .npv (got {output})")
+    if weights == "none":
+        raise RecipeError("encode needs trained weights: no other run would decode random ones")
     check_output(
         output, [image, codec, weights], lambda start: start.startswith(MAGIC), force=force
     )
+    if output.suffix.lower() in SUFFIXES and not force and not output.exists():
+        raise RecipeError(
+            f"encode writes no picture: name another ending than {output.suffix}, or --force it"
+        )
     picture = read_image(image)
     data = encode(
         _by(backend, load_codec(codec, quality, metric=metric, weights=weights)),
@@ -135,15 +141,13 @@ def decode_file(
         return
     from nicprune.common.errors import RecipeError
     from nicprune.common.files import check_output
-    from nicprune.data.images import write_png
+    from nicprune.data.images import is_own_png, write_png
     from nicprune.storage.checkpoint import load_codec
     from nicprune.storage.container import decode
 
     if output.suffix.lower() != ".png":
         raise RecipeError(f"decode writes PNG; {output} must end in .png")
-    check_output(
-        output, [file, codec, weights], lambda start: start.startswith(b"\x89PNG"), force=force
-    )
+    check_output(output, [file, codec, weights], is_own_png, force=force)
     loaded = _by(backend, load_codec(codec, quality, metric=metric, weights=weights))
     picture = decode(loaded, file, exact=exact)
     write_png(picture.float() / 255, output)

@@ -19,6 +19,7 @@ from nicprune.cli.options import (
     Quality,
     Weights,
     Width,
+    refuse,
 )
 
 
@@ -66,8 +67,22 @@ def evaluate_codec(
             output, [images, codec, weights], lambda start: start.startswith(b"{"), force=force
         )
     if codec in FORMATS:
+        refuse(
+            f"{codec}, which is evaluated at every setting,",
+            {
+                "--quality": quality,
+                "--level": level,
+                "--lmbda": lmbda,
+                "--width": width,
+                "--domain": domain,
+                "--fast": fast or None,
+                "--per-image": per_image or None,
+                "--output": output,
+            },
+        )
         _evaluate_classical(codec, images, at)
         return
+    refuse(f"{codec}, which codes at its own rates,", {"--at": at})
     from nicprune.evaluation.evaluate import evaluate, write_results
     from nicprune.storage.checkpoint import load_codec
 

@@ -36,11 +36,13 @@ def prune_codec(
         ),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="Its precision: float32, bf16 or int8.")
-    ] = "float32",
+        str | None,
+        typer.Option(help="Its precision: float32, bf16 or int8.", show_default="float32"),
+    ] = None,
     size: Annotated[
-        str, typer.Option(help="Size of the image whose times they limit.")
-    ] = "768x512",
+        str | None,
+        typer.Option(help="Size of the image whose times they limit.", show_default="768x512"),
+    ] = None,
     quality: Quality = None,
     weights: Weights = "official",
     metric: Metric = "mse",
@@ -110,7 +112,11 @@ def prune_codec(
 
 
 def _times(
-    codec: Any, settings: dict[str, Any], backend: str | None, precision: str, size: str
+    codec: Any,
+    settings: dict[str, Any],
+    backend: str | None,
+    precision: str | None,
+    size: str | None,
 ) -> Any:
     """Return the codec's times where the budget limits them."""
     import re
@@ -121,16 +127,18 @@ def _times(
 
     budget = settings.get("budget")
     if not isinstance(budget, dict) or not set(TIMES) & budget.keys():
-        if backend is not None:
+        given = {"--backend": backend, "--precision": precision, "--size": size}
+        for option in (option for option, value in given.items() if value is not None):
             raise RecipeError(
-                "--backend is for budget.encode_s and budget.decode_s; set one of them"
+                f"{option} is for budget.encode_s and budget.decode_s; set one of them"
             )
         return None
+    size = "768x512" if size is None else size
     if not re.fullmatch(r"[1-9]\d{1,3}x[1-9]\d{1,3}", size):
         raise RecipeError(f"--size is width x height in pixels, 768x512 (got {size!r})")
     width, height = map(int, size.split("x"))
     return measure_latency(
-        codec, backend or "torch", precision, size=(height, width), say=typer.echo
+        codec, backend or "torch", precision or "float32", size=(height, width), say=typer.echo
     )
 
 

@@ -198,6 +198,11 @@ class VideoClip(Clip):
                 f"{self.path} does not say how large its frames are: put the size into its name"
                 " (name_1920x1080.yuv), or give it (--size 1920x1080)"
             )
+        if size is not None and told is not None and size != (int(told[1]), int(told[2])):
+            raise DataError(
+                f"the name of {self.path} says {told[1]}x{told[2]}, and --size"
+                f" {size[0]}x{size[1]}: leave --size out, or rename the file"
+            )
         width, height = size or (int(told[1]), int(told[2]))  # type: ignore[index]
         if width < 1 or height < 1:
             raise DataError(f"{self.path}: frames of {width}x{height} pixels are not possible")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
@@ -70,15 +72,26 @@ def read_image(path: str | Path) -> Tensor:
     except FileError as error:
         raise DataError(str(error)) from None
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with _opened(path) as image:
             check_size(*image.size, str(path))
             image.verify()  # of a PNG, checksums that Pillow does not look at when it decodes
-        with Image.open(path, formats=FORMATS) as image:
+        with _opened(path) as image:
             return to_rgb(image)
     except DataError as error:
         raise DataError(f"cannot read {path}: {error}") from None
     except Exception as error:  # Pillow raises errors of any kind on damaged files
         raise DataError(f"cannot read {path} as an image: {_reason(error)}") from None
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image of any size: it is `check_size` that bounds it, and not Pillow."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _reason(error: BaseException) -> str:
@@ -116,7 +129,7 @@ def upright_size(path: Path) -> tuple[int, int]:
         DataError: the file is missing, damaged, too large or not an image.
     """
     try:
-        with Image.open(check_regular(path, "image"), formats=FORMATS) as image:
+        with _opened(check_regular(path, "image")) as image:
             width, height = image.size
             check_size(width, height, str(path))
             # Pillow turns the size of a TIFF itself.
@@ -228,9 +241,19 @@ def given_image(image: Tensor | str | Path, channels: int) -> Tensor:
 
 
 def write_png(image: Tensor, path: str | Path) -> Path:
-    """Write an image of shape (3, H, W) or (1, H, W) with values in [0, 1] as an 8-bit PNG."""
-    picture = to_pil_image(image.clamp(0, 1).mul(255).round().byte())
-    return write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+    """Write an image of shape (3, H, W) or (1, H, W) with values in [0, 1] as an 8-bit PNG, which
+    says that it was written here; see `is_own_png`.
+    """
+    picture, told = to_pil_image(image.clamp(0, 1).mul(255).round().byte()), PngInfo()
+    told.add_text("Software", "nicprune")
+    return write_atomically(
+        path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=told)
+    )
+
+
+def is_own_png(start: bytes) -> bool:
+    """Return whether a file that starts so is a PNG of `write_png`."""
+    return start.startswith(b"\x89PNG") and start[37:].startswith(b"tEXtSoftware\0nicprune")
 
 
 def sample_photographs(split: str) -> list[Path]:
@@ -323,7 +346,7 @@ def usable_images(paths: Iterable[Path], minimum: int = 1) -> list[Path]:
     usable, refused = [], []
     for path in paths:
         try:
-            with Image.open(path, formats=FORMATS) as image:
+            with _opened(path) as image:
                 check_size(*image.size, path.name)
                 if min(image.size) < minimum:
                     refused.append(
@@ -333,8 +356,6 @@ def usable_images(paths: Iterable[Path], minimum: int = 1) -> list[Path]:
                     usable.append(path)
         except DataError as error:
             refused.append(str(error))
-        except Image.DecompressionBombError:
-            refused.append(f"{path.name} (larger than Pillow opens)")
         except Exception:  # of any kind; see read_image
             refused.append(f"{path.name} (broken)")
     if not usable:

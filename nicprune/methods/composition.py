@@ -17,6 +17,7 @@ from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.calling import further_arguments
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape
+from nicprune.codecs.gradient_free import drop_gradients, keep_gradients
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
@@ -33,7 +34,6 @@ from nicprune.methods.contract import (
     Temporal,
     parse_settings,
 )
-from nicprune.methods.gradient_free import drop_gradients, keep_gradients
 from nicprune.methods.multi_width.lambda_schedule import mean_figures
 from nicprune.methods.operating_point import EMPTY, Choice, OperatingPoint
 from nicprune.pruning.cost import CostModel

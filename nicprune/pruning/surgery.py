@@ -49,10 +49,10 @@ LARGE = 3, 4
 pixels. Code may take another path by size."""
 
 STAGES = ("forward", "large", "training", "stream")
-"""What a trial does with a pruned codec, bitstreams last, as they take longest: compares the
-forward pass with the masked codec's; the same on a larger image; runs it in training mode, where
-code may use layers that coding does not; writes and reads a bitstream. The second and third stand
-for code and not for widths: one random pruning goes through them."""
+"""Stages of the trial of a pruned codec, bitstreams last, as they take longest: its forward pass is
+compared with the masked codec's; the same on a larger image; it runs in training mode, where code
+may use layers that coding does not; a bitstream is written and read. The second and third find code
+that takes another path, whatever the widths: one random pruning goes through them."""
 
 
 def prune(

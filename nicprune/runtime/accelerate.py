@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nicprune.codecs.anatomy import check_codec
+from nicprune.codecs.anatomy import check_codec, unwrap
 from nicprune.codecs.calling import compress, decompress
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
@@ -117,9 +117,10 @@ def accelerate(
             else.
         RecipeError: there is no such backend or precision, or "int8" has no images.
     """
-    check_codec(codec)
-    check_not_replaced(codec)
-    if has_hooks(codec):
+    if (inner := unwrap(codec)) is codec:
+        check_codec(codec)
+        check_not_replaced(codec)
+    if has_hooks(inner):
         raise CodecError(
             "a codec with methods on it is not accelerated: accelerate what harden() or"
             " extract(width) returns"
