@@ -48,7 +48,7 @@ from nicprune.common.machine import memory_bytes
 from nicprune.common.progress import Progress
 from nicprune.data.clip_patches import ClipPatches
 from nicprune.data.clips import clips_in
-from nicprune.data.images import calibration_images, to_channels
+from nicprune.data.images import calibration_images, list_images, to_channels
 from nicprune.data.moving_photographs import moving_photographs
 from nicprune.data.patches import Batches, Patches, mix
 from nicprune.training.checkpoints import Checkpoints
@@ -368,12 +368,13 @@ def _batches(
     return ClipPatches(clips, patch_size, sampling)
 
 
-def _check_used(model: nn.Module, validation: object, replay: object) -> None:
+def _check_used(model: nn.Module, validation: Any, replay: Any) -> None:
     """Images beside those that are trained on must be there where a method looks at them, and only
     there.
 
     Raises:
         RecipeError: they are missing, or nothing would look at them.
+        DataError: they are no images.
     """
     scheduled, share = getattr(model, "scheduled", False), getattr(model, "replay", 0.0)
     if scheduled and validation is None:
@@ -385,6 +386,9 @@ def _check_used(model: nn.Module, validation: object, replay: object) -> None:
             f"replay: {share:g} of each batch are images of the source domain: fit(...,"
             " replay=folder); in a recipe, photographs.replay"
         )
+    for images in (validation, replay):
+        if images is not None:
+            list_images(images, "train")  # what is no list of images is told first
     if validation is not None and not scheduled:
         raise RecipeError(
             "validation: nothing here looks at these images: they are for the schedule of lambdas"
