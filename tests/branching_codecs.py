@@ -6,19 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from compressai.entropy_models import EntropyBottleneck
 from compressai.models import CompressionModel, ScaleHyperprior
 from helpers import make_telling
 from torch import Tensor, nn
+from zoo_of_blocks import BlockCodec
 
-C, M = 12, 8
+C, M = 12, 6
 
 
-class Factorized(CompressionModel):
+class Factorized(BlockCodec):
     """A factorized prior with a block in each transform."""
 
     def __init__(self, first: nn.Module | None = None, second: nn.Module | None = None):
-        super().__init__()
+        super().__init__(nn.ReLU())
         self.g_a = nn.Sequential(
             nn.Conv2d(3, C, 5, 2, 2), first or nn.ReLU(), nn.Conv2d(C, C, 5, 2, 2), nn.LeakyReLU(),
             nn.Conv2d(C, M, 5, 4, 2),
@@ -27,19 +27,6 @@ class Factorized(CompressionModel):
             nn.ConvTranspose2d(M, C, 4, 4), second or nn.ReLU(), nn.ConvTranspose2d(C, C, 4, 2, 1),
             nn.LeakyReLU(), nn.ConvTranspose2d(C, 3, 4, 2, 1),
         )  # fmt: skip
-        self.entropy_bottleneck = EntropyBottleneck(M)
-
-    def forward(self, x: Tensor) -> dict[str, Any]:
-        y_hat, likelihoods = self.entropy_bottleneck(self.g_a(x))
-        return {"x_hat": self.g_s(y_hat), "likelihoods": {"y": likelihoods}}
-
-    def compress(self, x: Tensor) -> dict[str, Any]:
-        y = self.g_a(x)
-        return {"strings": [self.entropy_bottleneck.compress(y)], "shape": y.shape[-2:]}
-
-    def decompress(self, strings: Any, shape: Any) -> dict[str, Tensor]:
-        y_hat = self.entropy_bottleneck.decompress(strings[0], shape)
-        return {"x_hat": self.g_s(y_hat).clamp(0, 1)}
 
 
 class HeadInTraining(Factorized):

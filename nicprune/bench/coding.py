@@ -16,6 +16,7 @@ from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.codecs.float64_coding import Coder
+from nicprune.codecs.memory_format import to_channels_last
 from nicprune.codecs.rans import compiled, uncompiled
 from nicprune.evaluation.timer import Measure, QuietTimer
 from nicprune.storage.checkpoint import load_codec
@@ -132,7 +133,7 @@ def _images(name: str, size: tuple[int, int]) -> Measure:
     """Measure an image to a bitstream and back, transforms included, as `encode` and `decode`
     do.
     """
-    coder = Coder(copy_codec(_codec(name)).to(memory_format=torch.channels_last))
+    coder = Coder(to_channels_last(copy_codec(_codec(name))))
     x = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
     x = F.avg_pool2d(x, 5, 1, 2).contiguous(memory_format=torch.channels_last)
 

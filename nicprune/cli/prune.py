@@ -128,9 +128,9 @@ def _times(
     budget = settings.get("budget")
     if not isinstance(budget, dict) or not set(TIMES) & budget.keys():
         given = {"--backend": backend, "--precision": precision, "--size": size}
-        for option in (option for option, value in given.items() if value is not None):
+        if unused := [option for option, value in given.items() if value is not None]:
             raise RecipeError(
-                f"{option} is for budget.encode_s and budget.decode_s; set one of them"
+                f"{unused[0]} is for budget.encode_s and budget.decode_s; set one of them"
             )
         return None
     size = "768x512" if size is None else size

@@ -60,6 +60,8 @@ class Attached(Coding):
         roles: the methods by role.
     """
 
+    _drops_gradients = True
+
     def __init__(
         self, codec: nn.Module, methods: Sequence[Method], groups: Groups, cost: CostModel
     ):
@@ -68,7 +70,6 @@ class Attached(Coding):
         self.methods = nn.ModuleList(methods)
         self._shared = (groups, cost)
         self.roles = Roles.of(methods)
-        self._drops_gradients = True
 
     @property
     def _each(self) -> list[Method]:

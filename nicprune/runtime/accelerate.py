@@ -117,10 +117,11 @@ def accelerate(
             else.
         RecipeError: there is no such backend or precision, or "int8" has no images.
     """
-    if (inner := unwrap(codec)) is codec:
+    attached = unwrap(codec) is not codec
+    if not attached:
         check_codec(codec)
         check_not_replaced(codec)
-    if has_hooks(inner):
+    if attached or has_hooks(codec):
         raise CodecError(
             "a codec with methods on it is not accelerated: accelerate what harden() or"
             " extract(width) returns"
