@@ -4,12 +4,15 @@ is pruned is the masked codec on every path, or left whole.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from branching_codecs import BRANCHING, TIED, Factorized, OtherLayer, made
 
 from nicprune.common.errors import CodecError
+from nicprune.evaluation.evaluate import evaluate
 from nicprune.methods import attach
 from nicprune.pruning.cost import measure
 from nicprune.pruning.masks import masked_copy
@@ -95,3 +98,40 @@ def test_costs_that_cannot_be_traced_are_told_in_one_line() -> None:
     ):
         measure(made(lambda: Factorized(Checkpointed(), None)))
     assert "\n" not in str(caught.value)
+
+
+class Tupled(Factorized):
+    def forward(self, x: torch.Tensor) -> Any:
+        return tuple(super().forward(x).values())
+
+
+class Listed(Factorized):
+    def forward(self, x: torch.Tensor) -> Any:
+        out = super().forward(x)
+        return out | {"likelihoods": list(out["likelihoods"].values())}
+
+
+@pytest.mark.parametrize("cls", [Tupled, Listed])
+@pytest.mark.parametrize("use", [measure, analyse])
+def test_outputs_that_are_not_compressai_s_are_told(use: Any, cls: type[Factorized]) -> None:
+    with pytest.raises(CodecError, match=f"^the forward pass of {cls.__name__} does not return"):
+        use(made(cls))
+
+
+class Volume(torch.nn.Module):
+    """A convolution over channels too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv3d(1, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x[:, None])[:, 0].relu()
+
+
+def test_a_codec_with_a_3d_convolution_codes_and_trains() -> None:
+    codec = made(lambda: Factorized(Volume(), Volume()))
+    fit(codec, "samples", steps=1, batch_size=1, patch_size=64, progress=False)
+    picture = (torch.rand(3, 64, 64) * 255).byte()
+    assert decode(codec, encode(codec, picture)).shape == picture.shape
+    assert len(evaluate(codec, "samples").images) == 3
