@@ -23,6 +23,7 @@ from nicprune.cli.options import (
     Quality,
     Weights,
     Width,
+    load_one,
     refuse,
 )
 
@@ -69,7 +70,6 @@ def encode_image(
     from nicprune.common.files import check_output, write_atomically
     from nicprune.data.clips import is_clip
     from nicprune.data.images import SUFFIXES, read_image
-    from nicprune.storage.checkpoint import load_codec
     from nicprune.storage.coded_image import MAGIC
     from nicprune.storage.container import encode
 
@@ -86,7 +86,7 @@ def encode_image(
         )
     picture = read_image(image)
     data = encode(
-        _by(backend, load_codec(codec, quality, metric=metric, weights=weights)),
+        _by(backend, load_one(codec, quality, metric, weights)),
         picture,
         level=level,
         lmbda=lmbda,
@@ -142,13 +142,12 @@ def decode_file(
     from nicprune.common.errors import RecipeError
     from nicprune.common.files import check_output
     from nicprune.data.images import is_own_png, write_png
-    from nicprune.storage.checkpoint import load_codec
     from nicprune.storage.container import decode
 
     if output.suffix.lower() != ".png":
         raise RecipeError(f"decode writes PNG; {output} must end in .png")
     check_output(output, [file, codec, weights], is_own_png, force=force)
-    loaded = _by(backend, load_codec(codec, quality, metric=metric, weights=weights))
+    loaded = _by(backend, load_one(codec, quality, metric, weights))
     picture = decode(loaded, file, exact=exact)
     write_png(picture.float() / 255, output)
     typer.echo(f"wrote {output} ({picture.shape[2]}x{picture.shape[1]} pixels)")

@@ -19,6 +19,7 @@ from nicprune.cli.options import (
     Quality,
     Weights,
     Width,
+    load_one,
     refuse,
 )
 
@@ -84,10 +85,9 @@ def evaluate_codec(
         return
     refuse(f"{codec}, which codes at its own rates,", {"--at": at})
     from nicprune.evaluation.evaluate import evaluate, write_results
-    from nicprune.storage.checkpoint import load_codec
 
     result = evaluate(
-        load_codec(codec, quality, metric=metric, weights=weights),
+        load_one(codec, quality, metric, weights),
         images,
         progress=True,
         level=level,

@@ -9,7 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from nicprune.cli.options import Frames, FrameSize, Gop, MaxPixels, Metric, Quality, Weights
+from nicprune.cli.options import (
+    Frames,
+    FrameSize,
+    Gop,
+    MaxPixels,
+    Metric,
+    Quality,
+    Weights,
+    refuse_for_files,
+)
 
 
 def evaluate_clips(
@@ -55,6 +64,7 @@ def evaluate_clips(
     from nicprune.common.files import check_writable
     from nicprune.data.clips import clips_in
     from nicprune.evaluation.classical_video import CRFS, check_name, evaluate_classical_video
+    from nicprune.evaluation.transform_times import Named
     from nicprune.report.video import video_record, video_table, write_video_report
     from nicprune.storage.video_container import GOP
 
@@ -62,6 +72,8 @@ def evaluate_clips(
         raise RecipeError("nothing to evaluate: name a --codec or a --classical codec")
     for name in classical or []:
         check_name(name)
+    if codec:
+        refuse_for_files([Named.read(text).codec for text in codec], quality, metric)
     found = clips_in(clips, size=size)
     if report is not None:
         check_writable(report)

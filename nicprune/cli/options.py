@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +29,23 @@ def refuse(what: str, options: Mapping[str, Any]) -> None:
 
     if given := [name for name, value in options.items() if value is not None]:
         raise RecipeError(f"{what} has no {given[0]}: leave it out")
+
+
+def load_one(codec: str, quality: int | None, metric: str, weights: str) -> Any:
+    """Load the one codec of a command, as `load_codec` does."""
+    from nicprune.storage.checkpoint import load_codec
+
+    refuse_for_files([codec], quality, metric)
+    return load_codec(codec, quality, metric=metric, weights=weights)
+
+
+def refuse_for_files(codecs: Sequence[str], quality: int | None, metric: str) -> None:
+    """Raise RecipeError if a quality or a metric is given and every codec is a file, which holds
+    its own.
+    """
+    if all(codec.endswith(".safetensors") for codec in codecs):
+        given = {"--quality": quality, "--metric": None if metric == "mse" else metric}
+        refuse(f"{codecs[0]}, a codec in a file,", given)
 
 
 def _bound_images(context: typer.Context, pixels: int | None) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from nicprune.cli.options import Codec, Metric, Quality, Weights
+from nicprune.cli.options import Codec, Metric, Quality, Weights, load_one
 
 
 def profile(
@@ -19,9 +19,8 @@ def profile(
     from nicprune.evaluation.summary import profile_text
     from nicprune.pruning.cost import CostModel
     from nicprune.pruning.surgery import analyse
-    from nicprune.storage.checkpoint import load_codec
 
     # A file may hold gates, a modulator or widths as well; the codec below them is described.
-    model = unwrap(load_codec(codec, quality, metric=metric, weights=weights))
+    model = unwrap(load_one(codec, quality, metric, weights))
     groups = analyse(model)
     typer.echo(profile_text(model, groups, CostModel(model, groups)))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nicprune.cli.options import Codec, Force, Metric, Quality, Weights
+from nicprune.cli.options import Codec, Force, Metric, Quality, Weights, load_one
 
 
 def prune_codec(
@@ -52,6 +52,7 @@ def prune_codec(
     import torch
 
     from nicprune.codecs.copying import copy_codec
+    from nicprune.codecs.example import size_multiple
     from nicprune.codecs.provenance import provenance
     from nicprune.common.config import apply_override
     from nicprune.common.errors import RecipeError
@@ -61,7 +62,7 @@ def prune_codec(
     from nicprune.methods.composition import attach
     from nicprune.pruning.cost import COUNTER, measure
     from nicprune.runtime.latency_refinement import refine_latency
-    from nicprune.storage.checkpoint import check_destination, load_codec, save
+    from nicprune.storage.checkpoint import check_destination, save
 
     check_destination(output)
     # A .safetensors file begins with the length of its header, which is JSON.
@@ -76,10 +77,11 @@ def prune_codec(
     for override in set_ or []:
         apply_override(settings, override)
     torch.manual_seed(0)  # random weights are the same each time
-    original = load_codec(codec, quality, metric=metric, weights=weights)
+    original = load_one(codec, quality, metric, weights)
     before = measure(original)
     table = _times(original, settings, backend, precision, size)
-    calibration = calibration_images(images) if images is not None else None
+    multiple = size_multiple(original)
+    calibration = calibration_images(images, multiple=multiple) if images is not None else None
 
     def attach_to(codec: Any, times: Any) -> Any:
         found = attach(codec, method, latency=times, **settings)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nicprune.cli.options import MaxPixels, Metric, Quality, Weights
+from nicprune.cli.options import MaxPixels, Metric, Quality, Weights, load_one
 
 
 def verify_files(
@@ -31,10 +31,9 @@ def verify_files(
     Exits with 1 if one of them is not.
     """
     from nicprune.common.errors import NicpruneError
-    from nicprune.storage.checkpoint import load_codec
     from nicprune.storage.verify import verify
 
-    decoder = load_codec(codec, quality, metric=metric, weights=weights) if codec else None
+    decoder = load_one(codec, quality, metric, weights) if codec else None
     failed = False
     for file in files:
         try:

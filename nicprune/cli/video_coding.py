@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from nicprune.cli.options import load_one
+
 Named = tuple[str, int | None, str, str]
 """A codec as the command line names it: name, quality, metric, weights."""
 
@@ -25,7 +27,6 @@ def encode_clip(
     from nicprune.common.errors import DataError
     from nicprune.common.files import check_output
     from nicprune.data.clips import clips_in
-    from nicprune.storage.checkpoint import load_codec
     from nicprune.storage.coded_video import MAGIC
     from nicprune.storage.video_container import GOP, encode_video
 
@@ -40,7 +41,7 @@ def encode_clip(
             f" {clips[1].name}{', ...' if len(clips) > 2 else ''}"
         )
     done = encode_video(
-        load_codec(name, quality, metric=metric, weights=weights),
+        load_one(name, quality, metric, weights),
         clips[0],
         output,
         gop=gop or GOP,
@@ -59,7 +60,6 @@ def decode_clip(codec: Named, file: str, output: Path, *, force: bool) -> None:
     """Decode a .npv into a folder of PNG frames, a .y4m or a .mp4."""
     from nicprune.common.files import check_output
     from nicprune.data.clip_files import check_clip_output, is_folder_of_frames, write_clip
-    from nicprune.storage.checkpoint import load_codec
     from nicprune.storage.coded_video import open_video
     from nicprune.storage.video_container import VideoCoder
 
@@ -67,8 +67,9 @@ def decode_clip(codec: Named, file: str, output: Path, *, force: bool) -> None:
     check_clip_output(output, force=force)
     if not is_folder_of_frames(output):
         check_output(output, [file, name, weights], _is_video, force=force)
+    loaded = load_one(name, quality, metric, weights)
     with open_video(file) as video:
-        coder = VideoCoder(load_codec(name, quality, metric=metric, weights=weights))
+        coder = VideoCoder(loaded)
         header = video.header
         count = write_clip(coder.decode_opened(video, file), output, header.fps)
     typer.echo(f"wrote {output} ({count} frames of {header.width}x{header.height} pixels)")

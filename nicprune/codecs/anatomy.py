@@ -41,7 +41,8 @@ CDF_BUFFERS = {"_offset", "_quantized_cdf", "_cdf_length", "scale_table"}
 """Buffers of entropy models that `update()` creates; their sizes depend on the weights."""
 
 SIZE_MULTIPLE = 64
-"""Images are padded to a multiple of this many pixels: the largest total stride among the codecs.
+"""Images are padded to a multiple of this many pixels at least: the largest total stride among
+CompressAI's codecs. See `example.size_multiple`.
 """
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import check_not_compiled, forward_for_analysis
+from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_not_compiled, forward_for_analysis
 from nicprune.codecs.hooks import without_hooks
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.modes import modes_restored
@@ -23,7 +23,8 @@ ATTRIBUTE = "_nicprune_image"
 
 
 def image_shape(codec: nn.Module) -> tuple[int, int]:
-    """Return the channels of a codec's images, and the smallest side of `SIZES` that it runs on.
+    """Return the channels of a codec's images, and the smallest side of `SIZES` that it runs on
+    and gives back an image of that size.
 
     Raises:
         CodecError: it runs on none (names the module that raised, and what), is compiled, or needs
@@ -33,17 +34,22 @@ def image_shape(codec: nn.Module) -> tuple[int, int]:
     if (known := codec.__dict__.get(ATTRIBUTE)) is not None:
         return known  # type: ignore[no-any-return]
     parameter = next((p for p in codec.parameters() if p.is_floating_point()), torch.zeros(()))
-    first = None
+    first = other = None
     read = _first_input(codec)
     for size in SIZES:
         for channels in dict.fromkeys(c for c in (3, read, 1) if c is not None):
             image = torch.full((1, channels, size, size), 0.5).to(parameter)
-            failed = _failure(codec, image)
-            if failed is None:
+            failed, same = _tried(codec, image)
+            if failed is None and same:
                 codec.__dict__[ATTRIBUTE] = channels, size
                 return channels, size
-            if first is None or channels == read:
+            if failed is None:  # smaller than the codec's stride, or never of the image's size
+                other = other or (channels, size)
+            elif first is None or channels == read:
                 first = f"{failed[0]} raised {failed[1]} on {channels} x {size} x {size}"
+    if other is not None:
+        codec.__dict__[ATTRIBUTE] = other
+        return other
     raise CodecError(
         f"the forward pass of {type(codec).__name__} cannot be followed: it runs on no image of"
         f" {', '.join(map(str, SIZES))} pixels a side; {first}"
@@ -68,6 +74,13 @@ def example_image(
     return torch.rand(shape, generator=generator).to(parameter)
 
 
+def size_multiple(codec: nn.Module) -> int:
+    """Return what the sides of a codec's images must be a multiple of, in pixels: 64, or its total
+    stride where that is larger. Errors as in `image_shape`.
+    """
+    return max(SIZE_MULTIPLE, image_shape(codec)[1])
+
+
 def forget_image(codec: nn.Module) -> None:
     """Find out anew what a codec runs on: its parts may have been replaced."""
     codec.__dict__.pop(ATTRIBUTE, None)
@@ -81,9 +94,9 @@ def _first_input(codec: nn.Module) -> int | None:
     return next((kind.widths(modules[name])[1] for name, kind in analysis or found), None)
 
 
-def _failure(codec: nn.Module, image: Tensor) -> tuple[str, str] | None:
-    """Return the module that raised while the codec ran on an image, and the error; None if it
-    ran.
+def _tried(codec: nn.Module, image: Tensor) -> tuple[tuple[str, str] | None, bool]:
+    """Return the module that raised while the codec ran on an image, and the error, or None if it
+    ran; and whether what came out has the size of the image.
     """
     stack: list[str] = []
     try:
@@ -94,14 +107,16 @@ def _failure(codec: nn.Module, image: Tensor) -> tuple[str, str] | None:
             without_hooks(codec),
             module_names(codec, stack),
         ):
-            forward_for_analysis(codec.eval(), image)
+            out = forward_for_analysis(codec.eval(), image)
     except CodecError:
         raise
     except Exception as error:  # a foreign codec's own code may raise anything
         told = (str(error) or "").splitlines()
         where = stack[-1] if stack else type(codec).__name__
-        return where, f"{type(error).__name__}: {told[0]}" if told else type(error).__name__
-    return None
+        kind = type(error).__name__
+        return (where, f"{kind}: {told[0]}" if told else kind), False
+    x_hat = out.get("x_hat") if isinstance(out, Mapping) else None
+    return None, not isinstance(x_hat, Tensor) or x_hat.shape[-2:] == image.shape[-2:]
 
 
 @contextmanager

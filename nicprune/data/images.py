@@ -390,16 +390,21 @@ def readable(paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
 
 
 def calibration_images(
-    folder: str | Path | Sequence[str | Path], count: int = 8, largest: tuple[int, int] = (512, 768)
+    folder: str | Path | Sequence[str | Path],
+    count: int = 8,
+    largest: tuple[int, int] = (512, 768),
+    *,
+    multiple: int = 64,
 ) -> list[Tensor]:
-    """Return whole training images for calibration, spread evenly over the set.
-
-    Each is cropped at the centre to multiples of 64 pixels: float32 in [0, 1], shape (1, 3, H, W).
+    """Return whole training images for calibration, spread evenly over the set: float32 in [0, 1],
+    shape (1, 3, H, W), cropped at the centre.
 
     Args:
         folder: one folder, several, or "samples" (see `list_images`).
         count: number of images.
         largest: largest (height, width) of a crop.
+        multiple: height and width are multiples of this many pixels. Codecs of a total stride above
+            64 need theirs.
 
     Raises:
         DataError: no image is usable, or "samples" is asked for without scikit-image.
@@ -408,11 +413,14 @@ def calibration_images(
     images = []
     for _, image in readable(paths[:: max(1, len(paths) // count)][:count]):
         height, width = (
-            min(side, most) // 64 * 64 for side, most in zip(image.shape[1:], largest, strict=True)
+            min(side, most) // multiple * multiple
+            for side, most in zip(image.shape[1:], largest, strict=True)
         )
         if height and width:
             top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
             images.append(image[None, :, top : top + height, left : left + width].float() / 255)
     if not images:
-        raise DataError("no photograph of the training set is as large as 64x64 pixels")
+        raise DataError(
+            f"no photograph of the training set is as large as {multiple}x{multiple} pixels"
+        )
     return images

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, check_finite, unwrap
+from nicprune.codecs.anatomy import check_codec, check_finite, unwrap
 from nicprune.codecs.calling import compress, decompress, run
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
-from nicprune.codecs.example import image_shape
+from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.memory_format import to_channels_last
@@ -198,7 +198,7 @@ def evaluate_image(
     pixels = height * width
     with fast_indexes(), enough_memory(f"coding {name}, {width}x{height} pixels,"):
         x = image.unsqueeze(0).float().div(255).to(device)
-        padded, padding = pad(x)
+        padded, padding = pad(x, size_multiple(unwrap(codec)))
         padded = padded.contiguous(memory_format=torch.channels_last)
         started = clock(device)
         if coder is not None:
@@ -277,9 +277,9 @@ def evaluate(
             returned by `attach` or `harden`). A float32 copy is used; the codec is not changed. A
             bare codec whose masks are still on it is evaluated at full size with the masks applied.
         images: a folder (its `test/` sub-folder if there is one), files, or "samples". Images of
-            any size are padded to a multiple of 64 and cropped back; bpp counts the pixels of the
-            image without the padding. Broken images are skipped with a warning. A codec of one
-            channel gets the luma (BT.601) of colour images.
+            any size are padded to a multiple of 64, or of the codec's stride, and cropped back; bpp
+            counts the pixels of the image without the padding. Broken images are skipped with a
+            warning. A codec of one channel gets the luma (BT.601) of colour images.
         device: where to run; by default the codec's own device.
         progress: show each image on a terminal.
         keep_decoded: called with (name, original, decoded, score) of each image; both images in [0,
@@ -324,11 +324,11 @@ def evaluate(
     else:
         now = cost if cost is not None else measure(bare)
     scores: list[ImageScore] = []
-    before, channels = processor_time(), image_shape(bare)[0]
+    before, channels, multiple = processor_time(), image_shape(bare)[0], size_multiple(bare)
     for number, (path, image) in enumerate(readable(paths), 1):
         image = to_channels(image, channels)
         if not scores:  # warm-up: the first call does one-time set-up
-            tile = image[:, :SIZE_MULTIPLE, :SIZE_MULTIPLE]
+            tile = image[:, :multiple, :multiple]
             evaluate_image(ready, tile, "warm-up", point, coder)
         score, decoded = evaluate_image(ready, image, path.name, point, coder)
         scores.append(score)

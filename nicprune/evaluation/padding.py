@@ -6,11 +6,10 @@ from compressai.ops import compute_padding
 from torch import Tensor
 from torch.nn import functional as F
 
-from nicprune.codecs.anatomy import SIZE_MULTIPLE
 
-
-def pad(x: Tensor, factor: int = SIZE_MULTIPLE) -> tuple[Tensor, tuple[int, int, int, int]]:
-    """Pad an image (..., H, W) with zeros to multiples of `factor`, centred as CompressAI does.
+def pad(x: Tensor, factor: int) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """Pad an image (..., H, W) with zeros to multiples of `factor` (of a codec: its
+    `size_multiple`), centred as CompressAI does.
 
     Returns:
         The padded image, and the padding (left, right, top, bottom).

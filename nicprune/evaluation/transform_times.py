@@ -19,7 +19,7 @@ from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import unwrap
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
-from nicprune.codecs.example import image_shape
+from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.memory_format import to_channels_last
 from nicprune.common.errors import RecipeError
@@ -117,7 +117,8 @@ def time_codecs(
         ready[name] = to_channels_last(copy_codec(codec).float().eval())
         refresh_tables(ready[name])
     device = next(iter(next(iter(ready.values())).parameters())).device
-    x = pad(shown)[0].to(device).contiguous(memory_format=torch.channels_last)
+    multiple = max(size_multiple(unwrap(codec)) for codec in ready.values())
+    x = pad(shown, multiple)[0].to(device).contiguous(memory_format=torch.channels_last)
     given = {name: to_channels(x, image_shape(unwrap(codec))[0]) for name, codec in ready.items()}
     costs = {name: _cost(codec, given[name]) for name, codec in ready.items()}
     # What runs in which precision is found out at the same point as when encoding, and not at the

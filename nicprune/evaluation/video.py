@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from nicprune.codecs.anatomy import unwrap
-from nicprune.codecs.example import image_shape
+from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.rans import recorded_symbols
 from nicprune.common.errors import CodecError, DataError, RecipeError, enough_memory
@@ -184,14 +184,15 @@ def evaluate_video(
     check_settings(clips, gop, frames)
     coder = video_coder(codec, width)
     bare = unwrap(codec)
-    record, channels = provenance(bare), image_shape(bare)[0]
+    record, channels, multiple = provenance(bare), image_shape(bare)[0], size_multiple(bare)
     device = next(codec.parameters()).device
     before = processor_time()
     first = list(clips[0].frames(0, min(2, gop, len(clips[0]), frames or 2)))
-    intra, predicted = _costs(coder, [_input(frame, channels, device) for frame in first])
+    shown = [_input(frame, channels, device) for frame in first]
+    intra, predicted = _costs(coder, shown, multiple)
     scores = []
     for number, clip in enumerate(clips, 1):
-        score = _score(coder, clip, gop, channels, device, frames)
+        score = _score(coder, clip, gop, channels, multiple, device, frames)
         scores.append(score)
         if progress and sys.stderr.isatty():
             print(f"{number}/{len(clips)} {clip.name}  {score.bpp:.4f} bpp", file=sys.stderr)
@@ -226,6 +227,7 @@ def _score(
     clip: Clip,
     gop: int,
     channels: int,
+    multiple: int,
     device: torch.device,
     frames: int | None,
 ) -> ClipScore:
@@ -235,7 +237,7 @@ def _score(
     encode_s = decode_s = 0.0
     for index, frame in enumerate(clip.frames(0, frames)):
         x = _input(frame, channels, device)
-        padded, padding = pad(x)
+        padded, padding = pad(x, multiple)
         if index % gop == 0 or not coder.predicts:
             sent_latents = read_latents = None
         intra = sent_latents is None
@@ -336,9 +338,11 @@ def _yuv(image: Tensor) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def _costs(coder: FrameCoder, frames: Sequence[Tensor]) -> tuple[FrameCost, FrameCost | None]:
+def _costs(
+    coder: FrameCoder, frames: Sequence[Tensor], multiple: int
+) -> tuple[FrameCost, FrameCost | None]:
     """Return the cost of an I frame, and of a P frame where the coder predicts."""
-    padded = [pad(x)[0] for x in frames]
+    padded = [pad(x, multiple)[0] for x in frames]
     coder.decompress(*coder.compress(padded[0], None)[:2], None)  # one-time set-up
     intra, latents = _cost(coder, padded[0], None, frames[0])
     if not coder.predicts or len(frames) < 2:

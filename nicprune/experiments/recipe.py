@@ -25,7 +25,7 @@ from nicprune.codecs.zoo import DEMO, LAMBDAS, check_name, codec_names, lmbda_fo
 from nicprune.common.config import StrictConfig, apply_override, cut, parse, read_yaml
 from nicprune.common.errors import FileError, NicpruneError, RecipeError, closest
 from nicprune.common.files import check_regular, expand
-from nicprune.data.images import list_images
+from nicprune.data.images import SAMPLES, list_images
 from nicprune.methods.contract import METHODS, parse_settings
 from nicprune.pruning.budget import TIMES
 from nicprune.pruning.latency_table import Runtime
@@ -623,6 +623,16 @@ def _lambdas(content: Mapping[str, Any], here: str) -> list[float]:
         ) from None
 
 
+SPLITS = {
+    "train": "train",
+    "test": "test",
+    "validation": "train",
+    "source": "test",
+    "replay": "train",
+}
+"""Photographs of a recipe, and the sub-folder that is listed where their folder has one."""
+
+
 def check_paths(recipe: Recipe) -> None:
     """Raise unless all files that the recipe reads exist, before any work is done. One error lists
     all that is missing.
@@ -641,9 +651,8 @@ def check_paths(recipe: Recipe) -> None:
             path = f"{str(error.filename or arguments[0])[:60]!r}"
             missing.append(FileError(f"{where}: cannot read {path}: {error.strerror or error}"))
 
-    for split in ("train", "test", "validation", "source", "replay"):
+    for split, inside in SPLITS.items():
         if (folder := getattr(recipe.photographs, split)) is not None:
-            inside = "test" if split in ("test", "source") else "train"
             collect(f"photographs.{split}", list_images, folder, inside)
     for quality in recipe.qualities:
         if recipe.before(quality) is None:
@@ -658,6 +667,24 @@ def check_paths(recipe: Recipe) -> None:
         collect("codec", _check_exists, recipe.codec, f" (known names: {', '.join(codec_names())})")
     if missing:
         raise type(missing[0])("\n".join(dict.fromkeys(map(str, missing))))
+
+
+def check_outside_images(recipe: Recipe, report: Path) -> None:
+    """Raise RecipeError if a report would lie in a folder of images: the next run would learn from
+    its plots, or be tested on them.
+    """
+    for split, inside in SPLITS.items():
+        given = getattr(recipe.photographs, split)
+        for folder in [given] if isinstance(given, (str, Path)) else given or ():
+            if str(folder) == SAMPLES:
+                continue
+            root = expand(folder)
+            root = root / inside if (root / inside).is_dir() else root
+            if report.resolve().is_relative_to(root.resolve()):
+                raise RecipeError(
+                    f"the report would be written into {report}, among photographs.{split}"
+                    f" ({root}), and taken for images: choose another folder (--reports)"
+                )
 
 
 def _check_exists(path: str, hint: str = "") -> None:

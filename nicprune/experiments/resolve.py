@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from nicprune.codecs.example import size_multiple
 from nicprune.codecs.zoo import DEMO
 from nicprune.common.config import parse
 from nicprune.common.errors import DataError, FileError, NicpruneError, RecipeError
@@ -22,7 +23,7 @@ from nicprune.experiments.times import latency_of
 from nicprune.methods.composition import attach
 from nicprune.report.record_files import read as read_records
 from nicprune.storage.checkpoint import check_savable
-from nicprune.training.loop import TrainSettings, check_environment
+from nicprune.training.loop import TrainSettings, check_environment, check_patch_size
 
 LONGEST = 255
 """Largest length of a file name in bytes, on all common file systems."""
@@ -126,5 +127,7 @@ def _check_images(recipe: Recipe, patch_size: int) -> None:
 def _check_codec(recipe: Recipe, job: Run) -> None:
     with torch.random.fork_rng(devices=[]):
         codec = load_for_check(recipe, job)
+        for settings in _phases(recipe, job):
+            check_patch_size(settings.patch_size, size_multiple(codec))
         if job.arm.scratch is None and job.role in ("pruned", "modulated", "control"):
             attach(codec, job.settings, latency=latency_of(recipe, job, codec))

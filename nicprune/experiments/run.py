@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import unwrap
+from nicprune.codecs.example import size_multiple
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.reinitialise import reinitialise
 from nicprune.common.errors import FileError
@@ -36,7 +37,7 @@ from nicprune.experiments.plan import (
     report_name,
     training_images,
 )
-from nicprune.experiments.recipe import Recipe
+from nicprune.experiments.recipe import Recipe, check_outside_images
 from nicprune.experiments.resolve import finished, load_for_check, resolve
 from nicprune.experiments.times import latency_of
 from nicprune.methods.composition import Attached, attach, operating_points
@@ -80,9 +81,14 @@ def run_recipe(
 
     Returns:
         The report's index.html.
+
+    Raises:
+        NicpruneError: something is missing, or does not fit together; see `resolve`.
+        RecipeError: the report would lie among the recipe's images.
     """
     runs, reports = Path(runs), Path(reports)
     listed = resolve(recipe, runs)
+    check_outside_images(recipe, reports / recipe.name)
     check_writable(runs / recipe.name, reports / recipe.name)
     remove_leftovers(reports / recipe.name)
     for number, job in enumerate(listed, 1):
@@ -213,13 +219,18 @@ def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tu
 def prepare(model: Any, recipe: Recipe) -> None:
     """Let methods collect what they need from training images before training."""
     if isinstance(model, Attached):
-        model.prepare(calibration_images(recipe.photographs.train))
+        model.prepare(_whole_images(model, recipe))
 
 
 def calibrate(model: Any, recipe: Recipe) -> None:
     """Let methods that were trained on patches calibrate themselves on whole training images."""
     if isinstance(model, Attached):
-        model.calibrate(calibration_images(recipe.photographs.train, CALIBRATED_WITH))
+        model.calibrate(_whole_images(model, recipe, CALIBRATED_WITH))
+
+
+def _whole_images(model: Attached, recipe: Recipe, count: int = 8) -> list[Tensor]:
+    multiple = size_multiple(model.codec)
+    return calibration_images(recipe.photographs.train, count, multiple=multiple)
 
 
 def from_scratch(

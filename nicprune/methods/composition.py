@@ -16,12 +16,12 @@ from nicprune.channels.known import remember
 from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.calling import further_arguments
 from nicprune.codecs.copying import copy_codec
-from nicprune.codecs.example import image_shape
+from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.gradient_free import drop_gradients, keep_gradients
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
-from nicprune.common.errors import CodecError, RecipeError
+from nicprune.common.errors import CodecError, DataError, RecipeError
 from nicprune.data.images import to_channels
 from nicprune.methods.bitstream import Coding
 from nicprune.methods.contract import (
@@ -338,7 +338,10 @@ class Attached(Coding):
 
     def prepare(self, images: Sequence[Tensor]) -> None:
         """Let methods examine images before training, (1, 3, H, W) in [0, 1] with sides that are
-        multiples of 64.
+        multiples of 64, or of the codec's stride.
+
+        Raises:
+            DataError: they have other sides.
         """
         images = self._here(images)
         for method in self._each:
@@ -392,8 +395,8 @@ class Attached(Coding):
         return (multi_width or self.cost).by_transform()
 
     def calibrate(self, images: Sequence[Tensor]) -> None:
-        """Adjust to whole images, (1, 3, H, W) in [0, 1] with sides that are multiples of 64, what
-        was learnt on patches.
+        """Adjust to whole images, (1, 3, H, W) in [0, 1], what was learnt on patches. Sides as in
+        `prepare`.
         """
         self.set_point(self.point())
         images = self._here(images)
@@ -403,7 +406,14 @@ class Attached(Coding):
     def _here(self, images: Sequence[Tensor]) -> list[Tensor]:
         """Return images on the codec's device, where `fit` may have left it, with its channels."""
         device = next(self.codec.parameters()).device
-        channels = image_shape(self.codec)[0]
+        channels, multiple = image_shape(self.codec)[0], size_multiple(self.codec)
+        for image in images:
+            if any(side % multiple for side in image.shape[-2:]):
+                height, width = image.shape[-2:]
+                raise DataError(
+                    f"images must have sides that are multiples of {multiple} pixels (got"
+                    f" {height}x{width}): calibration_images(folder, multiple={multiple})"
+                )
         return [to_channels(image, channels).to(device) for image in images]
 
     def image_cost(self) -> tuple[dict[str, float], dict[str, float]] | None:

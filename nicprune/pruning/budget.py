@@ -203,12 +203,22 @@ def check_feasible(cost: CostModel, groups: Sequence[Group], budget: Budget, rou
         if reached == getattr(now, name):
             raise BudgetError(
                 f"{asked} cannot be met: no group that may shrink (side, only, latents, round_to"
-                f" {round_to}) lowers it, and {left} remains"
+                f" {round_to}) lowers it, and {left} remains{_held(cost)}"
             )
         raise BudgetError(
             f"{asked} cannot be met: with every free group at its least width (round_to {round_to})"
-            f" {left} remains; ask for more, a smaller round_to, or latents: true"
+            f" {left} remains; ask for more, a smaller round_to, or latents: true{_held(cost)}"
         )
+
+
+def _held(cost: CostModel) -> str:
+    """Return which groups can never shrink, and why, for messages; empty if there are none."""
+    held = [group for group in cost.groups if group.pinned]
+    if not held:
+        return ""
+    count = "group is" if len(held) == 1 else "groups are"
+    more = ", ..." if len(held) > 1 else ""
+    return f". {len(held)} {count} left whole: {held[0].name} ({held[0].pinned}){more}"
 
 
 def allocate_widths(

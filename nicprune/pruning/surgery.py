@@ -37,6 +37,7 @@ from nicprune.pruning.verification import (
     apart,
     check_runs,
     round_trip,
+    told_apart,
     trace,
     verify_same,
 )
@@ -317,9 +318,7 @@ class _Trials:
             return Failure(_depends(told), self._within(places[-1]) if places else ())
         found = apart([trace(self._masked(checked), image), mine])
         if not found <= TOLERANCE:
-            told = (
-                f"the pruned {self.name} is not the masked one{where}: they differ by {found:.1e}"
-            )
+            told = f"the pruned {self.name} is not the masked one{where}: {told_apart(found)}"
             return Failure(_depends(told))
         return None
 

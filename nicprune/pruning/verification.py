@@ -96,6 +96,16 @@ def apart(traces: Sequence[list[Tensor]]) -> float:
     return max(found) if not any(f != f for f in found) else float("nan")
 
 
+def told_apart(found: float) -> str:
+    """Return in words what `apart` found."""
+    if found == float("inf"):
+        return (
+            "their entropy models are given different channels. Of a latent that is zero, the scale"
+            " must be zero too, and softplus or exp never is"
+        )
+    return f"they differ by {found:.1e}"
+
+
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Let code that makes tensors make them of this type inside the block."""
@@ -140,7 +150,7 @@ def verify_same(
         ) from error
     if not found <= TOLERANCE:
         raise SurgeryError(
-            f"the pruned {type(codec).__name__} is not the masked one: they differ by {found:.1e}"
+            f"the pruned {type(codec).__name__} is not the masked one: {told_apart(found)}"
             f" (at most {TOLERANCE:.0e} is allowed); the codec's layers are not what their channels"
             " say. Nothing was changed"
         )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from nicprune.codecs.anatomy import check_codec, unwrap
 from nicprune.codecs.calling import compress, decompress
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
-from nicprune.codecs.example import image_shape
+from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.replaced_forward import ReplacedForward, check_not_replaced
@@ -131,12 +132,14 @@ def accelerate(
     engine = BACKENDS[backend]()
     engine.check(precision)
     channels = image_shape(codec)[0]
-    ranges = [_image(one, channels) for one in calibration] if precision == "int8" else []
+    multiple = size_multiple(codec)
+    as_read = partial(_image, channels=channels, multiple=multiple)
+    ranges = [as_read(one) for one in calibration] if precision == "int8" else []
     if precision == "int8" and not ranges:
         raise RecipeError("precision 'int8' needs images: calibration=[...]")
     fast: Any = copy_codec(codec).cpu().float().eval()
     refresh_tables(fast)
-    sample = _smooth_image(channels) if image is None else _image(image, channels)
+    sample = _smooth_image(channels, multiple) if image is None else as_read(image)
     inputs = _inputs(fast, [sample, *ranges])
     if not inputs:
         raise CodecError(
@@ -186,14 +189,14 @@ def _compiled(
         ) from error
 
 
-def _smooth_image(channels: int) -> Tensor:
+def _smooth_image(channels: int, multiple: int) -> Tensor:
     noise = torch.rand(1, channels, 12, 16, generator=torch.Generator().manual_seed(0))
-    return F.interpolate(noise, (256, 384), mode="bicubic").clamp(0, 1)
+    return pad(F.interpolate(noise, (256, 384), mode="bicubic").clamp(0, 1), multiple)[0]
 
 
-def _image(image: Tensor | str | Path, channels: int) -> Tensor:
+def _image(image: Tensor | str | Path, channels: int, multiple: int) -> Tensor:
     """Return an image as padded floats, (1, C, H, W)."""
-    return pad(given_image(image, channels).unsqueeze(0).float().div(255))[0]
+    return pad(given_image(image, channels).unsqueeze(0).float().div(255), multiple)[0]
 
 
 def _inputs(codec: Any, images: Sequence[Tensor]) -> dict[str, list[Tensor]]:

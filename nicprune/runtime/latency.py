@@ -28,7 +28,7 @@ from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.calling import compress, decompress
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
-from nicprune.codecs.example import image_shape
+from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.hooks import has_hooks
@@ -212,8 +212,8 @@ def _image(channels: int, height: int, width: int) -> Tensor:
     return x.clamp(0, 1).mul(255).round().byte()
 
 
-def _floats(image: Tensor) -> Tensor:
-    return pad(image.unsqueeze(0).float().div(255))[0]
+def _floats(codec: nn.Module, image: Tensor) -> Tensor:
+    return pad(image.unsqueeze(0).float().div(255), size_multiple(codec))[0]
 
 
 def _coder(codec: nn.Module, engine: Backend, precision: str, image: Tensor) -> Coder:
@@ -271,7 +271,7 @@ def _parts(coder: Coder, image: Tensor) -> dict[str, list[Side]]:
         module.register_forward_pre_hook(lambda module, args, name=name: now.append(name))
         for name, module in coder.model.named_modules()
     ]
-    x = _floats(image)
+    x = _floats(coder.model, image)
     try:
         sent = coder.compress(x)
         now = sides["decode_s"]
@@ -313,7 +313,7 @@ def _inputs(codec: nn.Module, image: Tensor, parts: Iterable[str]) -> dict[str, 
         )
         for name, calls in found.items()
     ]
-    x = _floats(image)
+    x = _floats(codec, image)
     try:
         with fast_indexes():
             sent = compress(codec, x)
@@ -335,7 +335,7 @@ def _spent(coders: Sequence[Coder], image: Tensor, parts: Sequence[str]) -> list
     """Return the seconds of each coder, by turn; turns in which other programs were busy are left
     out where there are enough others.
     """
-    x = _floats(image).contiguous(memory_format=torch.channels_last)
+    x = _floats(coders[0].model, image).contiguous(memory_format=torch.channels_last)
 
     def turn() -> list[Turn]:
         found: list[Turn] = []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nicprune.codecs.anatomy import check_codec, check_finite, unwrap
 from nicprune.codecs.cdf import check_bottlenecks
 from nicprune.codecs.copying import copy_codec
-from nicprune.codecs.example import image_shape
+from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.memory_format import to_channels_last, to_contiguous
@@ -114,6 +114,7 @@ class ImageCoder:
         self._mark = mark(self._own, self._ready)
         self._tables = tables(self._ready)
         self._channels = image_shape(unwrap(self._ready))[0]
+        self._multiple = size_multiple(unwrap(self._ready))
         self._coders: dict[tuple[bool, bool], Coder] = {}
         self._source, self._domain, self._target = _domains(codec)
 
@@ -130,7 +131,7 @@ class ImageCoder:
         with enough_memory(f"coding an image of {width}x{height} pixels"):
             coder = self._coder(float64=not fast)
             device = next(self._ready.parameters()).device
-            x = pad(picture.unsqueeze(0).to(device).float().div(255))[0]
+            x = pad(picture.unsqueeze(0).to(device).float().div(255), self._multiple)[0]
             if coder.in_float64:  # as the weights
                 x = x.contiguous(memory_format=torch.channels_last)
             with _point_kept(coder.model), recorded_symbols() as written:
@@ -171,7 +172,8 @@ class ImageCoder:
         size = f"an image of {coded.width}x{coded.height} pixels"
         try:
             padded, padding = pad(
-                torch.empty(1, self._channels, coded.height, coded.width, device="meta")
+                torch.empty(1, self._channels, coded.height, coded.width, device="meta"),
+                self._multiple,
             )
             with enough_memory(size):
                 x_hat = self._decoded(coded, padded, exact)
@@ -185,6 +187,23 @@ class ImageCoder:
             ) from error
         with enough_memory(size):
             return crop(x_hat, padding)[0].clamp(0, 1).mul(255).round().byte().cpu()
+
+    def point_of(self, coded: CodedImage) -> list[str]:
+        """Return the rate, width and domain that an image was coded at, as tables name them; those
+        of which the codec has several.
+
+        Raises:
+            FileError: the bitstream says none that this codec has.
+        """
+        if self._source is not None and not coded.domain:
+            return self._source.point_of(coded)
+        strings = list(coded.strings)
+        with _point_kept(self._ready):
+            return [
+                choice.name(choice.take(strings))
+                for choice in getattr(self._ready, "choices", ())
+                if choice.in_bitstream
+            ]
 
     def _check_made_for(self, coded: CodedImage, where: str) -> None:
         """Raise FileError where another codec coded an image."""

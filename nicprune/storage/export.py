@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_codec, unwrap
+from nicprune.codecs.anatomy import check_codec, unwrap
 from nicprune.codecs.calling import run
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
-from nicprune.codecs.example import example_image, image_shape
+from nicprune.codecs.example import example_image, image_shape, size_multiple
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds.entropy import is_bottleneck
 from nicprune.codecs.replaced_forward import check_not_replaced
@@ -26,9 +26,9 @@ from nicprune.common.errors import CodecError, FileError, first_line
 from nicprune.common.files import write_atomically
 
 EXPORTED = ("g_a", "h_a", "h_s", "g_s")
-SIZES = ((2 * SIZE_MULTIPLE, 3 * SIZE_MULTIPLE), (SIZE_MULTIPLE, SIZE_MULTIPLE))
-"""Image sizes (H, W) at which transforms are compared. The first is traced: z is 2x3 there, since a
-side of 1 would become a constant.
+SIZES = ((2, 3), (1, 1))
+"""Image sizes (H, W) at which transforms are compared, as multiples of what the codec's sides must
+be a multiple of. The first is traced: z is 2x3 there, since a side of 1 would become a constant.
 """
 TOLERANCE = 1e-4
 """Largest difference between ONNX Runtime and torch, relative to the output's largest value."""
@@ -188,7 +188,7 @@ def export_onnx(
     written = []
     for short, name in transforms.items():
         module = ready.get_submodule(name)
-        inputs = [_example(ready, name, size) for size in SIZES]
+        inputs = [_example(ready, name, times) for times in SIZES]
         found: list[float] = []
 
         def write(
@@ -235,7 +235,7 @@ def _require(*packages: str) -> None:
             ) from None
 
 
-def _example(codec: nn.Module, name: str, size: tuple[int, int]) -> Tensor:
+def _example(codec: nn.Module, name: str, times: tuple[int, int]) -> Tensor:
     """Return an input for a transform: its input for a random image of this size, plus noise."""
     taken: list[Tensor] = []
 
@@ -246,6 +246,7 @@ def _example(codec: nn.Module, name: str, size: tuple[int, int]) -> Tensor:
     try:
         with torch.no_grad():
             generator = torch.Generator().manual_seed(0)
+            size = [size_multiple(codec) * n for n in times]
             run(codec, torch.rand(1, image_shape(codec)[0], *size, generator=generator))
     finally:
         handle.remove()

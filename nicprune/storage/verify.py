@@ -77,8 +77,13 @@ def _image(path: str | Path, codec: nn.Module | None) -> Verified:
         "entropy parameters": "float64" if coded.in_float64 else "float32",
         "symbols": f"digest {coded.digest.hex()}" if coded.digest else "no digest",
     }
+    if coded.domain:
+        facts["coded at"] = f"domain {coded.domain}"
     if codec is not None:
-        ImageCoder(codec).decode(coded, str(path))
+        coder = ImageCoder(codec)
+        coder.decode(coded, str(path))
+        if point := coder.point_of(coded):
+            facts["coded at"] = ", ".join(point)
         facts["decoded"] = (
             "all symbols are the encoder's"
             if coded.digest

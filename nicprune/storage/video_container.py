@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import unwrap
-from nicprune.codecs.example import image_shape
+from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.rans import bounded_reads, recorded_symbols
 from nicprune.common.errors import DataError, FileError, RecipeError, enough_memory
 from nicprune.common.files import write_atomically
@@ -127,6 +127,7 @@ class VideoCoder:
         self._ready = ready = coding_copy(codec)
         self._mark, self._tables = mark(fingerprint(ready), ready), tables(ready)
         self._channels, self._side = image_shape(unwrap(ready))
+        self._multiple = size_multiple(unwrap(ready))
         self._device = next(ready.parameters()).device
         self._coders: dict[int | None, _Coder] = {None: _Coder(first, self._tile)}
         self._coders[self._coders[None].width] = self._coders[None]
@@ -196,7 +197,7 @@ class VideoCoder:
         self._check_made_for(video.header, where)
         header, previous, told = video.header, None, False
         like = torch.empty(1, self._channels, header.height, header.width, device="meta")
-        padded, padding = pad(like)
+        padded, padding = pad(like, self._multiple)
         for frame in video.frames():
             try:
                 x_hat, previous = self._decoded(frame, padded, previous)
@@ -265,7 +266,7 @@ class VideoCoder:
     def _input(self, frame: Tensor) -> Tensor:
         """Return a frame as the codec takes it: (1, C, H, W) in [0, 1], padded."""
         picture = to_channels(frame, self._channels)
-        return pad(picture.unsqueeze(0).to(self._device).float().div(255))[0]
+        return pad(picture.unsqueeze(0).to(self._device).float().div(255), self._multiple)[0]
 
     @property
     def _tile(self) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from nicprune.codecs.anatomy import CDF_BUFFERS, check_codec, rate_distortion_loss, unwrap
 from nicprune.codecs.calling import further_arguments
 from nicprune.codecs.cdf import refresh_tables
-from nicprune.codecs.example import image_shape
+from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
 from nicprune.codecs.layer_kinds.entropy import is_quantile
 from nicprune.codecs.memory_format import to_channels_last, to_contiguous
@@ -125,8 +125,8 @@ class TrainSettings(StrictConfig):
     def _fits(self) -> TrainSettings:
         if self.patch_size % 64:
             raise ValueError(
-                "patch_size must be a multiple of 64, the codecs' largest stride (got"
-                f" {self.patch_size})"
+                "patch_size must be a multiple of 64, the largest stride of CompressAI's codecs"
+                f" (got {self.patch_size})"
             )
         if self.metric == "ms-ssim" and self.patch_size < 192:
             raise ValueError(
@@ -258,10 +258,11 @@ def fit(
     lr = options.lr if options.lr is not None else DEFAULT_LR[options.optimizer]
     own = {"metric": metric, "lmbda": lmbda_of(unwrap(model), options.lmbda, metric), "lr": lr}
     options = parse(TrainSettings, options.model_dump() | own, "fit(...)")
-    channels = image_shape(unwrap(model))[0]
+    channels, multiple = image_shape(unwrap(model))[0], size_multiple(unwrap(model))
+    check_patch_size(options.patch_size, multiple)
     patches = _batches(model, train, options.patch_size)
     share = getattr(model, "replay", 0.0)
-    looked_at = calibration_images(validation) if validation is not None else []
+    looked_at = calibration_images(validation, multiple=multiple) if validation is not None else []
     replayed = Patches(replay, options.patch_size) if replay is not None else None
     if options.devices > 1 and getattr(model, "widths", None) is not None:
         raise TrainingError("slimmable codecs train on one device")
@@ -411,6 +412,14 @@ def _with_replayed(
     seed = mix(options.seed, 1)
     more = source.batch(after - before, seed=seed, step=step, rank=fabric.global_rank)
     return torch.cat([batch[: len(batch) - len(more)], more])
+
+
+def check_patch_size(patch_size: int, multiple: int) -> None:
+    """Raise RecipeError unless patches have sides that a codec takes."""
+    if patch_size % multiple:
+        raise RecipeError(
+            f"patch_size must be a multiple of {multiple}, this codec's stride (got {patch_size})"
+        )
 
 
 def check_environment(options: TrainSettings) -> None:

@@ -67,6 +67,37 @@ def test_what_would_be_ignored_is_refused(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "eval {codec} {photo}",
+        "encode {codec} {photo} photo.nic",
+        "decode {codec} photo.nic other.png",
+        "encode {codec} clip_64x64.yuv clip.npv",
+        "decode {codec} clip.npv frames",
+        "profile {codec}",
+        "prune {codec} small.safetensors --set budget.macs=0.5",
+        "verify photo.nic --codec {codec}",
+        "time {codec} other={codec}",
+        "eval-video {photo} --codec {codec}",
+    ],
+)
+@pytest.mark.parametrize("option", [("-q", "2"), ("--metric", "ms-ssim")])
+def test_a_file_has_its_own_quality_and_metric(
+    command: str,
+    option: tuple[str, str],
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip_64x64.yuv").write_bytes(bytes(64 * 64 * 3 // 2))
+    given = command.format(photo=photo, codec=tmp_path / "codec.safetensors").split()
+    told = fails(monkeypatch, capsys, *given, *option)
+    assert "codec.safetensors, a codec in a file, has no --" in told
+
+
 def test_the_size_of_a_yuv_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

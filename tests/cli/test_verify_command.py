@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,10 +65,37 @@ def test_files_that_are_whole(files: dict[str, Path]) -> None:
         f"{size:,} bytes, {8 * size / 6300:.4f} bpp",
         own,
         "float64",
+        "coded at            level 1\n",
         "all symbols are the encoder's",
     ):
         assert expected in image
     assert "decoded" not in call("verify", str(files["image"]))
+
+
+GROWN = {"domain": "screen", "grow": 0.25, "round_to": 1}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "rate", "told"),
+    [
+        ("bit_rate_modulator", {"qualities": [1, 2]}, {"level": 0}, "level 0"),
+        ("slimmable", {"widths": [1.0, 0.5], "round_to": 1}, {"width": 1}, "width 1"),
+        (
+            "adaptation",
+            {"domain": "screen", "grow": 0.25, "round_to": 1},
+            {"domain": "screen"},
+            "domain screen",
+        ),
+        ("adaptation", {"domain": "screen", "grow": 0.25, "round_to": 1}, {"domain": 0}, None),
+    ],
+)
+def test_the_point_of_a_coded_image_is_told(
+    method: str, settings: dict[str, Any], rate: dict[str, Any], told: str | None, tmp_path: Path
+) -> None:
+    codec = attach(built("bmshj2018-hyperprior")[0], method, **settings)
+    file = tmp_path / "a.nic"
+    file.write_bytes(encode(codec, torch.zeros(3, 64, 64, dtype=torch.uint8), **rate))
+    assert verify(file, codec).facts.get("coded at") == told
 
 
 def test_each_file_that_is_not_whole_is_named(

@@ -21,7 +21,12 @@ from nicprune.common.errors import DataError, NicpruneError, RecipeError, Traini
 from nicprune.data.images import write_png
 from nicprune.experiments.base_codec import load_base_codec
 from nicprune.experiments.plan import Run, fit_settings, phases_of
-from nicprune.experiments.recipe import LARGEST_SEED, parse_recipe, read_recipe
+from nicprune.experiments.recipe import (
+    LARGEST_SEED,
+    check_outside_images,
+    parse_recipe,
+    read_recipe,
+)
 from nicprune.experiments.resolve import resolve
 from nicprune.experiments.run import plan, prepare, run_recipe
 from nicprune.methods import attach
@@ -290,3 +295,27 @@ def test_what_is_accepted_can_begin_and_what_is_refused_is_one_line(
 def test_the_plan_is_made_of_what_was_resolved(content: dict[str, Any], tmp_path: Path) -> None:
     recipe = parse_recipe(content, "a")
     assert len(plan(recipe)) == len(resolve(recipe, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("split", "among"),
+    [("train", "photos"), ("train", "photos/train"), ("test", "photos/test"), ("replay", "photos")],
+)
+def test_a_report_among_the_images_is_refused(
+    content: dict[str, Any], tmp_path: Path, split: str, among: str
+) -> None:
+    """Its plots would be images of the next run."""
+    for name in (among, "photos/elsewhere"):
+        write_png(torch.rand(3, 64, 64), tmp_path / name / "a.png")
+    if split == "replay":
+        adaptation = {"domain": "screen", "form": "finetune_decoder", "replay": 0.5}
+        content["methods"] = [{"name": "adaptation", **adaptation}]
+        content["photographs"]["source"] = content["photographs"]["test"]
+    content["photographs"][split] = str(tmp_path / "photos")
+    recipe = parse_recipe(content, "recipe")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RecipeError, match=f"among photographs.{split}"):
+        run_recipe(recipe, reports=tmp_path / among, runs=tmp_path / "runs", say=lambda line: None)
+    assert sorted(tmp_path.rglob("*")) == before
+    if among != "photos":  # of a folder with a `train`, the rest is not listed
+        check_outside_images(recipe, tmp_path / "photos" / "elsewhere")

@@ -19,6 +19,7 @@ from nicprune.common.errors import BudgetError, RecipeError
 from nicprune.methods import attach
 from nicprune.pruning.budget import KMAC, Budget, allocate_widths, move_to_budget, next_width
 from nicprune.pruning.cost import CostModel, measure
+from nicprune.pruning.surgery import analyse
 from nicprune.pruning.target import Target
 
 BUDGETS = [
@@ -82,6 +83,25 @@ def test_widths_are_multiples(round_to: int) -> None:
         return
     keep = allocate_widths(cost, free, scores(groups, 0, True), budget, round_to)
     assert all(len(k) == groups[n].width or len(k) % round_to == 0 for n, k in keep.items())
+
+
+def test_what_is_left_whole_is_named() -> None:
+    """In the message of a budget that is out of reach for its sake."""
+    codec = built("bmshj2018-hyperprior")[0]
+    tied: Any = codec.h_s  # type: ignore[union-attr]
+    tied[0].weight = codec.h_s[2].weight  # type: ignore[union-attr,index]
+    cost = CostModel(codec, groups := analyse(codec))
+    held = [group for group in groups if group.pinned]
+    assert held
+    with pytest.raises(BudgetError) as error:
+        attach(codec, "magnitude", budget={"macs": 0.0001})
+    assert str(error.value).endswith(
+        f"{len(held)} groups are left whole: {held[0].name} ({held[0].pinned}), ..."
+    )
+    assert cost.groups is groups
+    with pytest.raises(BudgetError) as error:
+        attach(built("bmshj2018-hyperprior")[0], "magnitude", budget={"macs": 0.0001})
+    assert "whole" not in str(error.value)
 
 
 @pytest.mark.parametrize("method", ["mask_decay", "magnitude", "channel_gating"])

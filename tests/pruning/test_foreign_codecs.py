@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from channelwise_codec import ChannelwiseCodec
-from compressai.models import CompressionModel, FactorizedPrior
+from compressai.models import CompressionModel, FactorizedPrior, ScaleHyperprior
 from helpers import built, image, make_telling, random_keep, same_state, state_of
 from torch import Tensor, nn
 from zoo_of_blocks import BlockCodec, Small, SmallWithNorm
@@ -343,3 +343,25 @@ def test_norms_by_hand_start_anew_as_their_class_makes_them() -> None:
     reinitialise(small)
     assert small.g_a[1].norm.weight.tolist() == [1.0] * 3
     assert small.g_a[1].norm.bias.tolist() == [0.0] * 3
+
+
+# -- scales that are never zero -------------------------------------------------------------------
+
+
+class ByFunction(ScaleHyperprior):
+    """Its scales are a function of what h_s returns."""
+
+    def __init__(self, function: Any):
+        super().__init__(8, 12)
+        self.h_s[-1] = function
+
+
+@pytest.mark.parametrize(("function", "held"), [(nn.ReLU(), False), (nn.Softplus(), True)])
+def test_latents_whose_scales_are_never_zero_stay_and_say_why(function: Any, held: bool) -> None:
+    """The masked codec codes zeros at their scale; the pruned one codes nothing."""
+    groups = analyse(make_telling(ByFunction(function)))
+    reason = groups["g_a.6"].pinned
+    assert bool(reason) == held
+    if held:
+        assert "the scale must be zero too, and softplus or exp never is" in str(reason)
+    assert all(group.pinned is None for group in groups if group.name != "g_a.6")
