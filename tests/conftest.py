@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import daily
 import pytest
 import torch
 from analysed_once import once
@@ -58,20 +59,10 @@ def analysed_once() -> Iterator[None]:
         yield
 
 
-LARGEST = {"cheng2020-attn", "elic2022-chandelier"}
-"""Architectures of 81 and 114 channel groups. In the daily run they have every property of the
-codec itself (analysis, surgery, cost, files, streams); what methods do with them is in the slow
-one, since smaller architectures have the same kinds of layers.
-"""
-
-
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    methods = Path(__file__).parent / "methods"
-    for item in items:
-        named = getattr(item, "callspec", None)
-        if named and methods in item.path.parents and LARGEST & {*map(str, named.params.values())}:
-            item.add_marker(pytest.mark.slow)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    whole = not any("::" in argument for argument in config.args)
+    daily.mark(items, Path(__file__).parent, whole=whole)
 
 
 @pytest.fixture

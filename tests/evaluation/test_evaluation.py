@@ -43,9 +43,9 @@ def photos(tmp_path: Path) -> Path:
 
 def test_padding_is_undone() -> None:
     x = torch.rand(1, 3, 70, 129)
-    padded, padding = pad(x)
+    padded, padding = pad(x, 64)
     assert padded.shape[-2:] == (128, 192) and torch.equal(crop(padded, padding), x)
-    assert pad(torch.rand(1, 3, 64, 128))[1] == (0, 0, 0, 0)
+    assert pad(torch.rand(1, 3, 64, 128), 64)[1] == (0, 0, 0, 0)
 
 
 def test_psnr_is_compressais() -> None:
@@ -62,7 +62,7 @@ def test_bpp_is_of_the_strings_and_near_the_estimate(photos: Path) -> None:
     codec.update(force=True)
     picture = read_image(photos / "1.png")
     score, decoded = evaluate_image(codec, picture, "1.png")
-    padded, padding = pad(picture.unsqueeze(0).float() / 255)
+    padded, padding = pad(picture.unsqueeze(0).float() / 255, 64)
     sent = codec.compress(padded)
     assert score.bpp == 8 * sum(len(s) for part in sent["strings"] for s in part) / (200 * 193)
     assert score.bpp == pytest.approx(score.bpp_estimated, rel=0.25)

@@ -64,9 +64,7 @@ PAIRS = [
     pytest.param(
         backend,
         family,
-        marks=()
-        if backend == "torch" or (backend, family) == ("onnxruntime", "scale")
-        else pytest.mark.slow,
+        marks=() if backend == "torch" else pytest.mark.slow,
     )
     for backend in sorted(BACKENDS)
     for family in FAMILIES

@@ -100,7 +100,7 @@ def test_each_group_has_a_width_and_predicts_from_its_own_frames(
     # What the encoder saw: its own loop, by hand.
     coder, latents = ResidualCoder(predicting), None
     for index, frame in enumerate(frames):
-        padded, padding = video_container.pad(frame.unsqueeze(0).float() / 255)
+        padded, padding = video_container.pad(frame.unsqueeze(0).float() / 255, 64)
         before = latents if index % 3 else None
         strings, shape, latents = coder.compress(padded, before)
         assert strings == coded[index].strings and list(shape) == list(coded[index].shape)

@@ -50,7 +50,7 @@ def by_hand(codec: Any, picture: Tensor, **rate: float) -> tuple[Tensor, int]:
     """What the codec's own compress and decompress make of the picture, and how many bytes of
     strings.
     """
-    padded, padding = pad(picture.unsqueeze(0).float() / 255)
+    padded, padding = pad(picture.unsqueeze(0).float() / 255, 64)
     sent = codec.compress(padded, **rate)
     x_hat = codec.decompress(sent["strings"], sent["shape"])["x_hat"]
     return crop(x_hat, padding)[0].clamp(0, 1).mul(255).round().byte(), string_bytes(
@@ -458,7 +458,7 @@ def test_a_picture_may_be_decoded_exactly(hyperprior: Any) -> None:
     float64 = copy.deepcopy(hyperprior).double()
     float64.update(force=True)
     with torch.no_grad():
-        padded, padding = pad(photo().unsqueeze(0).double() / 255)
+        padded, padding = pad(photo().unsqueeze(0).double() / 255, 64)
         sent = float64.compress(padded)
         expected = float64.decompress(sent["strings"], sent["shape"])["x_hat"]
     assert torch.equal(exact, crop(expected, padding)[0].clamp(0, 1).mul(255).round().byte())
