@@ -77,8 +77,8 @@ def test_sweeps_have_some_of_their_cases_each_day() -> None:
     large, slow = min(daily.LARGEST), Item(sweep, case=0)
     slow.marked = True  # by itself; the first of the others takes its place
     assert marked([slow, Item(sweep, case=1)]) == [True, False]
-    assert marked([Item("a.py::test_a", name=large)]) == [True]
-    assert marked([Item(f"a.py::{min(daily.ALL_ARCHITECTURES)}", name=large)]) == [False]
+    assert marked([Item("a.py::test_a", architecture=large)]) == [True]
+    assert marked([Item(f"a.py::{min(daily.ALL_ARCHITECTURES)}", architecture=large)]) == [False]
 
 
 def test_what_is_renamed_is_noticed() -> None:
