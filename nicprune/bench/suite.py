@@ -28,6 +28,7 @@ from nicprune.codecs.layer_kinds.parameters import layers_of
 from nicprune.codecs.zoo import ZOO, qualities
 from nicprune.common.errors import RecipeError, closest
 from nicprune.common.machine import BUSY, machine_line, tune_allocator
+from nicprune.common.wording import counted
 from nicprune.evaluation.timer import Measure, QuietTimer, seconds_of
 from nicprune.methods.composition import attach
 from nicprune.methods.pruners.magnitude import group_magnitude
@@ -409,9 +410,7 @@ def format_bench(results: Sequence[Measure]) -> str:
         tablefmt="simple",
         disable_numparse=True,
     )
-    on = "; ".join(
-        sorted({f"{r.device}, {r.threads} thread{'s' if r.threads != 1 else ''}" for r in results})
-    )
+    on = "; ".join(sorted({f"{r.device}, {counted(r.threads, 'thread')}" for r in results}))
     taken = (
         f"during which other programs used at most {BUSY:.0%} of the processor"
         if all(r.known for r in results)

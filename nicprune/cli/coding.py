@@ -69,7 +69,7 @@ def encode_image(
     from nicprune.common.errors import RecipeError
     from nicprune.common.files import check_output, write_atomically
     from nicprune.data.clips import is_clip
-    from nicprune.data.images import SUFFIXES, read_image
+    from nicprune.data.images import SUFFIXES, is_transparent, read_image
     from nicprune.storage.coded_image import MAGIC
     from nicprune.storage.container import encode
 
@@ -96,9 +96,10 @@ def encode_image(
     )
     write_atomically(output, lambda temporary: temporary.write_bytes(data))
     _, height, columns = picture.shape
+    opaque = "" if not is_transparent(image) else "; its transparency is left out"
     typer.echo(
         f"{output}: {len(data):,} bytes, {8 * len(data) / (height * columns):.4f} bpp, header"
-        f" included ({columns}x{height} pixels)"
+        f" included ({columns}x{height} pixels{opaque})"
     )
 
 

@@ -19,6 +19,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from nicprune.common.config import cut
 from nicprune.common.errors import DataError, FileError
 from nicprune.common.files import check_regular, expand, write_atomically
+from nicprune.common.wording import counted
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
 
@@ -81,6 +82,16 @@ def read_image(path: str | Path) -> Tensor:
         raise DataError(f"cannot read {path}: {error}") from None
     except Exception as error:  # Pillow raises errors of any kind on damaged files
         raise DataError(f"cannot read {path} as an image: {_reason(error)}") from None
+
+
+def is_transparent(path: str | Path) -> bool:
+    """Return whether an image that `read_image` reads has transparency, which it leaves out."""
+    with _opened(path) as image:
+        return image.mode in TRANSPARENT or "transparency" in image.info
+
+
+TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+"""Pillow's modes with an alpha channel."""
 
 
 @contextmanager
@@ -365,7 +376,8 @@ def usable_images(paths: Iterable[Path], minimum: int = 1) -> list[Path]:
     if refused:
         more = f" and {len(refused) - 10} more" if len(refused) > 10 else ""
         warnings.warn(
-            f"skipped {len(refused)} images: {', '.join(refused[:10])}{more}", stacklevel=3
+            f"skipped {counted(len(refused), 'image')}: {', '.join(refused[:10])}{more}",
+            stacklevel=3,
         )
     return usable
 

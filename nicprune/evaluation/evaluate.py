@@ -26,6 +26,7 @@ from nicprune.common.config import cut
 from nicprune.common.errors import CodecError, enough_memory
 from nicprune.common.files import write_text
 from nicprune.common.machine import BUSY, is_quiet, others_share, processor_time
+from nicprune.common.wording import counted
 from nicprune.data.images import list_images, readable, to_channels, usable_images
 from nicprune.evaluation.padding import crop, pad
 from nicprune.evaluation.quality import psnr, string_bytes, structural_similarity
@@ -127,8 +128,9 @@ class Evaluation:
             f"{self.codec}{at}: {m['psnr_db']:.3f} dB at {m['bpp']:.4f} bpp (estimated"
             f" {m['bpp_estimated']:.4f}){ms}  encode {m['encode_s']:.3f} s  decode"
             f" {m['decode_s']:.3f} s  {self.cost.kmac_per_pixel():.2f} kMAC/pixel{self._range()}"
-            f" ({COUNTER})  {self.cost.params:,} params  [{len(self.images)} images, {self.device},"
-            f" {self.threads} threads{self.disturbed()}]"
+            f" ({COUNTER})  {self.cost.params:,} params"
+            f"  [{counted(len(self.images), 'image')}, {self.device},"
+            f" {counted(self.threads, 'thread')}{self.disturbed()}]"
         )
 
     def quiet(self) -> bool:
@@ -426,8 +428,8 @@ class Comparison:
         ]
         most = max(self.before, self.after, key=lambda evaluation: evaluation.busy or 0.0)
         lines.append(
-            f"{len(self.after.images)} images, {self.after.device}, {self.after.threads}"
-            f" threads{most.disturbed()}; MACs counted by {COUNTER}"
+            f"{counted(len(self.after.images), 'image')}, {self.after.device},"
+            f" {counted(self.after.threads, 'thread')}{most.disturbed()}; MACs counted by {COUNTER}"
         )
         return "\n".join(lines)
 

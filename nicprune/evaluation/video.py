@@ -26,6 +26,7 @@ from nicprune.codecs.provenance import provenance
 from nicprune.codecs.rans import recorded_symbols
 from nicprune.common.errors import CodecError, DataError, RecipeError, enough_memory
 from nicprune.common.machine import BUSY, others_share, processor_time
+from nicprune.common.wording import counted
 from nicprune.data.clips import Clip
 from nicprune.data.images import to_channels
 from nicprune.data.video_frames import luma_weights
@@ -149,8 +150,8 @@ class VideoEvaluation:
             f" YUV 6:1:1 at {told('bpp', '.4f')} bpp, {told('kbits', '.1f')} kbit/s{structural}"
             f"  encode {1000 * (self.mean('encode_s') or 0):.1f} ms  decode"
             f" {1000 * (self.mean('decode_s') or 0):.1f} ms a frame{costs}"
-            f"  [{len(self.clips)} clips, {frames} frames, GOP {self.gop}, {self.device},"
-            f" {self.threads} threads{busy}]"
+            f"  [{counted(len(self.clips), 'clip')}, {counted(frames, 'frame')}, GOP {self.gop},"
+            f" {self.device}, {counted(self.threads, 'thread')}{busy}]"
         )
 
 

@@ -24,6 +24,11 @@ def read(path: Path) -> list[Record]:
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        if path.suffix != ".json":
+            raise FileError(
+                f"{path} is no record: give the folder that `nicprune run` wrote, or the"
+                " records.json of a report"
+            ) from error
         raise FileError(
             f"{path} is truncated or not JSON ({str(error)[:100]}); run its recipe again to write"
             " it anew"

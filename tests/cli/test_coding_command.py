@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import built
 from helpers_cli import call, fails
+from PIL import Image
 
 from nicprune.data.images import read_image, write_png
 from nicprune.runtime.backends import BACKENDS
@@ -55,6 +56,22 @@ def test_encode_and_decode(tmp_path: Path) -> None:
         "m.safetensors",
         "out.png",
     ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "transparent"),
+    [("RGB", False), ("L", False), ("RGBA", True), ("LA", True), ("P", True)],
+)
+def test_that_transparency_is_left_out_is_said(
+    mode: str, transparent: bool, tmp_path: Path
+) -> None:
+    picture, codec = tmp_path / "a.png", tmp_path / "c.safetensors"
+    save(built("bmshj2018-factorized")[0], codec)
+    settings = {"transparency": 0} if mode == "P" else {}
+    Image.new(mode, (70, 66)).save(picture, **settings)
+    out = call("encode", str(codec), str(picture), str(tmp_path / "a.nic"))
+    assert ("(70x66 pixels; its transparency is left out)" in out) == transparent
+    assert ("(70x66 pixels)" in out) != transparent
 
 
 def test_encode_and_decode_fail_in_one_line(

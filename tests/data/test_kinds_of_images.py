@@ -229,7 +229,7 @@ def test_an_image_larger_than_allowed_is_one_line(
             refused(tmp_path / "b.png")
     with pytest.raises(DataError, match="64x64 pixels, more than the 100"):
         encode(hyperprior, torch.zeros(3, 64, 64, dtype=torch.uint8))
-    with pytest.warns(UserWarning, match="skipped 1 images: b.png has 9x80 pixels"):
+    with pytest.warns(UserWarning, match="skipped 1 image: b.png has 9x80 pixels"):
         assert len(usable_images(list_images(tmp_path, "test"))) == 1
     monkeypatch.setenv("NICPRUNE_MAX_PIXELS", "many")
     with pytest.raises(DataError, match="NICPRUNE_MAX_PIXELS is a number"):

@@ -54,6 +54,13 @@ def test_bad_files_are_named_in_one_line(tmp_path: Path, content: str, said: str
     )
 
 
+def test_a_table_is_no_record(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("role,codec\n")
+    with pytest.raises(FileError, match=r"table\.csv is no record: give the folder"):
+        collect([table])
+
+
 def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"record\.json.*below"):
         collect([tmp_path])
