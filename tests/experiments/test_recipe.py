@@ -1098,3 +1098,18 @@ def test_a_phase_of_an_arm_is_as_long_as_its_method_learns(content: dict[str, An
     arm = decay | {"sparsify": {"steps": 2}}
     with pytest.raises(RecipeError, match="decay_steps 3 does not fit into sparsify.steps 2"):
         parse_recipe(content | {"methods": [arm]}, "x")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_frames_that_a_recipe_does_not_measure_are_said(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    model = {"name": "temporal_entropy_model", "clips": "photographs", "frames": 2, "span": 2}
+    content |= {"qualities": [1], "methods": [model | {"strides": [1]}]}
+    content["finetune"] = {"steps": 0}
+    said: list[str] = []
+    run(content, tmp_path, said)
+    assert "P frames, is measured by `nicprune eval-video" in said[-1]
+    content |= {"name": "other", "methods": [{"name": "none", "label": "none"}]}
+    run(content, tmp_path, said)
+    assert "P frames" not in said[-1]
