@@ -19,7 +19,7 @@ SIZES = (64, 128, 256, 512)
 """Sides of the images that are tried, in pixels."""
 
 ATTRIBUTE = "_nicprune_image"
-"""Name of the attribute on a codec that keeps what was found."""
+"""Name of the attribute on a codec that keeps what was found: channels, side and multiple."""
 
 
 def image_shape(codec: nn.Module) -> tuple[int, int]:
@@ -30,21 +30,25 @@ def image_shape(codec: nn.Module) -> tuple[int, int]:
         CodecError: it runs on none (names the module that raised, and what), is compiled, or needs
             an argument that is not known (see `calling`).
     """
+    return _found(codec)[:2]
+
+
+def _found(codec: nn.Module) -> tuple[int, int, int]:
+    """Return channels, side and `size_multiple`."""
     check_not_compiled(codec)
     if (known := codec.__dict__.get(ATTRIBUTE)) is not None:
         return known  # type: ignore[no-any-return]
-    parameter = next((p for p in codec.parameters() if p.is_floating_point()), torch.zeros(()))
     first = other = None
     read = _first_input(codec)
     for size in SIZES:
         for channels in dict.fromkeys(c for c in (3, read, 1) if c is not None):
-            image = torch.full((1, channels, size, size), 0.5).to(parameter)
-            failed, same = _tried(codec, image)
+            failed, same = _tried(codec, channels, size)
             if failed is None and same:
-                codec.__dict__[ATTRIBUTE] = channels, size
-                return channels, size
+                found = channels, size, _multiple(codec, channels, size)
+                codec.__dict__[ATTRIBUTE] = found
+                return found
             if failed is None:  # smaller than the codec's stride, or never of the image's size
-                other = other or (channels, size)
+                other = other or (channels, size, SIZE_MULTIPLE)
             elif first is None or channels == read:
                 first = f"{failed[0]} raised {failed[1]} on {channels} x {size} x {size}"
     if other is not None:
@@ -78,7 +82,17 @@ def size_multiple(codec: nn.Module) -> int:
     """Return what the sides of a codec's images must be a multiple of, in pixels: 64, or its total
     stride where that is larger. Errors as in `image_shape`.
     """
-    return max(SIZE_MULTIPLE, image_shape(codec)[1])
+    return _found(codec)[2]
+
+
+def _multiple(codec: nn.Module, channels: int, size: int) -> int:
+    """Return the smallest of `SIZES` by which an image of this side may be larger. A codec that
+    needs an image of some size need not have its stride.
+    """
+    for step in SIZES:
+        if step < size and _tried(codec, channels, size + step) == (None, True):
+            return step
+    return size
 
 
 def forget_image(codec: nn.Module) -> None:
@@ -94,10 +108,12 @@ def _first_input(codec: nn.Module) -> int | None:
     return next((kind.widths(modules[name])[1] for name, kind in analysis or found), None)
 
 
-def _tried(codec: nn.Module, image: Tensor) -> tuple[tuple[str, str] | None, bool]:
-    """Return the module that raised while the codec ran on an image, and the error, or None if it
-    ran; and whether what came out has the size of the image.
+def _tried(codec: nn.Module, channels: int, size: int) -> tuple[tuple[str, str] | None, bool]:
+    """Return the module that raised while the codec ran on a grey image of this side, and the
+    error, or None if it ran; and whether what came out has the size of the image.
     """
+    parameter = next((p for p in codec.parameters() if p.is_floating_point()), torch.zeros(()))
+    image = torch.full((1, channels, size, size), 0.5).to(parameter)
     stack: list[str] = []
     try:
         with (

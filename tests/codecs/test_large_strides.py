@@ -101,6 +101,20 @@ def test_the_stride_is_found(deep: tuple[Any, int], hyperprior: nn.Module) -> No
     assert size_multiple(Deep(more=2)) == 256
 
 
+class Demanding(FactorizedPrior):
+    """It takes no image of less than 200 pixels a side, and has a stride of 16."""
+
+    def forward(self, x: Tensor) -> Any:
+        if min(x.shape[-2:]) < 200:
+            raise ValueError("too small")
+        return super().forward(x)
+
+
+def test_a_codec_of_large_images_need_not_have_their_stride() -> None:
+    codec = made(lambda: Demanding(8, 12))
+    assert image_shape(codec) == (3, 256) and size_multiple(codec) == 64
+
+
 def test_images_of_any_size_are_coded(deep: tuple[Any, int]) -> None:
     codec, _ = deep
     for height, width in ((1, 1), (63, 130), (128, 192), (300, 257)):
