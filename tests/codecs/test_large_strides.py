@@ -25,7 +25,9 @@ from nicprune.evaluation.transform_times import time_codecs
 from nicprune.evaluation.video import evaluate_video
 from nicprune.experiments.recipe import parse_recipe
 from nicprune.experiments.resolve import resolve
+from nicprune.runtime import latency, layer_forms
 from nicprune.storage.export import export_onnx
+from nicprune.storage.video_container import decode_video, encode_video
 
 
 class Deep(ScaleHyperprior):
@@ -147,11 +149,25 @@ def test_images_of_other_sides_are_refused_by_methods(
         calibration_images(pictures, multiple=512)
 
 
-def test_it_is_timed_and_accelerated(pictures: Path) -> None:
+ODD = picture(70, 190)
+"""128 x 192 pixels as multiples of 64."""
+
+
+def test_it_is_timed_and_accelerated(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NICPRUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        layer_forms, "seconds_of_forms", lambda forms, *rest: dict.fromkeys(forms, 1.0)
+    )
+    for name in ("TURNS", "LAYER_TURNS", "LIMIT"):
+        monkeypatch.setattr(latency, name, 1)
+    monkeypatch.setattr(latency, "FRACTIONS", (1.0,))
     codec = made(Deep)
-    assert time_codecs({"codec": codec}, pictures / "0.png", repeats=1)
-    fast = nip.accelerate(codec, backend="torch")
-    assert nip.decode(codec, nip.encode(fast, picture(70, 90))).shape == (3, 70, 90)
+    assert time_codecs({"codec": codec}, pictures / "0.png", repeats=1, limit=0)
+    fast = nip.accelerate(codec, backend="torch", image=ODD)
+    assert nip.decode(codec, nip.encode(fast, ODD)).shape == ODD.shape
+    assert nip.measure_latency(codec, size=(128, 192)).parts
 
 
 @pytest.mark.slow
@@ -162,9 +178,13 @@ def test_its_transforms_are_exported(tmp_path: Path) -> None:
 def test_frames_are_coded(deep: tuple[Any, int], tmp_path: Path) -> None:
     codec, _ = deep
     for i in range(2):
-        values = picture(66, 80, seed=i).permute(1, 2, 0).numpy()
+        values = picture(*ODD.shape[1:], seed=i).permute(1, 2, 0).numpy()
         Image.fromarray(values).save(tmp_path / f"{i}.png")
-    assert evaluate_video(codec, clips_in(tmp_path), gop=1).mean("bpp")
+    (clip,) = clips_in(tmp_path)
+    assert evaluate_video(codec, [clip], gop=1).mean("bpp")
+    encode_video(codec, clip, tmp_path / "a.npv", gop=1)
+    frames = list(decode_video(codec, tmp_path / "a.npv"))
+    assert [frame.shape for frame in frames] == [ODD.shape] * 2
 
 
 def test_a_recipe_is_told_before_it_begins(
