@@ -141,6 +141,7 @@ SELDOM = {
     "codecs/test_calling.py::test_a_grey_codec_is_trained_and_evaluated",
     "codecs/test_calling.py::test_a_grey_codec_of_other_names_is_exported",
     "codecs/test_context_coding.py::test_weights_that_float32_does_not_hold",
+    "codecs/test_copying.py::test_every_use_takes_a_codec_that_keeps_activations",
     "codecs/test_evc.py::test_the_large_codec_shrinks_to_the_small_one",
     "codecs/test_provenance.py::test_a_pickled_codec_needs_no_nicprune",
     "experiments/test_adaptation_recipe.py::test_a_report_says_what_a_codec_gains_and_forgets",
@@ -168,6 +169,7 @@ SELDOM = {
     "methods/test_netadapt.py::test_dead_channels_go_first_and_cost_nothing",
     "methods/test_netadapt.py::test_the_loss_is_lower_than_by_squared_gradients",
     "methods/test_scalable_encoder.py::test_evaluation_is_told_the_level",
+    "methods/test_slimmable.py::test_a_slimmable_codec_is_saved_and_coded_at_any_width",
     "methods/test_temporal_entropy_model.py::"
     "test_each_width_is_a_codec_of_its_own_that_writes_the_same_bytes",
     "methods/test_temporal_entropy_model.py::test_it_goes_beside_widths_that_are_trained_already",
@@ -177,6 +179,8 @@ SELDOM = {
     "methods/test_temporal_entropy_model.py::test_training_makes_a_clip_cheaper",
     "pruning/test_foreign_codecs.py::test_few_trials_find_the_widths_that_code_holds",
     "pruning/test_random_codecs.py::test_random_codecs",
+    "report/test_folder.py::"
+    "test_report_is_the_same_from_its_own_records_and_names_no_place_on_disk",
     "report/test_folder.py::test_report_without_pruned_codecs_leaves_no_stale_plot",
     "report/test_gates_and_rates.py::test_report_folder_with_gates_and_rates",
     "report/test_gates_and_rates.py::test_widths_and_their_schedule_are_on_the_page",
@@ -188,6 +192,8 @@ SELDOM = {
     "storage/test_coded_video.py::"
     "test_a_fault_in_any_byte_of_any_record_ends_in_one_line_after_the_frames_before_it",
     "storage/test_container.py::test_evaluation_counts_the_strings_that_are_written",
+    "storage/test_container.py::test_the_fingerprint_stays_with_the_weights",
+    "storage/test_export.py::test_a_wrong_file_is_noticed",
 }
 """Single tests that take seconds and show what shorter ones show in part; in the slow run alone."""
 

@@ -13,12 +13,14 @@ from typing import Any
 import elsewhere
 import pytest
 import typer
+import yaml
 from helpers_latency import table_of
 from typer.testing import CliRunner
 
 from nicprune.cli.application import app
 from nicprune.data import images as data
-from nicprune.experiments.recipe import read_recipe
+from nicprune.experiments.recipe import parse_recipe, read_recipe
+from nicprune.methods import METHODS
 from nicprune.report import folder as report_folder
 
 README = Path(__file__).parent.parent / "README.md"
@@ -207,3 +209,14 @@ def test_the_two_commands_are_those_that_ci_runs() -> None:
     for line in blocks("console")[0].splitlines():
         install, _, command = line.partition(" && ")
         assert install.removeprefix("pip install ") in ci and command.split()[0] in ci
+
+
+def test_the_page_of_recipes_has_a_recipe_and_the_settings_of_every_method() -> None:
+    page = PAGES["docs/recipes.md"].read_text(encoding="utf-8")
+    (example,) = blocks("yaml", PAGES["docs/recipes.md"])
+    assert parse_recipe(yaml.safe_load(example) | {"name": "mine"}, "recipe").methods
+    for name in METHODS:
+        config = METHODS[name].Config
+        assert not config.model_fields or any(
+            re.search(rf"[\[ ]{one.__name__}[,\]]", page) for one in config.__mro__
+        ), name

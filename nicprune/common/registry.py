@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from nicprune.common.errors import NicpruneError, closest
+from nicprune.common.errors import NicpruneError, RecipeError, closest
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._items:
-            raise NicpruneError(f"unknown {self.kind} {name!r}; {closest(name, self._items)}")
+            raise RecipeError(f"unknown {self.kind} {name!r}; {closest(name, self._items)}")
         return self._items[name]
 
     def __contains__(self, name: object) -> bool:

@@ -732,7 +732,7 @@ def attach(
 
     Raises:
         CodecError: the codec cannot be analysed.
-        RecipeError: a setting is unknown or out of range.
+        RecipeError: a method or a setting is unknown, or a value out of range.
         BudgetError: the budget cannot be met.
     """
     wanted = (

@@ -137,8 +137,8 @@ class Distillation(Distiller):
 
     name = "distillation"
     summary = (
-        "teacher's help beside any method: output, latents, features by channel group, through the"
-        " keep-lists"
+        "teacher's help beside methods that prune: output, latents, features by channel group,"
+        " through the keep-lists"
     )
     Config = DistillationConfig
     config: DistillationConfig

@@ -243,6 +243,7 @@ def fit(
         settings: see `TrainSettings`.
 
     Raises:
+        CodecError: not a codec.
         RecipeError: a setting is unknown or out of range.
         DataError: no image is usable.
         FileError: the checkpoint belongs to another run, is damaged, or cannot be written; or
