@@ -42,7 +42,6 @@ from nicprune.experiments.resolve import finished, load_for_check, resolve
 from nicprune.experiments.times import latency_of
 from nicprune.methods import METHODS
 from nicprune.methods.composition import Attached, attach, operating_points
-from nicprune.methods.contract import Temporal
 from nicprune.methods.with_teacher import taught, teaching, untaught
 from nicprune.report.folder import write_report
 from nicprune.report.record_files import collect, record_json
@@ -132,7 +131,7 @@ def report(
     say("")
     say(text_table(records))
     say(f"\nreport: {page}")
-    if any(issubclass(METHODS[name], Temporal) for job in listed for name, _ in job.settings):
+    if any(METHODS[name].codes_frames for job in listed for name, _ in job.settings):
         say(
             "Photographs are I frames: what the temporal model is for, P frames, is measured by"
             f" `nicprune eval-video CLIPS --codec {folder / 'codecs'}/...`"

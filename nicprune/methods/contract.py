@@ -48,6 +48,7 @@ class Method(nn.Module):
         fold_order: methods are folded into the weights in increasing order.
         for_training_only: whether it only helps to train, and leaves nothing on the codec.
         covers_all_rates: whether one codec with it serves all qualities of a recipe.
+        codes_frames: whether it is for the frames of a video, which a recipe does not measure.
     """
 
     name: ClassVar[str] = ""
@@ -61,6 +62,7 @@ class Method(nn.Module):
     fold_order: ClassVar[int] = 0
     for_training_only: ClassVar[bool] = False
     covers_all_rates: ClassVar[bool] = False
+    codes_frames: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -310,6 +312,7 @@ class RateModulator(CodecPart):
 class Temporal(CodecPart):
     """A method that codes frames of a video, each given the one before, and learns from clips."""
 
+    codes_frames = True
     exclusive = {
         "Temporal": "a codec has one temporal model",
         "RateModulator": "frames are coded at one rate: harden the codec at one first",

@@ -80,13 +80,8 @@ GROWN = {"domain": "screen", "grow": 0.25, "round_to": 1}
     [
         ("bit_rate_modulator", {"qualities": [1, 2]}, {"level": 0}, "level 0"),
         ("slimmable", {"widths": [1.0, 0.5], "round_to": 1}, {"width": 1}, "width 1"),
-        (
-            "adaptation",
-            {"domain": "screen", "grow": 0.25, "round_to": 1},
-            {"domain": "screen"},
-            "domain screen",
-        ),
-        ("adaptation", {"domain": "screen", "grow": 0.25, "round_to": 1}, {"domain": 0}, None),
+        ("adaptation", GROWN, {"domain": "screen"}, "domain screen"),
+        ("adaptation", GROWN, {"domain": 0}, None),
     ],
 )
 def test_the_point_of_a_coded_image_is_told(
