@@ -158,6 +158,28 @@ def check_name(name: str, quality: int | None, metric: str) -> None:
         )
 
 
+def check_official(name: str, quality: int | None, metric: str) -> None:
+    """Raise CodecError where a named codec has no official weights, before they are asked for."""
+    base, widths = own_widths(name)
+    if widths:
+        raise CodecError(
+            f"there are official weights of {base} at the widths of its qualities alone; use"
+            f" weights='none' (random) or a file of your own for {name}"
+        )
+    if name in UNTRAINED:
+        raise CodecError(
+            f"{name} has no official weights; use weights='none' (random) or a file of your own"
+        )
+    if name in ZOO:
+        listed = sys.modules[image_models[name].__module__].model_urls.get(name, {}).get(metric, {})
+        # A codec for all rates has one address for all qualities.
+        if not listed or (isinstance(listed, Mapping) and quality not in listed):
+            raise CodecError(
+                f"{name} has no official weights for quality {quality} and {metric}; use"
+                " weights='none' (random) or a file of your own"
+            )
+
+
 def build_named(
     name: str, quality: int | None, metric: str = "mse", *, official: bool
 ) -> nn.Module:
@@ -169,34 +191,41 @@ def build_named(
     """
     check_name(name, quality, metric)
     base, widths = own_widths(name)
-    if widths and official:
-        raise CodecError(
-            f"there are official weights of {base} at the widths of its qualities alone; use"
-            f" weights='none' (random) or a file of your own for {name}"
-        )
     if name in ZOO and quality is None:
         raise CodecError(
             f"{name} needs a quality ({qualities(name).start} to {qualities(name).stop - 1})"
         )
+    if official:
+        check_official(name, quality, metric)
     if name == DEMO:
         codec = MODELS["bmshj2018-hyperprior"](*DEMO_WIDTHS)
     elif widths:
         absurd = CodecError(f"{name} has more weights than any codec")
+        cannot = f"{base} cannot have the widths of {name!r}"
+        sliced = CodecError(
+            f"{cannot}: its latents are cut into slices of given widths, and M is not above their"
+            " sum"
+        )
         try:
-            with _Bounded(absurd):
+            with warnings.catch_warnings(), _Bounded(absurd):
+                warnings.simplefilter("ignore")  # of a slice without channels
                 codec = MODELS[base](**dict(zip(width_arguments(base), widths, strict=True)))
         except (RuntimeError, ValueError, ZeroDivisionError) as error:
-            raise CodecError(f"{base} cannot have the widths of {name!r}: {error}") from None
+            if "negative dimension" in str(error):
+                raise sliced from None
+            raise CodecError(f"{cannot}: {error}") from None
+        if not all(parameter.numel() for parameter in codec.parameters()):
+            raise sliced
     elif name in UNTRAINED:
-        if official:
-            raise CodecError(
-                f"{name} has no official weights; use weights='none' (random) or a file of your own"
-            )
         codec = EVC(EVC_SIZES[name]) if name in EVC_SIZES else MODELS[name]()
     else:
         try:
+            # The architecture is the same for both metrics, and some are had for "mse" alone.
             codec = image_models[name](
-                quality=quality, metric=metric, pretrained=official, progress=False
+                quality=quality,
+                metric=metric if official else "mse",
+                pretrained=official,
+                progress=False,
             )
         except (URLError, OSError) as error:
             reason = getattr(error, "reason", error)
@@ -205,12 +234,8 @@ def build_named(
                 f" downloaded: {reason}; use weights='none' (random) or weights='file.pth.tar'"
             ) from None
         except RuntimeError as error:
-            if "hash" in str(error):
-                raise CodecError(
-                    f"the download of {name} quality {quality} is damaged ({error}); try again"
-                ) from None
             raise CodecError(
-                f"no official weights of {name} quality {quality} for {metric}: {error}"
+                f"the download of {name} quality {quality} is damaged ({error}); try again"
             ) from None
     record = provenance(codec)
     record.name, record.quality, record.metric = name, quality, metric

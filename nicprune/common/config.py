@@ -16,9 +16,22 @@ S = TypeVar("S", bound="StrictConfig")
 
 
 class StrictConfig(BaseModel):
-    """Base class of every configuration that a user writes, in Python or in a recipe."""
+    """Base class of every configuration that a user writes, in Python or in a recipe.
+
+    Raises:
+        RecipeError: a value is invalid; one line, as from `parse`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def __init__(self, **values: Any):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise RecipeError(f"{type(self).__name__}: {explain(type(self), error)}") from None
+
+    # Without it, pydantic would build nested models by this, and the place of an error be lost.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 def known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:

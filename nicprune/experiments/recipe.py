@@ -26,6 +26,7 @@ from nicprune.common.config import StrictConfig, apply_override, cut, parse, rea
 from nicprune.common.errors import FileError, NicpruneError, RecipeError, closest
 from nicprune.common.files import check_regular, expand
 from nicprune.data.images import SAMPLES, list_images
+from nicprune.methods.composition import check_combination
 from nicprune.methods.contract import METHODS, parse_settings
 from nicprune.pruning.budget import TIMES
 from nicprune.pruning.latency_table import Runtime
@@ -517,6 +518,11 @@ def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) ->
             for part in arm["stack"]
             if isinstance(part, dict) and isinstance(part.get("name"), str)
         ]
+        # Before the settings, which may be refused because of a method that cannot be there at all.
+        try:
+            check_combination([METHODS[name] for name, _ in stack if name in METHODS])
+        except RecipeError as error:
+            raise RecipeError(f"{here}: {error}") from None
         parts = [
             _parse_part(part, content, f"{here}.stack.{i}", stack)
             for i, part in enumerate(arm["stack"])

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nicprune.codecs.example import size_multiple
-from nicprune.codecs.zoo import DEMO
+from nicprune.codecs.zoo import DEMO, check_official
 from nicprune.common.config import parse
 from nicprune.common.errors import DataError, FileError, NicpruneError, RecipeError
 from nicprune.data.images import list_images, readable, usable_images
@@ -80,7 +80,10 @@ def load_for_check(recipe: Recipe, job: Run) -> nn.Module:
     """
     download = recipe.weights == "official" and ":" not in recipe.codec
     download = download and recipe.codec != DEMO and not recipe.codec.endswith(".safetensors")
-    if download or recipe.before(job.quality) is not None:
+    chained = recipe.before(job.quality) is not None
+    if download and not chained:
+        check_official(recipe.codec, job.quality, recipe.metric)
+    if download or chained:
         recipe = recipe.model_copy(update={"weights": "none"})
     return load_base_codec(recipe, job)
 

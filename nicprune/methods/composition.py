@@ -744,6 +744,8 @@ def attach(
         raise RecipeError(
             "attach(codec, name, **settings) or attach(codec, [(name, settings), ...])"
         )
+    # Before the settings, which may be refused because of a method that cannot be there at all.
+    check_combination([METHODS[name] for name, _ in wanted])
     parsed = [
         (METHODS[name], parse_settings(name, settings, f"method {name!r}", wanted))
         for name, settings in wanted
@@ -755,7 +757,6 @@ def attach(
     check_codec(codec)
     if teacher is not None:
         check_codec(teacher)
-    check_combination([cls for cls, _ in parsed])
     check_not_replaced(codec)
     if has_hooks(codec):
         raise RecipeError(

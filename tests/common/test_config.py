@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
+from compressai.models import ScaleHyperprior
 
 from nicprune.common.config import DEEPEST, MOST_NODES, apply_override, cut, read_yaml
 from nicprune.common.errors import RecipeError
 from nicprune.experiments.recipe import parse_recipe, read_recipe, recipe_names
+from nicprune.methods import attach
+from nicprune.pruning.budget import Budget
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{now}: &{now} [{', '.join([f'*{before}'] * 9)}]\n"
@@ -137,3 +140,22 @@ def test_values_in_messages_are_cut(change: dict[str, Any]) -> None:
 def test_cut() -> None:
     assert cut("a\n b") == "a b" and cut("x" * 80) == "x" * 80
     assert cut("x" * 81) == "x" * 77 + "..."
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"macs": 2}, "Budget: macs: input should be less than 1 (got 2)"),
+        ({"mac": 0.5}, "Budget: unknown key 'mac'; did you mean 'macs' or"),
+        ({}, "Budget: a budget names macs, encoder"),
+    ],
+)
+def test_a_configuration_made_directly_is_told_alike(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Budget(**values)
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+def test_inside_another_one_the_place_of_an_error_is_told() -> None:
+    with pytest.raises(RecipeError, match=r"method 'mask_decay': budget\.macs: input should be"):
+        attach(ScaleHyperprior(8, 8), "mask_decay", budget={"macs": 2})

@@ -818,6 +818,16 @@ def test_a_small_codec_is_trained_from_scratch_too(
             {"scratch": "once", "seeds": [0], "qualities": [1], "sparsify": {"steps": 3}},
         ),
         ("steps", {"name": "none", "label": "x", "sparsify": {"steps": -3}}),
+        (
+            "methods.1: adaptation and fisher do not go together",
+            {
+                "label": "x",
+                "stack": [
+                    {"name": "adaptation", "grow": 0.5},
+                    {"name": "fisher", "budget": {"macs": 1.3}},  # above 1, as beside mask_decay
+                ],
+            },
+        ),
     ],
 )
 def test_arms_that_make_no_sense_are_one_clear_line(

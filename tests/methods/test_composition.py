@@ -46,6 +46,8 @@ def test_every_pair_is_attached_or_refused_as_declared(first: str, second: str) 
         with pytest.raises(RecipeError, match=f"{first}|{second}") as error:
             attach(codec, stack)
         assert "do not go together" in str(error.value) and "\n" not in str(error.value)
+        with pytest.raises(RecipeError, match="do not go together"):  # whatever their settings
+            attach(codec, [(name, {"nonsense": 1}) for name in (first, second)])
         assert hook_count(codec) == 0
         return
     with torch.no_grad():
