@@ -21,7 +21,7 @@ from nicprune.cli.application import app
 from nicprune.common.config import StrictConfig
 from nicprune.data import images as data
 from nicprune.experiments.recipe import parse_recipe, read_recipe
-from nicprune.methods import METHODS
+from nicprune.methods import METHODS, Method, contract
 from nicprune.report import folder as report_folder
 
 README = Path(__file__).parent.parent / "README.md"
@@ -88,6 +88,29 @@ def test_a_method_of_ones_own_as_the_page_shows_it(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-800:]
     assert 9 < float(done.stdout) < 11.5  # half of 22.97, in multiples of 16
+
+
+ROLES = [
+    role
+    for role in vars(contract).values()
+    if isinstance(role, type) and issubclass(role, Method) and role.__module__ == contract.__name__
+]
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.__name__)
+def test_the_page_lists_what_each_role_has(role: type[Method]) -> None:
+    page = PAGES["docs/howto/add_a_method.md"].read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", page, re.MULTILINE))
+    told = set(re.findall(r"`(\w+)`", rows[role.__name__])) - {known.__name__ for known in ROLES}
+    inherited = {name for base in role.__mro__[1:] for name in vars(base)}
+    own = {name for name in vars(role) if not name.startswith("_")} - inherited
+    if role is Method:
+        own -= {"codec", "groups", "cost"}  # what a method is given
+        declared = set(Method.__annotations__)
+        assert all(f"`{name}`" in page for name in declared)
+        own -= declared - {"Config"}
+    assert own <= told
+    assert all(hasattr(role, name) or name in role.__annotations__ for name in told)
 
 
 def commands(page: str = "docs/command_line.md") -> list[list[str]]:

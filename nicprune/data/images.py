@@ -21,7 +21,16 @@ from nicprune.common.errors import DataError, FileError
 from nicprune.common.files import check_regular, expand, write_atomically
 from nicprune.common.wording import counted
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
+SUFFIXES = {
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pnm", ".jp2", ".j2k"),
+}
+"""Endings of the files that a folder's images are, in lower case: those of `FORMATS`."""
+
+UNREAD_SUFFIXES = {
+    *(".avif", ".heic", ".heif", ".jxl", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf"),
+}
+"""Endings of photographs that cannot be read; a folder that has some is warned of."""
 
 SAMPLES = "samples"
 """Folder name that stands for the colour photographs of scikit-image (`pip install
@@ -314,12 +323,20 @@ def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[P
         return [root]
     if (root / split).is_dir():
         root = root / split
-    found = sorted(
-        path for path in files_below(root) if path.suffix.lower() in SUFFIXES and path.is_file()
-    )
+    files = [path for path in files_below(root) if path.is_file()]
+    found = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
+    unread = [path for path in files if path.suffix.lower() in UNREAD_SUFFIXES]
+    kinds = ", ".join(sorted({path.suffix.lower() for path in unread}))
     if not found:
         raise DataError(
             f"no images in {root} (looked for {', '.join(sorted(SUFFIXES))}, sub-folders included)"
+            + (f"; {kinds} cannot be read: convert them to PNG" if unread else "")
+        )
+    if unread:
+        warnings.warn(
+            f"skipped {counted(len(unread), 'image')} in {root}: {kinds} cannot be read, convert"
+            " them to PNG",
+            stacklevel=2,
         )
     return found
 

@@ -14,6 +14,9 @@ from PIL import Image
 
 from nicprune.common.errors import DataError
 from nicprune.data.images import (
+    FORMATS,
+    SUFFIXES,
+    UNREAD_SUFFIXES,
     calibration_images,
     list_images,
     read_image,
@@ -320,3 +323,35 @@ def test_pngs_whose_chunks_are_out_of_order_are_one_line(tmp_path: Path) -> None
         with pytest.raises(DataError, match="cannot read .* as an image") as told:
             read_image(path)
         assert "\n" not in str(told.value)
+
+
+# -- images of a folder ---------------------------------------------------------------------------
+
+LOSSLESS = {".png", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pnm", ".jp2", ".j2k"}
+
+
+@pytest.mark.parametrize("ending", sorted(SUFFIXES))
+def test_what_can_be_read_is_found_in_a_folder(ending: str, tmp_path: Path) -> None:
+    picture = Image.new("L" if ending == ".pgm" else "RGB", (8, 8), 100)
+    picture.save(tmp_path / f"a{ending.upper()}", format=Image.registered_extensions()[ending])
+    (path,) = list_images(tmp_path, "train")
+    image = read_image(path)
+    assert image.shape == (3, 8, 8)
+    if ending in LOSSLESS:
+        assert image.eq(100)[0].all()
+
+
+@pytest.mark.parametrize("ending", sorted(UNREAD_SUFFIXES))
+def test_what_cannot_be_read_is_told(ending: str, tmp_path: Path) -> None:
+    (tmp_path / f"a{ending}").write_bytes(b"photograph")
+    with pytest.raises(DataError, match=rf"no images in .*; \{ending} cannot be read: convert"):
+        list_images(tmp_path, "train")
+    write_png(torch.rand(3, 8, 8), tmp_path / "b.png")
+    with pytest.warns(UserWarning, match=rf"skipped 1 image in .*: \{ending} cannot be read"):
+        assert [path.name for path in list_images(tmp_path, "train")] == ["b.png"]
+
+
+def test_every_format_that_is_opened_has_endings() -> None:
+    known = Image.registered_extensions()
+    assert {known[ending] for ending in SUFFIXES} == set(FORMATS)
+    assert not UNREAD_SUFFIXES & SUFFIXES
