@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nicprune.data.images import calibration_images as calibration_images
     from nicprune.evaluation.evaluate import compare as compare
     from nicprune.evaluation.evaluate import evaluate as evaluate
-    from nicprune.experiments.recipe import read_recipe as read_recipe
+    from nicprune.experiments.recipe_files import read_recipe as read_recipe
     from nicprune.experiments.run import run_recipe as run_recipe
     from nicprune.methods import METHODS as METHODS
     from nicprune.methods import Attached as Attached
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from nicprune.storage.adaptation import save_adaptation as save_adaptation
     from nicprune.storage.checkpoint import check_savable as check_savable
     from nicprune.storage.checkpoint import load as load
-    from nicprune.storage.checkpoint import load_codec as load_codec
     from nicprune.storage.checkpoint import save as save
     from nicprune.storage.container import decode as decode
     from nicprune.storage.container import encode as encode
+    from nicprune.storage.named import load_codec as load_codec
     from nicprune.training.loop import fit as fit
 
 __version__ = "0.1.0"
@@ -71,12 +71,12 @@ _HOME = {
     "fit": "training.loop",
     "load": "storage.checkpoint",
     "load_adaptation": "storage.adaptation",
-    "load_codec": "storage.checkpoint",
+    "load_codec": "storage.named",
     "measure": "pruning.cost",
     "measure_latency": "runtime.latency",
     "provenance": "codecs.provenance",
     "prune": "pruning.surgery",
-    "read_recipe": "experiments.recipe",
+    "read_recipe": "experiments.recipe_files",
     "refine_latency": "runtime.latency_refinement",
     "run_recipe": "experiments.run",
     "save": "storage.checkpoint",

@@ -29,13 +29,15 @@ from torch import nn
 import nicprune as nip
 from nicprune.cli.application import app
 from nicprune.data.images import write_png
-from nicprune.experiments.recipe import Recipe, parse_recipe
+from nicprune.experiments.recipe import Recipe
+from nicprune.experiments.recipe_parser import parse_recipe
 from nicprune.experiments.run import run_recipe
 from nicprune.methods import METHODS, attach
 from nicprune.pruning.cost import CostModel, measure
 from nicprune.storage.checkpoint import save
 from nicprune.storage.container import encode
-from nicprune.training.loop import TrainSettings, fit
+from nicprune.training.loop import fit
+from nicprune.training.settings import TrainSettings
 
 FILE = Path(__file__).with_name("golden.json")
 FIGURES = {"rel": 2e-3, "abs": 1e-6}

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from nicprune.cli.application import app
 from nicprune.common.config import StrictConfig
 from nicprune.data import images as data
-from nicprune.experiments.recipe import parse_recipe, read_recipe
+from nicprune.experiments.recipe_files import read_recipe
+from nicprune.experiments.recipe_parser import parse_recipe
 from nicprune.methods import METHODS, Method, contract
 from nicprune.report import folder as report_folder
 

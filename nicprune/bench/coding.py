@@ -19,7 +19,7 @@ from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.memory_format import to_channels_last
 from nicprune.codecs.rans import compiled, uncompiled
 from nicprune.evaluation.timer import Measure, QuietTimer
-from nicprune.storage.checkpoint import load_codec
+from nicprune.storage.named import load_codec
 
 HYPERPRIORS = ("bmshj2018-hyperprior",)
 CONTEXT_MODELS = ("mbt2018", "cheng2020-anchor")

@@ -31,7 +31,8 @@ from nicprune.common.files import write_text
 from nicprune.common.machine import machine_line
 from nicprune.data.images import list_images
 from nicprune.evaluation.timer import Measure
-from nicprune.storage.checkpoint import load_codec, save
+from nicprune.storage.checkpoint import save
+from nicprune.storage.named import load_codec
 
 AVX2 = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",

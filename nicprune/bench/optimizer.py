@@ -18,10 +18,11 @@ from nicprune.common.config import parse
 from nicprune.data.images import list_images, read_image
 from nicprune.data.patches import Patches
 from nicprune.evaluation.timer import Measure
-from nicprune.storage.checkpoint import load_codec
-from nicprune.training.loop import TrainSettings, learning_rate, split_parameters
+from nicprune.storage.named import load_codec
 from nicprune.training.optimizers import make_optimizer
 from nicprune.training.precision import autocast_dtype, entropy_models_in_float32
+from nicprune.training.settings import TrainSettings, learning_rate
+from nicprune.training.trained_parameters import split_parameters
 
 CODECS = {"demo-hyperprior": 64, "bmshj2018-hyperprior": 128}
 """Codecs that are trained from random weights, with their N."""

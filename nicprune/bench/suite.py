@@ -36,7 +36,7 @@ from nicprune.pruning.budget import Budget, allocate_widths
 from nicprune.pruning.cost import CostModel
 from nicprune.pruning.surgery import prune
 from nicprune.pruning.verification import verify_same
-from nicprune.storage.checkpoint import load_codec
+from nicprune.storage.named import load_codec
 from nicprune.training.precision import autocast_dtype, entropy_models_in_float32
 
 SIZE = (512, 768)

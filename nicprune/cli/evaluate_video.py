@@ -100,7 +100,7 @@ def _at_widths(text: str, quality: int | None, metric: str, weights: str) -> lis
     """Load a codec; return its label and the codec with each width that is asked for."""
     from nicprune.evaluation.transform_times import Named
     from nicprune.methods.video.coder import video_coder
-    from nicprune.storage.checkpoint import load_codec
+    from nicprune.storage.named import load_codec
 
     named = Named.read(text)
     given = Path(named.codec).suffix == ".safetensors"

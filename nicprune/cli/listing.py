@@ -17,7 +17,7 @@ def list_names(
     """List codecs, methods and recipes."""
     from nicprune.codecs.zoo import codec_names, qualities, width_arguments
     from nicprune.common.errors import RecipeError, closest
-    from nicprune.experiments.recipe import recipe_names
+    from nicprune.experiments.recipe_files import recipe_names
     from nicprune.methods.contract import METHODS
 
     sections: dict[str, list[tuple[str, str]]] = {

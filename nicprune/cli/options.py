@@ -33,7 +33,7 @@ def refuse(what: str, options: Mapping[str, Any]) -> None:
 
 def load_one(codec: str, quality: int | None, metric: str, weights: str) -> Any:
     """Load the one codec of a command, as `load_codec` does."""
-    from nicprune.storage.checkpoint import load_codec
+    from nicprune.storage.named import load_codec
 
     refuse_for_files([codec], quality, metric)
     return load_codec(codec, quality, metric=metric, weights=weights)

@@ -23,7 +23,7 @@ def check(
     """
     from pathlib import Path
 
-    from nicprune.experiments.recipe import read_recipe
+    from nicprune.experiments.recipe_files import read_recipe
     from nicprune.experiments.resolve import resolve
 
     parsed, _ = read_recipe(recipe, set_ or [], imports=not no_import)
@@ -51,7 +51,7 @@ def run(
 
     For each quality: attach, train, harden, fine-tune, evaluate. Finished runs are skipped.
     """
-    from nicprune.experiments.recipe import read_recipe
+    from nicprune.experiments.recipe_files import read_recipe
     from nicprune.experiments.run import plan, run_recipe
 
     parsed, text = read_recipe(recipe, set_ or [], imports=not no_import)

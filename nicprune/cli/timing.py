@@ -129,7 +129,7 @@ def _load(
     """Load codecs given as "[label=]codec[@width]", each at its width; return them by label."""
     from nicprune.common.errors import RecipeError
     from nicprune.evaluation.transform_times import Named
-    from nicprune.storage.checkpoint import load_codec
+    from nicprune.storage.named import load_codec
 
     loaded: dict[str, Any] = {}
     named = [Named.read(text) for text in codecs]

@@ -10,7 +10,9 @@ from nicprune.codecs.zoo import DEMO
 from nicprune.common.files import expand
 from nicprune.experiments.plan import Run
 from nicprune.experiments.recipe import Recipe
-from nicprune.storage.checkpoint import fill, load, load_codec
+from nicprune.storage.checkpoint import load
+from nicprune.storage.named import load_codec
+from nicprune.storage.state import fill
 
 
 def load_base_codec(recipe: Recipe, job: Run) -> nn.Module:

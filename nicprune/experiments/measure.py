@@ -23,8 +23,8 @@ from nicprune.evaluation.evaluate import Evaluation, ImageScore, evaluate
 from nicprune.evaluation.memory import peak_bytes
 from nicprune.experiments.base_codec import load_base_codec
 from nicprune.experiments.crops import save_crop
-from nicprune.experiments.plan import Run
-from nicprune.experiments.recipe import Recipe, digest
+from nicprune.experiments.plan import Run, digest
+from nicprune.experiments.recipe import Recipe
 from nicprune.methods.composition import Attached, operating_points
 from nicprune.methods.gating.execution import set_skipping
 from nicprune.methods.operating_point import OperatingPoint

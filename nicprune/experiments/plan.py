@@ -5,6 +5,7 @@ its result depends on.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from nicprune.codecs.zoo import DEMO, embedded_file
 from nicprune.common.files import content_digest, expand
 from nicprune.data.images import list_images
-from nicprune.experiments.recipe import MethodSpec, Phase, Recipe, Variant, digest, slug_of
+from nicprune.experiments.recipe import MethodSpec, Phase, Recipe, Variant, slug_of
 from nicprune.methods.contract import METHODS
 from nicprune.pruning.latency_table import Runtime
 
@@ -202,3 +203,8 @@ def report_name(recipe: Recipe, job: Run) -> str:
     level = "" if job.role == "modulated" else f"-q{job.quality}"
     codec = Path(recipe.codec).stem.replace(":", "-")
     return f"{codec}{level}-{job.folder.name.rsplit('-', 1)[0]}.safetensors"
+
+
+def digest(*parts: Any) -> str:
+    """Return a hash of anything that JSON can write, for cache keys."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

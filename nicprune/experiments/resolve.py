@@ -18,12 +18,14 @@ from nicprune.common.errors import DataError, FileError, NicpruneError, RecipeEr
 from nicprune.data.images import list_images, readable, usable_images
 from nicprune.experiments.base_codec import architecture, load_base_codec
 from nicprune.experiments.plan import Run, fit_settings, phases_of, plan_runs, report_name
-from nicprune.experiments.recipe import Recipe, check_paths
+from nicprune.experiments.recipe import Recipe
+from nicprune.experiments.recipe_paths import check_paths
 from nicprune.experiments.times import latency_of
 from nicprune.methods.composition import attach
 from nicprune.report.record_files import read as read_records
 from nicprune.storage.checkpoint import check_savable
-from nicprune.training.loop import TrainSettings, check_environment, check_patch_size
+from nicprune.training.environment import check_environment
+from nicprune.training.settings import TrainSettings, check_patch_size
 
 LONGEST = 255
 """Largest length of a file name in bytes, on all common file systems."""

@@ -20,24 +20,14 @@ from nicprune.codecs.example import size_multiple
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.reinitialise import reinitialise
 from nicprune.common.errors import FileError
-from nicprune.common.files import (
-    check_writable,
-    remove_leftovers,
-    write_atomically,
-    write_text,
-)
+from nicprune.common.files import check_writable, remove_leftovers, write_atomically, write_text
 from nicprune.common.lock import locked
 from nicprune.data.images import calibration_images
 from nicprune.experiments.base_codec import architecture, load_base_codec
 from nicprune.experiments.measure import last_change, measure_at
-from nicprune.experiments.plan import (
-    Run,
-    fit_settings,
-    phases_of,
-    report_name,
-    training_images,
-)
-from nicprune.experiments.recipe import Recipe, check_outside_images
+from nicprune.experiments.plan import Run, fit_settings, phases_of, report_name, training_images
+from nicprune.experiments.recipe import Recipe
+from nicprune.experiments.recipe_paths import check_outside_images
 from nicprune.experiments.resolve import finished, load_for_check, resolve
 from nicprune.experiments.times import latency_of
 from nicprune.methods import METHODS

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from nicprune.channels.groups import Groups, Norms, removed_inputs
+from nicprune.channels.groups import Groups, removed_inputs
 from nicprune.channels.known import remember
 from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.calling import further_arguments
@@ -24,6 +24,7 @@ from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.common.errors import CodecError, DataError, RecipeError
 from nicprune.data.images import to_channels
 from nicprune.methods.bitstream import Coding
+from nicprune.methods.compatibility import check_combination, check_disjoint, norms_of
 from nicprune.methods.contract import (
     METHODS,
     Distiller,
@@ -617,47 +618,6 @@ def first_point(codec: nn.Module, asked: OperatingPoint = EMPTY) -> OperatingPoi
     return next((point for point in points if point.domain == asked.domain), points[0])
 
 
-def check_combination(classes: Sequence[type[Method]]) -> None:
-    """Raise RecipeError if the methods declare that they do not go together."""
-    for first, cls in enumerate(classes):
-        for second, other in enumerate(classes):
-            names = {other.name, *(base.__name__ for base in other.__mro__)}
-            for excluded, reason in cls.exclusive.items():
-                if first != second and excluded in names and not names & cls.goes_with:
-                    raise RecipeError(f"{cls.name} and {other.name} do not go together: {reason}")
-
-
-def _check_disjoint(pruners: Sequence[Pruner]) -> None:
-    """Raise RecipeError if two methods decide the width of the same groups: each would choose
-    channels by its own budget, and what both keep is far less than either asks for.
-    """
-    for first, second in itertools.combinations(pruners, 2):
-        both = first.shrinks() & second.shrinks() if first.codec is second.codec else set()
-        if both:
-            raise RecipeError(
-                f"{first.name} and {second.name} would both choose channels of"
-                f" {first.groups.noun} {min(both)}, and little would be left: give them different"
-                " groups by side or only, or prune by one, harden, then by the other"
-            )
-
-
-def _norms_of(parsed: Sequence[tuple[type[Method], Any]]) -> Norms:
-    """Return what becomes of channels that a norm computes over.
-
-    Raises:
-        RecipeError: the methods differ.
-    """
-    given = {cls.name: settings.norms for cls, settings in parsed if hasattr(settings, "norms")}
-    found: set[Norms] = set(given.values())
-    if len(found) > 1:
-        lacking = [name for name, norms in given.items() if norms != "adapt"]
-        raise RecipeError(
-            f"norms: adapt is of the whole codec: give it to {' and '.join(lacking)} too, or to"
-            " none of them"
-        )
-    return found.pop() if found else "pinned"
-
-
 def _attach_hooks(methods: Sequence[Method]) -> None:
     for method in sorted(methods, key=lambda one: one.attach_last):
         method.attach(method.codec)
@@ -763,13 +723,13 @@ def attach(
             "the codec has a method attached already; harden() or detach() it first, or attach a"
             " list"
         )
-    groups = analyse(codec, _norms_of(parsed))
+    groups = analyse(codec, norms_of(parsed))
     cost = CostModel(codec, groups) if latency is None else TimedCost(codec, groups, latency)
     # All is validated before the first hook is set, so that a failure leaves the codec as it was.
     methods = _created(parsed, codec, groups, cost)
     for one in methods:
         one.set_beside(methods)
-    _check_disjoint(Roles.of(methods).pruners)
+    check_disjoint(Roles.of(methods).pruners)
     learning = [method for method in methods if isinstance(method, Distiller)]
     if (teacher is None and len(learning) == len(methods) and provenance(codec).history) or (
         teacher is not None and not learning

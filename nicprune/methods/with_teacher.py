@@ -8,7 +8,8 @@ from typing import Any, cast
 from torch import nn
 
 from nicprune.common.errors import NicpruneError
-from nicprune.methods.composition import Attached, attach, check_combination
+from nicprune.methods.compatibility import check_combination
+from nicprune.methods.composition import Attached, attach
 from nicprune.methods.contract import METHODS, Method
 
 

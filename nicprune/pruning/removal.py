@@ -20,10 +20,7 @@ from nicprune.codecs.layer_kinds.parameters import layers_of
 from nicprune.codecs.layer_operations import remove
 from nicprune.codecs.modes import modes_restored
 from nicprune.common.errors import SurgeryError
-from nicprune.pruning.attributes import (
-    set_attributes,
-    values_under,
-)
+from nicprune.pruning.attributes import set_attributes, values_under
 
 
 def remove_channels(codec: nn.Module, keep: Mapping[str, np.ndarray], groups: Groups) -> None:

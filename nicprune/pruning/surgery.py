@@ -24,11 +24,7 @@ from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.trusted import is_trusted
 from nicprune.common.errors import CodecError, SurgeryError, first_line
-from nicprune.pruning.attributes import (
-    candidates,
-    find_attributes,
-    likeness,
-)
+from nicprune.pruning.attributes import candidates, find_attributes, likeness
 from nicprune.pruning.masks import mask_channels
 from nicprune.pruning.removal import remove_channels
 from nicprune.pruning.trials import Failure, find_failing

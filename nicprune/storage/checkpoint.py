@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,44 +21,26 @@ from torch import Tensor, nn
 
 from nicprune.channels.find_groups import find_groups
 from nicprune.channels.known import as_plain, from_plain, recall, remember
-from nicprune.codecs.anatomy import (
-    CDF_BUFFERS,
-    COMPILED,
-    check_codec,
-    check_finite,
-    forward_for_analysis,
-    unwrap,
-)
-from nicprune.codecs.cdf import check_tables, note_tables, refresh_tables, update_tables
+from nicprune.codecs.anatomy import COMPILED, check_codec, check_finite, unwrap
+from nicprune.codecs.cdf import check_tables, note_tables, refresh_tables
 from nicprune.codecs.copying import copy_codec
-from nicprune.codecs.example import example_image
 from nicprune.codecs.hooks import has_hooks, remove_hooks
-from nicprune.codecs.layer_kinds.entropy import entropy_models, is_quantile
-from nicprune.codecs.layer_operations import resize
+from nicprune.codecs.layer_kinds.entropy import is_quantile
 from nicprune.codecs.provenance import Provenance, provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
-from nicprune.codecs.state_dicts import read_state_dict
 from nicprune.codecs.structure import differences, structure
-from nicprune.codecs.zoo import (
-    DEMO,
-    build_from_path,
-    build_named,
-    check_name,
-    codec_names,
-    embedded_file,
-    qualities,
-    rebuild,
-)
+from nicprune.codecs.zoo import rebuild
 from nicprune.common.config import cut
 from nicprune.common.errors import CodecError, FileError, NicpruneError, first_line
-from nicprune.common.files import check_path, check_regular, expand, write_atomically
+from nicprune.common.files import check_path, check_regular, write_atomically
 from nicprune.common.machine import versions
 from nicprune.methods.composition import Attached, attach
 from nicprune.methods.contract import Method
 from nicprune.pruning.attributes import noted_attributes, set_attributes
-from nicprune.pruning.removal import follow_widths
 from nicprune.pruning.totals import Totals
 from nicprune.storage.packed_tables import pack_tables, unpack_tables
+from nicprune.storage.same_function import difference
+from nicprune.storage.state import fill
 
 FORMAT = "nicprune"
 VERSION = 4
@@ -247,7 +228,7 @@ def _check_made_again(
         for make in (None, factory) if factory is not None else (None,):
             try:
                 found = _assemble(header, tensors, "what would be saved", make)
-                reason = _difference(expected, found)
+                reason = difference(expected, found)
             except NicpruneError as error:
                 reason = str(error).split(f"; {HOW}")[0]
             if not reason:
@@ -263,49 +244,6 @@ def _check_made_again(
         f"{type(codec).__name__} cannot be saved: {made} does not make it again"
         f" ({reasons[-1]:.300}); {HOW if factory is None else 'give the one that made this codec'}"
     )
-
-
-def _difference(expected: nn.Module, found: nn.Module) -> str:
-    """Describe the difference of two models: layers and settings, then latents and outputs."""
-    told = differences(structure(unwrap(expected)), structure(unwrap(found)))
-    if told:
-        return "; ".join(told[:2])
-    first = _trace(expected)
-    if _same(first, _trace(found)) or not _same(first, _trace(expected)):
-        return ""  # what is not the same twice cannot be compared
-    return "its layers are the same, but latents or outputs differ"
-
-
-@torch.no_grad()
-def _trace(model: nn.Module) -> list[Tensor]:
-    """Return the inputs of a model's entropy models for an image, and its outputs."""
-    seen: list[Tensor] = []
-    image = example_image(unwrap(model), seed=0)  # runs the codec, before anything is recorded
-    if isinstance(model, Attached):
-        model.set_width(0 if model.widths is not None else None)
-    handles = [
-        entropy_model.register_forward_pre_hook(lambda module, args: seen.extend(_tensors(args)))
-        for entropy_model in entropy_models(model)
-    ]
-    torch.manual_seed(0)
-    try:
-        seen.extend(_tensors(forward_for_analysis(model.eval(), image)))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value.clone()]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [t for item in value for t in _tensors(item)] if isinstance(value, (list, tuple)) else []
-
-
-def _same(first: list[Tensor], second: list[Tensor]) -> bool:
-    return len(first) == len(second) and all(map(torch.equal, first, second))
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -492,180 +430,3 @@ def attach_saved(
         )
     note_tables(attached)
     return attached
-
-
-def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str, hint: str = "") -> None:
-    """Resize `codec` to the shapes of `state` and load its values.
-
-    Args:
-        hint: what to do where they do not fit, for the message.
-
-    Raises:
-        FileError: keys are missing or unknown, a value is not finite, or CDF tables are damaged;
-            names the first ones.
-    """
-    own = codec.state_dict()
-    missing = [k for k in own if k not in state]
-    extra = [k for k in state if k not in own]
-    if missing or extra:
-        told = "; ".join(
-            f"{what} {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
-            for what, keys in (("missing", missing), ("unknown", extra))
-            if keys
-        )
-        raise FileError(f"{where} does not fit {type(codec).__name__}: {told}{hint}")
-    for key, value in state.items():
-        if value.layout is not torch.strided or value.is_meta or value.is_quantized:
-            raise FileError(f"{where}: {key} is not a tensor of plain values")
-        if value.numel() * value.element_size() > max(1 << 20, value.untyped_storage().nbytes()):
-            raise FileError(f"{where}: {key} is larger than what the file holds of it")
-        if key.rpartition(".")[2] not in CDF_BUFFERS and value.dim() != own[key].dim():
-            raise FileError(
-                f"{where} does not fit {type(codec).__name__}: {key} has the shape"
-                f" {tuple(value.shape)} instead of {tuple(own[key].shape)}{hint}"
-            )
-    resize(codec, state)
-    # Not CompressionModel.load_state_dict, which wants CDF tables empty: they have their shapes
-    # already.
-    nn.Module.load_state_dict(codec, dict(state), strict=True)
-    try:
-        check_finite(codec)
-    except CodecError as error:
-        raise FileError(f"{where}: {error}") from None
-    follow_widths(codec)
-    training = codec.training
-    try:
-        with torch.no_grad():
-            forward_for_analysis(codec.eval(), example_image(codec))
-    except (RuntimeError, ValueError, IndexError, CodecError) as error:
-        reason = str(error).splitlines()[0]
-        raise FileError(
-            f"{where} does not fit {type(codec).__name__}: its layers' widths do not match"
-            f" ({reason}){hint}"
-        ) from None
-    finally:
-        codec.train(training)
-
-
-def load_codec(
-    name: str | Path,
-    quality: int | None = None,
-    *,
-    metric: str = "mse",
-    weights: str | Path = "official",
-) -> nn.Module:
-    """Load or build a codec.
-
-    Args:
-        name: a name from `nicprune list`; a file (`.safetensors` of `save`); or
-            `package.module:factory`.
-        quality: quality level, for named codecs.
-        metric: "mse" or "ms-ssim": the metric that the official weights were trained for.
-        weights: "official" (downloaded by CompressAI; for the embedded codec, its own), "none"
-            (random), or a file: CompressAI's `.pth`/`.pth.tar` or a `.safetensors` of `save`.
-
-    Raises:
-        CodecError: the name or quality is unknown, or the weights are unavailable.
-        FileError: the file cannot be read or does not fit.
-    """
-    if not isinstance(name, (str, os.PathLike)):
-        raise CodecError(f"expected the name of a codec, or its file, got {type(name).__name__}")
-    name = str(name)
-    if name.endswith(".safetensors"):
-        if str(weights) != "official":
-            raise CodecError(f"{name} brings its own weights; leave weights={str(weights)!r} out")
-        return load(name)
-    if ":" in name:
-        codec = build_from_path(name, quality)
-        provenance(codec).metric = metric
-        return (
-            codec.eval()
-            if str(weights) in ("official", "none")
-            else _load_weights(codec, expand(weights)).eval()
-        )
-    if name not in codec_names() and Path(name).suffix in (".pth", ".tar", ".pt"):
-        raise CodecError(
-            f"{name} holds weights only; name its architecture and pass weights={name!r}"
-        )
-    check_name(name, quality, metric)
-    if str(weights) == "official" and name == DEMO:
-        if metric != "mse":
-            raise CodecError(
-                f"the weights of {DEMO} were trained for mse; there are none for {metric}"
-            )
-        return _embedded(quality)
-    if str(weights) in ("official", "none"):
-        return build_named(name, quality, metric, official=str(weights) == "official")
-    weights = expand(weights)
-    if not weights.exists():
-        raise FileError(f"no such weights file: {weights} (or use weights='official' or 'none')")
-    return _load_weights(build_named(name, quality, metric, official=False), weights).eval()
-
-
-def _embedded(quality: int | None) -> nn.Module:
-    if quality is None:
-        raise CodecError(
-            f"{DEMO} needs a quality ({qualities(DEMO).start} to {qualities(DEMO).stop - 1})"
-        )
-    path = embedded_file(quality)
-    if not path.exists():
-        raise CodecError(
-            f"the weights of {DEMO} quality {quality} are missing from this installation; reinstall"
-            " nicprune"
-        )
-    codec = load(path)
-    record = provenance(codec)
-    record.name, record.quality = DEMO, quality
-    return codec
-
-
-def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
-    """Load weights from a file into a codec of the same architecture, at the file's widths; return
-    it with the file's methods on it.
-    """
-    record = provenance(codec).copy()
-    loaded = codec
-    if str(weights).endswith(".safetensors"):
-        loaded = load(weights, factory=lambda: codec)
-        stored = provenance(codec)
-        record.build, record.original, record.history = (
-            stored.build,
-            stored.original,
-            stored.history,
-        )
-    else:
-        state = read_state_dict(weights, codec)
-        own = codec.state_dict()
-        # Files saved before update() hold no CDF tables, others' tables have their own length: both
-        # are fine.
-        differing = [
-            k
-            for k, v in state.items()
-            if k in own and k.rsplit(".", 1)[-1] not in CDF_BUFFERS and v.shape != own[k].shape
-        ]
-        fill(
-            codec,
-            {
-                **{
-                    k: v
-                    for k, v in own.items()
-                    if k.rsplit(".", 1)[-1] in CDF_BUFFERS and k not in state
-                },
-                **state,
-            },
-            str(weights),
-        )
-        update_tables(codec)
-        if differing:
-            told = (
-                f"{differing[0]} is {tuple(state[differing[0]].shape)}, usual is"
-                f" {tuple(own[differing[0]].shape)}"
-            )
-            warnings.warn(
-                f"{weights} has other widths than"
-                f" {record.name}{f' quality {record.quality}' if record.quality else ''} ({told})",
-                stacklevel=4,
-            )
-    set_provenance(codec, record)
-    note_tables(codec)
-    return loaded

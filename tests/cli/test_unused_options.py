@@ -11,7 +11,8 @@ from PIL import Image
 
 from nicprune.data.images import read_image, write_png
 from nicprune.methods import attach
-from nicprune.storage.checkpoint import load_codec, save
+from nicprune.storage.checkpoint import save
+from nicprune.storage.named import load_codec
 
 DEMO = "demo-hyperprior"
 

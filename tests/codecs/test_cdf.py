@@ -17,7 +17,8 @@ from nicprune.codecs.cdf import note_tables, refresh_tables
 from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.evaluation.evaluate import evaluate
 from nicprune.methods import attach
-from nicprune.storage.checkpoint import load, load_codec, save
+from nicprune.storage.checkpoint import load, save
+from nicprune.storage.named import load_codec
 
 
 def marked(bottleneck: Any) -> None:

@@ -31,8 +31,9 @@ from nicprune.evaluation.summary import profile_text
 from nicprune.methods import Attached, attach
 from nicprune.pruning.cost import CostModel, measure
 from nicprune.pruning.surgery import analyse
-from nicprune.storage.checkpoint import load, load_codec, save
+from nicprune.storage.checkpoint import load, save
 from nicprune.storage.container import decode, encode
+from nicprune.storage.named import load_codec
 from nicprune.training.rounded_latents import rounded_latents
 
 LAMBDAS = (0.0022, 0.0050, 0.012, 0.027)

@@ -21,7 +21,7 @@ from nicprune.data.clips import clips_in
 from nicprune.data.images import calibration_images, write_png
 from nicprune.evaluation.transform_times import time_codecs
 from nicprune.evaluation.video import evaluate_video
-from nicprune.experiments.recipe import parse_recipe
+from nicprune.experiments.recipe_parser import parse_recipe
 from nicprune.experiments.resolve import resolve
 from nicprune.runtime import latency, layer_forms
 from nicprune.storage.export import export_onnx

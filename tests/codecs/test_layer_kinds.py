@@ -29,9 +29,7 @@ from nicprune.codecs.layer_kinds import (
     kind_of,
     register_kind,
 )
-from nicprune.codecs.layer_kinds import (
-    OwnNorm as OwnNormKind,
-)
+from nicprune.codecs.layer_kinds import OwnNorm as OwnNormKind
 from nicprune.codecs.layer_kinds.gdn import GrownNormalisation
 from nicprune.codecs.layer_kinds.parameters import OwnParameter, Part, layers_of
 from nicprune.codecs.layer_operations import remove, resize, zero

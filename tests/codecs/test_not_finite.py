@@ -28,8 +28,9 @@ from nicprune.common.errors import CodecError, FileError, NicpruneError
 from nicprune.data.images import write_png
 from nicprune.evaluation.evaluate import evaluate
 from nicprune.methods import attach
-from nicprune.storage.checkpoint import load, load_codec, read_header, save
+from nicprune.storage.checkpoint import load, read_header, save
 from nicprune.storage.container import decode, encode
+from nicprune.storage.named import load_codec
 
 NAN, INF = float("nan"), float("inf")
 

@@ -15,9 +15,9 @@ from compressai.zoo import image_models
 from nicprune.codecs.zoo import LAMBDAS, UNTRAINED, ZOO, check_official, qualities
 from nicprune.common.errors import CodecError
 from nicprune.data.images import write_png
-from nicprune.experiments.recipe import parse_recipe
+from nicprune.experiments.recipe_parser import parse_recipe
 from nicprune.experiments.resolve import resolve
-from nicprune.storage.checkpoint import load_codec
+from nicprune.storage.named import load_codec
 
 NAMES = [*ZOO, *UNTRAINED, "mbt2018-mean-64-96", "cheng2020-anchor-96"]
 

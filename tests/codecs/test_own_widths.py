@@ -24,9 +24,11 @@ from nicprune.codecs.zoo import (
 from nicprune.common.errors import CodecError, FileError, RecipeError
 from nicprune.experiments.base_codec import load_base_codec
 from nicprune.experiments.plan import plan_runs
-from nicprune.experiments.recipe import check_paths, parse_recipe
+from nicprune.experiments.recipe_parser import parse_recipe
+from nicprune.experiments.recipe_paths import check_paths
 from nicprune.methods import attach
-from nicprune.storage.checkpoint import load, load_codec, save
+from nicprune.storage.checkpoint import load, save
+from nicprune.storage.named import load_codec
 
 NAMES = [name for name in (*ZOO, *UNTRAINED) if not name.startswith("evc")]
 SMALL = {"elic2022-official": "32-160", "elic2022-chandelier": "32-160"}

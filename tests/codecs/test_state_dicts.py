@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from nicprune.codecs.anatomy import CDF_BUFFERS
 from nicprune.codecs.state_dicts import read_state_dict
 from nicprune.common.errors import FileError, NicpruneError
-from nicprune.storage.checkpoint import load_codec
+from nicprune.storage.named import load_codec
 
 State = dict[str, Tensor]
 

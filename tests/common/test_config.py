@@ -13,7 +13,8 @@ from compressai.models import ScaleHyperprior
 
 from nicprune.common.config import DEEPEST, MOST_NODES, apply_override, cut, read_yaml
 from nicprune.common.errors import RecipeError
-from nicprune.experiments.recipe import parse_recipe, read_recipe, recipe_names
+from nicprune.experiments.recipe_files import read_recipe, recipe_names
+from nicprune.experiments.recipe_parser import parse_recipe
 from nicprune.methods import attach
 from nicprune.pruning.budget import Budget
 

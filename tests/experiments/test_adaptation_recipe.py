@@ -16,7 +16,8 @@ from torch import nn
 from nicprune.common.errors import DataError, FileError, RecipeError
 from nicprune.data.images import write_png
 from nicprune.experiments.plan import plan_runs, training_images
-from nicprune.experiments.recipe import check_paths, parse_recipe
+from nicprune.experiments.recipe_parser import parse_recipe
+from nicprune.experiments.recipe_paths import check_paths
 from nicprune.experiments.run import run_recipe
 from nicprune.report.markdown import markdown
 from nicprune.report.record_files import read

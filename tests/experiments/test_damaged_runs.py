@@ -16,7 +16,8 @@ from nicprune.common.errors import FileError
 from nicprune.data.images import write_png
 from nicprune.experiments import run as running
 from nicprune.experiments.plan import Run
-from nicprune.experiments.recipe import Recipe, parse_recipe
+from nicprune.experiments.recipe import Recipe
+from nicprune.experiments.recipe_parser import parse_recipe
 from nicprune.experiments.resolve import finished, resolve
 from nicprune.experiments.run import run_recipe
 

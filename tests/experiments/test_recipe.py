@@ -24,16 +24,13 @@ from nicprune.common.files import VARIABLES
 from nicprune.data.images import write_png
 from nicprune.experiments.base_codec import load_base_codec
 from nicprune.experiments.plan import file_digests, plan_runs
-from nicprune.experiments.recipe import (
-    check_paths,
-    find_recipe,
-    parse_recipe,
-    read_recipe,
-    recipe_names,
-)
+from nicprune.experiments.recipe_files import find_recipe, read_recipe, recipe_names
+from nicprune.experiments.recipe_parser import parse_recipe
+from nicprune.experiments.recipe_paths import check_paths
 from nicprune.experiments.run import plan, run_recipe
 from nicprune.pruning.cost import measure
-from nicprune.storage.checkpoint import load, load_codec, save
+from nicprune.storage.checkpoint import load, save
+from nicprune.storage.named import load_codec
 
 
 @pytest.fixture

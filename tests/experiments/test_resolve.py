@@ -16,21 +16,21 @@ import yaml
 from helpers import offer_tiny_codecs
 from helpers_cli import call, fails
 
-import nicprune.training.loop as training
 from nicprune.common.errors import DataError, NicpruneError, RecipeError, TrainingError
 from nicprune.data.images import write_png
+from nicprune.data.patches import mix
 from nicprune.experiments.base_codec import load_base_codec
 from nicprune.experiments.plan import Run, fit_settings, phases_of
-from nicprune.experiments.recipe import (
-    LARGEST_SEED,
-    check_outside_images,
-    parse_recipe,
-    read_recipe,
-)
+from nicprune.experiments.recipe import LARGEST_SEED
+from nicprune.experiments.recipe_files import read_recipe
+from nicprune.experiments.recipe_parser import parse_recipe
+from nicprune.experiments.recipe_paths import check_outside_images
 from nicprune.experiments.resolve import resolve
 from nicprune.experiments.run import plan, prepare, run_recipe
 from nicprune.methods import attach
 from nicprune.training.loop import fit
+from nicprune.training.run import TrainingRun
+from nicprune.training.settings import TrainSettings, learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ ODD: list[Any] = [
 """Values that stand in the place of valid ones."""
 
 KEYS = {
-    "training": [*training.TrainSettings.model_fields],
+    "training": [*TrainSettings.model_fields],
     "sparsify": ["steps", "lr", "schedule", "warmup", "optimizer"],
     "finetune": ["steps", "lr", "schedule", "warmup", "optimizer"],
     "photographs": ["train", "test", "validation", "crops"],
@@ -260,12 +260,12 @@ class _Begun(Exception):
 def test_what_is_accepted_can_begin_and_what_is_refused_is_one_line(
     content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def begin(run: training._Run) -> None:
-        training.learning_rate(run.options, 0)
-        torch.manual_seed(training.mix(run.options.seed, 0, 0, 1))
+    def begin(run: TrainingRun) -> None:
+        learning_rate(run.options, 0)
+        torch.manual_seed(mix(run.options.seed, 0, 0, 1))
         raise _Begun
 
-    monkeypatch.setattr(training._Run, "resume", begin)
+    monkeypatch.setattr(TrainingRun, "resume", begin)
     draw, verdicts, faults = random.Random(0), {True: 0, False: 0}, []
     for _ in range(int(os.environ.get("NICPRUNE_MUTATIONS", 100))):
         changed = copy.deepcopy(content)

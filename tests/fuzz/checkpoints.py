@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.state_dicts import read_state_dict
 from nicprune.data.images import write_png
-from nicprune.storage.checkpoint import fill
+from nicprune.storage.state import fill
 from nicprune.training.checkpoints import NEWEST, PREVIOUS, Checkpoints
 from nicprune.training.loop import fit
 

@@ -18,15 +18,19 @@ import torch
 import yaml
 from compressai.models import FactorizedPrior
 
-import nicprune.training.loop as training
 from nicprune.data.images import write_png
+from nicprune.data.patches import mix
 from nicprune.experiments.base_codec import load_base_codec
 from nicprune.experiments.plan import Run, fit_settings, phases_of
-from nicprune.experiments.recipe import Recipe, read_recipe, recipe_names
+from nicprune.experiments.recipe import Recipe
+from nicprune.experiments.recipe_files import read_recipe, recipe_names
 from nicprune.experiments.resolve import resolve
 from nicprune.experiments.run import prepare
 from nicprune.methods import METHODS, attach
 from nicprune.storage.checkpoint import save
+from nicprune.training.loop import fit
+from nicprune.training.run import TrainingRun
+from nicprune.training.settings import learning_rate
 
 from .damage import damaged
 from .values import change, nudge, pool_of
@@ -120,15 +124,15 @@ class Inputs:
         path.write_bytes(given)
         recipe, _ = read_recipe(str(path))
         jobs = resolve(recipe, Path("runs"))
-        with mock.patch.object(training._Run, "resume", begin):
+        with mock.patch.object(TrainingRun, "resume", begin):
             for job in jobs:
                 start(recipe, job)
 
 
-def begin(run: training._Run) -> None:
+def begin(run: TrainingRun) -> None:
     """What stands before the first step, and takes no time."""
-    training.learning_rate(run.options, 0)
-    torch.manual_seed(training.mix(run.options.seed, 0, 0, 1))
+    learning_rate(run.options, 0)
+    torch.manual_seed(mix(run.options.seed, 0, 0, 1))
     raise Begun
 
 
@@ -145,8 +149,6 @@ def start(recipe: Recipe, job: Run) -> None:
             if model.done:
                 model = model.harden()
         try:
-            training.fit(
-                model, recipe.photographs.train, progress=False, **fit_settings(recipe, job, name)
-            )
+            fit(model, recipe.photographs.train, progress=False, **fit_settings(recipe, job, name))
         except Begun:
             codec = load_base_codec(recipe, job)

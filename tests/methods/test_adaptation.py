@@ -26,7 +26,8 @@ from nicprune.storage.adaptation import load_adaptation, save_adaptation
 from nicprune.storage.checkpoint import load, save
 from nicprune.storage.coded_image import CodedImage
 from nicprune.storage.container import ImageCoder, decode, encode
-from nicprune.training.loop import fit, frozen_parameters
+from nicprune.training.loop import fit
+from nicprune.training.trained_parameters import frozen_parameters
 
 ZOO = [
     "bmshj2018-factorized",

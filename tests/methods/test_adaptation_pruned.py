@@ -36,7 +36,7 @@ from nicprune.common.errors import (
     TrainingError,
 )
 from nicprune.data.images import write_png
-from nicprune.experiments.recipe import parse_recipe
+from nicprune.experiments.recipe_parser import parse_recipe
 from nicprune.experiments.run import run_recipe
 from nicprune.methods import Attached, attach
 from nicprune.pruning.budget import Budget

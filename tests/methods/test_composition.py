@@ -12,7 +12,8 @@ from helpers import METHOD_SETTINGS, built, hook_count, image
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.common.errors import RecipeError
 from nicprune.methods import METHODS, Attached, Method, attach
-from nicprune.methods.composition import check_combination, operating_points, resolve_point
+from nicprune.methods.compatibility import check_combination
+from nicprune.methods.composition import operating_points, resolve_point
 from nicprune.methods.operating_point import EMPTY, OperatingPoint
 from nicprune.pruning.target import Target
 

@@ -23,7 +23,8 @@ from nicprune.methods import Attached, attach
 from nicprune.methods.with_teacher import taught, untaught
 from nicprune.pruning.masks import masked_copy
 from nicprune.storage import container
-from nicprune.storage.checkpoint import load, load_codec, save
+from nicprune.storage.checkpoint import load, save
+from nicprune.storage.named import load_codec
 from nicprune.training.loop import fit
 
 ARCHITECTURES = [

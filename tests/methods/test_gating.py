@@ -34,7 +34,7 @@ from nicprune.methods.gating.gate import START, Gate, recording
 from nicprune.methods.gating.method import ChannelGating
 from nicprune.pruning.budget import Budget
 from nicprune.pruning.cost import count_modules
-from nicprune.training.loop import frozen, frozen_parameters
+from nicprune.training.trained_parameters import frozen, frozen_parameters
 
 CODECS = [
     "bmshj2018-hyperprior",

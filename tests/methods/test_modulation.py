@@ -21,7 +21,7 @@ from nicprune.data.images import read_image, sample_photographs
 from nicprune.methods import METHODS, Attached, attach
 from nicprune.methods.levels import Levels
 from nicprune.methods.variable_rate.modulation import Modulation
-from nicprune.storage.checkpoint import load_codec
+from nicprune.storage.named import load_codec
 
 MODULATORS = sorted(name for name in METHODS if METHODS[name].rates_field)
 

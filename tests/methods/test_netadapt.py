@@ -20,7 +20,7 @@ from nicprune.methods.pruners import netadapt
 from nicprune.pruning.cost import measure
 from nicprune.pruning.masks import mask_channels, masked_copy
 from nicprune.pruning.verification import difference
-from nicprune.storage.checkpoint import load_codec
+from nicprune.storage.named import load_codec
 
 LMBDA = 0.01
 

@@ -15,7 +15,7 @@ from zoo_of_blocks import BlockCodec, C, block_codec
 
 from nicprune.common.errors import RecipeError, TrainingError
 from nicprune.data.images import write_png
-from nicprune.experiments.recipe import read_recipe
+from nicprune.experiments.recipe_files import read_recipe
 from nicprune.methods import METHODS, Attached, attach
 from nicprune.methods.pruners.mask_decay import MaskDecay
 from nicprune.pruning.cost import measure

@@ -18,7 +18,8 @@ from nicprune.evaluation.evaluate import evaluate
 from nicprune.methods import Attached, attach
 from nicprune.pruning.cost import CostModel
 from nicprune.storage import container
-from nicprune.storage.checkpoint import load, load_codec, save
+from nicprune.storage.checkpoint import load, save
+from nicprune.storage.named import load_codec
 from nicprune.training.loop import fit
 
 ARCHITECTURES = [

@@ -20,16 +20,10 @@ from torch.nn import functional as F
 import nicprune as nip
 from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.temporal import TemporalEntropyNetwork
-from nicprune.common.errors import (
-    CodecError,
-    DataError,
-    FileError,
-    InterruptedRun,
-    RecipeError,
-)
+from nicprune.common.errors import CodecError, DataError, FileError, InterruptedRun, RecipeError
 from nicprune.data.images import write_png
 from nicprune.evaluation.memory import peak_bytes
-from nicprune.experiments.recipe import parse_recipe
+from nicprune.experiments.recipe_parser import parse_recipe
 from nicprune.methods import Attached, attach
 from nicprune.methods.video.coder import FrameCoder, video_coder
 from nicprune.pruning.cost import CostModel

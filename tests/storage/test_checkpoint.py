@@ -21,7 +21,8 @@ from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import BudgetError, CodecError, FileError, RecipeError, SurgeryError
 from nicprune.methods import attach
 from nicprune.pruning.surgery import prune
-from nicprune.storage.checkpoint import load, load_codec, read_header, save
+from nicprune.storage.checkpoint import load, read_header, save
+from nicprune.storage.named import load_codec
 
 
 def test_round_trip_is_exact_and_decodes(architecture: str, tmp_path: Path) -> None:

@@ -24,10 +24,11 @@ from nicprune.evaluation.padding import crop, pad
 from nicprune.evaluation.quality import psnr, string_bytes
 from nicprune.methods import Attached, attach
 from nicprune.storage import container
-from nicprune.storage.checkpoint import load, load_codec, save
+from nicprune.storage.checkpoint import load, save
 from nicprune.storage.coded_image import EARLIER, HEADER, MAGIC, VERSION, read_coded
 from nicprune.storage.container import ImageCoder, decode, encode
 from nicprune.storage.identity import fingerprint
+from nicprune.storage.named import load_codec
 from nicprune.storage.values import pack as _pack
 
 LAMBDAS = (0.0018, 0.0067, 0.025)

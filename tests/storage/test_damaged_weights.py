@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nicprune.codecs.state_dicts import read_state_dict
 from nicprune.common.errors import FileError
-from nicprune.storage.checkpoint import fill
+from nicprune.storage.state import fill
 
 
 def read(path: Path) -> nn.Module:

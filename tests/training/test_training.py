@@ -20,15 +20,16 @@ from compressai.models import ScaleHyperprior
 from helpers import TESTS, built, same_state, state_of
 from torch import nn
 
-import nicprune.training.loop as training
 from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import FileError, RecipeError, TrainingError
 from nicprune.data.images import write_png
 from nicprune.methods import attach
-from nicprune.storage.checkpoint import load_codec
-from nicprune.training.loop import TrainSettings, fit, learning_rate
+from nicprune.storage.named import load_codec
+from nicprune.training.loop import fit
 from nicprune.training.optimizers import OPTIMIZERS
+from nicprune.training.run import TrainingRun
+from nicprune.training.settings import TrainSettings, learning_rate
 
 QUICK = {
     "batch_size": 2,
@@ -95,8 +96,7 @@ def test_a_codec_is_trained_for_its_own_rate(
 ) -> None:
     asked = []
     monkeypatch.setattr(
-        training,
-        "rate_distortion_loss",
+        "nicprune.training.run.rate_distortion_loss",
         lambda *wanted: asked.append(wanted) or rate_distortion_loss(*wanted),
     )
     model = codec()
@@ -218,8 +218,8 @@ import os, signal, sys
 from pathlib import Path
 from helpers import same_state, state_of
 from nicprune.common.errors import InterruptedRun
-from nicprune.training import loop as training
 from nicprune.training.loop import fit
+from nicprune.training.run import TrainingRun
 from test_training import QUICK, codec
 
 photos, folder, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
@@ -228,14 +228,14 @@ whole, parts = codec(), codec()
 quick = {**QUICK, "steps": 4}
 fit(whole, photos, **quick)
 before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-advance = training._Run.advance
+advance = TrainingRun.advance
 
 def step(run, batch):
     if run.step == 1:
         os.kill(os.getpid(), number)
     return advance(run, batch)
 
-training._Run.advance = step
+TrainingRun.advance = step
 try:
     fit(parts, photos, folder=folder, **quick)
 except InterruptedRun as error:
@@ -243,7 +243,7 @@ except InterruptedRun as error:
     assert error.exit_status == 128 + number
 else:
     raise AssertionError("it was not interrupted")
-training._Run.advance = advance
+TrainingRun.advance = advance
 assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
 parts = codec()
@@ -266,17 +266,17 @@ def test_a_signal_saves_the_step_and_leaves(
 def test_a_second_run_of_a_folder_is_refused(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    advance = training._Run.advance
+    advance = TrainingRun.advance
     refused: list[str] = []
 
-    def step(run: training._Run, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    def step(run: TrainingRun, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         if not refused:
             with pytest.raises(FileError, match="is in use by process") as caught:
                 fit(codec(), photos, steps=2, folder=tmp_path, **QUICK)
             refused.append(str(caught.value))
         return advance(run, batch)
 
-    monkeypatch.setattr(training._Run, "advance", step)
+    monkeypatch.setattr(TrainingRun, "advance", step)
     fit(codec(), photos, steps=2, folder=tmp_path, **QUICK)
     assert len(refused) == 1 and "\n" not in refused[0]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
@@ -377,7 +377,7 @@ def test_soap_resumes_bit_equal_with_methods_that_change_what_learns(
                 pytest.MonkeyPatch.context() as patch,
                 pytest.raises(TrainingError, match="interrupted"),
             ):
-                patch.setattr(training._Run, "advance", _interrupted_after(stop))
+                patch.setattr(TrainingRun, "advance", _interrupted_after(stop))
                 fit(model, photos, **options)
             model = attached()
         fit(model, photos, **options)
@@ -387,9 +387,9 @@ def test_soap_resumes_bit_equal_with_methods_that_change_what_learns(
 
 
 def _interrupted_after(steps: int):  # type: ignore[no-untyped-def]
-    advance, count = training._Run.advance, iter(range(steps))
+    advance, count = TrainingRun.advance, iter(range(steps))
 
-    def step(run: training._Run, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    def step(run: TrainingRun, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         if next(count, None) is None:
             raise KeyboardInterrupt
         return advance(run, batch)
@@ -485,8 +485,6 @@ def test_unwritable_folder_is_one_line(photos: Path, tmp_path: Path) -> None:
 def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import nicprune.training.loop as module
-
     real, saves = torch.save, []
 
     def save(*args: object) -> None:
@@ -498,7 +496,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(
             )
         real(*args)
 
-    monkeypatch.setattr(module.torch, "save", save)
+    monkeypatch.setattr(torch, "save", save)
     with pytest.raises(FileError, match="cannot write .*checkpoint.pt: .*file write failed"):
         fit(codec(), photos, steps=6, folder=tmp_path, checkpoint_every=2, **QUICK)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2

@@ -9,14 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.layer_kinds.kind import (
-    KINDS,
-    Index,
-    LayerKind,
-    cut,
-    kept_indices,
-    take,
-)
+from nicprune.codecs.layer_kinds.kind import KINDS, Index, LayerKind, cut, kept_indices, take
 from nicprune.codecs.layer_kinds.linear import Linear
 from nicprune.codecs.layer_kinds.parameters import Part
 

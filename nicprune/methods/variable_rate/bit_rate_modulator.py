@@ -8,12 +8,7 @@ import torch
 from torch import Tensor
 
 from nicprune.methods.contract import METHODS
-from nicprune.methods.variable_rate.modulation import (
-    Modulation,
-    Network,
-    NetworkConfig,
-    Site,
-)
+from nicprune.methods.variable_rate.modulation import Modulation, Network, NetworkConfig, Site
 
 
 @METHODS.register("bit_rate_modulator")

@@ -12,12 +12,7 @@ from torch import Tensor, nn
 
 from nicprune.codecs.layer_kinds.kind import widths_of
 from nicprune.methods.contract import METHODS
-from nicprune.methods.variable_rate.modulation import (
-    ZERO,
-    Modulation,
-    Site,
-    convolutions_in,
-)
+from nicprune.methods.variable_rate.modulation import ZERO, Modulation, Site, convolutions_in
 
 
 @METHODS.register("conditional_autoencoder")

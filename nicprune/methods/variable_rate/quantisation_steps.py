@@ -6,10 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.methods.contract import METHODS
-from nicprune.methods.variable_rate.modulation import (
-    Modulation,
-    Site,
-)
+from nicprune.methods.variable_rate.modulation import Modulation, Site
 
 
 @METHODS.register("quantisation_steps")
