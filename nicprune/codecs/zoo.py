@@ -152,7 +152,7 @@ def check_name(name: str, quality: int | None, metric: str) -> None:
     if metric not in LAMBDAS:
         raise CodecError(f"unknown metric {metric!r}; {closest(metric, LAMBDAS)}")
     levels = qualities(name)
-    if quality is not None and quality not in levels:
+    if quality is not None and not (isinstance(quality, int) and quality in levels):
         raise CodecError(
             f"{name} has no quality {quality!r}; it has {levels.start} to {levels.stop - 1}"
         )

@@ -49,6 +49,9 @@ SAMPLE_TRAIN = (
 )
 
 
+INSTEAD = {"validation": ("train",)}
+"""The sub-folder that is listed where a folder has none of a split's own name."""
+
 MAX_PIXELS = 89_478_485
 """Pixels of the largest image that is decoded, Pillow's own bound."""
 
@@ -277,7 +280,7 @@ def is_own_png(start: bytes) -> bool:
 
 
 def sample_photographs(split: str) -> list[Path]:
-    """Return the paths of scikit-image's photographs: 6 for the split "train", 3 for "test".
+    """Return the paths of scikit-image's photographs: 3 for the split "test", 6 for others.
 
     Raises:
         DataError: scikit-image is not installed.
@@ -289,15 +292,16 @@ def sample_photographs(split: str) -> list[Path]:
             "the sample photographs come with scikit-image: pip install 'nicprune[demo]'"
         ) from None
     folder = Path(skimage.data.__file__).parent
-    return [folder / name for name in (SAMPLE_TRAIN if split == "train" else SAMPLE_TEST)]
+    return [folder / name for name in (SAMPLE_TEST if split == "test" else SAMPLE_TRAIN)]
 
 
 def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[Path]:
     """List the image files in one folder or several, sub-folders included, sorted.
 
-    If a folder has a sub-folder named `split` ("train" or "test", CompressAI's layout), only that
-    sub-folder is listed. The name "samples" stands for the photographs of scikit-image. `~` and
-    environment variables (`${NAME}`) are expanded.
+    If a folder has a sub-folder named `split` ("train" or "test", CompressAI's layout, or
+    "validation"), only that sub-folder is listed; for "validation" one named train, if it has none.
+    The name "samples" stands for the photographs of scikit-image. `~` and environment variables
+    (`${NAME}`) are expanded.
 
     Raises:
         DataError: no folder is given, one is missing or holds no image, or a variable is not set.
@@ -321,8 +325,8 @@ def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[P
         raise DataError(f"no such folder: {root}")
     if root.is_file():
         return [root]
-    if (root / split).is_dir():
-        root = root / split
+    inside = (root / name for name in (split, *INSTEAD.get(split, ())))
+    root = next((folder for folder in inside if folder.is_dir()), root)
     files = [path for path in files_below(root) if path.is_file()]
     found = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
     unread = [path for path in files if path.suffix.lower() in UNREAD_SUFFIXES]
@@ -424,6 +428,7 @@ def calibration_images(
     largest: tuple[int, int] = (512, 768),
     *,
     multiple: int = 64,
+    split: str = "train",
 ) -> list[Tensor]:
     """Return whole training images for calibration, spread evenly over the set: float32 in [0, 1],
     shape (1, 3, H, W), cropped at the centre.
@@ -434,13 +439,15 @@ def calibration_images(
         largest: largest (height, width) of a crop.
         multiple: height and width are multiples of this many pixels. Codecs of a total stride above
             64 need theirs.
+        split: sub-folder that is listed, where there is one (see `list_images`).
 
     Raises:
         DataError: no image is usable, or "samples" is asked for without scikit-image.
     """
-    paths = usable_images(list_images(folder, "train"))
+    paths = usable_images(list_images(folder, split))
+    spread = [paths[i * len(paths) // count] for i in range(count)] if count < len(paths) else paths
     images = []
-    for _, image in readable(paths[:: max(1, len(paths) // count)][:count]):
+    for _, image in readable(spread):
         height, width = (
             min(side, most) // multiple * multiple
             for side, most in zip(image.shape[1:], largest, strict=True)

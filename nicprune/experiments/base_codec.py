@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from nicprune.codecs.provenance import provenance
 from nicprune.codecs.roles import ANALYSIS, SYNTHESIS
 from nicprune.codecs.zoo import DEMO
 from nicprune.common.files import expand
@@ -21,6 +22,9 @@ def load_base_codec(recipe: Recipe, job: Run) -> nn.Module:
     codec = load_codec(
         recipe.codec, job.quality, metric=recipe.metric, weights=recipe.weights_for(job.quality)
     )
+    # A codec given as a file or a factory says its own; what is trained, pruned and measured by is
+    # the recipe's.
+    provenance(codec).metric = recipe.metric
     transforms = recipe.transforms_for(job.quality)
     if transforms is not None and recipe.before(job.quality) is None:
         take_transforms(codec, transforms, job.quality)

@@ -23,7 +23,7 @@ from nicprune.evaluation.evaluate import Evaluation, ImageScore, evaluate
 from nicprune.evaluation.memory import peak_bytes
 from nicprune.experiments.base_codec import load_base_codec
 from nicprune.experiments.crops import save_crop
-from nicprune.experiments.plan import Run, digest
+from nicprune.experiments.plan import Run, digest, training_images
 from nicprune.experiments.recipe import Recipe
 from nicprune.methods.composition import Attached, operating_points
 from nicprune.methods.gating.execution import set_skipping
@@ -144,7 +144,7 @@ def measure_at(
         images=[ImageResult(**asdict(image)) for image in evaluation.images],
         test=test_name(recipe),
         source=measure_source(recipe, job, codec, progress),
-        train_images=job.arm.images,
+        train_images=len(training_images(recipe, job)) if job.arm.images is not None else None,
         crops=crops,
         file="codec.safetensors",
         file_bytes=size,

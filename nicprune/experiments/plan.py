@@ -14,6 +14,7 @@ from nicprune.codecs.zoo import DEMO, embedded_file
 from nicprune.common.files import content_digest, expand
 from nicprune.data.images import list_images
 from nicprune.experiments.recipe import MethodSpec, Phase, Recipe, Variant, slug_of
+from nicprune.experiments.recipe_paths import SPLITS
 from nicprune.methods.contract import METHODS
 from nicprune.pruning.latency_table import Runtime
 
@@ -137,11 +138,8 @@ def plan_runs(recipe: Recipe, runs: Path) -> list[Run]:
 
 def _photographs(recipe: Recipe, split: str) -> list[list[Any]]:
     given = getattr(recipe.photographs, split)
-    return (
-        []
-        if given is None
-        else [[split, path.name, content_digest(path)] for path in list_images(given, split)]
-    )
+    paths = [] if given is None else list_images(given, SPLITS[split])
+    return [[split, path.name, content_digest(path)] for path in paths]
 
 
 def training_images(recipe: Recipe, job: Run) -> str | list[str]:
@@ -172,7 +170,7 @@ def file_digests(recipe: Recipe, quality: int) -> list[str]:
 def phases_of(recipe: Recipe, job: Run) -> dict[str, Phase]:
     """Return the phases that a run trains, by the names of their folders, in order."""
     if recipe.task == "train":
-        return {"train": recipe.per_quality.get(job.quality, recipe.finetune)}
+        return {"train": recipe.phase_of(job.quality)}
     if job.role == "original":
         return {}
     if job.arm.scratch is not None:

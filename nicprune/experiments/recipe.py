@@ -80,7 +80,7 @@ class Variant(StrictConfig):
     label: str
     between: int = Field(default=0, ge=0, le=20)
     lmbda: float | None = Field(default=None, gt=0)
-    seeds: list[Seed] | None = None
+    seeds: list[Seed] | None = Field(default=None, min_length=1)
     qualities: list[Quality] | None = Field(default=None, min_length=1)
     scratch: str | None = None
     sparsify: Phase | None = None
@@ -270,6 +270,13 @@ class Recipe(StrictConfig):
         ):
             raise ValueError("a codec given as a file brings its own weights, and is one quality")
         return self
+
+    def phase_of(self, quality: int) -> Phase:
+        """Return the phase that a quality is trained in, for `task: train`: `finetune`, with what
+        `per_quality` states in place of it.
+        """
+        own = self.per_quality.get(quality, self.finetune).model_dump()
+        return self.finetune.model_copy(update={k: v for k, v in own.items() if v is not None})
 
     def before(self, quality: int) -> int | None:
         """Return the quality that this one starts from, in a chain."""

@@ -89,10 +89,19 @@ def read_recipe(
 
 
 def _keep_qualities(content: dict[str, Any]) -> None:
-    """Leave out of each arm the qualities that the recipe is not run at, and arms without any."""
+    """Leave out of each arm the qualities that the recipe is not run at, and arms without any; and
+    what is stated for these qualities alone.
+    """
     arms, kept = content.get("methods"), content["qualities"]
-    if not isinstance(arms, list) or not isinstance(kept, list):
+    if not isinstance(kept, list):
         return  # refused when it is parsed
+    for name in ("lambdas", "per_quality"):
+        if isinstance(content.get(name), dict):
+            content[name] = {k: v for k, v in content[name].items() if k in kept}
+    if isinstance(chain := content.get("chain"), dict):
+        content["chain"] = {k: v for k, v in chain.items() if {k, v} <= set(kept)}
+    if not isinstance(arms, list):
+        return
     found = []
     for arm in arms:
         own = arm.get("qualities") if isinstance(arm, dict) else None

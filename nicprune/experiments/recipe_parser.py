@@ -123,6 +123,13 @@ def _parse_arm(arm: Any, number: int, content: Mapping[str, Any], where: str) ->
         raise RecipeError(
             f"{here}: between is for codecs of many rates; {cut(found.label)!r} has no modulator"
         )
+    rates = [
+        part.name
+        for part in found.stack
+        if METHODS[part.name].rates_field or {"lambdas", "qualities"} & part.settings.keys()
+    ]
+    if found.lmbda is not None and rates:
+        raise RecipeError(f"{here}: lmbda: {rates[0]} trains by lambdas of its own: leave it out")
     return found
 
 

@@ -15,7 +15,7 @@ from nicprune.experiments.recipe import Recipe
 SPLITS = {
     "train": "train",
     "test": "test",
-    "validation": "train",
+    "validation": "validation",
     "source": "test",
     "replay": "train",
 }
@@ -58,9 +58,13 @@ def check_paths(recipe: Recipe) -> None:
         raise type(missing[0])("\n".join(dict.fromkeys(map(str, missing))))
 
 
-def check_outside_images(recipe: Recipe, report: Path) -> None:
-    """Raise RecipeError if a report would lie in a folder of images: the next run would learn from
-    its plots, or be tested on them.
+def check_outside_images(recipe: Recipe, written: Path, what: str, option: str) -> None:
+    """Raise RecipeError if what a run writes would lie in a folder of images: the next run would
+    learn from its plots and crops, or be tested on them.
+
+    Args:
+        written: the folder that is written into.
+        what, option: name of what is written, and the option that names another folder.
     """
     for split, inside in SPLITS.items():
         given = getattr(recipe.photographs, split)
@@ -69,10 +73,10 @@ def check_outside_images(recipe: Recipe, report: Path) -> None:
                 continue
             root = expand(folder)
             root = root / inside if (root / inside).is_dir() else root
-            if report.resolve().is_relative_to(root.resolve()):
+            if written.resolve().is_relative_to(root.resolve()):
                 raise RecipeError(
-                    f"the report would be written into {report}, among photographs.{split}"
-                    f" ({root}), and taken for images: choose another folder (--reports)"
+                    f"{what} would be written into {written}, among photographs.{split} ({root}),"
+                    f" and taken for images: choose another folder ({option})"
                 )
 
 

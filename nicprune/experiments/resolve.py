@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from nicprune.codecs.anatomy import CDF_BUFFERS
 from nicprune.codecs.example import size_multiple
 from nicprune.codecs.zoo import DEMO, check_official
 from nicprune.common.config import parse
@@ -19,7 +21,7 @@ from nicprune.data.images import list_images, readable, usable_images
 from nicprune.experiments.base_codec import architecture, load_base_codec
 from nicprune.experiments.plan import Run, fit_settings, phases_of, plan_runs, report_name
 from nicprune.experiments.recipe import Recipe
-from nicprune.experiments.recipe_paths import check_paths
+from nicprune.experiments.recipe_paths import SPLITS, check_outside_images, check_paths
 from nicprune.experiments.times import latency_of
 from nicprune.methods.composition import attach
 from nicprune.report.record_files import read as read_records
@@ -46,6 +48,7 @@ def resolve(recipe: Recipe, runs: Path) -> list[Run]:
         NicpruneError: something is missing, or does not fit together.
     """
     check_paths(recipe)
+    check_outside_images(recipe, runs / recipe.name, "runs", "--runs")
     listed = plan_runs(recipe, runs)
     for job in listed:
         _check_names(recipe, job)
@@ -54,6 +57,7 @@ def resolve(recipe: Recipe, runs: Path) -> list[Run]:
     if left:
         _check_images(recipe, max(patch_sizes, default=1))
     for job in {job.quality: job for job in left}.values():
+        _check_chain(recipe, job)
         check_savable(architecture(recipe, job), partial(architecture, recipe, job))
     checked = set()
     for job in left:
@@ -114,19 +118,39 @@ def _check_images(recipe: Recipe, patch_size: int) -> None:
     given = recipe.photographs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # images that are left out are named when they are used
-        for split, inside, minimum in (
-            ("train", "train", patch_size),
-            ("test", "test", 1),
-            ("validation", "train", 64),
-            ("source", "test", 1),
-            ("replay", "train", patch_size),
-        ):
+        smallest = {"train": patch_size, "replay": patch_size, "validation": 64}
+        for split, inside in SPLITS.items():
+            minimum = smallest.get(split, 1)
             if (folder := getattr(given, split)) is not None:
                 try:
                     # Headers of all; of one at least, what follows.
                     next(readable(usable_images(list_images(folder, inside), minimum)))
                 except DataError as error:
                     raise DataError(f"photographs.{split}: {error}") from None
+
+
+def _check_chain(recipe: Recipe, job: Run) -> None:
+    """Raise RecipeError if a quality is of other widths than the one that it starts from: it would
+    take these.
+    """
+    before = recipe.before(job.quality)
+    if before is None:
+        return
+    own, other = (
+        architecture(recipe, replace(job, quality=quality)).state_dict()
+        for quality in (job.quality, before)
+    )
+    differ = [
+        key
+        for key in own
+        if key.rpartition(".")[2] not in CDF_BUFFERS
+        and (key not in other or own[key].shape != other[key].shape)
+    ]
+    if differ:
+        raise RecipeError(
+            f"chain: q{job.quality} has other widths than q{before}, which it would start from"
+            f" ({differ[0]}): leave it out of the chain"
+        )
 
 
 def _check_codec(recipe: Recipe, job: Run) -> None:

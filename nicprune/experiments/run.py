@@ -79,7 +79,7 @@ def run_recipe(
     """
     runs, reports = Path(runs), Path(reports)
     listed = resolve(recipe, runs)
-    check_outside_images(recipe, reports / recipe.name)
+    check_outside_images(recipe, reports / recipe.name, "the report", "--reports")
     check_writable(runs / recipe.name, reports / recipe.name)
     remove_leftovers(reports / recipe.name)
     for number, job in enumerate(listed, 1):
@@ -188,14 +188,14 @@ def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tu
     if codec is None:
         codec = load_base_codec(recipe, job)
         attached = attach(codec, job.settings, latency=latency_of(recipe, job, codec, keep=True))
-        prepare(attached, recipe)
+        prepare(attached, recipe, job)
         if attached.done:  # one-shot methods: the pruned codec is fine-tuned in this phase
             codec = taught(attached.harden(), teaching(job.settings), load_base_codec(recipe, job))
             _fit(codec, recipe, job, "sparsify", progress)
             codec = untaught(codec)
         else:
             _fit(attached, recipe, job, "sparsify", progress)
-            calibrate(attached, recipe)
+            calibrate(attached, recipe, job)
             codec = attached.harden()
         hardened = save(
             codec,
@@ -208,25 +208,25 @@ def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tu
         codec = taught(codec, teaching(job.settings), load_base_codec(recipe, job))
         _fit(codec, recipe, job, "finetune", progress)
         codec = untaught(codec)
-    calibrate(codec, recipe)
+    calibrate(codec, recipe, job)
     return codec, _steps(recipe, job)
 
 
-def prepare(model: Any, recipe: Recipe) -> None:
+def prepare(model: Any, recipe: Recipe, job: Run) -> None:
     """Let methods collect what they need from training images before training."""
     if isinstance(model, Attached):
-        model.prepare(_whole_images(model, recipe))
+        model.prepare(_whole_images(model, recipe, job))
 
 
-def calibrate(model: Any, recipe: Recipe) -> None:
+def calibrate(model: Any, recipe: Recipe, job: Run) -> None:
     """Let methods that were trained on patches calibrate themselves on whole training images."""
     if isinstance(model, Attached):
-        model.calibrate(_whole_images(model, recipe, CALIBRATED_WITH))
+        model.calibrate(_whole_images(model, recipe, job, CALIBRATED_WITH))
 
 
-def _whole_images(model: Attached, recipe: Recipe, count: int = 8) -> list[Tensor]:
+def _whole_images(model: Attached, recipe: Recipe, job: Run, count: int = 8) -> list[Tensor]:
     multiple = size_multiple(model.codec)
-    return calibration_images(recipe.photographs.train, count, multiple=multiple)
+    return calibration_images(training_images(recipe, job), count, multiple=multiple)
 
 
 def from_scratch(
@@ -273,6 +273,8 @@ def _fit(model: nn.Module, recipe: Recipe, job: Run, name: str, progress: bool) 
     if phases_of(recipe, job)[name].steps:
         label = f"q{job.quality} {job.arm.label} {name}"
         settings = fit_settings(recipe, job, name)
+        if isinstance(model, Attached) and model.own_lambdas:
+            del settings["lmbda"]
         if isinstance(model, Attached) and model.scheduled:
             settings["validation"] = recipe.photographs.validation
         if isinstance(model, Attached) and model.replay:

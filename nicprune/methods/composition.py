@@ -19,6 +19,7 @@ from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.gradient_free import drop_gradients, keep_gradients
 from nicprune.codecs.hooks import has_hooks
+from nicprune.codecs.layer_kinds.norms import learns_by_running
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.common.errors import CodecError, DataError, RecipeError
@@ -234,6 +235,24 @@ class Attached(Coding):
         with self.active():
             return temporal.forward_clips(self.codec, clips)
 
+    def train(self, mode: bool = True) -> Attached:
+        """Set the training mode. Layers of the codec that are not trained, and would learn by
+        running (batch norms), stay in evaluation mode.
+        """
+        super().train(mode)
+        if mode and self.pending:
+            for layer in self._learning_by_running():
+                layer.eval()
+        return self
+
+    def _learning_by_running(self) -> list[nn.Module]:
+        """Return the codec's layers that would change by running, and are not trained."""
+        return [
+            layer
+            for name, layer in self.codec.named_modules()
+            if learns_by_running(layer) and not self.trains(name)
+        ]
+
     def aux_loss(self) -> Tensor:
         """Return the codec's auxiliary loss (that of its quantiles)."""
         codec: Any = self.codec
@@ -281,6 +300,21 @@ class Attached(Coding):
     def steps_left(self) -> int:
         """Training steps until all methods are done."""
         return max(method.steps_left for method in self._each)
+
+    @property
+    def own_lambdas(self) -> bool:
+        """True if the codec is trained by lambdas of a method, not by that of `fit`."""
+        return any(method.own_lambdas for method in self._each)
+
+    def set_objective(self, lmbda: float, metric: str = "mse") -> None:
+        """Tell methods what the training loop weighs the distortion by, and its metric. `fit` does;
+        in a loop of one's own both are the codec's, unless this is called.
+
+        Raises:
+            RecipeError: a method cannot learn by them.
+        """
+        for method in self._each:
+            method.set_objective(lmbda, metric)
 
     def metrics(self) -> dict[str, float]:
         """Return the methods' numbers for logs, prefixed by the method: `mask_decay/macs`."""
@@ -563,6 +597,8 @@ class Attached(Coding):
 
     def detach(self) -> nn.Module:
         """Remove every hook and return the original object, as it is now."""
+        for layer in self._learning_by_running() if self.pending else ():
+            layer.train(self.codec.training)
         for method in self._each:
             method.detach(method.codec)
         keep_gradients(self.parameters())

@@ -125,6 +125,14 @@ class Method(nn.Module):
         """Return whether a parameter of the codec, given by name, is trained."""
         return on_side(self.codec, name, getattr(self.config, "side", None))
 
+    def set_objective(self, lmbda: float, metric: str) -> None:
+        """Take what `fit` weighs the distortion by, and its metric, before the first step. A loop
+        of one's own may call it; without it, both are the codec's own.
+
+        Raises:
+            RecipeError: the method cannot learn by them.
+        """
+
     def attach(self, codec: nn.Module) -> None:
         """Set hooks on the codec. They must leave its forward pass exactly as it is."""
 
@@ -159,6 +167,11 @@ class Method(nn.Module):
     def steps_left(self) -> int:
         """Training steps until it is done."""
         return 0
+
+    @property
+    def own_lambdas(self) -> bool:
+        """True if the codec is trained by lambdas of this method, not by that of `fit`."""
+        return False
 
     def metrics(self) -> dict[str, float]:
         """Return numbers for the progress line and metrics.jsonl."""
@@ -295,6 +308,10 @@ class RateModulator(CodecPart):
     folds_where_it_stays = False
     covers_all_rates = True
     levels: Levels
+
+    @property
+    def own_lambdas(self) -> bool:
+        return True
 
     def choice(self) -> Levels:
         return self.levels

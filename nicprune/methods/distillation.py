@@ -169,6 +169,19 @@ class Distillation(Distiller):
                 f"latent distillation compares y, and {roles.reason}: leave latent out"
             )
 
+    def set_objective(self, lmbda: float, metric: str) -> None:
+        if self.config.lmbda is not None and self.config.lmbda != lmbda:
+            raise RecipeError(
+                f"distillation: lmbda {self.config.lmbda:g} is not the training's, {lmbda:g}: leave"
+                " it out, it is then the same"
+            )
+        if self.config.output and metric != "mse":
+            raise RecipeError(
+                f"output distillation is by squared error, and the training's metric is {metric}:"
+                " leave output out"
+            )
+        self._lmbda = lmbda
+
     def set_teacher(self, teacher: nn.Module) -> None:
         """Take a codec as the teacher.
 

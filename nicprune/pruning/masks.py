@@ -15,7 +15,8 @@ from nicprune.codecs.calling import run
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.hooks import Hook, remove_hooks
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
-from nicprune.codecs.layer_kinds.kind import LayerKind, channel_kind, kinds_in
+from nicprune.codecs.layer_kinds.kind import LayerKind, channel_kind
+from nicprune.codecs.layer_kinds.norms import learns_by_running
 from nicprune.codecs.layer_kinds.parameters import holder, layers_of
 from nicprune.codecs.layer_operations import zero
 from nicprune.codecs.modes import modes_restored
@@ -224,9 +225,9 @@ def importance(
         ):
             torch.manual_seed(0)
             codec.train()
-            for name, kind in kinds_in(codec).items():
-                if kind.adapts:  # the codec is looked at, not trained
-                    codec.get_submodule(name).eval()
+            for layer in codec.modules():
+                if learns_by_running(layer):  # the codec is looked at, not trained
+                    layer.eval()
             for image in images:
                 found = torch.autograd.grad(
                     loss(run(codec, image), image)["loss"], list(masks.values), allow_unused=True

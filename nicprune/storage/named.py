@@ -55,7 +55,7 @@ def load_codec(
     if name.endswith(".safetensors"):
         if str(weights) != "official":
             raise CodecError(f"{name} brings its own weights; leave weights={str(weights)!r} out")
-        return load(name)
+        return load(expand(name))
     if ":" in name:
         codec = build_from_path(name, quality)
         provenance(codec).metric = metric

@@ -52,9 +52,9 @@ def check_used(model: nn.Module, validation: Any, replay: Any) -> None:
             f"replay: {share:g} of each batch are images of the source domain: fit(...,"
             " replay=folder); in a recipe, photographs.replay"
         )
-    for images in (validation, replay):
+    for images, split in ((validation, "validation"), (replay, "train")):
         if images is not None:
-            list_images(images, "train")  # what is no list of images is told first
+            list_images(images, split)  # what is no list of images is told first
     if validation is not None and not scheduled:
         raise RecipeError(
             "validation: nothing here looks at these images: they are for the schedule of lambdas"

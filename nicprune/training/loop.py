@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,12 @@ from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
 from nicprune.codecs.memory_format import to_contiguous
+from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import parse
-from nicprune.common.errors import CodecError, TrainingError
+from nicprune.common.errors import CodecError, RecipeError, TrainingError
 from nicprune.common.files import check_writable
 from nicprune.common.lock import locked
 from nicprune.common.progress import Progress
@@ -40,7 +41,12 @@ from nicprune.training.precision import entropy_models_in_float32
 from nicprune.training.rounded_latents import rounded_latents
 from nicprune.training.run import TrainingRun
 from nicprune.training.settings import TrainSettings, check_patch_size
-from nicprune.training.trained_parameters import frozen, frozen_parameters
+from nicprune.training.trained_parameters import (
+    check_float32,
+    frozen,
+    frozen_parameters,
+    set_training,
+)
 
 
 @dataclass(frozen=True)
@@ -75,36 +81,53 @@ def fit(
         validation: images that a schedule of lambdas decides by. Do not report results on these
             images.
         folder: folder for `checkpoint.pt` and `metrics.jsonl`, which one run at a time may use. A
-            run that finds its checkpoint there resumes from it; on CPU in float32, with the same
-            number of threads, the result is bit-equal to that of an uninterrupted run. Ctrl-C and
-            SIGTERM end the run after its current step, with a checkpoint. None: nothing is
-            written.
+            run that finds its checkpoint there resumes from it, whatever weights the model has by
+            then; on CPU in float32, with the same number of threads, the result is bit-equal to
+            that of an uninterrupted run. Ctrl-C and SIGTERM end the run after its current step,
+            with a checkpoint. None: nothing is written.
         progress: show progress; a string is shown in front of it.
         until_done: stop as soon as every attached method is done, instead of after `steps` steps.
         settings: see `TrainSettings`.
 
     Raises:
-        CodecError: not a codec.
-        RecipeError: a setting is unknown or out of range.
+        CodecError: not a codec, or not in float32.
+        RecipeError: a setting is unknown, out of range, or of no use here; or the checkpoint
+            belongs to a run of other settings, methods or images.
         DataError: no image is usable.
-        FileError: the checkpoint belongs to another run, is damaged, or cannot be written; or
-            another process uses the folder.
+        FileError: the checkpoint is damaged, or cannot be written; or another process uses the
+            folder.
         TrainingError: the loss stayed non-finite, or the codec cannot code images after training.
         InterruptedRun: Ctrl-C or SIGTERM stopped the run.
     """
     check_codec(unwrap(model))
     check_not_replaced(unwrap(model))
+    check_float32(unwrap(model))
+    # Iterators are looked at more than once.
+    train = list(train) if isinstance(train, Iterator) else train
+    validation = list(validation) if isinstance(validation, Iterator) else validation
+    replay = list(replay) if isinstance(replay, Iterator) else replay
     check_used(model, validation, replay)
     options = parse(TrainSettings, settings, "fit(...)")
     metric = options.metric or provenance(unwrap(model)).metric
+    if options.lmbda is not None and getattr(model, "own_lambdas", False):
+        raise RecipeError("lmbda: the attached method trains by lambdas of its own: leave it out")
+    if options.tensorboard and folder is None:
+        raise RecipeError("tensorboard writes into the folder of the run: give folder=")
     lr = options.lr if options.lr is not None else DEFAULT_LR[options.optimizer]
     own = {"metric": metric, "lmbda": lmbda_of(unwrap(model), options.lmbda, metric), "lr": lr}
     options = parse(TrainSettings, options.model_dump() | own, "fit(...)")
+    attached: Any = model if model is not unwrap(model) else None
+    if attached is not None:
+        attached.set_objective(own["lmbda"], metric)
     channels, multiple = image_shape(unwrap(model))[0], size_multiple(unwrap(model))
     check_patch_size(options.patch_size, multiple)
     patches = batches_of(model, train, options.patch_size)
     share = getattr(model, "replay", 0.0)
-    looked_at = calibration_images(validation, multiple=multiple) if validation is not None else []
+    looked_at = (
+        calibration_images(validation, multiple=multiple, split="validation")
+        if validation is not None
+        else []
+    )
     replayed = Patches(replay, options.patch_size) if replay is not None else None
     if options.devices > 1 and getattr(model, "widths", None) is not None:
         raise TrainingError("slimmable codecs train on one device")
@@ -131,9 +154,9 @@ def fit(
             fabric,
             Path(folder) if folder is not None else None,
             [patches] if replayed is None else [patches, replayed],
+            looked_at,
         )
         label = progress if isinstance(progress, str) else ""
-        was_training = model.training
         bar = Progress(options.steps, label, enabled=bool(progress) and fabric.is_global_zero)
         started = time.monotonic()
         try:
@@ -148,7 +171,8 @@ def fit(
                 stack.enter_context(strided_pointwise_by_slicing(model))
                 if options.latents == "rounded":
                     stack.enter_context(rounded_latents(model))
-                model.train()
+                stack.enter_context(modes_restored(model))
+                set_training(model, options.side)
                 run.resume()
                 bar.start(run.step)
                 while run.step < options.steps and not (
@@ -165,7 +189,8 @@ def fit(
                     figures = run.advance(to_channels(fabric.to_device(batch), channels))
                     if run.attached is not None and run.attached.wants_validation:
                         run.attached.validate([fabric.to_device(image) for image in looked_at])
-                    if run.step % options.log_every == 0 or run.step == options.steps:
+                    ended = until_done and run.attached is not None and run.attached.done
+                    if run.step % options.log_every == 0 or run.step == options.steps or ended:
                         bar.show(run.step, run.log(figures))
                     else:
                         bar.show(run.step)
@@ -181,7 +206,6 @@ def fit(
             raise run.interrupted(signal.SIGINT) from None
         finally:
             run.close()
-            model.train(was_training)
             # The arithmetic stays the same to the bit, so that existing bitstreams still decode.
             if options.channels_last and not was_last:
                 to_contiguous(run.codec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -49,6 +50,7 @@ class TrainingRun:
         fabric: Fabric,
         folder: Path | None,
         drawn_from: Sequence[Batches],
+        validation: Sequence[Tensor] = (),
     ):
         self.options, self.fabric, self.folder = options, fabric, folder
         self.checkpoints = Checkpoints(folder) if folder is not None else None
@@ -69,6 +71,7 @@ class TrainingRun:
                 [one for batches in drawn_from for one in batches.sources()]
                 if folder is not None
                 else [],
+                *([digest(image) for image in validation] if folder is not None else []),
             ]
         )
         self.loss = rate_distortion_loss(*target_of(options))
@@ -316,6 +319,11 @@ class TrainingRun:
         """Close the log of TensorBoard."""
         if self._writer is not None:
             self._writer.close()
+
+
+def digest(image: Tensor) -> str:
+    """Return what tells an image from all others."""
+    return hashlib.sha256(image.numpy().tobytes()).hexdigest()
 
 
 def _step_of(line: bytes) -> float:

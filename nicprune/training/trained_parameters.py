@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from nicprune.codecs.anatomy import unwrap
 from nicprune.codecs.layer_kinds.entropy import is_quantile
+from nicprune.codecs.layer_kinds.norms import learns_by_running
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.roles import on_side
+from nicprune.common.errors import CodecError
 
 
 def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -24,25 +27,52 @@ def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], 
     return [p for p in trainable if id(p) not in apart], [p for p in trainable if id(p) in apart]
 
 
-def frozen_parameters(model: nn.Module, side: str | None) -> list[nn.Parameter]:
-    """Return the parameters that are not trained: the codec's by `TrainSettings.side`, and what
-    methods freeze.
-    """
+def _is_trained(model: nn.Module, side: str | None) -> Callable[[str], bool]:
+    """Return what says of a layer or parameter of the codec, by name, whether it is trained."""
     codec = unwrap(model)
     attached: Any = model if getattr(model, "pending", False) else None
     history = provenance(codec).history
     if side is None and attached is None and history:
         side = history[-1].get("side")
     one_side = side if side != "both" else None
-    own = [
-        p
-        for name, p in codec.named_parameters()
-        if not (
-            on_side(codec, name, one_side)
-            and (side == "both" or attached is None or attached.trains(name))
+
+    def is_trained(name: str) -> bool:
+        return on_side(codec, name, one_side) and (
+            side == "both" or attached is None or attached.trains(name)
         )
-    ]
+
+    return is_trained
+
+
+def frozen_parameters(model: nn.Module, side: str | None) -> list[nn.Parameter]:
+    """Return the parameters that are not trained: the codec's by `TrainSettings.side`, and what
+    methods freeze.
+    """
+    is_trained = _is_trained(model, side)
+    own = [p for name, p in unwrap(model).named_parameters() if not is_trained(name)]
+    attached: Any = model if getattr(model, "pending", False) else None
     return own if attached is None else own + attached.frozen()
+
+
+def set_training(model: nn.Module, side: str | None) -> None:
+    """Set a model to training mode, but for layers that are not trained and would learn by running:
+    a norm of a frozen encoder keeps its running mean.
+    """
+    model.train()
+    is_trained = _is_trained(model, side)
+    for name, layer in unwrap(model).named_modules():
+        if learns_by_running(layer):
+            layer.train(is_trained(name))
+
+
+def check_float32(codec: nn.Module) -> None:
+    """Raise CodecError if a codec has parameters of another precision, which training would end in
+    an error of PyTorch's: `precision` is what it computes in, its weights are float32.
+    """
+    for name, parameter in codec.named_parameters():
+        if parameter.dtype != torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise CodecError(f"training takes weights in float32, {name} is {kind}: codec.float()")
 
 
 @contextmanager

@@ -245,7 +245,7 @@ def start_each_phase(recipe: Any, job: Run) -> None:
         model = codec
         if name == "sparsify" and job.arm.scratch is None:
             model = attach(codec, job.settings)
-            prepare(model, recipe)
+            prepare(model, recipe, job)
             if model.done:
                 codec = model = model.harden()
         with pytest.raises(_Begun):
@@ -318,4 +318,4 @@ def test_a_report_among_the_images_is_refused(
         run_recipe(recipe, reports=tmp_path / among, runs=tmp_path / "runs", say=lambda line: None)
     assert sorted(tmp_path.rglob("*")) == before
     if among != "photos":  # of a folder with a `train`, the rest is not listed
-        check_outside_images(recipe, tmp_path / "photos" / "elsewhere")
+        check_outside_images(recipe, tmp_path / "photos" / "elsewhere", "a", "b")

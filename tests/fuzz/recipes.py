@@ -145,7 +145,7 @@ def start(recipe: Recipe, job: Run) -> None:
         model: Any = codec
         if name == "sparsify" and job.arm.scratch is None:
             model = attach(codec, job.settings)
-            prepare(model, recipe)
+            prepare(model, recipe, job)
             if model.done:
                 model = model.harden()
         try:

@@ -14,6 +14,7 @@ from nicprune.codecs.layer_kinds.kind import (
     LayerKind,
     cut,
     kept_indices,
+    kind_of,
     take,
     zero_or_one,
 )
@@ -93,6 +94,20 @@ class PerChannel(LayerKind):
 
     def reinitialise(self, layer: Any) -> None:
         layer.reset_parameters()
+
+
+STATISTICS = {"running_mean", "running_var", "_u", "_v", "weight_u", "weight_v"}
+"""Buffers that layers change while they run in training mode: running statistics of norms, and
+singular vectors of spectral normalisation, in both of PyTorch's forms.
+"""
+
+
+def learns_by_running(layer: nn.Module) -> bool:
+    """Return whether a layer changes in training mode whether or not its parameters are trained."""
+    kind = kind_of(layer)
+    return (kind is not None and kind.adapts) or any(
+        name in STATISTICS for name, _ in layer.named_buffers(recurse=False)
+    )
 
 
 class ChannelNorm(PerChannel):

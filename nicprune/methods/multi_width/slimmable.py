@@ -148,6 +148,7 @@ class Slimmable(MultiWidth):
         )
         self._ordered = self.config.order == "index"
         self._teacher: Tensor | None = None
+        self._lmbda = lmbda_of(self.codec)
         self._slice()
         given = self.config.lambdas or [
             lmbda_for(q, provenance(codec).metric) for q in self.config.qualities or ()
@@ -427,12 +428,19 @@ class Slimmable(MultiWidth):
         return [0, *sorted(drawn), count - 1]
 
     def objective(self, out: Mapping[str, Any], x: Tensor, metric: str) -> dict[str, Tensor] | None:
-        if self.config.lambdas is None and self.config.qualities is None:
+        if not self.own_lambdas:
             return None
         found = rate_distortion_loss(float(self.schedule.lambdas[self.widths.now or 0]), metric)(
             out, x
         )
         return {key: value for key, value in found.items() if value is not None}
+
+    @property
+    def own_lambdas(self) -> bool:
+        return self.config.lambdas is not None or self.config.qualities is not None
+
+    def set_objective(self, lmbda: float, metric: str) -> None:
+        self._lmbda = lmbda
 
     def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
         if not self.config.distill:
@@ -442,7 +450,7 @@ class Slimmable(MultiWidth):
             return x.new_zeros(())
         if self._teacher is None or self._teacher.shape != x.shape:
             return x.new_zeros(())
-        lmbda = float(self.schedule.lambdas[self.widths.now or 0]) or 0.0067
+        lmbda = float(self.schedule.lambdas[self.widths.now or 0]) or self._lmbda
         return self.config.distill * lmbda * 255**2 * (out["x_hat"] - self._teacher).square().mean()
 
     def aux_loss(self) -> Tensor | None:
