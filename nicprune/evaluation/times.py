@@ -105,14 +105,16 @@ def taken_under(times: list[Times], image: str, fast: bool = False) -> str:
     """
     parameters = "float32" if fast else "float64"
     taken = f"during which other programs used at most {BUSY:.0%} of the processor"
-    if times[0].busy or not times[0].known:
+    busy = any(found.busy for found in times)
+    if busy or not all(found.known for found in times):
         taken = (
             "while other programs kept the processor busy (run again on a quiet machine)"
-            if times[0].busy
+            if busy
             else "(the load of other programs is not known here)"
         )
+    kept = min(found.kept for found in times)
     return (
-        f"Seconds for {image}, medians of {times[0].kept} turns {taken}; {torch.get_num_threads()}"
+        f"Seconds for {image}, medians of {kept} turns {taken}; {torch.get_num_threads()}"
         f" thread(s), {machine_line()}, torch {torch.__version__}. {REST}: entropy coding, and"
         f" context models, which CompressAI runs on one thread; entropy parameters in {parameters}."
     )

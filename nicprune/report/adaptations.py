@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from nicprune.report.aggregate import Row
 from nicprune.report.columns import column_of
 from nicprune.report.derived import derive
-from nicprune.report.rate_distortion_cost import change_pct, cost
+from nicprune.report.rate_distortion_cost import change_pct, cost, same_lambda
 from nicprune.report.record import Record
 
 NOTE = (
@@ -96,7 +96,11 @@ def _adapted(row: Row, group: Sequence[Row], records: Sequence[Record]) -> Adapt
     figures = [derive(record, records) for record in row.members]
     first = row.members[0]
     control = next((r for r in group if r.role == "control" and r.quality == row.quality), None)
-    same = control is not None and control.members[0].steps == first.steps
+    same = (
+        control is not None
+        and control.members[0].steps == first.steps
+        and same_lambda(control.members[0], first)
+    )
     return Adapted(
         row.quality,
         row.arm,

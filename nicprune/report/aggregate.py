@@ -98,9 +98,18 @@ def aggregate(records: Records) -> list[Row]:
         groups.setdefault(key, []).append(record)
     rows = []
     for (setup, (quality, _, _), role, arm), members in groups.items():
-        values = [values_of(record, ready) for record in members]
-        seeds = len({record.seed for record in members})
-        columns = {name: [number_or_nan(v[name]) for v in values] for name in NUMERIC}
+        # A seed that was measured more than once counts once.
+        by_seed: dict[int | None, list[Any]] = {}
+        for record in members:
+            by_seed.setdefault(record.seed, []).append(values_of(record, ready))
+        seeds = len(by_seed)
+        columns = {
+            name: [
+                statistics.fmean(number_or_nan(value[name]) for value in values)
+                for values in by_seed.values()
+            ]
+            for name in NUMERIC
+        }
         mean = {name: statistics.fmean(column) for name, column in columns.items()}
         spread = (
             {n: statistics.stdev(column) for n, column in columns.items() if math.isfinite(mean[n])}

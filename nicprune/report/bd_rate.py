@@ -155,10 +155,11 @@ def bd_table(records: Records) -> pd.DataFrame:
         for against in AGAINST[role]:
             anchors = [r for r in ready if r.role == against and r.setup() == setup]
             if anchors:
-                curve = _curve(members[0], members)
-                figures = bjontegaard(_curve(members[0], anchors), curve) | (
-                    {RATES: len(curve)} if role == "modulated" else {}
-                )
+                curve, other = _curve(members[0], members), _curve(members[0], anchors)
+                figures = bjontegaard(_points(other), _points(curve))
+                figures |= {RATES: len(curve)} if role == "modulated" else {}
+                if against == "control" and (unequal := _unequal_steps(curve, other)):
+                    figures["caution"] = "; ".join(filter(None, (figures["caution"], unequal)))
                 where = {"codec": setup.codec, "metric": setup.metric, "test": setup.test}
                 rows.append(
                     where | {"role": role, "label": arm, "seed": seed, "against": against} | figures
@@ -168,11 +169,27 @@ def bd_table(records: Records) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _curve(of: Record, records: Sequence[Record]) -> Curve:
-    """Return one point for each quality or rate, of the record closest to `of`."""
+def _curve(of: Record, records: Sequence[Record]) -> list[Record]:
+    """Return one record for each quality or rate, the one closest to `of`."""
     best: dict[Any, Record] = {}
     for record in records:
         held = best.get(record.rate_point())
         if held is None or closeness(of, record) > closeness(of, held):
             best[record.rate_point()] = record
-    return [(number_or_nan(r.bpp), number_or_nan(r.psnr_db)) for r in best.values()]
+    return list(best.values())
+
+
+def _points(records: Sequence[Record]) -> Curve:
+    return [(number_or_nan(r.bpp), number_or_nan(r.psnr_db)) for r in records]
+
+
+def _unequal_steps(curve: Sequence[Record], control: Sequence[Record]) -> str:
+    """Return a caution where a control was trained for another number of steps."""
+    own, its = ({record.steps for record in records} for records in (curve, control))
+    if own == its:
+        return ""
+
+    def told(steps: set[int | None]) -> str:
+        return " and ".join(f"{n:,}" for n in sorted(steps - {None}, key=none_first)) or "unknown"
+
+    return f"trained for {told(own)} steps, the control for {told(its)}"

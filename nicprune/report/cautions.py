@@ -52,12 +52,18 @@ def _of_row(row: Row, records: Sequence[Record], rows: Sequence[Row]) -> list[st
         )
     if row.role not in ("pruned", "modulated"):
         return found
-    control = reference_for(member, records, "control")
+    controls = [reference_for(record, records, "control") for record in row.members]
+    control = controls[0]
     if control is not None:
-        if control.steps != member.steps:
-            found.append(
-                f"{name}: trained for {member.steps} steps, its control for {control.steps}."
-            )
+        unequal = [
+            (member.steps, other.steps)
+            for member, other in zip(row.members, controls, strict=True)
+            if other is not None and other.steps != member.steps
+        ]
+        found += [
+            f"{name}: trained for {own} steps, its control for {steps}."
+            for own, steps in dict.fromkeys(unequal)
+        ]
     # A control of another architecture has been mentioned with the original.
     elif row.role == "pruned" or not any(
         other.role == "control" and other.quality == row.quality for other in rows

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nicprune.report.column import RATIO, column
 from nicprune.report.matching import reference_for
-from nicprune.report.rate_distortion_cost import change_pct
+from nicprune.report.rate_distortion_cost import change_pct, same_lambda
 from nicprune.report.rate_distortion_cost import cost as cost_of
 from nicprune.report.record import Record
 
@@ -135,13 +135,17 @@ def derive(record: Record, records: Sequence[Record]) -> Derived:
         decode_speedup=_ratio(None if clock is None else clock.decode_s, record.decode_s),
         images=len(record.images),
         test=record.setup().test,
-        cost_change_pct=change_pct(cost_of(record), cost_of(base) if base is not None else None),
+        cost_change_pct=(
+            change_pct(cost_of(record), cost_of(base))
+            if base is not None and same_lambda(record, base)
+            else math.nan
+        ),
         source_test=Path(source.test).name if source is not None else "",
         source_bpp=number_or_nan(source.bpp if source is not None else None),
         source_psnr_db=number_or_nan(source.psnr_db if source is not None else None),
         forgetting_pct=change_pct(
             cost_of(record, source) if source is not None else None,
-            cost_of(base, known) if base is not None and known is not None else None,
+            cost_of(record, known) if known is not None else None,  # by the same lambda
         ),
         old_files=source.old_files if source is not None else "",
         kmac_per_pixel_min=least / AREA / 1000,

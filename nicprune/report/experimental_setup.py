@@ -14,7 +14,8 @@ class Setup(NamedTuple):
     codec: str
     metric: str
     test: str
-    images: tuple[str, ...]
+    images: tuple[tuple[str, int, int], ...]
+    """Name, width and height of each; 0 where a record does not say."""
 
     def __str__(self) -> str:
         count = len(self.images)

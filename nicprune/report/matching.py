@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,39 +48,57 @@ def none_first(value: float | None) -> float:
 def arms(records: Sequence[Record]) -> list[str]:
     """Return the name of each record's arm: its label, made unique.
 
-    Where one label stands for different results, the recipe's name is added, then a number.
-    Repeated measurements of the same codec (equal MACs, bpp and PSNR) share an arm.
+    Where one label stands for different results of one seed, or for results of several seeds that
+    were not made alike (steps, lambda, settings, number of images), the recipe's name is added,
+    then a number. Repeated measurements of the same codec (equal MACs, bpp and PSNR) share an arm.
     """
 
-    def clashes(names: Sequence[str]) -> bool:
-        seen: dict[Any, Any] = {}
+    def clashing(names: Sequence[str]) -> set[Any]:
+        results: dict[Any, Any] = {}
+        terms: dict[Any, Any] = {}
+        found = set()
         for record, name in zip(records, names, strict=True):
-            place = (record.setup(), record.rate_point(), record.role, name, record.seed)
+            place = (record.setup(), record.rate_point(), record.role, name)
             result = (record.cost.macs, record.bpp, record.psnr_db)
-            if seen.setdefault(place, result) != result:
-                clashing.add((record.setup(), record.role, name))
-        return bool(clashing)
+            differs = results.setdefault((place, record.seed), result) != result
+            if terms.setdefault(place, _terms(record)) != _terms(record) or differs:
+                found.add((record.setup(), record.role, name))
+        return found
 
-    clashing: set[Any] = set()
     names = [record.label for record in records]
-    if clashes(names):
+    if found := clashing(names):
         names = [
             (
                 f"{name} ({record.recipe or 'no recipe'})"
-                if (record.setup(), record.role, name) in clashing
+                if (record.setup(), record.role, name) in found
                 else name
             )
             for record, name in zip(records, names, strict=True)
         ]
-        clashing.clear()
-        if clashes(names):
-            counts: dict[Any, int] = {}
-            for index, (record, name) in enumerate(zip(records, names, strict=True)):
-                if (record.setup(), record.role, name) in clashing:
-                    place = (record.setup(), record.rate_point(), record.role, name, record.seed)
-                    counts[place] = counts.get(place, 0) + 1
-                    names[index] = f"{name} #{counts[place]}"
+    if found := clashing(names):
+        counts: dict[Any, int] = {}
+        numbers: dict[Any, dict[Any, int]] = {}
+        for index, (record, name) in enumerate(zip(records, names, strict=True)):
+            if (record.setup(), record.role, name) in found:
+                place = (record.setup(), record.rate_point(), record.role, name)
+                repeated = (place, record.seed, _terms(record))
+                counts[repeated] = counts.get(repeated, 0) + 1
+                own = numbers.setdefault(place, {})
+                number = own.setdefault((_terms(record), counts[repeated]), len(own) + 1)
+                names[index] = f"{name} #{number}"
     return names
+
+
+def _terms(record: Record) -> str:
+    """Return what must be equal for two seeds to be of one arm, as text."""
+
+    def without_seeds(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {k: without_seeds(v) for k, v in value.items() if k != "seed"}
+
+    settings = json.dumps(without_seeds(record.settings), sort_keys=True, default=str)
+    return f"{record.steps} {record.lmbda} {record.train_images} {settings}"
 
 
 def reference_for(record: Record, records: Sequence[Record], role: str) -> Record | None:

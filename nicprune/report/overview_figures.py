@@ -16,7 +16,7 @@ from nicprune.report.bd_rate import ENOUGH_POINTS, bd_table
 from nicprune.report.file_sizes import file_sizes
 from nicprune.report.matching import reference_for
 from nicprune.report.overview_reports import Arm
-from nicprune.report.rate_distortion_cost import change_pct, cost
+from nicprune.report.rate_distortion_cost import change_pct, cost, same_lambda
 from nicprune.report.record import Record
 from nicprune.report.scratch_gap import scratch_gaps
 
@@ -63,7 +63,7 @@ def cost_over_control(arm: Arm) -> Values:
 def _change_of_cost(record: Record, control: Record | None) -> float:
     """Return the change of cost in per cent; NaN where the two cannot be compared."""
     # Costs at different lambdas cannot be compared: widths of a slimmable codec have others.
-    if control is None or not math.isclose(control.lmbda or 0, record.lmbda or 0, rel_tol=1e-4):
+    if control is None or not same_lambda(control, record):
         return math.nan
     return change_pct(cost(record), cost(control))
 
@@ -90,17 +90,28 @@ def gap_closed(arm: Arm) -> Values:
 
 def bd_rate(arm: Arm, against: str) -> Values:
     """Return the BD-rate against the original or the control, in per cent, from four qualities on.
+    The control is one trained for as many steps, or the arm's own.
 
     The overlap of the curves is added where it is small.
     """
     if len({row.quality for row in arm.rows}) < ENOUGH_POINTS:
         return []
-    table = bd_table(arm.records)
+    steps = {record.steps for row in arm.rows for record in row.members}
+    table = bd_table(
+        [
+            record
+            for record in arm.records
+            if against != "control"
+            or record.role != "control"
+            or arm.own_control
+            or record.steps in steps
+        ]
+    )
     of_arm = (table["label"] == arm.rows[0].arm) & (table["role"] == arm.rows[0].role)
     found = table[of_arm & (table["against"] == against)]
     if found["bd_rate_pct"].isna().any() or (found["points"] < ENOUGH_POINTS).any():
         return []
-    little = (found["caution"] != "").any()
+    little = found["caution"].str.contains("overlap").any()
     overlap = f" (over {found['overlap_pct'].min():.0f} % of the range)" if little else ""
     return _over_seeds(list(found["bd_rate_pct"]), overlap)
 
@@ -172,7 +183,11 @@ _CURVE = f"{ENOUGH_POINTS} qualities, and curves that overlap"
 FIGURES = {
     "cost_over_control": Figure("cost over control", "+z.1f", " %", cost_over_control, _CONTROL),
     "bd_rate": Figure(
-        "BD-rate against the control", "+z.1f", " %", lambda arm: bd_rate(arm, "control"), _CURVE
+        "BD-rate against the control",
+        "+z.1f",
+        " %",
+        lambda arm: bd_rate(arm, "control"),
+        f"{_CURVE}, and {_CONTROL}",
     ),
     "bd_rate_against_original": Figure(
         "BD-rate against the original", "+z.1f", " %", lambda arm: bd_rate(arm, "original"), _CURVE

@@ -30,6 +30,11 @@ def cost(record: Record, of: Record | SourceResult | None = None) -> float | Non
     return float(record.lmbda * 255**2 * statistics.fmean(errors) + result.bpp)
 
 
+def same_lambda(first: Record, second: Record) -> bool:
+    """Return whether the costs of two records may be compared: they were trained for one lambda."""
+    return math.isclose(first.lmbda or 0, second.lmbda or 0, rel_tol=1e-4)
+
+
 def change_pct(after: float | None, before: float | None) -> float:
     """Return by how much a cost has changed, in per cent; NaN where one is missing."""
     return math.nan if after is None or not before else 100 * (after / before - 1)

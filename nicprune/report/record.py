@@ -243,8 +243,10 @@ class Record(RecordModel):
 
     def setup(self) -> Setup:
         """Return the conditions that must be equal before two codecs may be compared."""
-        names = tuple(sorted(image.name for image in self.images))
-        return Setup(self.codec, self.metric or "", Path(self.test or "").name, names)
+        images = tuple(
+            sorted((image.name, image.width or 0, image.height or 0) for image in self.images)
+        )
+        return Setup(self.codec, self.metric or "", Path(self.test or "").name, images)
 
     def between(self) -> bool:
         """Return True for a rate between the quality levels of one codec for all rates.

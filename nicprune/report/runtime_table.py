@@ -51,8 +51,8 @@ class Row:
     flop_reduction: float
     seconds: float
     coding: float
-    speed_up: float
-    efficiency: float
+    speed_up: float | None
+    efficiency: float | None
     speed_up_over_eager: float | None
 
 
@@ -65,11 +65,13 @@ def runtime_rows(times: Mapping[Variant, Times]) -> list[Row]:
     for side in SIDES:
         for variant, found in times.items():
             label = firsts[variant.family]
-            first = times.get(Variant(label, variant.backend, variant.precision), found)
+            first = times.get(Variant(label, variant.backend, variant.precision))
+            # MACs are the same by every backend.
+            before = next((t for v, t in times.items() if v.label == label), found)
             eager = times.get(Variant(label, EAGER, "float32"))
             seconds, macs = getattr(found, f"{side}_s"), getattr(found.cost, f"{side}r")
-            reduction = getattr(first.cost, f"{side}r") / macs if macs else float("nan")
-            speed_up = getattr(first, f"{side}_s") / seconds
+            reduction = getattr(before.cost, f"{side}r") / macs if macs else float("nan")
+            speed_up = getattr(first, f"{side}_s") / seconds if first is not None else None
             rows.append(
                 Row(
                     variant.family,
@@ -82,7 +84,7 @@ def runtime_rows(times: Mapping[Variant, Times]) -> list[Row]:
                     seconds,
                     getattr(found, side).get(REST, 0.0),
                     speed_up,
-                    speed_up / reduction,
+                    speed_up / reduction if speed_up is not None else None,
                     getattr(eager, f"{side}_s") / seconds if eager is not None else None,
                 )
             )
@@ -102,8 +104,8 @@ def runtime_table(rows: Sequence[Row]) -> str:
                 f"{row.flop_reduction:.2f}×",
                 f"{1000 * row.seconds:.1f}",
                 f"{1000 * row.coding:.1f}",
-                f"{row.speed_up:.2f}×",
-                f"{row.efficiency:.2f}",
+                f"{row.speed_up:.2f}×" if row.speed_up is not None else "",
+                f"{row.efficiency:.2f}" if row.efficiency is not None else "",
                 f"{row.speed_up_over_eager:.2f}×" if row.speed_up_over_eager is not None else "",
             ]
             for row in rows

@@ -9,7 +9,6 @@ control, or an arm `none`. Where there is none, it is the original, whose traini
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from nicprune.report.aggregate import Row
 from nicprune.report.columns import column_of
 from nicprune.report.matching import closeness
-from nicprune.report.rate_distortion_cost import cost
+from nicprune.report.rate_distortion_cost import cost, same_lambda
 
 TOLERANCE = 0.03
 """Largest relative difference of the MACs of two codecs of the same size."""
@@ -120,7 +119,7 @@ def _whole_codec(row: Row, group: Sequence[Row]) -> Row | None:
         one = other.members[0]
         if (
             other.quality != row.quality
-            or not _same_lambda(other, row)  # their costs cannot be compared
+            or not same_lambda(other.members[0], row.members[0])  # their costs cannot be compared
             or record.original_cost not in (one.cost, one.original_cost)
         ):
             return None
@@ -143,7 +142,7 @@ def _gap(row: Row, whole: Row | None, scratch: Row) -> Gap | None:
         or scratch.quality != row.quality
         or abs(row.mean["macs"] / scratch.mean["macs"] - 1) > TOLERANCE
         # Costs at different lambdas cannot be compared.
-        or not _same_lambda(scratch, row)
+        or not same_lambda(scratch.members[0], row.members[0])
     ):
         return None
     before, from_scratch, after = map(_mean_cost, (whole, scratch, row))
@@ -160,10 +159,6 @@ def _gap(row: Row, whole: Row | None, scratch: Row) -> Gap | None:
         from_scratch,
         after,
     )
-
-
-def _same_lambda(a: Row, b: Row) -> bool:
-    return math.isclose(a.members[0].lmbda or 0, b.members[0].lmbda or 0, rel_tol=1e-4)
 
 
 def _mean_cost(row: Row) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -153,13 +154,19 @@ def bd_rates(records: Sequence[VideoRecord]) -> pd.DataFrame:
         for arm, members in arms_of(records).items()
         if len(members) >= MIN_POINTS
     }
-    rows = [
-        {"codec": name_of(arm), "against": name_of(anchor)} | bjontegaard(arms[anchor], arms[arm])
-        for arm in arms
-        for anchor in arms
-        if arm != anchor and arm[0] == "codec" and anchor[0] != "codec"
-        if anchor[0] == "classical" or anchor[1] == arm[1]
-    ]
+    gops = {arm: {r.gop for r in members} for arm, members in arms_of(records).items()}
+    rows = []
+    for arm, anchor in itertools.product(arms, arms):
+        if arm[0] != "codec" or anchor[0] == "codec":
+            continue
+        if anchor[0] == "intra" and anchor[1] != arm[1]:
+            continue
+        row = bjontegaard(arms[anchor], arms[arm])
+        if anchor[0] == "classical" and gops[arm] != gops[anchor]:
+            own, its = (_each(sorted(gops[one])) for one in (arm, anchor))
+            unequal = f"groups of {own} frames against {its}"
+            row["caution"] = "; ".join(filter(None, (row["caution"], unequal)))
+        rows.append({"codec": name_of(arm), "against": name_of(anchor)} | row)
     columns = ["codec", "against", "points", "bd_rate_pct", "bd_psnr_db", "overlap_pct", "caution"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -176,6 +183,13 @@ def write_video_report(
     folder = Path(folder)
     if not records:
         raise FileError("no records to report on; `nicprune eval-video --report` writes them")
+    if len(sets := list(dict.fromkeys(record.tested_on() for record in records))) > 1:
+        one, other = (set(found) for found in sets[:2])
+        told = sorted(one ^ other)[0]
+        raise FileError(
+            f"codecs of one report are measured on the same clips: {told} is not among those of"
+            " all; write a report for each set"
+        )
     content = [record.model_dump(exclude_none=True) for record in records]
     flat = [{k: v for k, v in one.items() if not isinstance(v, (list, dict))} for one in content]
     bd = bd_rates(records)

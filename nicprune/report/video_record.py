@@ -126,6 +126,15 @@ class VideoRecord(RecordModel):
     command: str | None = column("command", "Command that made the record", default=None)
     date: str = column("evaluated", "Time of the evaluation (ISO 8601, UTC)")
 
+    def tested_on(self) -> tuple[str, ...]:
+        """Return the clips, each with its size, frames and frame rate, in order of their names."""
+        return tuple(
+            sorted(
+                f"{clip.name} ({clip.width}x{clip.height}, {clip.frames} at {clip.fps:g}/s)"
+                for clip in self.clips
+            )
+        )
+
     @classmethod
     def parse(cls, content: Any, source: str | Path) -> VideoRecord:
         """Return the record with this content.

@@ -19,10 +19,17 @@ Arm = tuple[str, str]
 
 
 def arms_of(records: Sequence[VideoRecord]) -> dict[Arm, list[VideoRecord]]:
-    """Return the records of each curve."""
+    """Return the records of each curve; where a codec was measured with groups of several lengths,
+    each is a curve of its own.
+    """
+    lengths: dict[Arm, set[int]] = {}
+    for record in records:
+        lengths.setdefault((record.role, record.label), set()).add(record.gop)
     found: dict[Arm, list[VideoRecord]] = {}
     for record in records:
-        found.setdefault((record.role, record.label), []).append(record)
+        several = len(lengths[record.role, record.label]) > 1 and record.role != "intra"
+        label = f"{record.label}, groups of {record.gop}" if several else record.label
+        found.setdefault((record.role, label), []).append(record)
     return found
 
 
