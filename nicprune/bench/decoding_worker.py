@@ -40,8 +40,8 @@ def run_job(job: Job) -> Iterator[Done]:
             for name in job.backends
             for image in job.images[:1]
         }
-        for image in job.images:
-            place = Path(job.folder) / f"{label}.{Path(image).stem}"
+        for number, image in enumerate(job.images):  # several may have one name
+            place = Path(job.folder) / f"{label}.{number}"
             for action in job.actions:
                 for way in job.ways:
                     if action != "encode":

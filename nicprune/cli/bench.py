@@ -85,12 +85,13 @@ def _bench_decoding(
 
     for name in backends:  # refused before anything is coded
         BACKENDS[name]().check("float32")
+    named = [text.rpartition("=") for text in codecs or CODECS]
+    labels = [label or Path(given).stem for label, _, given in named]
     chosen = {}
-    for text in codecs or CODECS:
-        label, _, given = text.rpartition("=")
+    for number, (label, (_, _, given)) in enumerate(zip(labels, named, strict=True), 1):
         name, _, quality = given.partition("@")
         made = named_codec(name, int(quality) if quality.isdecimal() else None)
-        chosen[label or Path(given).stem] = made
+        chosen[f"{label} ({number})" if labels.count(label) > 1 else label] = made
     report = measure_decoding(
         chosen,
         usable_images(list_images(images, "test")),

@@ -58,7 +58,13 @@ def encode_image(
 
         refuse(
             "coding a video",
-            {"--level": level, "--lmbda": lmbda, "--fast": fast or None, "--backend": backend},
+            {
+                "--level": level,
+                "--lmbda": lmbda,
+                "--domain": domain,
+                "--fast": fast or None,
+                "--backend": backend,
+            },
         )
         named = (codec, quality, metric, weights)
         encode_clip(

@@ -65,13 +65,18 @@ def evaluate_codec(
         raise RecipeError(f"{images} is a video: nicprune eval-video {images} --codec {codec}")
     if output is not None:
         check_output(
-            output, [images, codec, weights], lambda start: start.startswith(b"{"), force=force
+            output,
+            [images, codec, weights],
+            lambda start: all(key in start for key in (b'"name"', b'"description"', b'"results"')),
+            force=force,
         )
     if codec in FORMATS:
         refuse(
             f"{codec}, which is evaluated at every setting,",
             {
                 "--quality": quality,
+                "--weights": None if weights == "official" else weights,
+                "--metric": None if metric == "mse" else metric,
                 "--level": level,
                 "--lmbda": lmbda,
                 "--width": width,

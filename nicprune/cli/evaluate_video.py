@@ -17,6 +17,7 @@ from nicprune.cli.options import (
     Metric,
     Quality,
     Weights,
+    refuse,
     refuse_for_files,
 )
 
@@ -44,7 +45,9 @@ def evaluate_clips(
         list[int] | None,
         typer.Option(min=0, max=51, help="x264, x265: constant rate factors; by default five."),
     ] = None,
-    preset: Annotated[str, typer.Option(help="x264, x265: preset.")] = "medium",
+    preset: Annotated[
+        str | None, typer.Option(help="x264, x265: preset; by default medium.")
+    ] = None,
     control: Annotated[
         bool,
         typer.Option(help="Also evaluate codecs that predict frames with I frames alone."),
@@ -73,7 +76,9 @@ def evaluate_clips(
     for name in classical or []:
         check_name(name)
     if codec:
-        refuse_for_files([Named.read(text).codec for text in codec], quality, metric)
+        refuse_for_files([Named.read(text).codec for text in codec], quality, metric, weights)
+    if not classical:
+        refuse("no classical codec is named, and a learned one", {"--crf": crf, "--preset": preset})
     found = clips_in(clips, size=size)
     if report is not None:
         check_writable(report)
@@ -88,7 +93,9 @@ def evaluate_clips(
         for label, model, width in _at_widths(text, quality, metric, weights):
             _evaluate(label, model, width, found, settings, control=control, note=note)
     for name in classical or []:
-        points = evaluate_classical_video(name, found, crfs=crf or CRFS, preset=preset, **settings)
+        points = evaluate_classical_video(
+            name, found, crfs=crf or CRFS, preset=preset or "medium", **settings
+        )
         for point in points:
             note(point, "classical", name)
     typer.echo("\n" + video_table(records))

@@ -30,7 +30,13 @@ def export(
     if format_ not in ("compressai", "onnx"):
         raise RecipeError(f"unknown format {format_!r}; {closest(format_, ['compressai', 'onnx'])}")
     if format_ == "compressai":
-        check_output(output, [file], lambda start: start.startswith(b"PK"), force=force)
+        # torch writes zip files of a pickle, under the name that it had then.
+        check_output(
+            output,
+            [file],
+            lambda start: start.startswith(b"PK") and b"/data.pkl" in start,
+            force=force,
+        )
     codec = load(file)
     if format_ == "compressai":
         written = [export_compressai(codec, output)]

@@ -35,16 +35,20 @@ def load_one(codec: str, quality: int | None, metric: str, weights: str) -> Any:
     """Load the one codec of a command, as `load_codec` does."""
     from nicprune.storage.named import load_codec
 
-    refuse_for_files([codec], quality, metric)
+    refuse_for_files([codec], quality, metric, weights)
     return load_codec(codec, quality, metric=metric, weights=weights)
 
 
-def refuse_for_files(codecs: Sequence[str], quality: int | None, metric: str) -> None:
-    """Raise RecipeError if a quality or a metric is given and every codec is a file, which holds
-    its own.
+def refuse_for_files(codecs: Sequence[str], quality: int | None, metric: str, weights: str) -> None:
+    """Raise RecipeError if a quality, a metric or weights are given and every codec is a file,
+    which holds its own.
     """
     if all(codec.endswith(".safetensors") for codec in codecs):
-        given = {"--quality": quality, "--metric": None if metric == "mse" else metric}
+        given = {
+            "--quality": quality,
+            "--metric": None if metric == "mse" else metric,
+            "--weights": None if weights == "official" else weights,
+        }
         refuse(f"{codecs[0]}, a codec in a file,", given)
 
 

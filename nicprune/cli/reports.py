@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from nicprune.cli.options import Force
+
 
 def report(
     paths: Annotated[
@@ -18,17 +20,27 @@ def report(
     crops: Annotated[
         bool, typer.Option(help="Show crops of the images, where the records have them.")
     ] = True,
+    force: Force = False,
 ) -> None:
     """Join finished runs into one report.
 
     Runs are joined by quality. The report holds tables, plots and a page.
     """
-    from nicprune.report.folder import write_report
+    from pathlib import Path
+
+    from nicprune.common.errors import FileError
+    from nicprune.report.folder import check_replaceable, write_report
     from nicprune.report.record_files import collect
     from nicprune.report.terminal import text_table
     from nicprune.report.video import video_table, write_video_report
     from nicprune.report.video_record import read_video_records
 
+    folders = [path if path.is_dir() else path.parent for path in map(Path, paths)]
+    among = [given for given in folders if given.resolve() == Path(output).resolve()]
+    if among and len(paths) > 1:
+        raise FileError(f"{output} is an input of this command; name another folder (-o)")
+    if not among and not force:
+        check_replaceable(output)
     if videos := read_video_records(paths):
         page = write_video_report(videos, output, title=title)
         typer.echo(f"{video_table(videos)}\nreport: {page}")

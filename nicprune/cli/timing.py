@@ -134,7 +134,7 @@ def _load(
     loaded: dict[str, Any] = {}
     named = [Named.read(text) for text in codecs]
     labels = [one.label for one in named]
-    refuse_for_files([one.codec for one in named], quality, metric)
+    refuse_for_files([one.codec for one in named], quality, metric, weights)
     for number, (one, text) in enumerate(zip(named, codecs, strict=True), 1):
         # The same codec may be named twice: compared with itself, it shows the noise of such a
         # ratio on this machine.

@@ -119,7 +119,7 @@ def check_output(
     Args:
         path: file to be written.
         inputs: files that the command reads; names of codecs that are no files are ignored.
-        own_kind: given the first 64 bytes of an existing file, whether it is of the command's own
+        own_kind: given the first kilobyte of an existing file, whether it is of the command's own
             kind.
         force: replace a file of another kind.
 
@@ -136,7 +136,7 @@ def check_output(
             return
         _check_replaceable(path)
         with open(path, "rb") as file:
-            start = file.read(64)
+            start = file.read(1024)
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from None
     if start and not force and not own_kind(start):

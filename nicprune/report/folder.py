@@ -21,7 +21,28 @@ from nicprune.report.page import DrawnPlot, render_page
 from nicprune.report.plots.plot import plots_in_order
 from nicprune.report.plots.theme import DARK
 from nicprune.report.record import Record
-from nicprune.report.record_files import records_json
+from nicprune.report.record_files import collect, records_json
+from nicprune.report.video_record import read_video_records
+
+FILES = ("records.json", "table.csv", "table.md", "table.tex", "bd.csv", "index.html")
+"""Files of every report, those of videos but for LaTeX."""
+
+
+def check_replaceable(folder: str | Path) -> None:
+    """Raise FileError if a folder has files with the names of a report's, and is no report."""
+    folder = Path(folder)
+    there = [name for name in FILES if (folder / name).exists()]
+    if not there:
+        return
+    try:
+        if read_video_records([folder]) or collect([folder]):
+            return
+    except FileError:
+        pass
+    raise FileError(
+        f"{folder / there[0]} exists and is not of a report; name another folder, or replace it"
+        " with --force"
+    )
 
 
 def write_report(

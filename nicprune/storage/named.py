@@ -109,6 +109,14 @@ def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
     if str(weights).endswith(".safetensors"):
         loaded = load(weights, factory=lambda: codec)
         stored = provenance(codec)
+        for what, own, asked in (
+            ("quality", stored.quality, record.quality),
+            ("metric", stored.metric, record.metric),
+        ):
+            if own is not None and asked is not None and own != asked:
+                warnings.warn(
+                    f"{weights} says {what} {own}, and is loaded as {what} {asked}", stacklevel=4
+                )
         record.build, record.original, record.history = (
             stored.build,
             stored.original,

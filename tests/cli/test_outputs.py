@@ -66,6 +66,29 @@ COMMANDS = [
 ]
 
 
+FOREIGN = [
+    ("eval c.safetensors a.png -o notes", b'{"my": "settings"}'),
+    ("export c.safetensors notes", b"PK\x03\x04 a document of somebody's"),
+]
+
+
+@pytest.mark.parametrize(("command", "content"), FOREIGN)
+def test_files_that_begin_alike_are_of_another_kind(
+    there: dict[str, str],
+    command: str,
+    content: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    notes = Path(there["notes"])
+    arguments = [there.get(word, word) for word in command.split()]
+    notes.write_bytes(content)
+    assert "is not a file that this command writes" in fails(monkeypatch, capsys, *arguments)
+    assert notes.read_bytes() == content
+    call(*arguments, "--force")
+    call(*arguments)  # its own kind
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_another_kind_of_file_is_replaced_by_force_alone(
     there: dict[str, str],
