@@ -202,3 +202,44 @@ def test_the_command(
     assert "options of: nicprune bench decoding" in fails(
         monkeypatch, capsys, "bench", "attach", "--crop", "48"
     )
+
+
+def test_images_of_one_name_are_each_decoded(tmp_path: Path) -> None:
+    """Sub-folders are searched, so that two images may have one name."""
+    images = []
+    for folder, side in (("x", 64), ("y", 80)):
+        picture = torch.rand(3, side, side, generator=torch.Generator().manual_seed(side))
+        images.append(str(write_png(picture, tmp_path / folder / "001.png")))
+    file = save(built("bmshj2018-hyperprior")[0], tmp_path / "c.safetensors")
+
+    def job(actions: list[str]) -> Job:
+        return Job(actions, {"c": str(file)}, images, None, [FLOAT64], str(tmp_path))
+
+    encoded = [done for done in run_job(job(["encode", "reference"])) if done.action == "encode"]
+    decoded = list(run_job(job(["decode"])))
+    assert [done.pixels for done in encoded] == [64 * 64, 80 * 80]
+    assert [(done.image, done.pixels, done.refused) for done in decoded] == [
+        (images[0], 64 * 64, ""),
+        (images[1], 80 * 80, ""),
+    ]
+
+
+def test_codecs_of_one_name_are_each_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every run writes codec.safetensors."""
+    seen: list[str] = []
+
+    def measured(codecs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        seen.extend(codecs)
+        raise FileError("enough")
+
+    monkeypatch.setattr(decoding, "measure_decoding", measured)
+    given = []
+    for folder in ("a", "b"):
+        file = save(built("bmshj2018-hyperprior")[0], tmp_path / folder / "codec.safetensors")
+        given += ["--codec", str(file)]
+    picture = write_png(torch.rand(3, 64, 64), tmp_path / "0.png")
+    with pytest.raises(FileError, match="enough"):
+        call("bench", "decoding", "--images", str(picture), *given, "--codec", f"own={given[1]}")
+    assert seen == ["codec (1)", "codec (2)", "own"]

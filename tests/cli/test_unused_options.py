@@ -30,6 +30,17 @@ def photo(tmp_path: Path) -> Path:
         (("eval", "jpeg", "{photo}", "--level", "1"), "no --level"),
         (("eval", "webp", "{photo}", "--width", "1"), "no --width"),
         (("eval", "jpeg", "{photo}", "--fast"), "no --fast"),
+        (("eval", "jpeg", "{photo}", "--metric", "ms-ssim"), "no --metric"),
+        (("eval", "jpeg", "{photo}", "--weights", "none"), "no --weights"),
+        (("encode", DEMO, "clip.yuv", "clip.npv", "--domain", "source"), "no --domain"),
+        (("eval-video", "clip.yuv", "--codec", DEMO, "--crf", "20"), "no --crf"),
+        (("eval-video", "clip.yuv", "--codec", DEMO, "--preset", "slow"), "no --preset"),
+        (
+            ("eval-video", "clip.yuv", "--codec", "a.safetensors", "--weights", "none"),
+            "no --weights",
+        ),
+        (("time", "a.safetensors", "--weights", "none"), "no --weights"),
+        (("eval", "a.safetensors", "{photo}", "--weights", "none"), "no --weights"),
         (("eval", "jpeg", "{photo}", "-o", "{photo}.json"), "no --output"),
         (
             (

@@ -385,3 +385,10 @@ def test_header_is_read_without_weights(tmp_path: Path, hyperprior: nn.Module) -
 def test_unknown_settings_name_the_closest(hyperprior: nn.Module) -> None:
     with pytest.raises(RecipeError, match="unknown key 'budgte'; did you mean 'budget'"):
         attach(hyperprior, "magnitude", budgte={"macs": 0.5})
+
+
+def test_a_file_of_another_quality_is_loaded_with_a_warning(tmp_path: Path) -> None:
+    file = save(load_codec("demo-hyperprior", 4), tmp_path / "a.safetensors")
+    with pytest.warns(UserWarning, match="says quality 4, and is loaded as quality 1"):
+        assert provenance(load_codec("demo-hyperprior", 1, weights=file)).quality == 1
+    assert provenance(load_codec("demo-hyperprior", 4, weights=file)).quality == 4
