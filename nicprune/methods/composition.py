@@ -22,6 +22,7 @@ from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds.norms import learns_by_running
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
+from nicprune.codecs.roles import on_side
 from nicprune.common.errors import CodecError, DataError, RecipeError
 from nicprune.data.images import to_channels
 from nicprune.methods.bitstream import Coding
@@ -325,8 +326,23 @@ class Attached(Coding):
         }
 
     def trains(self, name: str) -> bool:
-        """Return whether a parameter of the codec, given by name, is trained."""
-        return all(method.trains(name) for method in self._lasting)
+        """Return whether a parameter or layer of the codec, given by name, is trained."""
+        if not on_side(self.codec, name, self._side_of_before):
+            return False
+        methods = self._lasting
+        # One prunes the encoder, another the decoder: then nothing needs to stay as it was.
+        if len({side for method in methods if (side := _side(method))}) > 1:
+            methods = [method for method in methods if _side(method) is None]
+        return all(method.trains(name) for method in methods)
+
+    @property
+    def _side_of_before(self) -> str | None:
+        """The side that was pruned alone before, where these methods are what has stayed of it:
+        fine-tuning keeps to it.
+        """
+        history = provenance(self.codec).history
+        stays = history[-1].get("stays") if history else None
+        return history[-1].get("side") if stays == [m.name for m in self._lasting] else None
 
     @property
     def sampling(self) -> ClipSampling | None:
@@ -376,8 +392,10 @@ class Attached(Coding):
         multiples of 64, or of the codec's stride.
 
         Raises:
-            DataError: they have other sides.
+            DataError: there is none, or they are of another shape.
         """
+        if not len(images):
+            raise DataError("methods examine images before training: give at least one")
         images = self._here(images)
         for method in self._each:
             method.prepare(self.codec, images)
@@ -443,6 +461,11 @@ class Attached(Coding):
         device = next(self.codec.parameters()).device
         channels, multiple = image_shape(self.codec)[0], size_multiple(self.codec)
         for image in images:
+            if image.dim() != 4:
+                raise DataError(
+                    f"images are tensors of shape (1, {channels}, H, W), in a list (got one of"
+                    f" {tuple(image.shape)})"
+                )
             if any(side % multiple for side in image.shape[-2:]):
                 height, width = image.shape[-2:]
                 raise DataError(
@@ -564,8 +587,10 @@ class Attached(Coding):
         }
         if staying:
             entry["stays"] = [m.name for m in staying]
-        sides = {getattr(m.config, "side", None) for m in self._lasting}
-        if len(sides) == 1 and None not in sides:  # fine-tuning freezes the other side, too
+        sides = {side for method in self._lasting if (side := _side(method))}
+        if before := self._side_of_before:
+            sides.add(before)
+        if len(sides) == 1:  # fine-tuning freezes the other side, too
             entry["side"] = sides.pop()
         provenance(small).history.append(entry)
         if twin.roles.multi_width is not None:
@@ -603,6 +628,12 @@ class Attached(Coding):
             method.detach(method.codec)
         keep_gradients(self.parameters())
         return self.codec
+
+
+def _side(method: Method) -> str | None:
+    """Return the side that a method prunes alone, and trains."""
+    side: str | None = getattr(method.config, "side", None)
+    return side
 
 
 def frozen_copy(codec: nn.Module) -> nn.Module:

@@ -44,7 +44,7 @@ from nicprune.codecs.provenance import provenance
 from nicprune.codecs.roles import roles_of
 from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import StrictConfig
-from nicprune.common.errors import CodecError, RecipeError
+from nicprune.common.errors import CodecError, RecipeError, TrainingError
 from nicprune.methods.contract import METHODS, Distiller
 
 EMA = 0.99
@@ -269,6 +269,13 @@ class Distillation(Distiller):
         return twin
 
     def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
+        if not self.training:
+            return x.new_zeros(())
+        if (self.config.latent or self._stages) and not self._mine:
+            raise TrainingError(
+                "distillation compares the features of the forward pass before: call loss once"
+                " after each"
+            )
         teacher = self._teacher[0]
         if next(teacher.parameters()).device != x.device:
             teacher.to(x.device)

@@ -20,6 +20,7 @@ from nicprune.codecs.layer_kinds.norms import learns_by_running
 from nicprune.codecs.layer_kinds.parameters import holder, layers_of
 from nicprune.codecs.layer_operations import zero
 from nicprune.codecs.modes import modes_restored
+from nicprune.common.errors import DataError
 
 PRESENT = 0.1
 """Mask above which a channel counts in the statistics of a norm over channels."""
@@ -214,6 +215,11 @@ def importance(
     masks = Masks(which).to(next(codec.parameters()).device)
     total = [torch.zeros_like(value) for value in masks.values]
     loss = rate_distortion_loss(lmbda, metric)
+    if metric == "ms-ssim" and min(min(image.shape[-2:]) for image in images) < 192:
+        raise DataError(
+            "importance for ms-ssim needs images of at least 192 pixels on each side: five scales"
+            " of an 11-pixel window"
+        )
     masks.attach(codec, groups)
     try:
         # Noise in place of rounding has gradients; it is drawn apart from everybody else's.

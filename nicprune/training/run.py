@@ -28,7 +28,7 @@ from nicprune.training.environment import summary_writer
 from nicprune.training.optimizers import make_optimizer
 from nicprune.training.precision import autocast_dtype
 from nicprune.training.settings import TrainSettings, learning_rate
-from nicprune.training.trained_parameters import split_parameters
+from nicprune.training.trained_parameters import density_parameters, split_parameters
 
 MAX_SKIPPED = 20
 """Largest number of consecutive steps that are skipped because their gradient is not finite."""
@@ -92,11 +92,19 @@ class TrainingRun:
                 model, ignored
             )
         self.net_parameters = net
+        densities = density_parameters(self.codec) if options.density_lr is not None else []
+        apart = {id(parameter) for parameter in densities}
         self.wrapped = fabric.setup_module(model)
         self.optimizer: Any = fabric.setup_optimizers(
             make_optimizer(
-                options.optimizer, net, learning_rate(options, 0), options.max_precondition_dim
+                options.optimizer,
+                [parameter for parameter in net if id(parameter) not in apart],
+                learning_rate(options, 0),
+                options.max_precondition_dim,
             )
+        )
+        self.density_optimizer = (
+            torch.optim.Adam(densities, lr=options.density_lr or 0) if densities else None
         )
         self.aux_optimizer = torch.optim.Adam(aux, lr=options.aux_lr) if aux else None
         self._metrics_file = (
@@ -114,21 +122,28 @@ class TrainingRun:
         # Quantisation noise depends on (seed, step, rank) alone, so that resuming needs no random
         # state.
         torch.manual_seed(mix(options.seed, self.step, self.fabric.global_rank, 1))
-        for optimizer in (self.optimizer, self.aux_optimizer):
-            if optimizer is not None:
-                rate = learning_rate(options, self.step)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate if optimizer is self.optimizer else options.aux_lr
+        rate, peak = learning_rate(options, self.step), options.lr or 1.0
+        for optimizer, lr in (
+            (self.optimizer, rate),
+            (self.density_optimizer, (options.density_lr or 0) * rate / peak),
+            (self.aux_optimizer, options.aux_lr),
+        ):
+            for group in optimizer.param_groups if optimizer is not None else ():
+                group["lr"] = lr
         if options.channels_last:
             frames = batch.flatten(0, -4).contiguous(memory_format=torch.channels_last)
             batch = frames.unflatten(0, batch.shape[:-3])
         self.optimizer.zero_grad(set_to_none=True)
+        if self.density_optimizer is not None:
+            self.density_optimizer.zero_grad(set_to_none=True)
         passes = self.attached.widths_per_step() if self.attached is not None else []
         figures = [self._learn(batch, width) for width in passes or [None]][0]
         norm = nn.utils.clip_grad_norm_(self.net_parameters, options.clip)
         if bool(torch.isfinite(norm)):
             self._skipped_in_a_row = 0
             self.optimizer.step()
+            if self.density_optimizer is not None:
+                self.density_optimizer.step()
         else:
             self.skipped += 1
             self._skipped_in_a_row += 1
@@ -226,6 +241,8 @@ class TrainingRun:
                 self.aux_optimizer.state_dict() if self.aux_optimizer is not None else None
             ),
         }
+        if self.density_optimizer is not None:
+            state["density_optimizer"] = self.density_optimizer.state_dict()
         self.checkpoints.save(state)
         self.saved_step = self.step
 
@@ -284,6 +301,8 @@ class TrainingRun:
         self.optimizer.optimizer.load_state_dict(state["optimizer"])
         if self.aux_optimizer is not None:
             self.aux_optimizer.load_state_dict(state["aux_optimizer"])
+        if self.density_optimizer is not None:
+            self.density_optimizer.load_state_dict(state["density_optimizer"])
         self.step = self.saved_step = state["step"]
         self.skipped = int(state["skipped"])
         self._clock = (time.monotonic(), self.step)

@@ -31,6 +31,9 @@ class TrainSettings(StrictConfig):
             length. Pointwise convolutions of several hundred channels cost less with 128.
         lr, aux_lr: learning rates of the network (by default the optimiser's) and of the entropy
             bottlenecks' quantiles.
+        density_lr: learning rate of the densities of entropy bottlenecks, by Adam, on the schedule
+            of `lr`; by default they learn with the network. From random weights, these start ten
+            times too wide and take thousands of steps to fit z; 1e-2 fits them in a hundred.
         schedule, warmup: course of `lr` after a linear warm-up of `warmup` steps.
         clip: largest norm of the network's gradient.
         latents: what decoders and context models are given in training: "noisy" latents, as by
@@ -57,6 +60,7 @@ class TrainSettings(StrictConfig):
     max_precondition_dim: int = Field(default=MAX_PRECONDITIONED, ge=1)
     lr: float | None = Field(default=None, gt=0, le=LARGEST_LR)
     aux_lr: float = Field(default=1e-3, gt=0, le=LARGEST_LR)
+    density_lr: float | None = Field(default=None, gt=0, le=LARGEST_LR)
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup: int = Field(default=0, ge=0)
     clip: float = Field(default=1.0, gt=0)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nicprune.codecs.anatomy import unwrap
-from nicprune.codecs.layer_kinds.entropy import is_quantile
+from nicprune.codecs.layer_kinds.entropy import is_quantile, learns_density
 from nicprune.codecs.layer_kinds.norms import learns_by_running
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.roles import on_side
@@ -25,6 +25,17 @@ def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], 
     own = {id(p) for p in model.manually_updated()} if hasattr(model, "manually_updated") else set()
     trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
     return [p for p in trainable if id(p) not in apart], [p for p in trainable if id(p) in apart]
+
+
+def density_parameters(codec: nn.Module) -> list[nn.Parameter]:
+    """Return the trainable parameters of the densities that entropy bottlenecks learn."""
+    return [
+        parameter
+        for layer in codec.modules()
+        if learns_density(layer)
+        for name, parameter in layer.named_parameters()
+        if parameter.requires_grad and not is_quantile(name)
+    ]
 
 
 def _is_trained(model: nn.Module, side: str | None) -> Callable[[str], bool]:

@@ -206,6 +206,11 @@ def quantile_gaps(bottleneck: Any) -> Tensor:
     return gaps
 
 
+def learns_density(layer: nn.Module) -> bool:
+    """Return whether a layer learns a density of its own for each channel."""
+    return isinstance(layer, EntropyBottleneck)
+
+
 def is_quantile(parameter_name: str) -> bool:
     """Return whether a parameter is one of those that learn from the auxiliary loss alone."""
     return parameter_name.endswith(QUANTILES)

@@ -274,9 +274,11 @@ class Adaptation(MultiWidth):
 
 
 def _digest(codec: nn.Module) -> str:
-    """Return a hash of a codec's parameters."""
+    """Return a hash of what a codec holds, but for its CDF tables."""
     digest = hashlib.sha256()
-    for name, value in codec.named_parameters():
+    for name, value in codec.state_dict().items():
+        if name.rpartition(".")[2] in CDF_BUFFERS:
+            continue
         digest.update(name.encode())
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

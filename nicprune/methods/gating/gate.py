@@ -98,6 +98,10 @@ class GatingConfig(StrictConfig):
         return self
 
 
+SILENT = 0.01
+"""Relative energy, after the root, of a channel that is zero."""
+
+
 class Gate(nn.Module):
     """The gate before one convolution: decides for each image which input channels are open.
 
@@ -121,8 +125,9 @@ class Gate(nn.Module):
         follows: whether running means go on afterwards: the weights of the convolution are trained.
         gain: factor on the input before its energy is taken, shape (C,): 1, unless the scale of a
             rate was folded into the weights.
-        place: index of each channel among the `width` channels that the gate was learnt with; the
-            energy of those removed since counts as usual in the 1-D convolution.
+        place: index of each channel among the `width` channels that the gate was learnt with.
+        rest: what each of these counts as in the 1-D convolution once it is removed, shape
+            (width,): 1, the usual energy, or `SILENT` where another method had made it zero.
         open_rate: fraction of images on which each channel was open, running mean, shape (C,).
         importance: squared gradient of the loss by the gate, running mean, shape (C,).
     """
@@ -131,6 +136,7 @@ class Gate(nn.Module):
     gain: Tensor
     place: Tensor
     width: Tensor
+    rest: Tensor
     seen: Tensor
     open_rate: Tensor
     importance: Tensor
@@ -153,6 +159,7 @@ class Gate(nn.Module):
         self.register_buffer("gain", torch.ones(channels))
         self.register_buffer("place", torch.arange(channels))
         self.register_buffer("width", torch.tensor(channels))
+        self.register_buffer("rest", torch.ones(channels))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
         self.register_buffer("open_rate", torch.ones(channels))
         self.register_buffer("importance", torch.zeros(channels))
@@ -176,8 +183,11 @@ class Gate(nn.Module):
         self._current = threshold.clone()
         self.threshold.grad = None
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
+        # Files of before say nothing of it.
+        state.setdefault(f"{prefix}rest", torch.ones(int(state.get(f"{prefix}width", 0))))
+        self.rest = self.rest.new_ones(len(state[f"{prefix}rest"]))
+        super()._load_from_state_dict(state, prefix, *args)
         self._current = None
 
     def sample(self, x: Tensor) -> Tensor:
@@ -202,7 +212,7 @@ class Gate(nn.Module):
     def scores(self, energy: Tensor) -> Tensor:
         """Return the scores that thresholds are compared with, shape (B, C)."""
         relative = (
-            (energy / self.scale.clamp_min(1e-12)).clamp_min(1e-8).pow(1 / ROOT)
+            (energy / self.scale.clamp_min(1e-12)).clamp_min(SILENT**ROOT).pow(1 / ROOT)
             if int(self.seen)
             else torch.ones_like(energy)
         )
@@ -211,9 +221,8 @@ class Gate(nn.Module):
         with torch.autocast(relative.device.type, enabled=False):
             mix = self.mix.to(relative.dtype).view(1, 1, -1)
             if (width := int(self.width)) > self.channels:
-                relative = relative.new_ones(len(relative), width).index_copy(
-                    1, self.place, relative
-                )
+                all_ = self.rest.to(relative).expand(len(relative), width)
+                relative = all_.index_copy(1, self.place, relative)
             mixed = F.conv1d(relative.unsqueeze(1), mix, padding=self.mix.numel() // 2).squeeze(1)
             return mixed.index_select(1, self.place) if width > self.channels else mixed
 

@@ -56,9 +56,10 @@ from nicprune.codecs.layer_operations import zero
 from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.roles import transform_in, transforms_in
 from nicprune.common.errors import BudgetError, RecipeError, TrainingError
-from nicprune.methods.contract import METHODS, Gating, Method
+from nicprune.methods.contract import METHODS, Gating, Method, Pruner
 from nicprune.methods.gating.execution import attach_gates, detach_gates, pooled_before
 from nicprune.methods.gating.gate import (
+    SILENT,
     START,
     Gate,
     GatingConfig,
@@ -128,6 +129,7 @@ class ChannelGating(Gating):
             {key_of(n): Power(channel_kind(modules[n]).widths(modules[n])[0]) for n in pools}
         )
         self._pools = pools
+        self._beside: tuple[Method, ...] = ()
         self._sizes = input_sizes(codec, self.gated)
         # How much of a map is looked at to pool it: of a photograph's at first, of those calibrated
         # with later.
@@ -210,6 +212,18 @@ class ChannelGating(Gating):
 
     def _meters(self) -> dict[str, Power]:
         return {name: self.powers[key_of(name)] for name in self._pools}  # type: ignore[misc]
+
+    def set_beside(self, methods: Sequence[Method]) -> None:
+        self._beside = tuple(methods)
+
+    def _kept_by_others(self) -> dict[str, list[int]]:
+        """Return the keep-lists of the other methods that remove channels, as they would now."""
+        found: dict[str, list[int]] = {}
+        for method in self._beside:
+            if method is not self and isinstance(method, Pruner) and method.codec is self.codec:
+                for name, kept in method.select().items():
+                    found[name] = sorted(set(kept) & set(found.get(name, kept)))
+        return found
 
     def attach(self, codec: nn.Module) -> None:
         self._find_pools(codec)  # another method may stand between the two by now
@@ -511,7 +525,14 @@ class ChannelGating(Gating):
         assert isinstance(other, ChannelGating)
         for name, gate in self.each().items():
             kept = torch.from_numpy(kept_channels(self.groups, keep, name, "in", gate.channels))
-            _take(gate, other.each()[name], kept)
+            target = other.each()[name]
+            target.rest = gate.rest.clone()
+            _take(gate, target, kept)
+            # A channel that a mask had made zero counted as silent, and does so where it is gone.
+            heard = kept_channels(self.groups, self._kept_by_others(), name, "in", gate.channels)
+            silent = torch.ones(gate.channels, dtype=torch.bool)
+            silent[torch.from_numpy(heard)] = False
+            target.rest[gate.place[silent.to(gate.place.device)]] = SILENT
         for name, meter in self._meters().items():
             kept = torch.from_numpy(
                 kept_channels(self.groups, keep, name, "both", len(meter.value))
@@ -539,4 +560,5 @@ def _take(source: nn.Module, target: nn.Module, kept: Tensor) -> None:
     """Copy state; of tensors with a value per channel only the kept ones."""
     own = target.state_dict()
     for name, value in source.state_dict().items():
-        own[name].copy_(value[kept.to(value.device)] if value.dim() and name != "mix" else value)
+        whole = not value.dim() or name in ("mix", "rest")
+        own[name].copy_(value if whole else value[kept.to(value.device)])

@@ -89,6 +89,11 @@ class ScalableEncoderConfig(StrictConfig):
     def _one(self) -> ScalableEncoderConfig:
         if (self.share is None) == (self.widths is None):
             raise ValueError("give either share: 0.125, of g_a's MACs, or widths: {'g_a.*': 16}")
+        if self.form == "sum" and not self.residual:
+            raise ValueError(
+                "residual: false trains each encoder alone, and form: sum would add up what are"
+                " whole latents each: give form: average"
+            )
         if self.decay_steps < 4 * self.encoders:
             raise ValueError(
                 f"decay_steps are for all {self.encoders} encoders: at least {4 * self.encoders}"

@@ -180,6 +180,7 @@ class Slimmable(MultiWidth):
         )
 
     def validate(self) -> None:
+        _check_distill(self.config, provenance(self.codec).metric)
         if not self.groups.prunable():
             raise CodecError(
                 f"{type(self.codec).__name__} has no channel group that can be narrower"
@@ -440,6 +441,7 @@ class Slimmable(MultiWidth):
         return self.config.lambdas is not None or self.config.qualities is not None
 
     def set_objective(self, lmbda: float, metric: str) -> None:
+        _check_distill(self.config, metric)
         self._lmbda = lmbda
 
     def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
@@ -529,3 +531,10 @@ class Slimmable(MultiWidth):
 
 def _key(prefix: str, name: str) -> str:
     return f"{prefix}_{name}".replace(".", "/")
+
+
+def _check_distill(config: SlimmableConfig, metric: str) -> None:
+    if config.distill and metric != "mse":
+        raise RecipeError(
+            f"distill is by squared error, and the codec is trained for {metric}: leave it out"
+        )

@@ -21,19 +21,9 @@ class BottleneckScaling(Modulation):
     def build(self) -> None:
         steps = self._prior(torch.arange(len(self.levels), dtype=torch.float32))
         self.log_scale = nn.Parameter(steps[:, None].repeat(1, self.sites[0].width))
-        self._frozen: list[nn.Parameter] = []
 
-    def attach(self, codec: nn.Module) -> None:
-        super().attach(codec)
-        self._frozen = [p for p in codec.parameters() if p.requires_grad]
-        for parameter in self._frozen:
-            parameter.requires_grad_(False)
-
-    def detach(self, codec: nn.Module) -> None:
-        super().detach(codec)
-        for parameter in self._frozen:
-            parameter.requires_grad_(True)
-        self._frozen = []
+    def trains(self, name: str) -> bool:
+        return False
 
     def factors(self, site: Site) -> tuple[Tensor, Tensor | None]:
         log = self._between(self.log_scale)

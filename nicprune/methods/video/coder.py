@@ -70,11 +70,12 @@ class FrameCoder:
             raise CodecError(
                 f"{type(unwrap(codec)).__name__} cannot code an image: {self._coder.failure}"
             )
-        self._headers = [
-            [choice.write(getattr(point, choice.field))]
+        headers = [
+            choice.write(getattr(point, choice.field))
             for choice in getattr(model, "choices", ())
             if choice.in_bitstream
         ]
+        self._headers = [[header] for header in headers if header]  # the source domain has none
         found = roles_of(unwrap(model))
         if found.analysis is None or found.synthesis is None:
             raise CodecError(f"frames cannot be coded: {found.reason}")

@@ -47,7 +47,7 @@ from nicprune.common.config import StrictConfig, parse
 from nicprune.common.errors import CodecError, RecipeError
 from nicprune.data.clip_patches import ClipSampling
 from nicprune.methods.contract import METHODS, Method, MultiWidth, Temporal
-from nicprune.pruning.budget import ROUND_TO
+from nicprune.pruning.budget import KMAC, ROUND_TO
 from nicprune.pruning.cost import CostModel
 from nicprune.pruning.surgery import prune
 from nicprune.pruning.totals import Totals
@@ -136,9 +136,16 @@ class TemporalEntropyModel(Temporal):
         self._beside: tuple[Method, ...] = ()
         self.decays = nn.ModuleList()
         if self.config.mask_decay is not None:
-            settings = parse(
+            settings: Any = parse(
                 METHODS["mask_decay"].Config, self.config.mask_decay, f"method {self.name!r}"
             )
+            budget = settings.budget
+            unfit = budget is not None and ({*KMAC} & budget.parts().keys() or budget.split)
+            if unfit:
+                raise RecipeError(
+                    f"method {self.name!r}: mask_decay: its budget is a share of the network's own"
+                    " macs or params: kMAC per pixel of a frame and split are of a codec"
+                )
             decay = METHODS["mask_decay"](
                 self.network, self.network_groups, self.network_cost, settings
             )
