@@ -115,7 +115,7 @@ def of_method(name: str, folder: Path) -> dict[str, Any]:
         batch_size=2,
         patch_size=64,
         lr=1e-3,
-        lmbda=0.01,
+        lmbda=None if attached.own_lambdas else 0.01,
         precision="32",
         progress=False,
     )

@@ -269,13 +269,15 @@ class Distillation(Distiller):
         return twin
 
     def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
-        if not self.training:
-            return x.new_zeros(())
-        if (self.config.latent or self._stages) and not self._mine:
+        # Latents and features are kept in training alone: outside of it there is no such term.
+        compares = self.training and bool(self.config.latent or self._stages)
+        if compares and not self._mine:
             raise TrainingError(
                 "distillation compares the features of the forward pass before: call loss once"
                 " after each"
             )
+        if not compares and not self.config.output:
+            return x.new_zeros(())
         teacher = self._teacher[0]
         if next(teacher.parameters()).device != x.device:
             teacher.to(x.device)
@@ -302,9 +304,9 @@ class Distillation(Distiller):
             total = total + self.config.output * self._lmbda * 255**2 * (
                 (made - target).square().mean() - (made - x).square().mean()
             )
-        if self.config.latent:
+        if compares and self.config.latent:
             total = total + self.config.latent * self._latent(shown, x)
-        if self._stages:
+        if compares and self._stages:
             total = total + self.config.features * self._features()
         self._mine.clear()
         self._theirs.clear()

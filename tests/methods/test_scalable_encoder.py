@@ -229,14 +229,14 @@ def test_a_sum_starts_from_the_level_before() -> None:
 def test_without_residual_learning_each_encoder_learns_alone() -> None:
     x = image(built("bmshj2018-hyperprior")[0], 0)
     for residual in (True, False):
-        attached = ladder(residual=residual)
+        attached = ladder(residual=residual, form="average")
         for p in method_of(attached).encoders[0].parameters():
             p.data.mul_(2.0)
         alone = method_of(attached).encoders[1](x)
         attached.train()(x, level=1)
         assert torch.equal(method_of(attached)._y, alone) == (not residual)
         assert not torch.equal(latents(attached.eval(), x, 1), alone), (
-            "when coding, they add up in either case"
+            "when coding, they are averaged in either case"
         )
 
 

@@ -102,6 +102,10 @@ SILENT = 0.01
 """Relative energy, after the root, of a channel that is zero."""
 
 
+NEVER = -1e6
+"""Margin of a channel that does not open."""
+
+
 class Gate(nn.Module):
     """The gate before one convolution: decides for each image which input channels are open.
 
@@ -249,6 +253,9 @@ class Gate(nn.Module):
                 _follow(self.scale, usual, memory)
                 self.seen += 1
         margin = self.scores(energy) - self.threshold.to(energy.dtype)
+        # A channel of zeros stays closed, so that the one that is always open is not one of them:
+        # where a mask has made it zero, it will be gone.
+        margin = margin.masked_fill(energy == 0, NEVER)
         hard = opened(margin)
         if self.recorded is not None:
             self.recorded.append(margin.detach())

@@ -71,7 +71,7 @@ from nicprune.methods.gating.gate import (
     recording,
     sampling_step,
 )
-from nicprune.pruning.budget import move_to_budget
+from nicprune.pruning.budget import SIDES, move_to_budget
 from nicprune.pruning.budget_controller import SPREAD, deviations, relative_rates, steer
 
 CLOSED = 3.0
@@ -179,6 +179,11 @@ class ChannelGating(Gating):
                 "budget params: gates leave parameters where they are; name macs, encoder or"
                 " decoder"
             )
+        if self.config.budget is not None and self.config.budget.split == "auto":
+            raise RecipeError(
+                "budget split: auto compares codecs whose channels are removed for good; give a"
+                " number, or limits for encoder and decoder"
+            )
         if self.config.budget is not None and self.config.budget.times:
             raise RecipeError(
                 f"budget {self.config.budget.times[0]}: gates choose channels image by image, and"
@@ -270,17 +275,7 @@ class ChannelGating(Gating):
                 + self.config.kernel
             )
             by_transform[transform] += own
-            for what in (
-                "macs",
-                *[
-                    w
-                    for w, runs in (
-                        ("encoder", transform != "g_s"),
-                        ("decoder", transform in ("g_s", "h_s")),
-                    )
-                    if runs
-                ],
-            ):
+            for what in _counted_in(transform):
                 totals[what] += own
         return totals, by_transform
 
@@ -314,14 +309,15 @@ class ChannelGating(Gating):
 
     # -- learning ---------------------------------------------------------------------------------
 
-    def _ahead(self) -> float:
-        """Return the distance from the planned cost as a fraction of the whole way; positive where
-        it is too high.
+    def _ahead(self) -> dict[str, float]:
+        """Return the distance from the planned cost as a fraction of the whole way, by limit;
+        positive where it is too high.
         """
         assert self.config.budget is not None
         planned = min(1.0, int(self.step) / max(1.0, RAMP * self.config.gating_steps))
         now, limits = self.expected(), self.config.budget.limits(self.cost.original)
-        return max(deviations(now.__getitem__, self.cost.totals(), limits, planned, 0.01))
+        found = deviations(now.__getitem__, self.cost.totals(), limits, planned, 0.01)
+        return dict(zip(limits, found, strict=True))
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -344,15 +340,20 @@ class ChannelGating(Gating):
         pull = gradient / gradient.square().mean().sqrt().clamp_min(1e-20)
         eta = 2.0 / self.config.gating_steps
         if self.config.budget is not None:
-            steer(self.rho, self._ahead(), slowest=1e-3 / self.config.gating_steps)
-            rates = self._rates(importance)
+            ahead = self._ahead()
+            steer(self.rho, max(ahead.values()), slowest=1e-3 / self.config.gating_steps)
+            missed = [name for name, deviation in ahead.items() if deviation > 0]
+            rates = self._rates(importance, missed or list(ahead))
             goal = torch.full_like(alpha, CLOSED)
+            learning = self._lowering(list(ahead)).to(alpha.device)
         else:
             rates, goal = (
                 torch.ones_like(alpha),
                 torch.full_like(alpha, float(self.config.alpha or 0)),
             )
-        alpha = alpha + (self.rho * rates).clamp(max=1) * (goal - alpha) - eta * pull.clamp(-1, 1)
+            learning = torch.ones_like(alpha, dtype=torch.bool)
+        change = (self.rho * rates).clamp(max=1) * (goal - alpha) - eta * pull.clamp(-1, 1)
+        alpha = alpha + change.where(learning, 0.0)
         left = max(0.0, 1 - int(self.step) / (RAMP * self.config.gating_steps))
         for gate, part in zip(gates, alpha.clamp(min=START).split(sizes), strict=True):
             gate.softness.fill_(SOFT * left)
@@ -360,11 +361,26 @@ class ChannelGating(Gating):
         if self.done:
             self._hold()
 
-    def _rates(self, importance: Tensor) -> Tensor:
-        """Return r, how much faster than others each channel is closed, from the importance of all
-        channels, shape (sum of C,).
+    def _lowering(self, limits: Sequence[str]) -> Tensor:
+        """Return whether closing a channel lowers one of these costs, for all channels of all
+        gates.
         """
-        return relative_rates(torch.from_numpy(self._prices).to(importance), importance)
+        counted = [bool({*limits} & {*_counted_in(t)}) for t in self._transforms.values()]
+        gates = self.each().values()
+        return torch.cat(
+            [torch.full((g.channels,), lowers) for g, lowers in zip(gates, counted, strict=True)]
+        )
+
+    def _rates(self, importance: Tensor, limits: Sequence[str]) -> Tensor:
+        """Return r, how much faster than others each channel is closed, from the importance of all
+        channels, shape (sum of C,); 0 where closing it lowers none of these limited costs.
+        """
+        helps = self._lowering(limits).to(importance.device)
+        rates = torch.zeros_like(importance)
+        prices = torch.from_numpy(self._prices).to(importance)
+        if bool(helps.any()):
+            rates[helps] = relative_rates(prices[helps], importance[helps])
+        return rates
 
     def _hold(self) -> None:
         """Fix thresholds and the 1-D convolution once done; the codec's weights may be trained
@@ -410,30 +426,42 @@ class ChannelGating(Gating):
             gate.open_rate.copy_(opened(margins[name]).mean(0))
         return margins
 
-    def _used(self) -> float:
-        """Return the largest fraction of a limit that is used at the running open rates."""
+    def _used(self, limits: Sequence[str]) -> float:
+        """Return the largest fraction of these limits that is used at the running open rates."""
         assert self.config.budget is not None
-        now = self.expected()
-        return max(
-            now[name] / limit
-            for name, limit in self.config.budget.limits(self.cost.original).items()
-        )
+        now, all_ = self.expected(), self.config.budget.limits(self.cost.original)
+        return max(now[name] / all_[name] for name in limits)
 
     def _meet(self, model: nn.Module, images: Sequence[Tensor]) -> None:
-        """Move the thresholds until the budget holds on these images and is used."""
+        """Move the thresholds until the budget holds on these images and is used: those of each
+        side by its own limit, then all by that of the whole, where it is still exceeded.
+        """
+        assert self.config.budget is not None
+        limits = list(self.config.budget.limits(self.cost.original))
+        sides = [name for name in limits if name in SIDES]
+        for side in sides:
+            self._meet_limits(model, images, [side])
+        if not sides or self._used(limits) > 1:
+            self._meet_limits(model, images, limits)
+
+    def _meet_limits(
+        self, model: nn.Module, images: Sequence[Tensor], limits: Sequence[str]
+    ) -> None:
+        """Move the thresholds of the gates that lower these limited costs until these hold on the
+        images and are used.
+        """
         gates, margins = self.each(), dict[str, Tensor]()
         start = {name: gate.threshold.data.clone() for name, gate in gates.items()}
-        rates = self._rates(torch.cat([gate.importance for gate in gates.values()]))
+        rates = self._rates(torch.cat([gate.importance for gate in gates.values()]), limits)
         parts = rates.split([gate.channels for gate in gates.values()])
 
         def moved(to: float) -> dict[str, Tensor]:
             """Return the thresholds at t = `to`: none falls below START, where all are open."""
-            return {
-                name: (start[name] + (to * rate if to > 0 else to / rate)).maximum(
-                    start[name].clamp_max(START)
-                )
-                for name, rate in zip(gates, parts, strict=True)
-            }
+            found = {}
+            for name, rate in zip(gates, parts, strict=True):
+                further = to * rate if to > 0 else (to / rate).where(rate > 0, 0.0)
+                found[name] = (start[name] + further).maximum(start[name].clamp_max(START))
+            return found
 
         def move(to: float) -> None:
             for name, threshold in moved(to).items():
@@ -441,7 +469,7 @@ class ChannelGating(Gating):
 
         def measure() -> float:
             margins.update(self._measure(model, images))
-            return self._used()
+            return self._used(limits)
 
         def guess(now: float) -> float:
             """Return how much further thresholds must move for the recorded images to meet the
@@ -453,7 +481,7 @@ class ChannelGating(Gating):
                 for name, there in moved(now + middle).items():
                     further = margins[name] - (there - here[name])
                     gates[name].open_rate.copy_(opened(further).mean(0))
-                low, high = (middle, high) if self._used() > 1 else (low, middle)
+                low, high = (middle, high) if self._used(limits) > 1 else (low, middle)
             for name, rate in before.items():
                 gates[name].open_rate.copy_(rate)
             return high
@@ -543,6 +571,12 @@ class ChannelGating(Gating):
         other.sampled.copy_(self.sampled)
         other.frozen.fill_(True)
         other._hold()
+
+
+def _counted_in(transform: str) -> list[str]:
+    """Return the costs that the MACs of a layer of this transform are part of."""
+    runs = {"encoder": transform != "g_s", "decoder": transform in ("g_s", "h_s")}
+    return ["macs", *(side for side in SIDES if runs[side])]
 
 
 def _share(gates: Sequence[Gate]) -> None:
