@@ -58,10 +58,13 @@ def codec() -> nn.Module:
     return built("bmshj2018-hyperprior")[0]
 
 
+@pytest.mark.parametrize("density_lr", [None, 1e-2])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_resume_is_bit_equal(photos: Path, tmp_path: Path, optimizer: str) -> None:
+def test_resume_is_bit_equal(
+    photos: Path, tmp_path: Path, optimizer: str, density_lr: float | None
+) -> None:
     whole, parts = codec(), codec()
-    quick = {**QUICK, "optimizer": optimizer}
+    quick = {**QUICK, "optimizer": optimizer, "density_lr": density_lr}
     fit(whole, photos, steps=8, folder=tmp_path / "whole", **quick)
     with pytest.raises(
         TrainingError, match="interrupted at step 5 of 8; run again to continue from step 4"
@@ -77,6 +80,25 @@ def test_resume_is_bit_equal(photos: Path, tmp_path: Path, optimizer: str) -> No
     ]
     assert [r["step"] for r in logged[1]] == list(range(1, 9))
     assert [r["loss"] for r in logged[0]] == [r["loss"] for r in logged[1]]
+
+
+def test_densities_have_a_learning_rate_of_their_own(photos: Path) -> None:
+    """Adam's first step is as long as its learning rate, whatever the gradient."""
+    moved = {}
+    for density_lr in (None, 1e-4, 1e-2):
+        one = codec()
+        before = state_of(one)
+        settings = {**QUICK, "optimizer": "adam", "schedule": "constant", "lr": 1e-3}
+        fit(one, photos, steps=1, density_lr=density_lr, **settings)
+        moved[density_lr] = {
+            name: float((value.detach() - before[name]).abs().max())
+            for name, value in one.named_parameters()
+        }
+    for name in moved[None]:
+        density = name.startswith("entropy_bottleneck.") and not name.endswith("quantiles")
+        for density_lr in (1e-4, 1e-2):
+            factor = density_lr / 1e-3 if density else 1
+            assert moved[density_lr][name] == pytest.approx(factor * moved[None][name], rel=0.02)
 
 
 @pytest.mark.parametrize(("quality", "metric", "settings", "expected"), [
