@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -248,10 +248,11 @@ class Attached(Coding):
 
     def _learning_by_running(self) -> list[nn.Module]:
         """Return the codec's layers that would change by running, and are not trained."""
+        is_trained = self._is_trained()
         return [
             layer
             for name, layer in self.codec.named_modules()
-            if learns_by_running(layer) and not self.trains(name)
+            if learns_by_running(layer) and not is_trained(name)
         ]
 
     def aux_loss(self) -> Tensor:
@@ -327,13 +328,20 @@ class Attached(Coding):
 
     def trains(self, name: str) -> bool:
         """Return whether a parameter or layer of the codec, given by name, is trained."""
-        if not on_side(self.codec, name, self._side_of_before):
-            return False
-        methods = self._lasting
+        return self._is_trained()(name)
+
+    def _is_trained(self) -> Callable[[str], bool]:
+        """Return what says of a parameter or layer of the codec, by name, whether it is trained."""
+        before, methods = self._side_of_before, self._lasting
         # One prunes the encoder, another the decoder: then nothing needs to stay as it was.
         if len({side for method in methods if (side := _side(method))}) > 1:
             methods = [method for method in methods if _side(method) is None]
-        return all(method.trains(name) for method in methods)
+
+        def is_trained(name: str) -> bool:
+            kept = before is None or on_side(self.codec, name, before)
+            return kept and all(method.trains(name) for method in methods)
+
+        return is_trained
 
     @property
     def _side_of_before(self) -> str | None:
@@ -358,7 +366,8 @@ class Attached(Coding):
         """Return the parameters of the codec and of the methods that are not trained."""
         if not self.pending:
             return []
-        own = [p for name, p in self.codec.named_parameters() if not self.trains(name)]
+        is_trained = self._is_trained()
+        own = [p for name, p in self.codec.named_parameters() if not is_trained(name)]
         return own + self.frozen()
 
     @contextmanager

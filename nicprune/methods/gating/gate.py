@@ -188,9 +188,10 @@ class Gate(nn.Module):
         self.threshold.grad = None
 
     def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
-        # Files of before say nothing of it.
-        state.setdefault(f"{prefix}rest", torch.ones(int(state.get(f"{prefix}width", 0))))
-        self.rest = self.rest.new_ones(len(state[f"{prefix}rest"]))
+        if f"{prefix}width" in state:
+            # Files of before say nothing of what is removed.
+            state.setdefault(f"{prefix}rest", torch.ones(int(state[f"{prefix}width"])))
+            self.rest = self.rest.new_ones(len(state[f"{prefix}rest"]))
         super()._load_from_state_dict(state, prefix, *args)
         self._current = None
 
