@@ -15,6 +15,7 @@ from torch import Tensor
 from nicprune.common.errors import DataError, RecipeError, TrainingError
 from nicprune.data.images import write_png
 from nicprune.methods import attach
+from nicprune.methods.gating.gate import Gate
 from nicprune.methods.video.coder import video_coder
 from nicprune.storage.checkpoint import load, save
 from nicprune.training.loop import fit
@@ -147,6 +148,14 @@ def test_gates_decide_alike_once_masked_channels_are_gone(
             expected = attached(x)["x_hat"]
             for one in (small, load(file)):
                 assert torch.allclose(one.eval()(x)["x_hat"], expected, atol=1e-4)
+
+
+def test_the_channel_that_is_always_open_is_not_one_of_zeros() -> None:
+    """One that a mask has made zero will be gone, and another would open in its place."""
+    gate = Gate(4, "mean", 0, "channel").eval()
+    gate.threshold.data = torch.tensor([5.0, 1.0, 9.0, 7.0])
+    energy = torch.tensor([[2.0, 0.0, 3.0, 1.0], [0.0, 0.0, 0.0, 4.0]])
+    assert gate.decide(energy).tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
 
 
 def test_files_of_gates_that_say_nothing_of_removed_channels_are_read(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def test_adapted_codecs_read_their_old_files(form: str, train: Any, photos: Path
 def test_modes_are_as_they_were_after_training(photos: Path) -> None:
     codec = made().train()
     codec.g_a[-1].eval()  # by the user's own choice
+    codec.h_a.eval()
     modes = {name: module.training for name, module in codec.named_modules()}
     fit(codec, photos, steps=1, side="decoder", **QUICK)
     assert {name: module.training for name, module in codec.named_modules()} == modes
