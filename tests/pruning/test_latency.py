@@ -246,9 +246,9 @@ def test_senseless_tables_are_refused(tiny: Any) -> None:
     for change in senseless:
         with pytest.raises(ValueError):
             LatencyTable.model_validate(content | change)
-    with pytest.raises(ValueError, match="increase"):
+    with pytest.raises(RecipeError, match="LayerTimes: .*increase"):
         LayerTimes(outputs=[4, 2], inputs=[1], seconds=[[1], [2]])
-    with pytest.raises(ValueError, match="rows of 1"):
+    with pytest.raises(RecipeError, match="LayerTimes: .*rows of 1"):
         LayerTimes(outputs=[2, 4], inputs=[1], seconds=[[1]])
 
 
