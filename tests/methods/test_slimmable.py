@@ -759,3 +759,25 @@ def test_check_of_a_recipe_warns_of_such_widths(
     recipe.write_text(yaml.safe_dump(content))
     with pytest.warns(UserWarning, match=r"slimmable: at width 0\.5"):
         assert "fine" in command("check", str(recipe))
+
+
+@pytest.mark.parametrize(
+    ("first", "every", "most", "count"), [(5, 3, 2, 3), (1, 1, 1, 2), (4, 7, 3, 4)]
+)
+def test_a_schedule_says_how_many_steps_it_needs_at_most(
+    first: int, every: int, most: int, count: int
+) -> None:
+    """With lambdas that are lowered as often as they may be, at every step of the way."""
+    config = ScheduleConfig(first=first, every=every, most=most)
+    schedule = LambdaSchedule(count, [0.01] * count, config)
+    said = [schedule.steps_left]
+    for _ in range(1000):
+        schedule.advance()
+        if schedule.wants_validation:  # the same slope each time: never worse than before
+            schedule.observe(
+                [1.0 - 0.1 * i for i in range(count)], [30.0 - i for i in range(count)]
+            )
+        if schedule.finished:
+            break
+        said.append(schedule.steps_left)
+    assert said == list(range(len(said), 0, -1)) and schedule.steps_left == 0

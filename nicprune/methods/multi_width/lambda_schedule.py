@@ -96,10 +96,14 @@ class LambdaSchedule(nn.Module):
         """Training steps until every pair is decided, at most."""
         if self.config is None or self.finished:
             return 0
-        left = (self.count - 1 - max(int(self.position[2]), 0)) * self.config.most - int(
-            self.position[3]
-        )
-        return max(0, self.config.first - int(self.position[0])) + max(left, 1) * self.config.every
+        step, last, pair, times, _ = self.position.tolist()
+        first, every, most = self.config.first, self.config.every, self.config.most
+        if pair < 0:  # the first validation opens the first pair
+            until = first - step if step <= first else (first - step) % every
+            return int(until + (self.count - 1) * most * every)
+        # The validation that decides a pair, lowered as often as it may be, opens the next.
+        validations = (self.count - 1 - pair) * most - times + 1
+        return int(last + validations * every - step)
 
     def advance(self) -> None:
         """Count a training step."""
