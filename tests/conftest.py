@@ -82,3 +82,11 @@ def architecture(request: pytest.FixtureRequest) -> str:
 def hyperprior() -> nn.Module:
     """A narrow ScaleHyperprior."""
     return built("bmshj2018-hyperprior")[0]
+
+
+@pytest.fixture
+def few_photos(tmp_path: Path) -> Path:
+    """A folder of two noisy pictures, for a few steps of training."""
+    for name in ("a.png", "b.png"):
+        data.write_png(torch.rand(3, 64, 64), tmp_path / "photos" / name)
+    return tmp_path / "photos"

@@ -202,6 +202,17 @@ def hook_count(codec: nn.Module) -> int:
     )
 
 
+QUICK_FIT: dict[str, Any] = {
+    "batch_size": 2,
+    "patch_size": 64,
+    "lr": 1e-3,
+    "lmbda": 0.01,
+    "precision": "32",
+    "accelerator": "cpu",
+    "progress": False,
+}
+"""Settings of `fit` for a few exact steps on a CPU."""
+
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "mask_decay": {"budget": {"macs": 0.5}, "round_to": 1, "decay_steps": 6},
     "group_lasso": {"budget": {"macs": 0.5}, "round_to": 1, "decay_steps": 6},

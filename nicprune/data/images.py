@@ -325,8 +325,7 @@ def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[P
         raise DataError(f"no such folder: {root}")
     if root.is_file():
         return [root]
-    inside = (root / name for name in (split, *INSTEAD.get(split, ())))
-    root = next((folder for folder in inside if folder.is_dir()), root)
+    root = listed_folder(root, split)
     files = [path for path in files_below(root) if path.is_file()]
     found = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
     unread = [path for path in files if path.suffix.lower() in UNREAD_SUFFIXES]
@@ -343,6 +342,12 @@ def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[P
             stacklevel=2,
         )
     return found
+
+
+def listed_folder(root: Path, split: str) -> Path:
+    """Return the folder whose images are listed: a sub-folder for this split, or `root` itself."""
+    inside = (root / name for name in (split, *INSTEAD.get(split, ())))
+    return next((folder for folder in inside if folder.is_dir()), root)
 
 
 def files_below(root: Path) -> Iterator[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 from nicprune.codecs.zoo import DEMO, check_name, codec_names
 from nicprune.common.errors import FileError, NicpruneError, RecipeError
 from nicprune.common.files import check_regular, expand
-from nicprune.data.images import SAMPLES, list_images
+from nicprune.data.images import SAMPLES, list_images, listed_folder
 from nicprune.experiments.recipe import Recipe
 
 SPLITS = {
@@ -71,8 +71,7 @@ def check_outside_images(recipe: Recipe, written: Path, what: str, option: str) 
         for folder in [given] if isinstance(given, (str, Path)) else given or ():
             if str(folder) == SAMPLES:
                 continue
-            root = expand(folder)
-            root = root / inside if (root / inside).is_dir() else root
+            root = listed_folder(expand(folder), inside)
             if written.resolve().is_relative_to(root.resolve()):
                 raise RecipeError(
                     f"{what} would be written into {written}, among photographs.{split} ({root}),"

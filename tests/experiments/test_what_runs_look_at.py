@@ -76,6 +76,19 @@ def test_runs_among_the_images_are_refused(
     assert not (folder / "runs").exists() and resolve(recipe, tmp_path / "runs")
 
 
+def test_runs_beside_the_images_that_are_listed_are_not_refused(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    """Of a folder for validation without a sub-folder of its own, the one named train is listed."""
+    root = tmp_path / "all"
+    pictures(root, "train/a.png", "test/b.png")
+    content["photographs"]["validation"] = str(root)
+    recipe = parse_recipe(content, "a")
+    assert resolve(recipe, root / "runs")
+    with pytest.raises(RecipeError, match=r"runs would .* photographs\.validation"):
+        resolve(recipe, root / "train" / "runs")
+
+
 def test_a_codec_file_may_be_named_by_a_variable(
     content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,34 +9,15 @@ import pytest
 import torch
 from compressai.models import MeanScaleHyperprior
 from compressai.optimizers import net_aux_optimizer
-from helpers import built, image, state_of
+from helpers import QUICK_FIT, built, image, state_of
 from torch import Tensor
 
 from nicprune.common.errors import DataError, RecipeError, TrainingError
-from nicprune.data.images import write_png
 from nicprune.methods import attach
 from nicprune.methods.gating.gate import Gate
 from nicprune.methods.video.coder import video_coder
 from nicprune.storage.checkpoint import load, save
 from nicprune.training.loop import fit
-
-QUICK: dict[str, Any] = {
-    "batch_size": 2,
-    "patch_size": 64,
-    "lr": 1e-3,
-    "lmbda": 0.01,
-    "precision": "32",
-    "accelerator": "cpu",
-    "progress": False,
-}
-LATENT_ENDS = ("entropy_bottleneck.", "gaussian_conditional.")
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    for name in ("a.png", "b.png"):
-        write_png(torch.rand(3, 64, 64), tmp_path / "photos" / name)
-    return tmp_path / "photos"
 
 
 def codec() -> Any:
@@ -75,13 +56,16 @@ def own_loop(attached: Any, steps: int) -> None:
 DECAY = {"decay_steps": 4, "round_to": 1}
 
 
-def test_pruners_of_both_sides_train_both(photos: Path) -> None:
+def test_pruners_of_both_sides_train_both(few_photos: Path) -> None:
     stack = [
         ("mask_decay", {**DECAY, "side": side, "budget": {side: 0.8}})
         for side in ("encoder", "decoder")
     ]
     whole = {"g_a", "g_s", "h_a", "h_s", "entropy_bottleneck"}
-    for train in (lambda one: fit(one, photos, steps=4, **QUICK), lambda one: own_loop(one, 4)):
+    for train in (
+        lambda one: fit(one, few_photos, steps=4, **QUICK_FIT),
+        lambda one: own_loop(one, 4),
+    ):
         one = codec()
         before = state_of(one)
         attached = attach(one, stack)
@@ -89,17 +73,17 @@ def test_pruners_of_both_sides_train_both(photos: Path) -> None:
         assert moved(before, one) == whole
 
 
-def test_what_stays_after_one_side_was_pruned_keeps_to_it(photos: Path, tmp_path: Path) -> None:
+def test_what_stays_after_one_side_was_pruned_keeps_to_it(few_photos: Path, tmp_path: Path) -> None:
     stack = [
         ("mask_decay", {**DECAY, "side": "encoder", "budget": {"encoder": 0.8}}),
         ("channel_gating", {"transforms": ["g_a"], "gating_steps": 4, "alpha": 0.5}),
     ]
     attached = attach(codec(), stack)
-    fit(attached, photos, steps=4, **QUICK)
+    fit(attached, few_photos, steps=4, **QUICK_FIT)
     small: Any = attached.harden()
     again: Any = load(save(small, tmp_path / "a.safetensors"))
     for one, train in (
-        (small, lambda one: fit(one, photos, steps=2, **QUICK)),
+        (small, lambda one: fit(one, few_photos, steps=2, **QUICK_FIT)),
         (again, lambda one: own_loop(one, 2)),
     ):
         before = state_of(one.codec)
@@ -107,13 +91,13 @@ def test_what_stays_after_one_side_was_pruned_keeps_to_it(photos: Path, tmp_path
         assert moved(before, one.codec) == {"g_a", "h_a"}
 
 
-def test_a_codec_pruned_anew_is_trained_whole(photos: Path) -> None:
+def test_a_codec_pruned_anew_is_trained_whole(few_photos: Path) -> None:
     attached = attach(codec(), "mask_decay", side="encoder", budget={"encoder": 0.8}, **DECAY)
-    fit(attached, photos, steps=4, **QUICK)
+    fit(attached, few_photos, steps=4, **QUICK_FIT)
     small = attached.harden()
     again = attach(small, "mask_decay", budget={"macs": 0.8}, **DECAY)
     before = state_of(small)
-    fit(again, photos, steps=4, **QUICK)
+    fit(again, few_photos, steps=4, **QUICK_FIT)
     assert {"g_a", "g_s"} <= moved(before, small)
 
 
@@ -208,10 +192,10 @@ def test_encoders_of_whole_latents_are_not_added_up() -> None:
     assert attach(codec(), "scalable_encoder", form="average", **settings)
 
 
-def test_narrow_widths_learn_by_squared_error_alone(photos: Path) -> None:
+def test_narrow_widths_learn_by_squared_error_alone(few_photos: Path) -> None:
     attached = attach(codec(), "slimmable", widths=[1.0, 0.5], round_to=1, distill=0.5)
     with pytest.raises(RecipeError, match="distill is by squared error.*ms-ssim: leave it out"):
-        fit(attached, photos, steps=1, metric="ms-ssim", **(QUICK | {"patch_size": 192}))
+        fit(attached, few_photos, steps=1, metric="ms-ssim", **(QUICK_FIT | {"patch_size": 192}))
 
 
 @pytest.mark.parametrize("budget", [{"kmac": 1.5}, {"macs": 0.5, "split": 0.5}], ids=str)

@@ -56,7 +56,7 @@ from nicprune.codecs.layer_operations import zero
 from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.roles import transform_in, transforms_in
 from nicprune.common.errors import BudgetError, RecipeError, TrainingError
-from nicprune.methods.contract import METHODS, Gating, Method, Pruner
+from nicprune.methods.contract import METHODS, Gating, Method, Roles
 from nicprune.methods.gating.execution import attach_gates, detach_gates, pooled_before
 from nicprune.methods.gating.gate import (
     SILENT,
@@ -224,8 +224,8 @@ class ChannelGating(Gating):
     def _kept_by_others(self) -> dict[str, list[int]]:
         """Return the keep-lists of the other methods that remove channels, as they would now."""
         found: dict[str, list[int]] = {}
-        for method in self._beside:
-            if method is not self and isinstance(method, Pruner) and method.codec is self.codec:
+        for method in Roles.of(self._beside).pruners:
+            if method is not self and method.codec is self.codec:
                 for name, kept in method.select().items():
                     found[name] = sorted(set(kept) & set(found.get(name, kept)))
         return found
