@@ -40,7 +40,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "jinja2": ("report.*",),
     "bjontegaard": ("report.*",),
     "typer": ("cli.*",),
-    "lightning_fabric": ("training.*",),
+    "lightning_fabric": ("training.environment",),
     "lightning": (),
     "pytorch_optimizer": ("training.optimizers",),
     "safetensors": ("storage.checkpoint",),

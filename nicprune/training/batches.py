@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from nicprune.common.errors import RecipeError
@@ -16,7 +15,6 @@ from nicprune.data.clips import clips_in
 from nicprune.data.images import list_images
 from nicprune.data.moving_photographs import moving_photographs
 from nicprune.data.patches import Batches, Patches, mix
-from nicprune.training.settings import TrainSettings
 
 
 def batches_of(
@@ -68,12 +66,11 @@ def check_used(model: nn.Module, validation: Any, replay: Any) -> None:
 
 
 def with_replayed(
-    batch: Tensor, source: Patches, share: float, step: int, options: TrainSettings, fabric: Fabric
+    batch: Tensor, source: Patches, share: float, step: int, seed: int, rank: int
 ) -> Tensor:
     """Replace the last patches of a batch by patches of source images: this share on average."""
     before, after = (int(n * share * len(batch)) for n in (step, step + 1))
     if after == before:
         return batch
-    seed = mix(options.seed, 1)
-    more = source.batch(after - before, seed=seed, step=step, rank=fabric.global_rank)
+    more = source.batch(after - before, seed=mix(seed, 1), step=step, rank=rank)
     return torch.cat([batch[: len(batch) - len(more)], more])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_fabric import Fabric
+from lightning_fabric import Fabric as Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from nicprune.common.errors import TrainingError

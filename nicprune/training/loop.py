@@ -185,7 +185,9 @@ def fit(
                         rank=fabric.global_rank,
                     )
                     if replayed is not None:
-                        batch = with_replayed(batch, replayed, share, run.step, options, fabric)
+                        batch = with_replayed(
+                            batch, replayed, share, run.step, options.seed, fabric.global_rank
+                        )
                     figures = run.advance(to_channels(fabric.to_device(batch), channels))
                     if run.attached is not None and run.attached.wants_validation:
                         run.attached.validate([fabric.to_device(image) for image in looked_at])

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import CDF_BUFFERS, rate_distortion_loss, unwrap
@@ -24,7 +23,7 @@ from nicprune.common.errors import FileError, InterruptedRun, RecipeError, Train
 from nicprune.common.files import append_line, write_atomically
 from nicprune.data.patches import Batches, mix
 from nicprune.training.checkpoints import Checkpoints
-from nicprune.training.environment import summary_writer
+from nicprune.training.environment import Fabric, summary_writer
 from nicprune.training.optimizers import make_optimizer
 from nicprune.training.precision import autocast_dtype
 from nicprune.training.settings import TrainSettings, learning_rate
