@@ -507,7 +507,7 @@ class Attached(Coding):
 
     def plain(self, *, level: float | None = None, lmbda: float | None = None) -> nn.Module:
         """Return a plain copy of the codec at full width, what was learnt folded into its weights
-        (a modulator's rate too).
+        (a modulator's rate too). Gates are left out: the copy computes all channels.
         """
         self.set_point(self._rate_point(level, lmbda))
         return self._folded(self.roles.pruners)[0]
@@ -626,7 +626,13 @@ class Attached(Coding):
             method.set_teacher(frozen_copy(teacher))
 
     def attach_again(self) -> None:
-        """Set every hook on the codec again, after `detach`."""
+        """Set every hook on the codec again, after `detach`.
+
+        Raises:
+            CodecError: these methods, or others, have hooks on it.
+        """
+        if any(has_hooks(method.codec) for method in self._each):
+            raise CodecError("methods are attached already; attach_again() follows detach()")
         _attach_hooks(self._each)
 
     def detach(self) -> nn.Module:

@@ -189,7 +189,8 @@ def _calls(codec: nn.Module, names: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def measure(codec: nn.Module) -> Totals:
-    """Count a codec as it is, with fvcore.
+    """Count a codec as it is, with fvcore. Parameters of attached methods, such as masks, count as
+    well.
 
     Raises:
         CodecError: not a codec.

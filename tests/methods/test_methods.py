@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nicprune.channels.known import ATTRIBUTE
 from nicprune.codecs.anatomy import forward_for_analysis
-from nicprune.common.errors import NicpruneError, RecipeError, TrainingError
+from nicprune.common.errors import CodecError, NicpruneError, RecipeError, TrainingError
 from nicprune.methods import METHODS, Attached, Method, attach
 from nicprune.methods.pruners.mask_decay import MaskDecay
 from nicprune.pruning.cost import CostModel
@@ -165,6 +165,19 @@ def test_a_second_attachment_is_refused() -> None:
     attach(codec, "mask_decay", **settings("mask_decay"))
     with pytest.raises(RecipeError, match="attached already"):
         attach(codec, "mask_decay", **settings("mask_decay"))
+
+
+def test_hooks_are_set_again_after_detaching_and_only_then(method: str) -> None:
+    codec, _ = built("bmshj2018-hyperprior")
+    attached = attach(codec, method, **settings(method))
+    before, hooks = forward(attached, "eval"), hook_count(codec)
+    if method not in HOOKLESS:
+        with pytest.raises(CodecError, match=r"follows detach\(\)"):
+            attached.attach_again()
+    assert hook_count(codec) == hooks
+    attached.detach()
+    attached.attach_again()
+    assert hook_count(codec) == hooks and torch.equal(forward(attached, "eval"), before)
 
 
 def test_a_copy_is_independent(method: str) -> None:
