@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,10 @@ class ResidualCoder:
     drifts apart if encoder and decoder see other latents.
     """
 
-    def __init__(self, codec: nn.Module, width: int | None = None):
-        assert width is None
+    def __init__(self, codec: nn.Module, width: int | None = None, point: Any = None):
+        assert width is None and not point
         self.widths, self.width, self.predicts = 1, 0, True
+        self.point, self.accelerated, self.plain_arithmetic = (), False, nullcontext
         self.codec: Any = copy_codec(codec).eval()
         self.codec.update()
 

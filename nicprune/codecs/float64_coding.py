@@ -141,6 +141,15 @@ class Coder:
                 stack.enter_context(_Types(self._one_sided, self._winograd))
             yield
 
+    @contextmanager
+    def direct_convolutions(self) -> Iterator[None]:
+        """Inside the block, compute convolutions product by product, to count them."""
+        before, self._winograd.on = self._winograd.on, False
+        try:
+            yield
+        finally:
+            self._winograd.on = before
+
     def _works(self) -> bool:
         """Code a tile as images will be coded; return whether that is possible."""
         try:

@@ -42,9 +42,14 @@ INPUT, KERNEL, OUTPUT = (torch.kron(one, one) for one in (_INPUT, _KERNEL, _OUTP
 
 
 class Winograd:
-    """Convolutions, with the transformed kernels of weights kept as long as the weights live."""
+    """Convolutions, with the transformed kernels of weights kept as long as the weights live.
+
+    Attributes:
+        on: whether there are any; off, `convolve` returns None for all.
+    """
 
     def __init__(self) -> None:
+        self.on = True
         self._kernels: Any = WeakTensorKeyDictionary()
 
     def convolve(
@@ -64,7 +69,7 @@ class Winograd:
             input: shape (B, C, H, W).
             weight: shape (O, C, 3, 3).
         """
-        if weight.shape[2:] != (3, 3) or input.dim() != 4 or groups != 1:
+        if not self.on or weight.shape[2:] != (3, 3) or input.dim() != 4 or groups != 1:
             return None
         if {input.dtype, weight.dtype} != {torch.float64} or weight.device.type != "cpu":
             return None

@@ -32,7 +32,7 @@ from nicprune.data.images import (
     read_image,
     upright_size,
 )
-from nicprune.data.video_frames import pyav, to_rgb
+from nicprune.data.video_frames import UNSPECIFIED, pyav, to_rgb
 
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".y4m", ".yuv"}
 
@@ -62,12 +62,14 @@ class Clip(ABC):
         name: for tables and messages.
         height, width: of every frame, in pixels.
         fps: frames per second.
+        matrix: number in ITU-T H.273 of the matrix that its file names; UNSPECIFIED without.
     """
 
     name: str
     height: int
     width: int
     fps: Fraction
+    matrix: int = UNSPECIFIED
 
     @abstractmethod
     def __len__(self) -> int:
@@ -181,6 +183,7 @@ class VideoClip(Clip):
         with self._opened() as (_, stream):
             context = stream.codec_context
             self.width, self.height = int(context.width), int(context.height)
+            self.matrix = int(context.colorspace)
             rate = stream.average_rate or stream.guessed_rate
             self.fps = Fraction(rate) if rate else USUAL_FPS
         if not self.width * self.height:

@@ -63,16 +63,17 @@ def to_rgb(frame: Any) -> Tensor:
     return torch.from_numpy(rgb.to_ndarray()).permute(2, 0, 1).contiguous()
 
 
-def from_rgb(image: Tensor, pixel_format: str) -> Any:
+def from_rgb(image: Tensor, pixel_format: str, named: int = UNSPECIFIED) -> Any:
     """Return a uint8 RGB image (3, H, W) as a frame of PyAV, with its matrix named.
 
     Args:
         pixel_format: FFmpeg's name, for example "yuv420p" or "rgb24".
+        named: number of the matrix, as for `luma_weights`.
     """
     av = pyav()
     array = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     frame = av.VideoFrame.from_ndarray(array, format="rgb24")
-    matrix = "ITU709" if is_bt709(frame.height) else "ITU601"
+    matrix = "ITU709" if is_bt709(frame.height, named) else "ITU601"
     return frame.reformat(
         format=pixel_format,
         dst_colorspace=matrix,
@@ -81,9 +82,9 @@ def from_rgb(image: Tensor, pixel_format: str) -> Any:
     )
 
 
-def name_colours(context: Any, height: int) -> None:
+def name_colours(context: Any, height: int, named: int = UNSPECIFIED) -> None:
     """Name the matrix and range of `from_rgb` in the stream that an encoder of PyAV writes."""
-    context.colorspace = BT709[0] if is_bt709(height) else BT601[1]
+    context.colorspace = BT709[0] if is_bt709(height, named) else BT601[1]
     context.color_range = 1
 
 

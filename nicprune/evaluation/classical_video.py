@@ -90,7 +90,7 @@ def _score(name: str, clip: Clip, gop: int, frames: int | None, crf: int, preset
     scores, encoding, decoding = FrameScores(clip), _Stopwatch(), _Stopwatch()
     try:
         encoder = _encoder(av, name, clip, gop, crf, preset)
-        packets = list(_encoded(encoder, clip.frames(0, frames), encoding))
+        packets = list(_encoded(encoder, clip.frames(0, frames), clip.matrix, encoding))
         decoder = av.CodecContext.create(ENCODERS[name][1], "r")
         decoder.thread_count = torch.get_num_threads()
         decoded = _decoded(decoder, packets, decoding)
@@ -119,8 +119,10 @@ def _encoder(av: Any, name: str, clip: Clip, gop: int, crf: int, preset: str) ->
     encoder.pix_fmt = "yuv420p"
     encoder.framerate, encoder.time_base = rate, 1 / rate
     encoder.thread_count = torch.get_num_threads()
-    name_colours(encoder, clip.height)
+    name_colours(encoder, clip.height, clip.matrix)
     given = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes=0"
+    if name == "x264":  # zerolatency cuts a frame into a slice for each thread, which costs bits
+        given += ":sliced-threads=0"
     if name == "x265":
         pools = torch.get_num_threads()
         given += f":open-gop=0:info=0:log-level=error:pools={pools}"
@@ -133,10 +135,12 @@ def _encoder(av: Any, name: str, clip: Clip, gop: int, crf: int, preset: str) ->
     return encoder
 
 
-def _encoded(encoder: Any, frames: Iterator[Tensor], time_spent: _Stopwatch) -> Iterator[Any]:
+def _encoded(
+    encoder: Any, frames: Iterator[Tensor], matrix: int, time_spent: _Stopwatch
+) -> Iterator[Any]:
     """Yield a packet for each frame."""
     for number, image in enumerate(frames):
-        frame = from_rgb(image, "yuv420p")
+        frame = from_rgb(image, "yuv420p", matrix)
         frame.pts, frame.time_base = number, encoder.time_base
         yield from time_spent(encoder.encode, frame)
     yield from time_spent(encoder.encode, None)

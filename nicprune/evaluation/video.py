@@ -4,7 +4,8 @@ frames cost.
 PSNR is the mean over frames, then over clips; so is bpp. *RGB*: over the three channels, rounded
 to 8 bits. *YUV 6:1:1*: (6 PSNR_Y + PSNR_U + PSNR_V) / 8 in 4:2:0, as ITU-T's common test
 conditions weight the planes; both images are converted from RGB, chroma averaged over 2x2 pixels
-and all values rounded to 8 bits. The matrix is that of the clip (see `data.video_frames`).
+and all values rounded to 8 bits. The matrix is that which the clip's file names, of BT.601 and
+BT.709; without, or with another, it goes by the size (see `data.video_frames`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from nicprune.common.machine import BUSY, others_share, processor_time
 from nicprune.common.wording import counted
 from nicprune.data.clips import Clip
 from nicprune.data.images import to_channels
-from nicprune.data.video_frames import luma_weights
+from nicprune.data.video_frames import UNSPECIFIED, luma_weights
 from nicprune.evaluation.evaluate import clock
 from nicprune.evaluation.memory import peak_bytes
 from nicprune.evaluation.padding import crop, pad
@@ -83,16 +84,23 @@ class FrameCost:
     Attributes:
         encode_kmac, decode_kmac: kMAC per pixel (of the padded frame) when encoding and decoding.
         encode_peak_bytes, decode_peak_bytes: peak size of the tensors alive meanwhile, weights and
-            the latents of the frame before not counted.
+            the latents of the frame before not counted; None of an accelerated codec, whose
+            backend's memory is not torch's.
         width, height: size of the frame.
     """
 
     encode_kmac: float
     decode_kmac: float
-    encode_peak_bytes: int
-    decode_peak_bytes: int
+    encode_peak_bytes: int | None
+    decode_peak_bytes: int | None
     width: int
     height: int
+
+    def memory(self) -> str:
+        """Return the larger peak for a line of text; empty if it is not known."""
+        if self.encode_peak_bytes is None or self.decode_peak_bytes is None:
+            return ""
+        return f", {max(self.encode_peak_bytes, self.decode_peak_bytes) / 1e6:.1f} MB"
 
 
 @dataclass(frozen=True)
@@ -137,8 +145,7 @@ class VideoEvaluation:
         at = f" {self.setting}" if self.setting else ""
         structural = f"  MS-SSIM {told('ms_ssim', '.4f')}" if self.mean("ms_ssim") else ""
         costs = "".join(
-            f"  {name} {cost.encode_kmac:.2f} + {cost.decode_kmac:.2f} kMAC/pixel,"
-            f" {max(cost.encode_peak_bytes, cost.decode_peak_bytes) / 1e6:.1f} MB"
+            f"  {name} {cost.encode_kmac:.2f} + {cost.decode_kmac:.2f} kMAC/pixel{cost.memory()}"
             for name, cost in (("I", self.intra), ("P", self.predicted))
             if cost is not None
         )
@@ -279,7 +286,7 @@ class FrameScores:
 
     def add(self, reference: Tensor, decoded: Tensor, bits: int, *, intra: bool) -> None:
         """Add a frame: two images (1, 3, H, W) in [0, 1], and the bits of its strings."""
-        y, u, v = (min(MOST_DB, plane) for plane in yuv_psnr(reference, decoded))
+        y, u, v = (min(MOST_DB, plane) for plane in yuv_psnr(reference, decoded, self._clip.matrix))
         pixels = reference.shape[-2] * reference.shape[-1]
         self._each.append(
             {
@@ -317,18 +324,21 @@ class FrameScores:
         )
 
 
-def yuv_psnr(reference: Tensor, decoded: Tensor) -> tuple[float, float, float]:
-    """Return the PSNR in dB of Y, U and V in 4:2:0 of two RGB images (1, 3, H, W) in [0, 1]."""
-    errors = [
-        float((a - b).square().mean()) for a, b in zip(_yuv(reference), _yuv(decoded), strict=True)
-    ]
+def yuv_psnr(
+    reference: Tensor, decoded: Tensor, matrix: int = UNSPECIFIED
+) -> tuple[float, float, float]:
+    """Return the PSNR in dB of Y, U and V in 4:2:0 of two RGB images (1, 3, H, W) in [0, 1], by the
+    matrix that their clip names.
+    """
+    planes = zip(_yuv(reference, matrix), _yuv(decoded, matrix), strict=True)
+    errors = [float((a - b).square().mean()) for a, b in planes]
     y, u, v = (math.inf if e == 0 else 10 * math.log10(255**2 / e) for e in errors)
     return y, u, v
 
 
-def _yuv(image: Tensor) -> Iterator[Tensor]:
+def _yuv(image: Tensor, matrix: int) -> Iterator[Tensor]:
     """Yield Y, U and V of an RGB image in 8 bits of full range, U and V of half the size."""
-    red, blue = luma_weights(image.shape[-2])
+    red, blue = luma_weights(image.shape[-2], matrix)
     r, g, b = image.double().mul(255).round().unbind(1)
     y = red * r + (1 - red - blue) * g + blue * b
     yield y.round()
@@ -363,10 +373,12 @@ def _cost(
         strings, shape, _ = results["sent"]
         results["read"] = coder.decompress(strings, shape, previous)
 
-    macs, peaks = [], []
+    macs, peaks = list[float](), list[int | None]()
     for work in (encode, decode):
-        with FlopCounterMode(display=False) as counter:
-            peaks.append(peak_bytes(work))
+        # A backend's layers are not seen, and fewer products than the layers' would be.
+        with FlopCounterMode(display=False) as counter, coder.plain_arithmetic():
+            work()
         macs.append(counter.get_total_flops() / 2 / (x.shape[-2] * x.shape[-1]) / 1000)
+        peaks.append(None if coder.accelerated else peak_bytes(work))
     height, width = frame.shape[-2:]
     return FrameCost(macs[0], macs[1], peaks[0], peaks[1], width, height), results["sent"][2]

@@ -37,6 +37,7 @@ class Coding(nn.Module):
         source codec's own.
         With gates, the images of a batch are coded one by one: an image is then coded to the same
         strings in a batch and alone, where closed channels are left out of the computation.
+        The operating point that is asked for stays set.
         CDF tables must be current: call update(force=True) after training of your own. Masks that
         still decay are folded into a copy for it, which is slow: harden for good.
 

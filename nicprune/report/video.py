@@ -83,9 +83,9 @@ def video_record(
         for side in ("encode", "decode")
     }
     peaks = {
-        f"{side}_peak_mb": max(getattr(cost, f"{side}_peak_bytes") for cost in costs) / 1e6
+        f"{side}_peak_mb": max(each) / 1e6
         for side in ("encode", "decode")
-        if costs
+        if (each := [b for c in costs if (b := getattr(c, f"{side}_peak_bytes")) is not None])
     }
     content: dict[str, Any] = means | macs | peaks
     return VideoRecord(

@@ -29,7 +29,7 @@ from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.codecs.hooks import has_hooks
-from nicprune.codecs.replaced_forward import ReplacedForward, check_not_replaced
+from nicprune.codecs.replaced_forward import ACCELERATED, ReplacedForward, check_not_replaced
 from nicprune.codecs.roles import sides_of_modules
 from nicprune.common.errors import CodecError, RecipeError, closest
 from nicprune.data.images import given_image
@@ -131,7 +131,7 @@ def accelerate(
         raise RecipeError(f"unknown precision {precision!r}; {closest(precision, PRECISIONS)}")
     engine = BACKENDS[backend]()
     engine.check(precision)
-    channels = image_shape(codec)[0]
+    channels, side = image_shape(codec)
     multiple = size_multiple(codec)
     as_read = partial(_image, channels=channels, multiple=multiple)
     ranges = [as_read(one) for one in calibration] if precision == "int8" else []
@@ -146,21 +146,23 @@ def accelerate(
             f"{type(codec).__name__} has no transform that the encoder alone or the decoder alone"
             " runs from one tensor to one tensor"
         )
+    # What a compiler took from the sample's size, a branch or a length, shows at another one.
+    sizes = (side, side), (max(side, 320), max(side, 192))
+    others = _inputs(fast, [_smooth_image(channels, multiple, size) for size in sizes])
     before = _coded(fast, sample)
     done = []
-    for name, (x, *others) in inputs.items():
+    for name, (x, *more) in inputs.items():
         module = fast.get_submodule(name)
-        expected = module(x)
-        function, layers = _compiled(module, name, x, others, engine, precision)
-        difference = _difference(expected, function(x))
-        if precision == "float32" and not difference <= TOLERANCE:
-            raise CodecError(
-                f"{name} compiled by {backend} does not compute what {name} does: the outputs"
-                f" differ by {difference:.1e}"
-            )
+        expected = [module(one) for one in (x, *others.get(name, ()))]
+        function, layers = _compiled(module, name, x, more, engine, precision)
+        difference = _difference(expected[0], function(x))
+        _check_computes(name, backend, difference, precision)
+        for one, right in zip(others.get(name, ()), expected[1:], strict=True):
+            _check_computes(name, backend, _tried(function, one, right), precision, one)
         module.forward = ReplacedForward(function)
         done.append(Transform(name, difference, tuple(layers)))
     after = _coded(fast, sample)
+    fast.requires_grad_(False).register_load_state_dict_pre_hook(_refuse_weights)
     fast.acceleration = Acceleration(
         backend,
         precision,
@@ -169,6 +171,29 @@ def accelerate(
         (before[1], after[1]) if before and after else None,
     )
     return fast
+
+
+def _tried(function: Any, x: Tensor, expected: Tensor) -> float:
+    """Return how far a compiled transform is from what it should compute; infinity if it fails."""
+    try:
+        return _difference(expected, function(x))
+    except Exception:  # a backend may raise anything
+        return math.inf
+
+
+def _check_computes(
+    name: str, backend: str, difference: float, precision: str, other: Tensor | None = None
+) -> None:
+    """Raise CodecError where a compiled transform computes something else, on the image that it was
+    compiled with or on an `other`. Only float32 is held to a tolerance.
+    """
+    if difference <= TOLERANCE or precision != "float32" and math.isfinite(difference):
+        return
+    size = "" if other is None else f" where its input is {tuple(other.shape[-2:])}"
+    raise CodecError(
+        f"{name} compiled by {backend} does not compute what {name} does{size}: the outputs differ"
+        f" by {difference:.1e}"
+    )
 
 
 def _compiled(
@@ -189,9 +214,13 @@ def _compiled(
         ) from error
 
 
-def _smooth_image(channels: int, multiple: int) -> Tensor:
+def _refuse_weights(*_: Any) -> None:
+    raise CodecError(ACCELERATED)
+
+
+def _smooth_image(channels: int, multiple: int, size: tuple[int, int] = (256, 384)) -> Tensor:
     noise = torch.rand(1, channels, 12, 16, generator=torch.Generator().manual_seed(0))
-    return pad(F.interpolate(noise, (256, 384), mode="bicubic").clamp(0, 1), multiple)[0]
+    return pad(F.interpolate(noise, size, mode="bicubic").clamp(0, 1), multiple)[0]
 
 
 def _image(image: Tensor | str | Path, channels: int, multiple: int) -> Tensor:

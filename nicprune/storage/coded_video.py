@@ -6,21 +6,24 @@
 
     header:    fingerprint of the codec (8) | CRC-32 of its CDF tables (4)
                | width, height, frames per second as a fraction, frames in a group
-    I frame:   width of the codec, digest of the symbols, shape, strings
+    I frame:   width of the codec and headers of its operating point, digest of the symbols, shape,
+               strings
     P frame:   digest of the symbols, shape, strings
     end:       number of frames
 
 A group of pictures is an I frame and the P frames behind it; each has a width of its own, where
-the codec has several. The CRC-32 of a record is that of all before it and its own, without other
-CRC-32s, so that no record can be missing, twice or in another place. Fingerprint, digest, shape and
-strings are those of a coded image (see `coded_image`), and values are stored as `values`.
+the codec has several. The headers are those of the codec's bitstreams: the rate of a modulator,
+the target domain of an adaptation. The CRC-32 of a record is that of all before it and its own,
+without other CRC-32s, so that no record can be missing, twice or in another place. Fingerprint,
+digest, shape and strings are those of a coded image (see `coded_image`), and values are stored as
+`values`.
 """
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -78,6 +81,7 @@ class CodedFrame:
         group: number of its group of pictures.
         intra: whether it is an I frame.
         width: width of the codec in its group; None for a codec of one width.
+        point: headers of its bitstreams in its group; see `FrameCoder.point`.
         digest: of its symbols; empty if it carries none.
         shape, strings: what the coder returned.
         at: byte of the file at which it begins.
@@ -91,6 +95,7 @@ class CodedFrame:
     shape: Any
     strings: Any
     at: int = 0
+    point: tuple[bytes, ...] = ()
 
     def __str__(self) -> str:
         return f"frame {self.index} (group {self.group}, at byte {self.at:,})"
@@ -118,12 +123,21 @@ class CodedVideoWriter:
         )
 
     def add(
-        self, strings: Any, shape: Any, digest: bytes, *, intra: bool, width: int | None = None
+        self,
+        strings: Any,
+        shape: Any,
+        digest: bytes,
+        *,
+        intra: bool,
+        width: int | None = None,
+        point: Sequence[bytes] = (),
     ) -> None:
-        """Write the next frame. `width` is that of its group, and is stored with an I frame."""
+        """Write the next frame. `width` and `point` are those of its group, and are stored with an
+        I frame.
+        """
         values = [digest, shape, strings]
         if intra:
-            values = [[] if width is None else [width], *values]
+            values = [[*([] if width is None else [width]), *point], *values]
             self.groups += 1
         self._record(INTRA if intra else PREDICTED, b"".join(map(pack, values)))
         self.frames += 1
@@ -198,7 +212,9 @@ class CodedVideo:
             FileError: the file is damaged or cut short; says at which frame and byte. The frames
                 before it are whole.
         """
-        index, group, width = 0, -1, None
+        index, group = 0, -1
+        width: int | None = None
+        point: tuple[bytes, ...] = ()
         while True:
             at = self._file.tell()
             here = f"frame {index} (at byte {at:,})"
@@ -210,7 +226,7 @@ class CodedVideo:
                     break
                 if kind == INTRA:
                     told, *values = unpack_all(body, 4)
-                    width, group = _width(told), group + 1
+                    (width, point), group = _width_and_point(told), group + 1
                 elif kind == PREDICTED and index:
                     values = unpack_all(body, 3)
                 else:
@@ -220,7 +236,7 @@ class CodedVideo:
                     raise FileError(MISFIT)
             except FileError as error:
                 raise FileError(f"{self._where} is damaged at {here}: {error}") from None
-            yield CodedFrame(index, group, kind == INTRA, width, digest, shape, strings, at)
+            yield CodedFrame(index, group, kind == INTRA, width, digest, shape, strings, at, point)
             index += 1
         if left := self.size - self._file.tell():
             raise FileError(f"{self._where} is damaged: {left:,} bytes lie behind its end")
@@ -260,11 +276,11 @@ def open_video(path: str | Path) -> Iterator[CodedVideo]:
         yield CodedVideo(file, str(path))
 
 
-def _width(told: Any) -> int | None:
-    """Return the width that an I frame says: a list of none or one."""
-    if not isinstance(told, (list, tuple)) or len(told) > 1:
+def _width_and_point(told: Any) -> tuple[int | None, tuple[bytes, ...]]:
+    """Return what an I frame says: a list of at most one width, and headers."""
+    if not isinstance(told, (list, tuple)):
         raise FileError(MISFIT)
-    width = told[0] if told else None
-    if width is not None and not isinstance(width, int):
+    width, *point = told if told and isinstance(told[0], int) else (None, *told)
+    if not all(isinstance(header, bytes) for header in point):
         raise FileError(MISFIT)
-    return width
+    return width, tuple(point)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import unwrap
+from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.rans import bounded_reads, recorded_symbols
 from nicprune.common.errors import DataError, FileError, RecipeError, enough_memory
@@ -21,7 +22,7 @@ from nicprune.common.files import write_atomically
 from nicprune.data.clips import Clip
 from nicprune.data.images import to_channels
 from nicprune.evaluation.padding import crop, pad
-from nicprune.methods.video.coder import FrameCoder, video_coder
+from nicprune.methods.video.coder import FrameCoder, check_codes_frames, video_coder
 from nicprune.storage.coded_video import (
     LARGEST,
     CodedFrame,
@@ -69,8 +70,9 @@ def encode_video(
     """Encode a clip into a file; `decode_video` with the same codec reads it.
 
     Args:
-        codec: as `encode` takes it. With the method `temporal_entropy_model`, frames are coded by
-            the latents of the frame before; without, each on its own (all of them I frames).
+        codec: as `encode` takes it, at its highest rate and in the domain that is set. With the
+            method `temporal_entropy_model`, frames are coded by the latents of the frame before;
+            without, each on its own (all of them I frames).
         clip: the frames; see `clips_in`.
         output: file to write.
         gop: frames in a group of pictures: an I frame every so many.
@@ -102,7 +104,7 @@ def decode_video(codec: nn.Module, path: str | Path) -> Iterator[Tensor]:
     CPU.
 
     Args:
-        codec: the codec that encoded it. The widths are read from the file.
+        codec: the codec that encoded it. Widths, rate and domain are read from the file.
         path: the file.
 
     Raises:
@@ -122,15 +124,15 @@ class VideoCoder:
     """
 
     def __init__(self, codec: nn.Module):
-        self._codec = codec
-        first = video_coder(codec)  # refused before anything is copied
+        check_codes_frames(codec)
         self._ready = ready = coding_copy(codec)
+        refresh_tables(ready)  # those that frames are coded with
         self._mark, self._tables = mark(fingerprint(ready), ready), tables(ready)
         self._channels, self._side = image_shape(unwrap(ready))
         self._multiple = size_multiple(unwrap(ready))
         self._device = next(ready.parameters()).device
-        self._coders: dict[int | None, _Coder] = {None: _Coder(first, self._tile)}
-        self._coders[self._coders[None].width] = self._coders[None]
+        self._coders: dict[tuple[int | None, tuple[bytes, ...] | None], _Coder] = {}
+        self._point = tuple(self._coder(None, None).frames.point)
 
     @torch.no_grad()
     def encode(
@@ -154,7 +156,7 @@ class VideoCoder:
             raise DataError(f"{clip.name} holds no frame")
         each = [width] if width is None or isinstance(width, int) else list(width)
         for one in each:  # refused before the work
-            self._coder(one)
+            self._coder(one, self._point)
         header = VideoHeader(
             self._mark,
             self._tables,
@@ -169,7 +171,7 @@ class VideoCoder:
             for index, frame in enumerate(clip.frames(0, count)):
                 if index % gop == 0:
                     previous = None
-                    coder = self._coder(each[min(index // gop, len(each) - 1)])
+                    coder = self._coder(each[min(index // gop, len(each) - 1)], self._point)
                 intra = previous is None
                 with enough_memory(f"coding a frame of {clip.width}x{clip.height} pixels"):
                     x = self._input(frame)
@@ -177,7 +179,8 @@ class VideoCoder:
                         strings, shape, latents = coder.frames.compress(x, previous)
                 previous = latents if coder.frames.predicts else None
                 digest = seen.digest(strings)
-                writer.add(strings, shape, digest, intra=intra, width=coder.width)
+                at = coder.width, coder.frames.point
+                writer.add(strings, shape, digest, intra=intra, width=at[0], point=at[1])
                 if progress and sys.stderr.isatty():
                     print(f"\r{index + 1}/{count} frames\033[K", end="", file=sys.stderr)
             writer.end()
@@ -226,7 +229,7 @@ class VideoCoder:
         self, frame: CodedFrame, padded: Tensor, previous: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return a frame, (1, C, H, W), padded, and the latents for the next."""
-        coder = self._coder(frame.width)
+        coder = self._coder(frame.width, frame.point)
         if not frame.intra and (previous is None or not coder.frames.predicts):
             raise FileError("it is predicted from the frame before, which this codec does not do")
         usual = coder.intra if frame.intra else coder.predicted
@@ -275,10 +278,13 @@ class VideoCoder:
         tile = torch.rand(1, self._channels, self._side, self._side, generator=draw)
         return tile.to(self._device)
 
-    def _coder(self, width: int | None) -> _Coder:
-        if width not in self._coders:
-            self._coders[width] = _Coder(video_coder(self._codec, width), self._tile)
-        return self._coders[width]
+    def _coder(self, width: int | None, point: tuple[bytes, ...] | None) -> _Coder:
+        """Return what codes frames at a width, where headers say; by default at what is set."""
+        if (width, point) not in self._coders:
+            made = _Coder(video_coder(self._ready, width, point), self._tile)
+            for key in ((width, point), (made.width, tuple(made.frames.point))):
+                self._coders[key] = made
+        return self._coders[width, point]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from helpers import built
 from helpers_cli import call, fails
 
-from nicprune.bench import decoding
+from nicprune.bench import decoding, decoding_worker
 from nicprune.bench.decoding import (
     CONDITIONS,
     DecodingReport,
@@ -27,6 +27,7 @@ from nicprune.bench.decoding_worker import EXACT, FLOAT32, FLOAT64, Done, Job, c
 from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.common.errors import FileError
 from nicprune.data.images import write_png
+from nicprune.storage import container
 from nicprune.storage.checkpoint import save
 
 
@@ -101,6 +102,30 @@ def test_what_a_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     files[FLOAT64].write_bytes(files[FLOAT64].read_bytes()[:-1])
     (done,) = run_job(job(tmp_path, ["decode"], [FLOAT64]))
     assert "damaged or cut short" in done.refused
+
+
+def test_times_do_not_hold_what_is_done_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Coders, which are made and tried at their first image, are there before the first time is
+    taken.
+    """
+    made: list[str] = []
+    own, clock = container.Coder, decoding_worker.time.process_time
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        made.append("coder")
+        return own(*args, **kwargs)
+
+    def started() -> float:
+        made.append("time")
+        return clock()
+
+    monkeypatch.setattr(container, "Coder", noting)
+    monkeypatch.setattr(decoding_worker.time, "process_time", started)
+    ways = [FLOAT64, FLOAT32, EXACT]
+    list(run_job(job(tmp_path, ["encode", "reference", "decode"], ways)))
+    assert made.count("coder") == 3 and "coder" not in made[made.index("time") :]
 
 
 def test_crops_are_at_the_centre() -> None:

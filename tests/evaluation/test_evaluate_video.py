@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from compressai.models import ScaleHyperprior
 from helpers import built
 from helpers_video import HEIGHT, WIDTH, Frames, ResidualCoder, moving
 from torch import nn
 
 from nicprune.common.errors import CodecError, DataError, RecipeError
+from nicprune.data.clip_files import write_video
+from nicprune.data.clips import clips_in
+from nicprune.data.video_frames import luma_weights
 from nicprune.evaluation import video
 from nicprune.evaluation.classical_video import ENCODERS, evaluate_classical_video, rate_bytes
 from nicprune.evaluation.memory import peak_bytes
 from nicprune.evaluation.quality import psnr, string_bytes
-from nicprune.evaluation.video import evaluate_video, yuv_psnr
+from nicprune.evaluation.video import FrameScores, evaluate_video, yuv_psnr
 from nicprune.methods import attach
 from nicprune.pruning.cost import measure
+from nicprune.report.video import video_record as video_record_of
+from nicprune.runtime.accelerate import accelerate
 from nicprune.storage.coded_video import open_video
 from nicprune.storage.video_container import decode_video, encode_video
 
@@ -65,6 +73,66 @@ def test_macs_are_the_cost_models_and_memory_is_that_of_coding(hyperprior: Any) 
         coder.compress(x)
         expected = peak_bytes(lambda: coder.compress(x))  # noqa: B023
         assert found.intra.encode_peak_bytes == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_macs_of_an_accelerated_codec_are_its_own(backend: str, hyperprior: Any) -> None:
+    if backend == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+    clips = [Frames(moving(1, 64, 64))]
+    own = evaluate_video(hyperprior, clips).intra
+    found = evaluate_video(accelerate(hyperprior, backend), clips)
+    fast = found.intra
+    assert own is not None and fast is not None
+    assert (fast.encode_kmac, fast.decode_kmac) == (own.encode_kmac, own.decode_kmac)
+    assert fast.encode_peak_bytes is fast.decode_peak_bytes is None and " MB" not in str(found)
+    record = video_record_of(found, "codec", "fast", "")
+    assert record.encode_peak_mb is None and record.intra_encode_kmac == fast.encode_kmac
+
+
+def test_macs_do_not_depend_on_the_size_of_the_clip() -> None:
+    codec: Any = attach(ScaleHyperprior(8, 64).eval(), "temporal_entropy_model", round_to=1)
+    codec.update(force=True)
+    totals = codec.roles.temporal.predicted_totals()
+    for side in (64, 256):  # at the larger one, convolutions are computed by fewer products
+        found = evaluate_video(codec, [Frames(moving(2, side, side))])
+        assert found.predicted is not None
+        for what in ("encode", "decode"):
+            predicted = totals.kmac_per_pixel(f"{what}r")
+            # The likelihoods of z are looked up in tables.
+            assert getattr(found.predicted, f"{what}_kmac") == pytest.approx(predicted, rel=2e-3)
+
+
+@pytest.mark.parametrize("number, weights", [(1, (0.2126, 0.0722)), (6, (0.299, 0.114))])
+def test_planes_are_by_the_matrix_that_the_file_names(
+    number: int, weights: tuple[float, float], tmp_path: Path, hyperprior: Any
+) -> None:
+    pytest.importorskip("av")
+    first = moving(1, 64, 96)[0]
+    kind = ("mp4", "libx264", "yuv420p")
+    write = functools.partial(write_video, first, iter(()), fps=Fraction(25), kind=kind)
+    write(path=tmp_path / "a.mp4", options={}, matrix=number)
+    (clip,) = clips_in(tmp_path / "a.mp4")
+    assert clip.matrix == number and luma_weights(clip.height, clip.matrix) == weights
+    frame = next(iter(clip.frames())).unsqueeze(0) / 255
+    scores, other = FrameScores(clip), torch.rand(frame.shape)
+    scores.add(frame, other, 8, intra=True)
+    assert scores.result(0, 0).psnr_y_db == yuv_psnr(frame, other, number)[0]
+    assert yuv_psnr(frame, other, number)[0] != yuv_psnr(frame, other, 7 - number)[0]
+
+
+def test_the_rate_of_a_classical_codec_does_not_depend_on_threads() -> None:
+    before, clip = torch.get_num_threads(), [Frames(moving(4, 160, 192))]
+    for name in sorted(ENCODERS):
+        try:
+            rates = []
+            for threads in (1, 4):
+                torch.set_num_threads(threads)
+                (found,) = evaluate_classical_video(name, clip, crfs=(24,))
+                rates.append((found.mean("bpp"), found.mean("psnr_db")))
+        finally:
+            torch.set_num_threads(before)
+        assert rates[0] == rates[1], name
 
 
 def slimmable() -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,6 +116,7 @@ REFUSED = {
     "accelerate": lambda codec, path: nip.accelerate(codec),
     "export": lambda codec, path: export_onnx(codec, path),
     "pickle": lambda codec, path: pickle.dumps(codec),
+    "weights": lambda codec, path: codec.load_state_dict(codec_of().state_dict()),
 }
 
 
@@ -124,6 +126,45 @@ def test_what_changes_layers_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(NicpruneError, match="this codec is accelerated") as error:
         REFUSED[name](fast, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_nothing_of_it_learns() -> None:
+    fast = nip.accelerate(codec_of(), image=SMALL)
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+
+
+class Branch(nn.Module):
+    """Compute something else where maps are larger than a window, or of a size of their own."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+        self.layer = nn.Conv2d(12, 12, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.shape[-1]
+        if self.kind == "branch":
+            return self.layer(x * 2 if wide > 8 else x)
+        return self.layer(x) + torch.linspace(-1, 1, int(wide)).view(1, 1, 1, -1)
+
+
+@pytest.mark.parametrize("kind", ["branch", "length"])
+def test_what_depends_on_the_size_is_refused_or_right_at_every_size(
+    kind: str, backend: str
+) -> None:
+    codec: Any = codec_of()
+    codec.g_s = nn.Sequential(Branch(kind), *codec.g_s)
+    codec.update(force=True)
+    try:
+        fast = nip.accelerate(codec, backend)
+    except CodecError as error:
+        assert "g_s" in str(error) and "\n" not in str(error) and backend != "torch"
+        return
+    for size in ((64, 64), (64, 192), (256, 128)):
+        image = torch.rand(3, *size).mul(255).byte()
+        data = nip.encode(codec, image)
+        apart = (nip.decode(codec, data).int() - nip.decode(fast, data).int()).abs().max()
+        assert apart <= 1
 
 
 def test_a_copy_is_accelerated_too() -> None:

@@ -141,6 +141,98 @@ def test_a_saved_codec_decodes_and_another_is_refused(tmp_path: Path, hyperprior
     assert "other CDF tables" in until_error(decode_video(hyperprior, path))[1]
 
 
+def lively() -> Any:
+    """A codec whose latents do not all round to zero."""
+    codec: Any = built("bmshj2018-hyperprior")[0]
+    with torch.no_grad():
+        y = codec.g_a(moving(1, 64, 64)[0].unsqueeze(0) / 255)
+        codec.g_a[-1].weight.mul_(4 / y.std())
+    codec.update(force=True)
+    return codec
+
+
+def adapted(form: str) -> Any:
+    codec: Any = attach(lively(), "adaptation", form=form, domain="screen")
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in codec.methods[0].form.parameters():
+            parameter.add_(torch.rand(parameter.shape, generator=draw), alpha=0.02)
+    codec.methods[0].after_step()
+    return codec.harden()
+
+
+def rated() -> Any:
+    codec = attach(lively(), "bottleneck_scaling", qualities=[1, 2, 3])
+    with torch.no_grad():
+        for parameter in codec.methods[0].parameters():
+            parameter.add_(torch.arange(parameter.numel()).reshape(parameter.shape) % 3 / 9)
+    return codec
+
+
+POINTS = {
+    "domain": (lambda: adapted("decoder_adapter"), [{"domain": "source"}, {"domain": "screen"}]),
+    "low rank": (lambda: adapted("low_rank"), [{"domain": "source"}, {"domain": "screen"}]),
+    "rate": (rated, [{"level": 0}, {"level": 2}]),
+}
+"""Codecs of several operating points, and those."""
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_a_video_says_its_rate_and_domain(name: str, tmp_path: Path) -> None:
+    make, points = POINTS[name]
+    codec, frames, pictures = make(), Frames(moving(3)), []
+    for point in points:
+        codec.set_point(codec.point(**point))
+        encode_video(codec, frames, tmp_path / f"{len(pictures)}.npv", gop=2)
+        pictures.append(list(decode_video(codec, tmp_path / f"{len(pictures)}.npv")))
+    # The rate is the highest, whichever images were coded at before.
+    assert torch.equal(pictures[0][0], pictures[1][0]) == (name == "rate")
+    again = load(save(codec, tmp_path / "c.safetensors"))
+    for one in (codec, again):
+        for number, right in enumerate(pictures):
+            found = list(decode_video(one, tmp_path / f"{number}.npv"))
+            assert all(map(torch.equal, found, right)), (number, one is again)
+            assert "frames" in str(verify(tmp_path / f"{number}.npv"))
+
+
+def test_an_operating_point_that_the_codec_does_not_have_is_a_line(
+    tmp_path: Path, hyperprior: Any
+) -> None:
+    path = tmp_path / "a.npv"
+    encode_video(hyperprior, Frames(moving(1)), path)
+    made = [(kind, body) for _, kind, body in records(path)]
+    told, *rest = unpack_all(made[1][1], 4)
+    for wrong in ([b"\1"], [0, b"x"], [[1]], [{}], [b"\1", 0], b"\1"):
+        body = b"".join(map(pack, [wrong, *rest]))
+        path.write_bytes(sealed([made[0], (made[1][0], body), *made[2:]]))
+        found, error = until_error(decode_video(hyperprior, path))
+        assert not found and "frame 0" in error and "\n" not in error, wrong
+
+
+def test_what_is_changed_later_does_not_count(tmp_path: Path) -> None:
+    codec: Any = slimmable()
+    frames, paths = Frames(moving(2)), [tmp_path / "a.npv", tmp_path / "b.npv"]
+    encode_video(codec, frames, paths[0], width=1)
+    coder, right = VideoCoder(codec), list(decode_video(codec, paths[0]))
+    with torch.no_grad():
+        codec.codec.g_s[0].weight.mul_(0.3)
+    coder.encode(frames, paths[1], width=1)
+    for path in paths:
+        assert all(map(torch.equal, coder.decode(path), right))
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_frames_are_coded_with_the_tables_that_the_file_names(tmp_path: Path) -> None:
+    codec: Any = built("bmshj2018-hyperprior")[0]
+    codec.update(force=True)
+    with torch.no_grad():  # one's own training, without update(force=True)
+        codec.entropy_bottleneck.quantiles.add_(0.7)
+    encode_video(codec, Frames(moving(2)), path := tmp_path / "a.npv")
+    again = load(save(codec, tmp_path / "c.safetensors"))
+    for one in (codec, again):
+        assert len(list(decode_video(one, path))) == 2
+
+
 @pytest.mark.parametrize("predicts", [False, True])
 def test_a_shape_may_be_a_dictionary(tmp_path: Path, predicts: bool) -> None:
     """As that of ELIC's latents is."""

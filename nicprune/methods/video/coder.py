@@ -8,8 +8,9 @@ bit wherever it is computed. g_a and g_s run in float32: their results never com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,10 +22,12 @@ from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.memory_format import to_channels_last
+from nicprune.codecs.replaced_forward import own_forwards, replaced
 from nicprune.codecs.roles import roles_of
 from nicprune.codecs.temporal import TemporalEntropyNetwork, on_grid
 from nicprune.common.errors import CodecError, FileError
 from nicprune.methods.composition import Attached, operating_points, resolve_point
+from nicprune.methods.operating_point import Choice, OperatingPoint
 
 
 class _Enough(BaseException):
@@ -37,50 +40,50 @@ class FrameCoder:
     Attributes:
         widths: number of widths that the codec has.
         width: the one that frames are coded at, 0 the widest.
+        point: header of each bitstream but for the width: the rate of a modulator, the target
+            domain of an adaptation. The strings of frames do not hold it.
         predicts: whether it codes P frames by a temporal model; otherwise all frames are I frames.
     """
 
-    def __init__(self, codec: nn.Module, width: int | None = None):
-        check_codec(unwrap(codec))
+    def __init__(
+        self, codec: nn.Module, width: int | None = None, point: Sequence[bytes] | None = None
+    ):
+        check_codes_frames(codec)
         attached = codec if isinstance(codec, Attached) else None
-        if attached is None and has_hooks(codec) or attached is not None and not attached.stays:
-            raise CodecError(
-                "this codec still has methods attached that only pruning ends: code frames with"
-                " masked.harden()"
-            )
         temporal: Any = attached.roles.temporal if attached is not None else None
-        point = resolve_point(codec, width=width)
+        found = resolve_point(codec, width=width)
         self.widths = max(1, len({p.width for p in operating_points(codec)}))
-        self.width = point.width or 0
+        self.width = found.width or 0
         model: Any = copy_codec(codec).float().eval().to(memory_format=torch.contiguous_format)
         check_finite(model)
         widths = attached.widths if attached is not None else None
         if self.width and widths is not None and widths.field == "width":
             # The same but for rounding in g_a as in the codec of all widths; less memory and time.
             model = model.extract(self.width, verify=False).eval()
-            point = resolve_point(model)
+            found = resolve_point(model)
+        if point is not None:
+            found = _told(model, found, point)
         refresh_tables(model)
         self._network: TemporalEntropyNetwork | None = None
         if temporal is not None:
-            self._network = model.roles.temporal.network_at(point.width or 0).double().eval()
+            self._network = model.roles.temporal.network_at(found.width or 0).double().eval()
         to_channels_last(model)
-        self._rate = point.keywords()
+        headers = {
+            choice.field: choice.write(getattr(found, choice.field)) for choice in _written(model)
+        }
+        self._rate = found.keywords()
         self._coder = Coder(model, point=self._rate)
         if self._coder.failure is not None:
             raise CodecError(
                 f"{type(unwrap(codec)).__name__} cannot code an image: {self._coder.failure}"
             )
-        headers = [
-            choice.write(getattr(point, choice.field))
-            for choice in getattr(model, "choices", ())
-            if choice.in_bitstream
-        ]
-        self._headers = [[header] for header in headers if header]  # the source domain has none
-        found = roles_of(unwrap(model))
-        if found.analysis is None or found.synthesis is None:
-            raise CodecError(f"frames cannot be coded: {found.reason}")
-        self._analysis = unwrap(model).get_submodule(found.analysis.module)
-        self._synthesis = unwrap(model).get_submodule(found.synthesis.module)
+        self._headers = [[header] for header in headers.values() if header]
+        self.point = [head for field, head in headers.items() if head and field != "width"]
+        roles = roles_of(unwrap(model))
+        if roles.analysis is None or roles.synthesis is None:
+            raise CodecError(f"frames cannot be coded: {roles.reason}")
+        self._analysis = unwrap(model).get_submodule(roles.analysis.module)
+        self._synthesis = unwrap(model).get_submodule(roles.synthesis.module)
         self._latents: Tensor | None = None
         self._latents_alone = False
         # Before the coder's own hook, which converts what it is given.
@@ -90,6 +93,19 @@ class FrameCoder:
     def predicts(self) -> bool:
         """True if P frames are coded by a temporal model; otherwise all frames are I frames."""
         return self._network is not None
+
+    @property
+    def accelerated(self) -> bool:
+        """True if a backend runs transforms of the codec."""
+        return bool(replaced(self._coder.model))
+
+    @contextmanager
+    def plain_arithmetic(self) -> Iterator[None]:
+        """Inside the block, run every layer as it stands in the codec, by PyTorch and product by
+        product, to count what frames cost.
+        """
+        with own_forwards(self._coder.model), self._coder.direct_convolutions():
+            yield
 
     def _note(self, module: nn.Module, args: Any) -> None:
         self._latents = args[0]
@@ -184,7 +200,41 @@ class FrameCoder:
             )
 
 
-def video_coder(codec: nn.Module, width: int | None = None) -> FrameCoder:
+def check_codes_frames(codec: nn.Module) -> None:
+    """Raise CodecError where frames cannot be coded: not a codec, or masks still decay on it."""
+    check_codec(unwrap(codec))
+    attached = codec if isinstance(codec, Attached) else None
+    if attached is None and has_hooks(codec) or attached is not None and not attached.stays:
+        raise CodecError(
+            "this codec still has methods attached that only pruning ends: code frames with"
+            " masked.harden()"
+        )
+
+
+def _written(model: Any) -> list[Choice]:
+    """Return the dimensions of a codec's operating points that bitstreams say."""
+    return [choice for choice in getattr(model, "choices", ()) if choice.in_bitstream]
+
+
+def _told(model: Any, found: OperatingPoint, headers: Sequence[bytes]) -> OperatingPoint:
+    """Return the operating point that headers say, at the width that is `found` already.
+
+    Raises:
+        FileError: they are not of this codec.
+    """
+    left: list[Any] = [[header] for header in headers]
+    for choice in _written(model):
+        # Files of earlier versions do not say the rate: it is the highest.
+        if choice.field != "width" and (left or choice.field != "rate"):
+            found = replace(found, **{choice.field: choice.take(left)})
+    if left:
+        raise FileError("it was coded at an operating point that this codec does not have")
+    return found
+
+
+def video_coder(
+    codec: nn.Module, width: int | None = None, point: Sequence[bytes] | None = None
+) -> FrameCoder:
     """Return what codes the frames of a video, one by one, with a codec at one of its widths.
 
     Args:
@@ -192,9 +242,12 @@ def video_coder(codec: nn.Module, width: int | None = None) -> FrameCoder:
             return it; or any other codec, whose frames are all I frames. It is copied: changes made
             later do not count.
         width: with a slimmable codec, the width, 0 the widest; by default the one that is set.
+        point: what `FrameCoder.point` said where the frames were coded; by default the highest rate
+            and the domain that is set.
 
     Raises:
         CodecError: not a codec, it cannot code, or masks still decay on it.
         RecipeError: it has no such width.
+        FileError: the codec has no such operating point.
     """
-    return FrameCoder(codec, width)
+    return FrameCoder(codec, width, point)
