@@ -51,6 +51,13 @@ def _stale(part: nn.Module, tables: str) -> bool:
     return not all(m._quantized_cdf.numel() for m in made) or tables != _bottleneck_hash(part)
 
 
+def tables_are_current(model: nn.Module) -> bool:
+    """Return whether CDF tables were built from the entropy bottlenecks as they are now."""
+    codec = unwrap(model)
+    stale = [_stale(part, part.cdf_source_hash) for part in coding_parts(model)]
+    return not any([_stale(codec, provenance(codec).tables), *stale])
+
+
 def check_bottlenecks(model: nn.Module) -> None:
     """Raise CodecError where CDF tables cannot be made of an entropy bottleneck, whose parameters
     are not finite or whose quantiles are too far apart: names the first.

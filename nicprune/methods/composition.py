@@ -15,6 +15,7 @@ from nicprune.channels.groups import Groups, removed_inputs
 from nicprune.channels.known import remember
 from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.calling import further_arguments
+from nicprune.codecs.cdf import note_tables, tables_are_current
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.gradient_free import drop_gradients, keep_gradients
@@ -548,6 +549,8 @@ class Attached(Coding):
             method.extracting = width
             try:
                 small: nn.Module = self.harden(verify=verify)
+                if tables_are_current(self):  # the width's own came along, as files have them
+                    note_tables(small)
                 return small
             finally:
                 method.extracting = None

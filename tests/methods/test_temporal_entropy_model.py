@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 import nicprune as nip
 from nicprune.codecs.anatomy import rate_distortion_loss
+from nicprune.codecs.cdf import refresh_tables
+from nicprune.codecs.layer_kinds import is_bottleneck
 from nicprune.codecs.temporal import TemporalEntropyNetwork
 from nicprune.common.errors import CodecError, DataError, FileError, InterruptedRun, RecipeError
 from nicprune.data.images import write_png
@@ -487,6 +489,38 @@ def test_latents_are_those_that_matter_where_the_codec_orders_them() -> None:
     assert sent == code(video_coder(attached.extract(1)), clip)[0]
     with torch.no_grad():
         assert attached.eval()(torch.stack(clip, 1), width=1)["likelihoods"]["y"].shape[1] == 12
+
+
+@pytest.mark.parametrize("latents", ["slim", "fixed"])
+def test_a_width_on_its_own_keeps_the_tables_of_the_file(latents: str, tmp_path: Path) -> None:
+    """Made anew on another machine, they might differ in the last bit, and files not be read."""
+    attached = slimmable(latents).eval()
+    saved = nip.load(nip.save(attached, tmp_path / "c.safetensors"))
+    for module in saved.modules():  # as another machine may have made them
+        if is_bottleneck(module):
+            module._quantized_cdf[:, 3] += 1
+    for width in (1, 2):
+        small = saved.extract(width)
+        refresh_tables(small)
+        for ours, theirs in (
+            (small.codec.entropy_bottleneck, attached.extract(width).codec.entropy_bottleneck),
+            (
+                small.roles.temporal.network.entropy_bottleneck,
+                attached.roles.temporal.network_at(width).entropy_bottleneck,
+            ),
+        ):
+            moved = theirs._quantized_cdf.clone()
+            moved[:, 3] += 1
+            assert torch.equal(ours._quantized_cdf, moved)
+    stale = copy.deepcopy(saved)
+    with torch.no_grad():
+        for module in stale.modules():
+            if is_bottleneck(module):
+                module.quantiles.add_(0.7)
+    small = stale.extract(1)
+    before = small.codec.entropy_bottleneck._quantized_cdf.clone()
+    refresh_tables(small)
+    assert not torch.equal(small.codec.entropy_bottleneck._quantized_cdf, before)
 
 
 def test_what_runs_at_a_width_is_the_network_of_this_width() -> None:

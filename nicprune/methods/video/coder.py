@@ -56,6 +56,7 @@ class FrameCoder:
         self.width = found.width or 0
         model: Any = copy_codec(codec).float().eval().to(memory_format=torch.contiguous_format)
         check_finite(model)
+        refresh_tables(model)
         widths = attached.widths if attached is not None else None
         if self.width and widths is not None and widths.field == "width":
             # The same but for rounding in g_a as in the codec of all widths; less memory and time.
@@ -63,7 +64,6 @@ class FrameCoder:
             found = resolve_point(model)
         if point is not None:
             found = _told(model, found, point)
-        refresh_tables(model)
         self._network: TemporalEntropyNetwork | None = None
         if temporal is not None:
             self._network = model.roles.temporal.network_at(found.width or 0).double().eval()
