@@ -86,10 +86,15 @@ def rate_distortion_loss(lmbda: float, metric: str) -> nn.Module:
     return loss
 
 
+WRAPS = "wraps_codec"
+"""Attribute of a class whose attribute `codec` is the codec."""
+
+
 def unwrap(model: nn.Module) -> Any:
-    """Return the codec inside an attached model, or the model itself."""
-    inner = getattr(model, "codec", None)
-    return inner if isinstance(inner, CompressionModel) else model
+    """Return the codec inside an attached model, or the model itself. A codec of one's own may keep
+    another as its attribute `codec`, of which it is more than the wrapper.
+    """
+    return model.codec if getattr(type(model), WRAPS, False) else model
 
 
 def transform_of(module_name: str) -> str:

@@ -6,7 +6,8 @@ what with a method, or an attribute that is a function:
     codec.example_arguments = lambda x: {"qmap": torch.full_like(x[:, :1], 0.5)}
 
 It is asked for each batch of images x, (B, C, H, W), and each of the codec's methods is given the
-arguments that it has.
+arguments that it has. What `decompress` takes may depend on the shape of x alone: the decoder has
+no image.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def further_arguments(codec: nn.Module, x: Tensor, method: str) -> dict[str, Any
         method: "forward", "compress" or "decompress".
 
     Raises:
-        CodecError: it needs an argument that the codec gives no example of.
+        CodecError: it needs an argument that the codec gives no example of; or an argument of
+            `decompress` depends on the image's values.
     """
     try:
         parameters = list(inspect.signature(getattr(codec, method)).parameters.values())
@@ -59,7 +61,26 @@ def further_arguments(codec: nn.Module, x: Tensor, method: str) -> dict[str, Any
             f"{method} of {type(codec).__name__} needs {', '.join(needed)} beside {what}: say what"
             f" it is run with, codec.{EXAMPLE} = lambda x: {{{needed[0]!r}: ...}}"
         )
+    if method == "compress" and given:
+        _check_known_to_decoder(codec, x, given)
     return {name: value for name, value in given.items() if name in names}
+
+
+def _check_known_to_decoder(codec: nn.Module, x: Tensor, given: dict[str, Any]) -> None:
+    """Raise CodecError where an argument that `decompress` takes is another one without x."""
+    without = further_arguments(codec, torch.zeros_like(x), "decompress")
+    for name, value in without.items():
+        if not _equal(given.get(name), value):
+            raise CodecError(
+                f"{EXAMPLE} of {type(codec).__name__} returns another {name!r} for another image of"
+                " the same shape, and decompress, which takes it, has no image"
+            )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and bool((one == other).all())
+    return one is other or bool(one == other)
 
 
 def run(model: Any, x: Tensor, **keywords: Any) -> Any:

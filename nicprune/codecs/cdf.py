@@ -24,7 +24,8 @@ def _bottleneck_hash(codec: Any) -> str:
     for name, module in codec.named_modules():
         if is_bottleneck(module):
             for key, value in module.named_parameters():
-                raw = value.detach().cpu().contiguous().view(torch.uint8)  # numpy knows no bfloat16
+                flat = value.detach().cpu().reshape(-1)
+                raw = flat.view(torch.uint8)  # numpy knows no bfloat16
                 digest.update(f"{name}.{key}".encode() + raw.numpy().tobytes())
     return digest.hexdigest()
 
@@ -137,6 +138,13 @@ def update_tables(codec: Any) -> None:
 
 
 def _make_tables(part: Any, **arguments: Any) -> None:
+    known = inspect.signature(part.update).parameters.values()
+    if not any(p.name == "force" or p.kind is p.VAR_KEYWORD for p in known):
+        raise CodecError(
+            f"CDF tables cannot be made of {type(part).__name__}: its update() takes no force, by"
+            " which tables that are there are made anew; CompressAI's is update(scale_table=None,"
+            " force=False)"
+        )
     try:
         part.update(force=True, **arguments)
     except ValueError as error:  # finite parameters may still give a density that is not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -36,7 +37,9 @@ def image_shape(codec: nn.Module) -> tuple[int, int]:
 def _found(codec: nn.Module) -> tuple[int, int, int]:
     """Return channels, side and `size_multiple`."""
     check_not_compiled(codec)
-    if (known := codec.__dict__.get(ATTRIBUTE)) is not None:
+    layers = _layers(codec)
+    known, made_of = codec.__dict__.get(ATTRIBUTE, (None, None))
+    if known is not None and made_of == layers:
         return known  # type: ignore[no-any-return]
     first = other = None
     read = _first_input(codec)
@@ -45,19 +48,25 @@ def _found(codec: nn.Module) -> tuple[int, int, int]:
             failed, same = _tried(codec, channels, size)
             if failed is None and same:
                 found = channels, size, _multiple(codec, channels, size)
-                codec.__dict__[ATTRIBUTE] = found
+                codec.__dict__[ATTRIBUTE] = found, layers
                 return found
             if failed is None:  # smaller than the codec's stride, or never of the image's size
                 other = other or (channels, size, SIZE_MULTIPLE)
             elif first is None or channels == read:
                 first = f"{failed[0]} raised {failed[1]} on {channels} x {size} x {size}"
     if other is not None:
-        codec.__dict__[ATTRIBUTE] = other
+        codec.__dict__[ATTRIBUTE] = other, layers
         return other
     raise CodecError(
         f"the forward pass of {type(codec).__name__} cannot be followed: it runs on no image of"
         f" {', '.join(map(str, SIZES))} pixels a side; {first}"
     )
+
+
+def _layers(codec: nn.Module) -> int:
+    """Return a checksum of a codec's modules and their classes, which the user may change."""
+    names = (f"{name} {type(module).__qualname__}" for name, module in codec.named_modules())
+    return zlib.crc32("\n".join(names).encode())
 
 
 def example_image(

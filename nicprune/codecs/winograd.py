@@ -99,11 +99,13 @@ class Winograd:
 
     def _kernel(self, weight: Tensor) -> Tensor:
         """Return the transformed kernels of a weight, shape (36, C, O)."""
-        version, kernel = self._kernels.get(weight, (None, None))
-        if version != weight._version:
+        # Its version does not say whether `weight.data` was written to, as by a codec that sets its
+        # weights for each image.
+        made_of, kernel = self._kernels.get(weight, (None, None))
+        if made_of is None or not torch.equal(made_of, weight):
             outputs, inputs = weight.shape[:2]
             kernel = (KERNEL @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, inputs, outputs)
-            self._kernels[weight] = weight._version, kernel
+            self._kernels[weight] = weight.detach().clone(), kernel
         return kernel  # type: ignore[no-any-return]
 
 

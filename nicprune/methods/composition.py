@@ -64,6 +64,8 @@ class Attached(Coding):
         roles: the methods by role.
     """
 
+    wraps_codec = True
+
     _drops_gradients = True
 
     def __init__(

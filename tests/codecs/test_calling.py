@@ -243,6 +243,24 @@ def test_a_lambda_given_to_an_object_is_drawn_for_each_batch(pictures: Path) -> 
         nip.measure(codec)
 
 
+def test_a_decoder_is_given_nothing_of_the_image(pictures: Path) -> None:
+    codec: Any = Told().eval()
+    codec.update(force=True)
+    own = codec.example_arguments
+
+    def give(x: Tensor) -> dict[str, Any]:
+        return own(x) | {"gain": float(x.mean())}
+
+    codec.example_arguments = give
+    for use in (nip.evaluate, lambda one, given: nip.encode(one, sorted(given.iterdir())[0])):
+        with pytest.raises(CodecError, match="another 'gain' for another image") as error:
+            use(codec, pictures)
+        assert "\n" not in str(error.value)
+    # What the encoder alone takes may be of the image.
+    codec.example_arguments = lambda x: own(x) | {"qmap": x[:, :1]}
+    assert nip.evaluate(codec, pictures)
+
+
 def test_a_decoder_that_needs_more_is_told_apart() -> None:
     codec: Any = Mapped().eval()
     codec.example_arguments = lambda x: {"qmap": torch.zeros_like(x[:, :1])}

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from compressai.entropy_models import GaussianConditional
+from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+from compressai.models import FactorizedPrior
 from compressai.models.base import get_scale_table
 from helpers import built, image
 
 from nicprune.codecs import fast_coding
 from nicprune.codecs.cdf import note_tables, refresh_tables
 from nicprune.codecs.fast_coding import fast_indexes
+from nicprune.common.errors import CodecError
 from nicprune.evaluation.evaluate import evaluate
 from nicprune.methods import attach
 from nicprune.storage.checkpoint import load, save
@@ -76,6 +78,38 @@ def test_scales_that_were_chosen_stay(tmp_path: Path) -> None:
     assert evaluate(again, "samples").mean("bpp") == pytest.approx(
         evaluate(codec, "samples").mean("bpp")
     )
+
+
+class Scalar(EntropyBottleneck):
+    """A bottleneck with a parameter of no dimensions."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.extra = torch.nn.Parameter(torch.tensor(1.0))
+
+
+def test_parameters_of_no_dimensions_do_no_harm() -> None:
+    codec: Any = built("bmshj2018-factorized")[0]
+    codec.entropy_bottleneck = Scalar(codec.M)
+    refresh_tables(codec)
+    before = codec.entropy_bottleneck._quantized_cdf
+    refresh_tables(codec)
+    assert codec.entropy_bottleneck._quantized_cdf is before
+    with torch.no_grad():
+        codec.entropy_bottleneck.extra.add_(1)
+    refresh_tables(codec)
+    assert codec.entropy_bottleneck._quantized_cdf is not before
+
+
+class Plain(FactorizedPrior):
+    def update(self, scale_table: Any = None) -> bool:  # type: ignore[override]
+        return bool(super().update())
+
+
+def test_an_update_without_force_is_named_in_one_line() -> None:
+    with pytest.raises(CodecError, match="Plain: its update.. takes no force") as error:
+        refresh_tables(Plain(8, 12).eval())
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -71,6 +71,16 @@ def test_a_weight_that_changes_is_transformed_anew() -> None:
     assert not len(kept._kernels), "kernels live no longer than weights"
 
 
+def test_a_weight_that_is_written_to_past_autograd_is_transformed_anew() -> None:
+    """As a codec does that sets its weights for each image."""
+    x, weight, _ = operands(1, 48, 16, 16)
+    convolve = Winograd().convolve
+    convolve(x, weight)
+    weight.data.mul_(2)
+    found = convolve(x, weight)
+    assert found is not None and torch.allclose(found, torch.conv2d(x, weight), atol=1e-10)
+
+
 def test_codecs_use_it_and_write_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
