@@ -18,6 +18,7 @@ from nicprune.codecs.calling import run
 from nicprune.codecs.copying import copy_codec, double_copy, sharing_copy
 from nicprune.codecs.example import example_image, module_names
 from nicprune.codecs.hooks import has_hooks
+from nicprune.codecs.layer_kinds.entropy import entropy_models
 from nicprune.codecs.layer_kinds.kind import channel_kind, kind_of
 from nicprune.codecs.layer_kinds.parameters import holder, layers_of
 from nicprune.codecs.provenance import provenance, set_provenance
@@ -127,6 +128,7 @@ def _tried(codec: nn.Module, groups: Groups) -> Groups:
     """
     trials = _Trials(codec, groups)
     check_runs(codec, trials.double)
+    _draw_zeros(trials.double)
     rng = np.random.default_rng(0)
     unsafe: dict[str, str] = {}
     searched: set[str] = set()
@@ -168,6 +170,19 @@ def _tried(codec: nn.Module, groups: Groups) -> Groups:
             f" {'; '.join(f'{n}: {r}' for n, r in list(unsafe.items())[:4])}"
         )
     return found
+
+
+@torch.no_grad()
+def _draw_zeros(codec: nn.Module) -> None:
+    """Draw trained parameters anew that are zero throughout, as those of gates that only training
+    opens: what is multiplied by them would not show. Densities of latents stay as they are.
+    """
+    generator = torch.Generator().manual_seed(0)
+    densities = {id(p) for model in entropy_models(codec) for p in model.parameters()}
+    for parameter in codec.parameters():
+        if parameter.requires_grad and id(parameter) not in densities and not parameter.any():
+            drawn = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(0.1 + 0.2 * drawn)
 
 
 def _replaced(groups: Groups, change: Callable[[Group], Group]) -> Groups:

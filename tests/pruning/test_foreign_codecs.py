@@ -131,6 +131,31 @@ def test_tensors_made_in_float32_do_no_harm() -> None:
     assert groups["g_a.1.b"].pinned is None
 
 
+class Gated(nn.Module):
+    """Attention whose weight in the sum is zero until training opens it (SAGAN, ReZero)."""
+
+    def __init__(self, gate: float) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Conv2d(8, 8, 1) for _ in range(3))
+        self.gate = nn.Parameter(torch.full((1,), gate))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).flatten(2) for layer in (self.q, self.k, self.v))
+        attention = torch.softmax(q.transpose(1, 2) @ k * q.shape[1] ** -0.5, -1)
+        return x + self.gate * (v @ attention.transpose(1, 2)).unflatten(2, x.shape[2:])
+
+
+def test_what_a_closed_gate_hides_is_found() -> None:
+    found = [
+        analyse(BlockCodec(nn.Sequential(nn.ReLU(), conv(), Gated(gate))).eval())
+        for gate in (0.0, 1.0)
+    ]
+    closed, opened = ([(g.name, g.pinned is None) for g in groups] for groups in found)
+    assert closed == opened
+    (reason,) = [group.pinned for group in found[0] if ".q" in group.name]
+    assert reason and "depends on this width" in reason
+
+
 class Silent(CompressionModel):
     """A codec that cannot code."""
 
