@@ -25,7 +25,7 @@ from nicprune.codecs.anatomy import forward_for_analysis
 from nicprune.codecs.example import example_image
 from nicprune.codecs.layer_kinds.kind import channel_kind, kind_of, kinds_in
 from nicprune.codecs.layer_kinds.parameters import own_parameters, shared_parameters
-from nicprune.codecs.modes import modes_restored
+from nicprune.codecs.modes import left_as_it_was
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Tracer(ChannelPropagator):
             CodecError: it runs on no image.
         """
         image = example_image(self.codec, seed=0)
-        with ExitStack() as stack, torch.no_grad(), modes_restored(self.codec):
+        with ExitStack() as stack, torch.no_grad(), left_as_it_was(self.codec):
             self.codec.eval()
             for name, module in self.codec.named_modules():
                 kind = kind_of(module)

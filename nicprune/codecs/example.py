@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_not_compiled, forward_for_analysis
 from nicprune.codecs.hooks import without_hooks
 from nicprune.codecs.layer_kinds.kind import kinds_in
-from nicprune.codecs.modes import modes_restored
+from nicprune.codecs.modes import left_as_it_was
 from nicprune.common.errors import CodecError
 
 SIZES = (64, 128, 256, 512)
@@ -126,7 +126,7 @@ def _tried(codec: nn.Module, channels: int, size: int) -> tuple[tuple[str, str] 
     stack: list[str] = []
     try:
         with (
-            modes_restored(codec),
+            left_as_it_was(codec),
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
             without_hooks(codec),

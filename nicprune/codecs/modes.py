@@ -1,10 +1,11 @@
-"""Training and evaluation modes of modules."""
+"""Modes of modules, and what running them changes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -17,3 +18,27 @@ def modes_restored(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def left_as_it_was(codec: nn.Module) -> Iterator[None]:
+    """Undo what running a codec inside the block changes: modes, buffers (counters, running
+    statistics) and random numbers. Attributes that are no buffers, such as the last latents, stay.
+    """
+    kept = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in codec.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    with modes_restored(codec), torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            for module, name, buffer, before in kept:
+                module._buffers[name] = buffer
+                if buffer.shape != before.shape:
+                    buffer.resize_(before.shape)
+                if not torch.equal(buffer, before):  # written to, it could not be backpropagated
+                    with torch.no_grad():
+                        buffer.copy_(before)

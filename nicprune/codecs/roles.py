@@ -21,7 +21,7 @@ from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import example_image
 from nicprune.codecs.hooks import without_hooks
 from nicprune.codecs.layer_kinds.entropy import entropy_models, is_bottleneck
-from nicprune.codecs.modes import modes_restored
+from nicprune.codecs.modes import left_as_it_was
 from nicprune.codecs.trusted import is_trusted
 
 ANALYSIS, SYNTHESIS = "g_a", "g_s"
@@ -200,7 +200,7 @@ def _called(codec: nn.Module, names: Sequence[str]) -> bool:
     def note(name: str) -> Callable[..., None]:
         return lambda module, args: seen.add(name)
 
-    with _hooks() as handles, without_hooks(codec), torch.no_grad(), modes_restored(codec):
+    with _hooks() as handles, without_hooks(codec), torch.no_grad(), left_as_it_was(codec):
         for name in names:
             handles.append(codec.get_submodule(name).register_forward_pre_hook(note(name)))
         try:
@@ -300,7 +300,7 @@ class _Flow(TorchFunctionMode):
         # A module that both sides call may have parts that only one does: those count then.
         apart = {above for one in self.encodes | self.decodes for above in _above(one)}
         shared = self.both - apart
-        with _hooks() as handles, without_hooks(codec), torch.no_grad(), modes_restored(codec):
+        with _hooks() as handles, without_hooks(codec), torch.no_grad(), left_as_it_was(codec):
             for name, module in codec.named_modules():
                 if name in self.encodes or name in self.decodes:
                     handles += [

@@ -33,7 +33,7 @@ from nicprune.codecs.example import example_image, image_shape
 from nicprune.codecs.hooks import without_hooks
 from nicprune.codecs.layer_kinds.kind import LayerKind, channel_kind, kinds_in
 from nicprune.codecs.layer_kinds.parameters import layers_of
-from nicprune.codecs.modes import modes_restored
+from nicprune.codecs.modes import left_as_it_was
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.replaced_forward import own_forwards
 from nicprune.codecs.roles import sides_of_modules, transforms_in
@@ -72,7 +72,7 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
             without_hooks(codec),
             own_forwards(codec),
             without_fused_attention(),
-            modes_restored(codec),
+            left_as_it_was(codec),
         ):
             codec.eval()
             warnings.simplefilter("ignore")
@@ -180,7 +180,7 @@ def _calls(codec: nn.Module, names: Iterable[str]) -> dict[str, list[Any]]:
         for name, seen in found.items()
     ]
     try:
-        with torch.no_grad(), without_hooks(codec), own_forwards(codec), modes_restored(codec):
+        with torch.no_grad(), without_hooks(codec), own_forwards(codec), left_as_it_was(codec):
             forward_for_analysis(codec.eval(), example_image(codec))
     finally:
         for handle in handles:

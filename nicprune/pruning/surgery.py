@@ -117,7 +117,8 @@ def analyse(codec: nn.Module, norms: Norms = "pinned") -> Groups:
         return known
     groups = find_groups(codec, norms)
     if has_foreign_code(codec):
-        groups = _tried(codec, groups)
+        with torch.random.fork_rng(devices=[]):
+            groups = _tried(codec, groups)
     remember(codec, groups)
     return groups
 

@@ -17,6 +17,7 @@ from zoo_of_blocks import BlockCodec, Small, SmallWithNorm
 from nicprune.channels.find_groups import find_groups
 from nicprune.codecs.reinitialise import reinitialise
 from nicprune.common.errors import CodecError
+from nicprune.methods import attach
 from nicprune.pruning import surgery
 from nicprune.pruning.cost import CostModel, measure
 from nicprune.pruning.masks import importance
@@ -154,6 +155,37 @@ def test_what_a_closed_gate_hides_is_found() -> None:
     assert closed == opened
     (reason,) = [group.pinned for group in found[0] if ".q" in group.name]
     assert reason and "depends on this width" in reason
+
+
+class Counting(nn.Module):
+    """Count calls, and draw a number, in evaluation mode too."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.mean = self.mean + x.detach().float().mean() + 0 * torch.rand(())
+        return x
+
+
+def test_what_running_a_codec_changes_is_undone() -> None:
+    codec: Any = make_telling(BlockCodec(nn.Sequential(nn.ReLU(), Counting(), conv())))
+    state, random = state_of(codec), torch.random.get_rng_state()
+    buffers = [id(buffer) for buffer in codec.buffers()]
+    for work in (
+        measure,
+        analyse,
+        lambda one: attach(one, "magnitude", budget={"macs": 0.8}, round_to=1),
+    ):
+        work(codec)
+        assert same_state(state, codec.state_dict())
+        assert torch.equal(random, torch.random.get_rng_state())
+    assert buffers == [id(buffer) for buffer in codec.buffers()]
 
 
 class Silent(CompressionModel):
