@@ -40,8 +40,8 @@ def run_job(job: Job) -> Iterator[Done]:
             for name in job.backends
             for image in job.images[:1]
         }
-        for one in (coder, *fast.values()):
-            _set_up(one, cropped(read_image(job.images[0]), SMALL), job.ways)
+        for one, ways in ((coder, job.ways), *((one, (FLOAT64,)) for one in fast.values())):
+            _set_up(one, cropped(read_image(job.images[0]), SMALL), ways)
         for number, image in enumerate(job.images):  # several may have one name
             place = Path(job.folder) / f"{label}.{number}"
             for action in job.actions:

@@ -128,7 +128,6 @@ def _tried(codec: nn.Module, channels: int, size: int) -> tuple[tuple[str, str] 
         with (
             left_as_it_was(codec),
             torch.no_grad(),
-            torch.random.fork_rng(devices=[]),
             without_hooks(codec),
             module_names(codec, stack),
         ):

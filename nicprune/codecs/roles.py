@@ -204,9 +204,7 @@ def _called(codec: nn.Module, names: Sequence[str]) -> bool:
         for name in names:
             handles.append(codec.get_submodule(name).register_forward_pre_hook(note(name)))
         try:
-            image = example_image(codec)
-            with torch.random.fork_rng(devices=[]):
-                forward_for_analysis(codec.eval(), image)
+            forward_for_analysis(codec.eval(), example_image(codec))
         except Exception:  # a foreign codec's own code may raise anything
             return True
     return seen == set(names)
@@ -312,7 +310,7 @@ class _Flow(TorchFunctionMode):
             for model in codes:
                 handles.append(model.register_forward_pre_hook(self._coded, with_kwargs=True))
             try:
-                with torch.random.fork_rng(devices=[]), self:
+                with self:
                     forward_for_analysis(codec.eval(), image)
             finally:
                 self._sources.clear()

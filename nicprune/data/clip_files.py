@@ -21,7 +21,7 @@ from torch import Tensor
 from nicprune.common.errors import FileError, NicpruneError
 from nicprune.common.files import write_atomically
 from nicprune.data.images import write_png
-from nicprune.data.video_frames import UNSPECIFIED, from_rgb, name_colours, pyav
+from nicprune.data.video_frames import from_rgb, name_colours, pyav
 
 MP4_CRF = 12
 """Constant rate factor of x264 for what is to be looked at: hardly any loss is visible."""
@@ -126,27 +126,24 @@ def _write_folder(first: Tensor, rest: Iterator[Tensor], folder: Path) -> None:
 
 
 def _write_y4m(first: Tensor, rest: Iterator[Tensor], path: Path, fps: Fraction) -> None:
-    write_video(first, rest, path, fps, ("yuv4mpegpipe", "wrapped_avframe", "yuv444p"), {})
+    _write_video(first, rest, path, fps, ("yuv4mpegpipe", "wrapped_avframe", "yuv444p"), {})
 
 
 def _write_mp4(first: Tensor, rest: Iterator[Tensor], path: Path, fps: Fraction) -> None:
     odd = first.shape[1] % 2 or first.shape[2] % 2  # 4:2:0 takes even sizes alone
     kind = ("mp4", "libx264", "yuv444p" if odd else "yuv420p")
-    write_video(first, rest, path, fps, kind, {"crf": str(MP4_CRF)})
+    _write_video(first, rest, path, fps, kind, {"crf": str(MP4_CRF)})
 
 
-def write_video(
+def _write_video(
     first: Tensor,
     rest: Iterator[Tensor],
     path: Path,
     fps: Fraction,
     kind: tuple[str, str, str],
     options: dict[str, str],
-    matrix: int = UNSPECIFIED,
 ) -> None:
-    """Write frames by PyAV; `kind` names the container, the encoder and the format of pixels, and
-    `matrix` the number of the matrix, as for `luma_weights`.
-    """
+    """Write frames by PyAV; `kind` names the container, the encoder and the format of pixels."""
     av: Any = pyav()
     rate = fps.limit_denominator(FINEST_RATE)
     try:
@@ -154,9 +151,9 @@ def write_video(
             stream = container.add_stream(kind[1], rate=rate, options=options)
             stream.height, stream.width = first.shape[1:]
             stream.pix_fmt = kind[2]
-            name_colours(stream.codec_context, first.shape[1], matrix)
+            name_colours(stream.codec_context, first.shape[1])
             for number, image in enumerate(_chained(first, rest)):
-                frame = from_rgb(image, kind[2], matrix)
+                frame = from_rgb(image, kind[2])
                 frame.pts, frame.time_base = number, 1 / rate
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))

@@ -132,6 +132,7 @@ class VideoCoder:
         self._multiple = size_multiple(unwrap(ready))
         self._device = next(ready.parameters()).device
         self._coders: dict[tuple[int | None, tuple[bytes, ...] | None], _Coder] = {}
+        self._point: tuple[bytes, ...] | None = None
         self._point = tuple(self._coder(None, None).frames.point)
 
     @torch.no_grad()
@@ -179,8 +180,9 @@ class VideoCoder:
                         strings, shape, latents = coder.frames.compress(x, previous)
                 previous = latents if coder.frames.predicts else None
                 digest = seen.digest(strings)
-                at = coder.width, coder.frames.point
-                writer.add(strings, shape, digest, intra=intra, width=at[0], point=at[1])
+                writer.add(
+                    strings, shape, digest, intra=intra, width=coder.width, point=coder.frames.point
+                )
                 if progress and sys.stderr.isatty():
                     print(f"\r{index + 1}/{count} frames\033[K", end="", file=sys.stderr)
             writer.end()
@@ -279,8 +281,12 @@ class VideoCoder:
         return tile.to(self._device)
 
     def _coder(self, width: int | None, point: tuple[bytes, ...] | None) -> _Coder:
-        """Return what codes frames at a width, where headers say; by default at what is set."""
+        """Return what codes frames at a width, where headers say; by default at what is set. Of
+        other points than that, those of the last are kept: a file may name any number.
+        """
         if (width, point) not in self._coders:
+            kept = (None, self._point, point)
+            self._coders = {key: one for key, one in self._coders.items() if key[1] in kept}
             made = _Coder(video_coder(self._ready, width, point), self._tile)
             for key in ((width, point), (made.width, tuple(made.frames.point))):
                 self._coders[key] = made

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,8 @@ from helpers_video import HEIGHT, WIDTH, Frames, ResidualCoder, moving
 from torch import nn
 
 from nicprune.common.errors import CodecError, DataError, RecipeError
-from nicprune.data.clip_files import write_video
 from nicprune.data.clips import clips_in
-from nicprune.data.video_frames import luma_weights
+from nicprune.data.video_frames import from_rgb, luma_weights, name_colours
 from nicprune.evaluation import video
 from nicprune.evaluation.classical_video import ENCODERS, evaluate_classical_video, rate_bytes
 from nicprune.evaluation.memory import peak_bytes
@@ -105,20 +102,23 @@ def test_macs_do_not_depend_on_the_size_of_the_clip() -> None:
 
 @pytest.mark.parametrize("number, weights", [(1, (0.2126, 0.0722)), (6, (0.299, 0.114))])
 def test_planes_are_by_the_matrix_that_the_file_names(
-    number: int, weights: tuple[float, float], tmp_path: Path, hyperprior: Any
+    number: int, weights: tuple[float, float], tmp_path: Path
 ) -> None:
-    pytest.importorskip("av")
-    first = moving(1, 64, 96)[0]
-    kind = ("mp4", "libx264", "yuv420p")
-    write = functools.partial(write_video, first, iter(()), fps=Fraction(25), kind=kind)
-    write(path=tmp_path / "a.mp4", options={}, matrix=number)
+    av: Any = pytest.importorskip("av")
+    with av.open(tmp_path / "a.mp4", "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        name_colours(stream.codec_context, 64, number)
+        frame = from_rgb(moving(1, 64, 96)[0], "yuv420p", number)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
     (clip,) = clips_in(tmp_path / "a.mp4")
     assert clip.matrix == number and luma_weights(clip.height, clip.matrix) == weights
-    frame = next(iter(clip.frames())).unsqueeze(0) / 255
-    scores, other = FrameScores(clip), torch.rand(frame.shape)
-    scores.add(frame, other, 8, intra=True)
-    assert scores.result(0, 0).psnr_y_db == yuv_psnr(frame, other, number)[0]
-    assert yuv_psnr(frame, other, number)[0] != yuv_psnr(frame, other, 7 - number)[0]
+    picture = next(iter(clip.frames())).unsqueeze(0) / 255
+    scores, other = FrameScores(clip), torch.rand(picture.shape)
+    scores.add(picture, other, 8, intra=True)
+    assert scores.result(0, 0).psnr_y_db == yuv_psnr(picture, other, number)[0]
+    assert yuv_psnr(picture, other, number)[0] != yuv_psnr(picture, other, 7 - number)[0]
 
 
 def test_the_rate_of_a_classical_codec_does_not_depend_on_threads() -> None:

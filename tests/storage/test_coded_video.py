@@ -187,6 +187,11 @@ def test_a_video_says_its_rate_and_domain(name: str, tmp_path: Path) -> None:
         pictures.append(list(decode_video(codec, tmp_path / f"{len(pictures)}.npv")))
     # The rate is the highest, whichever images were coded at before.
     assert torch.equal(pictures[0][0], pictures[1][0]) == (name == "rate")
+    if name == "rate":  # coders of all that a file may name would fill the memory
+        coder = VideoCoder(codec)
+        for code in range(4):
+            coder._coder(None, (bytes([code, 0]),))
+        assert len({id(one) for one in coder._coders.values()}) == 2
     again = load(save(codec, tmp_path / "c.safetensors"))
     for one in (codec, again):
         for number, right in enumerate(pictures):
