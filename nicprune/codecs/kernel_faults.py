@@ -23,10 +23,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 VECTOR = 16
 """Number of float32 values in the largest vector register of a CPU (AVX-512)."""
+
+
+NO_PADDING = (0, (0, 0), "valid")
 
 
 def is_affected(layer: nn.Module) -> bool:
@@ -36,33 +39,62 @@ def is_affected(layer: nn.Module) -> bool:
         and type(layer)._conv_forward is nn.Conv2d._conv_forward
         and max(layer.kernel_size) == 1
         and max(layer.stride) > 1
-        and layer.padding in (0, (0, 0), "valid")
+        and layer.padding in NO_PADDING
         and layer.in_channels // layer.groups < VECTOR
     )
 
 
-def _sliced(layer: nn.Conv2d) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    down, across = layer.stride
+def _by_slicing(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    """Return what `torch.conv2d` returns for these arguments, by a convolution without stride on
+    every n-th pixel; None where that is another one.
+    """
+    if tuple(weight.shape[2:]) != (1, 1) or padding not in NO_PADDING:
+        return None
+    down, across = (stride, stride) if isinstance(stride, int) else stride
+    taken = input[..., ::down, ::across].contiguous(memory_format=torch.channels_last)
+    return torch.conv2d(taken, weight, bias, groups=groups)
 
-    def convolve(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        taken = image[..., ::down, ::across].contiguous(memory_format=torch.channels_last)
-        return F.conv2d(taken, weight, bias, groups=layer.groups)
 
-    return convolve
+class _Slicing(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        made = _by_slicing(*args, **named) if func is torch.conv2d else None
+        return func(*args, **named) if made is None else made
+
+
+def _sliced(own: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a layer's forward pass, whatever its class makes of it, with convolutions computed by
+    slicing.
+    """
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with _Slicing():
+            return own(*args, **kwargs)
+
+    return forward
 
 
 @contextmanager
 def strided_pointwise_by_slicing(codec: nn.Module) -> Iterator[None]:
-    """Replace each affected layer of `codec` by an equivalent convolution inside the block: without
+    """Compute each affected layer of `codec` by an equivalent convolution inside the block: without
     stride, on every n-th pixel. What a class of one's own does before and after stays.
     """
-    changed: list[Any] = []
+    layers: list[Any] = [layer for layer in codec.modules() if is_affected(layer)]
+    before = [vars(layer).get("forward") for layer in layers]
     try:
-        layer: Any
-        for layer in filter(is_affected, codec.modules()):
-            layer._conv_forward = _sliced(layer)
-            changed.append(layer)
+        for layer in layers:
+            layer.forward = _sliced(layer.forward)
         yield
     finally:
-        for layer in changed:
-            del layer._conv_forward
+        for layer, own in zip(layers, before, strict=True):
+            vars(layer).pop("forward", None)
+            if own is not None:
+                layer.forward = own

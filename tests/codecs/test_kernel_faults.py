@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import elsewhere
 import pytest
 import torch
 from helpers import built, image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nicprune.codecs.kernel_faults import is_affected, strided_pointwise_by_slicing
 from nicprune.data.images import write_png
@@ -43,7 +45,7 @@ def test_layers_computed_by_slicing_are_the_same(layer: nn.Module, affected: boo
     )  # type: ignore[call-overload]
     mine, plain = (pictures.clone().requires_grad_() for _ in range(2))
     with strided_pointwise_by_slicing(layer):
-        assert ("_conv_forward" in vars(layer)) == affected
+        assert ("forward" in vars(layer)) == affected
         out = layer(mine)
     expected = other(plain)
     weight = torch.linspace(0, 1, out.numel(), dtype=torch.float64).view(out.shape)
@@ -65,11 +67,44 @@ class Blurred(nn.Conv2d):
         return super().forward(nn.functional.avg_pool2d(x, 3, 1, 1)) + 1
 
 
-def test_a_class_of_ones_own_computes_what_it_did() -> None:
-    layer, x = Blurred(3, 16, 1, stride=2), torch.rand(1, 3, 64, 64)
+class Standardised(nn.Conv2d):
+    """A layer that calls the convolution by itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean()
+        return nn.functional.conv2d(x, weight, bias=self.bias, stride=self.stride)
+
+
+class Padded(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, self.weight, self.bias, self.stride, padding=1)
+
+
+def asked_of_torch(layer: nn.Module, x: torch.Tensor) -> list[list[int]]:
+    """Return the strides of the convolutions that are computed."""
+    found = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is torch.ops.aten.convolution.default:
+                found.append(list(args[3]))
+            return func(*args, **(kwargs or {}))
+
+    with Seen():
+        layer(x)
+    return found
+
+
+@pytest.mark.parametrize("own", [Blurred, Standardised, Padded])
+def test_a_class_of_ones_own_computes_what_it_did(own: type[nn.Conv2d]) -> None:
+    layer, x = own(3, 16, 1, stride=2), torch.rand(1, 3, 64, 64)
     expected = layer(x)
     with strided_pointwise_by_slicing(layer):
         assert is_affected(layer) and torch.allclose(layer(x), expected, atol=1e-6)
+        strides = asked_of_torch(layer, x)
+    assert strides == ([[2, 2]] if own is Padded else [[1, 1]])
     assert torch.equal(layer(x), expected)
 
 
@@ -77,9 +112,9 @@ def test_layers_are_as_before_whatever_happens() -> None:
     codec = built("cheng2020-anchor")[0]
     before = codec(image(codec))["x_hat"]
     with pytest.raises(RuntimeError, match="stop"), strided_pointwise_by_slicing(codec):
-        assert "_conv_forward" in vars(codec.g_a[0].skip)
+        assert "forward" in vars(codec.g_a[0].skip)
         raise RuntimeError("stop")
-    assert "_conv_forward" not in vars(codec.g_a[0].skip)
+    assert "forward" not in vars(codec.g_a[0].skip)
     assert torch.equal(codec(image(codec))["x_hat"], before)
 
 
