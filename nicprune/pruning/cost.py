@@ -37,7 +37,9 @@ from nicprune.codecs.modes import left_as_it_was
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.replaced_forward import own_forwards
 from nicprune.codecs.roles import sides_of_modules, transforms_in
+from nicprune.common.config import cut
 from nicprune.common.errors import CodecError, first_line
+from nicprune.pruning.coding_only import run_by_coding_only
 from nicprune.pruning.operators import HANDLES, uncounted, without_fused_attention
 from nicprune.pruning.totals import AREA, Totals
 
@@ -59,7 +61,8 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
     """Count the MACs of every module with fvcore, on the image that `example_image` returns (64x64
     pixels for most codecs); "" is the whole codec.
 
-    Warns if an operator runs that may multiply and accumulate and that is not counted.
+    Warns if an operator runs that may multiply and accumulate and that is not counted, and if
+    coding runs layers that the forward pass does not.
     """
     image = example_image(codec)
     logger = logging.getLogger("fvcore.nn.jit_analysis")
@@ -83,6 +86,8 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
             ).tracer_warnings("none")
             counts = analysis.by_module()
             missing = uncounted(analysis.unsupported_ops())
+            uncalled = {name.removeprefix("codec.") for name in analysis.uncalled_modules()}
+            unseen = run_by_coding_only(codec, image, uncalled)
     except CodecError:
         raise
     except Exception as error:  # a foreign codec's own code, or torch.jit, may raise anything
@@ -96,6 +101,12 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
     if missing:
         warnings.warn(
             f"MACs of {', '.join(missing)} in {type(codec).__name__} are not counted", stacklevel=2
+        )
+    if unseen:
+        warnings.warn(
+            f"MACs of {cut(', '.join(unseen), 200)} in {type(codec).__name__} are not counted: the"
+            " forward pass, whose MACs are counted, does not run them; coding does",
+            stacklevel=2,
         )
     found = {
         name.removeprefix("codec").removeprefix("."): int(n)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from compressai.models import ScaleHyperprior
 from compressai.zoo import image_models
 from helpers import GROUP_COUNTS, built, image, random_keep
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from zoo_of_blocks import block_codec
 
@@ -110,3 +114,31 @@ def test_queries_and_keys_of_other_lengths_are_told_apart() -> None:
         assert cost.totals(keep) == small != cost.totals()
     keep = {"g_a.1.q": [0], "g_a.1.attention.out_proj": [0, 5, 7]}
     assert cost.totals(keep) == measure(prune(codec, keep, groups))
+
+
+class Filtered(ScaleHyperprior):
+    """A codec whose pictures a filter improves when they are read, and in training not."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 12)
+        self.post = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1))
+        self.spare = nn.Conv2d(3, 3, 3, padding=1)
+
+    def decompress(self, strings: Any, shape: Any) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = super().decompress(strings, shape)
+        return {"x_hat": self.post(out["x_hat"])}
+
+
+def test_layers_that_only_coding_runs_are_named() -> None:
+    codec = Filtered().eval()
+    before = {name: value.clone() for name, value in codec.state_dict().items()}
+    with pytest.warns(UserWarning, match=r"^MACs of post\.0, post\.2 in Filtered are not counted"):
+        found = measure(codec)
+    assert found.macs == measure(ScaleHyperprior(8, 12)).macs
+    assert all(torch.equal(value, before[name]) for name, value in codec.state_dict().items())
+
+
+def test_layers_that_nothing_runs_are_not_named() -> None:
+    codec = ScaleHyperprior(8, 12)
+    codec.spare = nn.Conv2d(3, 3, 3)
+    measure(codec)  # warnings are errors
