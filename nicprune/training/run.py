@@ -18,6 +18,7 @@ from nicprune.codecs.anatomy import CDF_BUFFERS, rate_distortion_loss, unwrap
 from nicprune.codecs.calling import further_arguments
 from nicprune.codecs.memory_format import to_channels_last
 from nicprune.codecs.provenance import provenance
+from nicprune.codecs.transposed_bias import BiasBySum
 from nicprune.common.config import cut
 from nicprune.common.errors import FileError, InterruptedRun, RecipeError, TrainingError
 from nicprune.common.files import append_line, write_atomically
@@ -173,8 +174,13 @@ class TrainingRun:
         at = {} if width is None else {"width": width}
         # What methods are attached to asks for itself.
         given = {} if self.attached else further_arguments(self.codec, batch, "forward")
-        with torch.autocast(
-            self.fabric.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None
+        with (
+            torch.autocast(
+                self.fabric.device.type,
+                self.dtype or torch.bfloat16,
+                enabled=self.dtype is not None,
+            ),
+            BiasBySum(),
         ):
             out = self.wrapped(batch, **given, **at)
         batch = batch.flatten(0, -4)  # the frames of clips
