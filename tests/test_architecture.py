@@ -195,7 +195,6 @@ LAYER_ATTRIBUTES = set(
 KNOWS_LAYERS = {
     "codecs.evc": "is an architecture, built of layers",
     "codecs.temporal": "is an architecture, built of layers",
-    "codecs.kernel_faults": "goes around a fault of one class",
     "codecs.fast_coding": "replaces a method of the Gaussian conditional while it codes",
 }
 

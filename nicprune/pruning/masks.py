@@ -14,7 +14,7 @@ from nicprune.codecs.anatomy import rate_distortion_loss
 from nicprune.codecs.calling import run
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.hooks import Hook, remove_hooks
-from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
+from nicprune.codecs.kernel_faults import StridedPointwiseBySlicing
 from nicprune.codecs.layer_kinds.kind import LayerKind, channel_kind
 from nicprune.codecs.layer_kinds.norms import learns_by_running
 from nicprune.codecs.layer_kinds.parameters import holder, layers_of
@@ -226,7 +226,7 @@ def importance(
         with (
             torch.enable_grad(),
             torch.random.fork_rng(),
-            strided_pointwise_by_slicing(codec),
+            StridedPointwiseBySlicing(),
             modes_restored(codec),
         ):
             torch.manual_seed(0)

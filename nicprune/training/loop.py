@@ -20,7 +20,6 @@ from torch import nn
 from nicprune.codecs.anatomy import check_codec, unwrap
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.example import image_shape, size_multiple
-from nicprune.codecs.kernel_faults import strided_pointwise_by_slicing
 from nicprune.codecs.memory_format import to_contiguous
 from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.provenance import provenance
@@ -168,7 +167,6 @@ def fit(
                 if replayed is not None:
                     stack.callback(replayed.close)
                 stack.enter_context(entropy_models_in_float32(model))
-                stack.enter_context(strided_pointwise_by_slicing(model))
                 if options.latents == "rounded":
                     stack.enter_context(rounded_latents(model))
                 stack.enter_context(modes_restored(model))

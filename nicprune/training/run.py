@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import CDF_BUFFERS, rate_distortion_loss, unwrap
 from nicprune.codecs.calling import further_arguments
+from nicprune.codecs.kernel_faults import StridedPointwiseBySlicing
 from nicprune.codecs.memory_format import to_channels_last
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.transposed_bias import BiasBySum
@@ -180,6 +181,7 @@ class TrainingRun:
                 self.dtype or torch.bfloat16,
                 enabled=self.dtype is not None,
             ),
+            StridedPointwiseBySlicing(),
             BiasBySum(),
         ):
             out = self.wrapped(batch, **given, **at)

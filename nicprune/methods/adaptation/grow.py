@@ -406,14 +406,12 @@ class _Grown:
         old = layer.inputs.old(x)
         first: Tensor = type(own).forward(own, old, *args)
         if self.into is not None:
-            self.into.stride = own.stride
             first = first + type(self.into).forward(self.into, layer.inputs.new(x), *args)
         if new is None:
             return first
         if layer.kind.pools:
             second = type(new).forward(new, old, layer.inputs.new(x))
         else:
-            new.stride = own.stride  # exchanged while training; see `kernel_faults`
             second = type(new).forward(new, x, *args)
         return first + second if layer.added_up else layer.outputs.join(first, second)
 
