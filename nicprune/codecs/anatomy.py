@@ -14,7 +14,7 @@ from compressai.models import CompressionModel
 from compressai.models.vbr import JointAutoregressiveHierarchicalPriorsVbr, ScaleHyperpriorVbr
 from torch import Tensor, nn
 
-from nicprune.codecs.calling import run
+from nicprune.codecs.calling import WRAPS, run
 from nicprune.common.errors import CodecError
 
 TRANSFORMS = (
@@ -84,10 +84,6 @@ def rate_distortion_loss(lmbda: float, metric: str) -> nn.Module:
     """Return CompressAI's loss: lmbda * 255^2 * MSE + bpp, or lmbda * (1 - MS-SSIM) + bpp."""
     loss: nn.Module = RateDistortionLoss(lmbda=lmbda, metric=metric)
     return loss
-
-
-WRAPS = "wraps_codec"
-"""Attribute of a class whose attribute `codec` is the codec."""
 
 
 def unwrap(model: nn.Module) -> Any:

@@ -22,6 +22,9 @@ from nicprune.common.errors import CodecError
 
 EXAMPLE = "example_arguments"
 
+WRAPS = "wraps_codec"
+"""Attribute of a class whose attribute `codec` is the codec."""
+
 KEYWORDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -99,5 +102,7 @@ def decompress(model: Any, strings: Any, shape: Any, like: Tensor, **keywords: A
     Args:
         like: a tensor of the shape of the images, on their device; its values do not count.
     """
+    if getattr(type(model), WRAPS, False):  # it asks the codec inside
+        return model.decompress(strings, shape, like=like, **keywords)
     given = further_arguments(model, torch.zeros_like(like), "decompress")
     return model.decompress(strings, shape, **given | keywords)

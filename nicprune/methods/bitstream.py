@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.calling import further_arguments
+from nicprune.codecs.calling import EXAMPLE, further_arguments
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.example import example_image
 from nicprune.codecs.fast_coding import fast_indexes
+from nicprune.common.errors import CodecError
 
 
 class Coding(nn.Module):
@@ -54,21 +55,37 @@ class Coding(nn.Module):
             for choice in coder.choices
             if choice.in_bitstream and (written := choice.write(getattr(point, choice.field)))
         ]
-        if not args and not kwargs:
-            kwargs = further_arguments(coder.codec, x, "compress")
+        own = not args and not kwargs
         with fast_indexes(), coder.active():
-            sent = [coder.codec.compress(one, *args, **kwargs) for one in coder._parts_of(x)]
+            sent = [
+                coder.codec.compress(
+                    one,
+                    *args,
+                    **further_arguments(coder.codec, one, "compress") if own else kwargs,
+                )
+                for one in coder._parts_of(x)
+            ]
         strings = _joined([one["strings"] for one in sent])
         return {**sent[0], "strings": [*header, *strings]}
 
     @torch.no_grad()
     def decompress(
-        self: Any, strings: Any, *args: Any, width: int | None = None, **kwargs: Any
+        self: Any,
+        strings: Any,
+        *args: Any,
+        width: int | None = None,
+        like: Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Read a bitstream that `compress` wrote and return {"x_hat"}, (B, 3, H, W). The width that
         is set stays.
 
+        Args:
+            like: a tensor of the shape of the images, for codecs that take further arguments; its
+                values do not count. By default, of the shape that the codec codes to `shape`.
+
         Raises:
+            CodecError: `like` is needed, and does not follow from the shape.
             FileError: the strings are of another codec, or of another width than is asked for.
         """
         coder, strings = self._coder(), list(strings or [])
@@ -78,17 +95,23 @@ class Coding(nn.Module):
             for choice in coder.choices:
                 if choice.in_bitstream:
                     choice.take(strings, width if choice is widths else None)
-            if len(args) < 2 and not kwargs.keys() - {"shape"}:
-                image = example_image(coder.codec)
-                kwargs |= further_arguments(coder.codec, image, "decompress")
+            count = max(_count(strings), 1)
+            own = len(args) < 2 and not kwargs.keys() - {"shape"}
             with fast_indexes(), coder.active():
-                count = _count(strings) if coder.roles.gating else 1
-                if count <= 1:
-                    return coder.codec.decompress(strings, *args, **kwargs)
+                if own and like is None:
+                    shape = args[0] if args else kwargs.get("shape")
+                    like = _image_coded_to(coder.codec, shape, count)
+                parts = count if coder.roles.gating else 1
                 each = [
-                    coder.codec.decompress(_taken(strings, i), *args, **kwargs)
-                    for i in range(count)
+                    coder.codec.decompress(
+                        strings if parts == 1 else _taken(strings, i),
+                        *args,
+                        **kwargs | _given(coder.codec, like, i, parts) if own else kwargs,
+                    )
+                    for i in range(parts)
                 ]
+            if parts == 1:
+                return each[0]
             return {**each[0], "x_hat": torch.cat([one["x_hat"] for one in each])}
         finally:  # the width that a stream was written at is not the one to write at next
             if widths is not None:
@@ -117,6 +140,37 @@ class Coding(nn.Module):
         coder.attach_again()
         refresh_tables(coder)
         return coder
+
+
+def _image_coded_to(codec: nn.Module, shape: Any, count: int) -> Tensor:
+    """Return a tensor of the shape of the images whose strings have this `shape`, (count, C, H, W).
+
+    Raises:
+        CodecError: it does not follow from the shape, and the codec takes further arguments.
+    """
+    tile = example_image(codec)
+    if getattr(codec, EXAMPLE, None) is None:
+        return tile
+    coded: Any = codec
+    known = coded.compress(tile, **further_arguments(codec, tile, "compress"))["shape"]
+    try:
+        sides = [
+            side * int(n) // int(each)
+            for side, n, each in zip(tile.shape[2:], shape, known, strict=True)
+        ]
+    except (TypeError, ValueError, ZeroDivisionError):
+        raise CodecError(
+            f"{EXAMPLE} of {type(codec).__name__} is asked for images of the size of those that"
+            f" were coded, which does not follow from the shape {shape!r}: give decompress"
+            " like=images"
+        ) from None
+    return tile.new_zeros(count, tile.shape[1], *sides)
+
+
+def _given(codec: nn.Module, like: Any, part: int, parts: int) -> dict[str, Any]:
+    """Return the further arguments of `decompress` for all images, or for one of several parts."""
+    some = like if parts == 1 or len(like) != parts else like[part : part + 1]
+    return further_arguments(codec, torch.zeros_like(some), "decompress")
 
 
 def _joined(each: list[Any]) -> Any:

@@ -175,13 +175,14 @@ def _tried(codec: nn.Module, groups: Groups) -> Groups:
 
 @torch.no_grad()
 def _draw_zeros(codec: nn.Module) -> None:
-    """Draw trained parameters anew that are zero throughout, as those of gates that only training
-    opens: what is multiplied by them would not show. Densities of latents stay as they are.
+    """Draw parameters anew that are zero throughout, as those of gates that only training opens:
+    what is multiplied by them would not show. Frozen ones too, which may yet be trained. Densities
+    of latents stay as they are.
     """
     generator = torch.Generator().manual_seed(0)
     densities = {id(p) for model in entropy_models(codec) for p in model.parameters()}
     for parameter in codec.parameters():
-        if parameter.requires_grad and id(parameter) not in densities and not parameter.any():
+        if id(parameter) not in densities and not parameter.any():
             drawn = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(0.1 + 0.2 * drawn)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import image
+from helpers import METHOD_SETTINGS, image
 from PIL import Image
 from renamed_codecs import renamed_codec
 from torch import Tensor, nn
@@ -268,3 +268,57 @@ def test_a_decoder_that_needs_more_is_told_apart() -> None:
         CodecError, match="decompress of Mapped needs gain beside strings and shape"
     ):
         analyse(codec)
+
+
+class Framed(Told):
+    """A codec whose decoder adds a picture of the image's size."""
+
+    def forward(self, x: Tensor, qmap: Tensor, frame: Tensor) -> dict[str, Any]:  # type: ignore[override]
+        out = super().forward(x, qmap)
+        return {**out, "x_hat": out["x_hat"] + frame}
+
+    def decompress(self, strings: Any, shape: Any, frame: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"x_hat": super().decompress(strings, shape, gain=1.0)["x_hat"] + frame}
+
+    def example_arguments(self, x: Tensor) -> dict[str, Any]:
+        ramp = torch.linspace(0, 1, x.shape[3]).expand(x.shape[0], 1, x.shape[2], -1)
+        return super().example_arguments(x) | {"frame": ramp}
+
+
+STACKS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "mask_decay": [("mask_decay", METHOD_SETTINGS["mask_decay"])],
+    "rates": [("bottleneck_scaling", {"qualities": [1, 2]})],
+    "gates": [("channel_gating", METHOD_SETTINGS["channel_gating"])],
+}
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_methods_give_the_decoder_what_it_takes_for_images_of_any_size(
+    stack: str,
+) -> None:
+    torch.manual_seed(0)
+    codec: Any = Framed().eval()
+    codec.update(force=True)
+    x = torch.rand(2, 3, 128, 192)
+    frame = codec.example_arguments(x)["frame"]
+    attached: Any = nip.attach(codec, STACKS[stack]).eval()
+    sent = attached.compress(x)
+    pictures = attached.decompress(sent["strings"], sent["shape"])["x_hat"]
+    bare = Told.decompress(
+        attached.codec, codec.compress(x, qmap=torch.full_like(x[:, :1], 0.5))["strings"],
+        sent["shape"], gain=1.0,
+    )["x_hat"] if stack != "gates" else None  # fmt: skip
+    assert pictures.shape == x.shape
+    if bare is not None:
+        assert torch.equal(pictures, bare + frame)
+    given = attached.decompress(sent["strings"], sent["shape"], like=x)["x_hat"]
+    assert torch.equal(given, pictures)
+    with pytest.raises(CodecError, match="does not follow from the shape 5"):
+        attached.decompress(sent["strings"], 5)
+    if not attached.stays:  # files are not written with masks that still decay
+        return
+    picture = (x[0] * 255).byte()
+    data = nip.encode(attached, picture)
+    one = attached.compress(picture[None] / 255)
+    expected = attached.decompress(one["strings"], one["shape"])["x_hat"][0].clamp(0, 1).mul(255)
+    assert (nip.decode(attached, data) - expected.round()).abs().max() <= 1
