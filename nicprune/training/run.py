@@ -261,11 +261,13 @@ class TrainingRun:
                 self._metrics_file.unlink(missing_ok=True)
             return
         state, path = found
+        before = {name: value.clone() for name, value in self.model.state_dict().items()}
         try:
             self._restore(state, path)
-        except RecipeError:
+        except RecipeError:  # nothing was taken over yet
             raise
         except Exception as error:  # its digest is right: of another model, or not nicprune's
+            self.model.load_state_dict(before)
             reason = cut(str(error) or type(error).__name__, 200)
             raise FileError(
                 f"{path} does not fit this model: {reason}. Remove it to start again"

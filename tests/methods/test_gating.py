@@ -962,7 +962,7 @@ def test_once_done_gates_stay_as_they_are_while_the_codec_trains_on(resumed: boo
         fresh = attach(built("bmshj2018-hyperprior")[0], "channel_gating", **QUICK)
         fresh.load_state_dict(copy.deepcopy(attached.state_dict()))
         attached = fresh
-    assert not any(p.requires_grad for p in gating(attached).parameters())
+    attached.zero_grad()
     before, codec = state_of(gating(attached)), state_of(attached.codec)
     train(attached, 3, lr=1e-2)
     # Running means follow the codec; nothing else does.
@@ -971,6 +971,7 @@ def test_once_done_gates_stay_as_they_are_while_the_codec_trains_on(resumed: boo
     learnt = [{k: v for k, v in one.items() if not k.endswith(running)} for one in (before, after)]
     assert same_state(*learnt)
     assert not same_state(codec, state_of(attached.codec))
+    assert all(p.grad is None for p in gating(attached).parameters())
     # They gate all the same, hard.
     gate = gates_of(attached)["g_a.2"].train()
     assert set(gate(torch.rand(4, N, 3, 3) * torch.rand(4, N, 1, 1)).unique().tolist()) <= {
@@ -990,7 +991,6 @@ def test_gates_follow_weights_that_grow_while_the_codec_trains_on(
     gate.train()(usual)
     gate.threshold.data.copy_(gate.scores(gate.pool(images[4])).mean(0))
     gate.learns = False  # what follows is fine-tuning
-    gate.requires_grad_(False)
 
     def decisions(factor: float) -> Tensor:
         with torch.no_grad():
@@ -1030,7 +1030,7 @@ def test_a_state_of_learning_is_taken_up_where_it_was() -> None:
     early = copy.deepcopy(done.state_dict())
     train(done, 2)
     done.load_state_dict(early)
-    assert not done.done and all(p.requires_grad for p in gating(done).parameters())
+    assert not done.done and all(gate.learns for gate in gates_of(done).values())
     train(done, 2)
     assert done.done
 

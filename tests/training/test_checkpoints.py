@@ -206,9 +206,14 @@ def test_what_somebody_else_sealed_is_one_line(kind: str, tmp_path: Path) -> Non
     FOREIGN[kind](state)
     remove_checkpoints(tmp_path / "run")
     Checkpoints(tmp_path / "run").save(state)
+    model = codec()
+    with torch.no_grad():
+        model.g_a[0].weight.add_(1)
+    before = state_of(model)
     with pytest.raises(FileError) as told:
-        fit(codec(), photo, steps=1, **settings, folder=tmp_path / "run")
+        fit(model, photo, steps=1, **settings, folder=tmp_path / "run")
     assert "\n" not in str(told.value) and "emove" in str(told.value)
+    assert same_state(before, state_of(model))
 
 
 def test_settings_of_a_method_may_have_another_order(tmp_path: Path) -> None:

@@ -369,17 +369,20 @@ def test_soap_leaves_the_other_side_as_it_is(photos: Path, side: str) -> None:
     assert moved and all(name.startswith(own) for name in moved)
 
 
+@pytest.mark.parametrize("anew", [True, False], ids=["another object", "the same object"])
 @pytest.mark.parametrize(("method", "settings"), [
     ("slimmable", {"widths": [1.0, 0.5], "round_to": 1}),
+    ("mask_decay", {"budget": {"macs": 0.7}, "round_to": 1, "decay_steps": 3}),
     ("channel_gating", {"budget": {"macs": 0.7}, "gating_steps": 6}),
+    ("channel_gating", {"budget": {"macs": 0.7}, "gating_steps": 3}),  # done when interrupted
     ("scalable_encoder", {"encoders": 2, "share": 0.3, "round_to": 1, "decay_steps": 8}),
     ("modulated_autoencoder", {"lambdas": [0.005, 0.01]}),
 ])  # fmt: skip
 def test_soap_resumes_bit_equal_with_methods_that_change_what_learns(
-    photos: Path, tmp_path: Path, method: str, settings: dict[str, object]
+    photos: Path, tmp_path: Path, method: str, settings: dict[str, object], anew: bool
 ) -> None:
     """Several widths in a step, gates, encoders that learn one after the other, parameters beside
-    the codec's.
+    the codec's. In another process, and in the one that was interrupted.
     """
 
     def attached() -> nn.Module:
@@ -404,7 +407,7 @@ def test_soap_resumes_bit_equal_with_methods_that_change_what_learns(
             ):
                 patch.setattr(TrainingRun, "advance", _interrupted_after(stop))
                 fit(model, photos, **options)
-            model = attached()
+            model = attached() if anew else model
         fit(model, photos, **options)
         ends.append(state_of(model))
     assert same_state(*ends)

@@ -384,13 +384,12 @@ class ChannelGating(Gating):
 
     def _hold(self) -> None:
         """Fix thresholds and the 1-D convolution once done; the codec's weights may be trained
-        on.
+        on. They get no gradient then, and stay parameters that an optimiser is given: a run that is
+        resumed has those of its checkpoint.
         """
         parts: list[Any] = [*self.each().values(), *self._meters().values()]
         for part in parts:
             part.learns = not self.done
-            for parameter in part.parameters():
-                parameter.requires_grad_(not self.done)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
