@@ -101,8 +101,10 @@ def _draw_panel(
     (handles["original", "original"],) = axes.plot(
         [1], [0], "o", color=theme.ink, markersize=7, zorder=3
     )
-    top = max(max(row.mean["flop_reduction"], *(row.reductions() or (1,))) for row in group)
-    axes.set_xlim(1 - 0.12 * max(top - 1, 0.25), top + 0.35 * max(top - 1, 0.25))
+    reached = [1, *(n for r in group for n in (r.mean["flop_reduction"], *(r.reductions() or ())))]
+    least, top = min(reached), max(reached)  # an adaptation, or a search, costs more than before
+    span = max(top - least, 0.25)
+    axes.set_xlim(least - 0.12 * span, top + 0.35 * span)
     axes.margins(y=0.16)
     axes.set(
         xlabel=column_of("flop_reduction").axis,
