@@ -29,6 +29,11 @@ def keep_gradients(parameters: Iterable[nn.Parameter]) -> None:
             del hooks[key]
 
 
+def learns(parameter: nn.Parameter) -> bool:
+    """Return whether training changes a parameter: it has gradients, and they are not dropped."""
+    return parameter.requires_grad and _drop not in _hooks(parameter).values()
+
+
 def _hooks(parameter: Any) -> dict[int, Any]:
     return parameter._post_accumulate_grad_hooks or {}
 

@@ -21,10 +21,11 @@ from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.gradient_free import drop_gradients, keep_gradients
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds.norms import learns_by_running
+from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.roles import on_side
-from nicprune.common.errors import CodecError, DataError, RecipeError
+from nicprune.common.errors import CodecError, DataError, RecipeError, TrainingError
 from nicprune.data.images import to_channels
 from nicprune.methods.bitstream import Coding
 from nicprune.methods.compatibility import check_combination, check_disjoint, norms_of
@@ -67,6 +68,13 @@ class Attached(Coding):
     wraps_codec = True
 
     _drops_gradients = True
+
+    _quiet: tuple[nn.Module, ...] = ()
+    """Layers of the codec that learn by running, are not trained, and were put into evaluation mode
+    for that."""
+
+    _due: set[int] | None = None
+    """The widths that the present step has yet to train; None if it did not ask for them."""
 
     def __init__(
         self, codec: nn.Module, methods: Sequence[Method], groups: Groups, cost: CostModel
@@ -222,6 +230,8 @@ class Attached(Coding):
         ):
             asked |= self.roles.multi_width.default_in_training()
         self.set_point(self.point(**asked))
+        if self.training and self._due and self.widths is not None and self.widths.now is not None:
+            self._due.discard(self.widths.now)
         if self.training and self._drops_gradients and torch.is_grad_enabled():
             drop_gradients(self._untrained())
         if self.levels is not None and self.training and level is None and lmbda is None:
@@ -244,10 +254,31 @@ class Attached(Coding):
         running (batch norms), stay in evaluation mode.
         """
         super().train(mode)
-        if mode and self.pending:
-            for layer in self._learning_by_running():
-                layer.eval()
+        self._quiet = ()
+        self._silence()
         return self
+
+    def in_mode(self, training: bool) -> Attached:
+        """Set the mode of the methods; layers of the codec keep theirs, but for those that
+        `train` treats apart.
+        """
+        self.training = training
+        self.methods.train(training)
+        self._silence()
+        return self
+
+    def _silence(self) -> None:
+        if self.training and self.pending:
+            now = [layer for layer in self._learning_by_running() if layer.training]
+            for layer in now:
+                layer.eval()
+            self._quiet += tuple(now)
+
+    def _loud(self) -> None:
+        """Undo `_silence`."""
+        for layer in self._quiet:
+            layer.train(self.codec.training)
+        self._quiet = ()
 
     def _learning_by_running(self) -> list[nn.Module]:
         """Return the codec's layers that would change by running, and are not trained."""
@@ -292,7 +323,13 @@ class Attached(Coding):
         return torch.stack([method.loss(out, x) for method in self._each]).sum()
 
     def after_step(self) -> None:
-        """Update what the methods learn; call after `optimizer.step()`."""
+        """Update what the methods learn; call after `optimizer.step()`.
+
+        Raises:
+            TrainingError: a step of a slimmable codec or a scalable encoder did not run each of
+                `widths_per_step`.
+        """
+        self._check_all_ran()
         for method in self._each:
             method.after_step()
 
@@ -415,7 +452,22 @@ class Attached(Coding):
     def widths_per_step(self) -> list[int]:
         """Return the widths that one training step goes through; none for a codec of one width."""
         multi_width = self.roles.multi_width
-        return multi_width.widths_per_step() if multi_width is not None else []
+        found = multi_width.widths_per_step() if multi_width is not None else []
+        self._due = set(found)
+        return found
+
+    def _check_all_ran(self) -> None:
+        """Raise TrainingError where a step left out a width that it should have trained."""
+        multi_width = self.roles.multi_width
+        if multi_width is None or multi_width.default_in_training() or not len(self.widths or ()):
+            return
+        due, self._due = self._due, None
+        if due is None or due:
+            raise TrainingError(
+                f"{multi_width.name} trains several widths: in each step, before after_step(), run"
+                " the forward and the backward pass for each width in model.widths_per_step(), by"
+                " model(batch, width=width)"
+            )
 
     @property
     def scheduled(self) -> bool:
@@ -434,12 +486,15 @@ class Attached(Coding):
         multi_width = self.roles.multi_width
         if multi_width is None or self.widths is None:
             return
-        before, training = self.widths.now, self.training
-        images = self._here(images)
-        self.eval()
-        figures = [mean_figures(self, images, width=width) for width in range(len(self.widths))]
-        self.train(training)
-        self.widths.now = before
+        before, images = self.widths.now, self._here(images)
+        try:
+            with modes_restored(self):
+                self.eval()
+                figures = [
+                    mean_figures(self, images, width=width) for width in range(len(self.widths))
+                ]
+        finally:
+            self.widths.now = before
         multi_width.on_validation(figures)
 
     def totals(self) -> Totals:
@@ -609,13 +664,19 @@ class Attached(Coding):
         provenance(small).history.append(entry)
         if twin.roles.multi_width is not None:
             twin.roles.multi_width.finalize(small)
-        small = small.train(self.codec.training)
+        quiet, training = set(map(id, self._quiet)), self.codec.training
+        modes = {
+            name: module.training or (training and id(module) in quiet)
+            for name, module in self.codec.named_modules()
+        }
+        for name, module in small.named_modules():
+            module.training = modes.get(name, training)
         if not staying:
             return small
         again = attach(small, [(m.name, m.config_after_pruning()) for m in staying])
         for part, other in zip(staying, again._each, strict=True):
             twin.roles.parts[self.roles.parts.index(part)].transfer_to(other, keep)
-        return again.train(self.codec.training)
+        return again.in_mode(self.codec.training)
 
     def _rate_point(self, level: float | None, lmbda: float | None) -> OperatingPoint:
         """Return the point of a rate, which only a modulator has, at the width that is set."""
@@ -642,8 +703,7 @@ class Attached(Coding):
 
     def detach(self) -> nn.Module:
         """Remove every hook and return the original object, as it is now."""
-        for layer in self._learning_by_running() if self.pending else ():
-            layer.train(self.codec.training)
+        self._loud()
         for method in self._each:
             method.detach(method.codec)
         keep_gradients(self.parameters())
@@ -735,7 +795,7 @@ def _attached_beside(attached: Attached, parsed: Sequence[tuple[type[Method], An
         one.set_beside(methods)
     found = Attached(codec, methods, attached.groups, attached.cost)
     _attach_hooks(created)
-    return found.train(attached.training)
+    return found.in_mode(attached.training)
 
 
 def _created(
@@ -832,4 +892,4 @@ def attach(
     place = next(codec.parameters())
     attached = Attached(codec, [m.to(place.device) for m in methods], groups, cost)
     _attach_hooks(methods)
-    return attached.train(codec.training)
+    return attached.in_mode(codec.training)

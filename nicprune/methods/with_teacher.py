@@ -7,7 +7,6 @@ from typing import Any, cast
 
 from torch import nn
 
-from nicprune.common.errors import NicpruneError
 from nicprune.methods.compatibility import check_combination
 from nicprune.methods.composition import Attached, attach
 from nicprune.methods.contract import METHODS, Method
@@ -43,14 +42,15 @@ def taught(
     model.detach()  # for the moment: attach needs a plain codec
     try:
         added = attach(model.codec, settings, teacher=teacher)
-    except NicpruneError:
+    except BaseException:  # one that has no memory left, too
         model.attach_again()
+        model.in_mode(model.training)
         raise
     after = cast("list[Method]", list(added.methods))
-    both = Attached(model.codec, [*before, *after], model.groups, model.cost).train(model.training)
+    both = Attached(model.codec, [*before, *after], model.groups, model.cost)
     added.detach()
     both.attach_again()
-    return both
+    return both.in_mode(model.training)
 
 
 def untaught(model: nn.Module) -> nn.Module:
@@ -66,6 +66,6 @@ def untaught(model: nn.Module) -> nn.Module:
     codec = model.detach()
     if not left:
         return codec
-    rest = Attached(codec, left, model.groups, model.cost).train(model.training)
+    rest = Attached(codec, left, model.groups, model.cost)
     rest.attach_again()
-    return rest
+    return rest.in_mode(model.training)

@@ -45,6 +45,11 @@ from nicprune.pruning.totals import AREA, Totals
 
 COUNTER = "fvcore"
 
+NEGLIGIBLE = 0.02
+"""Share of a codec's MACs below which it is not said that layers are left out: the variable-rate
+codecs of CompressAI correct each latent by a small network when they code.
+"""
+
 
 class _Forward(nn.Module):
     def __init__(self, codec: nn.Module):
@@ -102,7 +107,7 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
         warnings.warn(
             f"MACs of {', '.join(missing)} in {type(codec).__name__} are not counted", stacklevel=2
         )
-    if unseen:
+    if sum(unseen.values()) > NEGLIGIBLE * counts[""]:
         warnings.warn(
             f"MACs of {cut(', '.join(unseen), 200)} in {type(codec).__name__} are not counted: the"
             " forward pass, whose MACs are counted, does not run them; coding does",

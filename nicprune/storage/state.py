@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nicprune.codecs.anatomy import CDF_BUFFERS, check_finite, forward_for_analysis
 from nicprune.codecs.example import example_image
 from nicprune.codecs.layer_operations import resize
+from nicprune.codecs.modes import modes_restored
 from nicprune.common.errors import CodecError, FileError
 from nicprune.pruning.removal import follow_widths
 
@@ -53,9 +54,8 @@ def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str, hint: str = 
     except CodecError as error:
         raise FileError(f"{where}: {error}") from None
     follow_widths(codec)
-    training = codec.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), modes_restored(codec):
             forward_for_analysis(codec.eval(), example_image(codec))
     except (RuntimeError, ValueError, IndexError, CodecError) as error:
         reason = str(error).splitlines()[0]
@@ -63,5 +63,3 @@ def fill(codec: nn.Module, state: Mapping[str, Tensor], where: str, hint: str = 
             f"{where} does not fit {type(codec).__name__}: its layers' widths do not match"
             f" ({reason}){hint}"
         ) from None
-    finally:
-        codec.train(training)

@@ -64,9 +64,10 @@ def step(attached: Attached, optimizer: torch.optim.Optimizer, seed: int) -> Non
     torch.manual_seed(seed)
     x = image(attached.codec, seed)
     optimizer.zero_grad()
-    out = attached(x)
-    rate = sum(-torch.log2(value).mean() for value in out["likelihoods"].values())
-    ((out["x_hat"] - x).square().mean() + 0.01 * rate + attached.loss(out, x)).backward()
+    for width in attached.widths_per_step() or [None]:  # type: ignore[list-item]
+        out = attached(x, width=width)
+        rate = sum(-torch.log2(value).mean() for value in out["likelihoods"].values())
+        ((out["x_hat"] - x).square().mean() + 0.01 * rate + attached.loss(out, x)).backward()
     optimizer.step()
     attached.after_step()
 

@@ -101,8 +101,9 @@ def test_every_method_goes_on_every_codec(name: str, method: str, tmp_path: Path
         if attached.levels is not None:  # a modulator that has learnt something
             parameter.data += 0.1 * torch.rand(parameter.shape, generator=torch.manual_seed(0))
     for _ in range(8):
-        out = attached(x)
-        (attached.loss(out, x) + (out["x_hat"] - x).square().mean()).backward()
+        for width in attached.widths_per_step() or [None]:  # type: ignore[list-item]
+            out = attached(x, width=width)
+            (attached.loss(out, x) + (out["x_hat"] - x).square().mean()).backward()
         attached.after_step()
     attached.prepare([x])
     small: Any = attached.harden() if method != "distillation" else attached.codec

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 from compressai.losses import RateDistortionLoss
+from compressai.models import ScaleHyperprior
 from compressai.optimizers import net_aux_optimizer
-from helpers import built, state_of
+from helpers import METHOD_SETTINGS, built, same_state, state_of
 from torch import nn
 
 from nicprune.codecs.roles import on_side
 from nicprune.common.errors import TrainingError
-from nicprune.methods import Attached, attach
+from nicprune.data.images import write_png
+from nicprune.methods import METHODS, Attached, attach
 from nicprune.storage.adaptation import save_adaptation
 from nicprune.storage.container import decode, encode
 from nicprune.training.loop import fit
@@ -40,8 +42,10 @@ def train(model: nn.Module, steps: int = 3, kind: str = "AdamW") -> None:
         batch = image()
         for optimizer in optimizers.values():
             optimizer.zero_grad()
-        out = given(batch)
-        (loss(out, batch)["loss"] + given.loss(out, batch)).backward()
+        for width in given.widths_per_step() or [None]:
+            out = given(batch, width=width)
+            objective = given.objective(out, batch) or loss(out, batch)
+            (objective["loss"] + given.loss(out, batch)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizers["net"].step()
         given.after_step()
@@ -144,3 +148,113 @@ def test_averaged_masks_are_not_hardened(method: str) -> None:
     with torch.no_grad():
         expected, found = averaged.eval()(x)["x_hat"], small(x)["x_hat"]
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+FREEZING = [("bottleneck_scaling", {"qualities": [1, 3]})]
+
+
+@pytest.mark.parametrize("stack", [
+    [("group_lasso", METHOD_SETTINGS["group_lasso"]), *FREEZING],
+    [("mask_decay", METHOD_SETTINGS["mask_decay"]), *FREEZING],
+], ids=["group_lasso", "mask_decay"])  # fmt: skip
+def test_methods_that_change_weights_leave_a_frozen_codec_alone(stack: Any) -> None:
+    codec = built("bmshj2018-hyperprior")[0]
+    before = state_of(codec)
+    train(attach(codec, stack))
+    assert not changed(codec, before)
+
+
+def test_gates_that_are_done_do_not_follow_a_frozen_codec() -> None:
+    gates = ("channel_gating", METHOD_SETTINGS["channel_gating"] | {"gating_steps": 2})
+    attached = attach(built("bmshj2018-hyperprior")[0], [gates, *FREEZING])
+    train(attached, 2)
+    assert attached.methods[0].done
+    before = state_of(attached.methods[0])
+    train(attached, 3)
+    assert same_state(before, state_of(attached.methods[0]))
+
+
+@pytest.mark.parametrize("method", ["slimmable", "scalable_encoder"])
+def test_a_loop_that_leaves_out_widths_is_told(method: str) -> None:
+    attached = attach(built("bmshj2018-hyperprior")[0], method, **METHOD_SETTINGS[method]).train()
+    attached(image())
+    with pytest.raises(TrainingError, match=f"{method} trains several widths") as told:
+        attached.after_step()
+    assert "\n" not in str(told.value) and "model.widths_per_step()" in str(told.value)
+    first, *others = attached.widths_per_step()
+    for width in others[1:]:
+        attached(image(), width=width)
+    attached(image(), width=first)
+    if others:
+        with pytest.raises(TrainingError, match="several widths"):
+            attached.after_step()
+    before = [p.clone() for p in attached.methods.parameters()]
+    train(attached, 2)
+    assert any(not torch.equal(a, b) for a, b in zip(before, attached.methods.parameters(), strict=True))
+
+
+class WithNorms(ScaleHyperprior):
+    """A codec with batch norms in its analysis."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 12)
+        self.g_a = nn.Sequential(
+            nn.Conv2d(3, 8, 5, 2, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 5, 4, 2),
+            nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 5, 2, 2),
+        )  # fmt: skip
+
+
+def norms(codec: nn.Module) -> list[nn.BatchNorm2d]:
+    return [layer for layer in codec.modules() if isinstance(layer, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"distillation"}))
+def test_attaching_leaves_the_modes_of_single_layers(method: str) -> None:
+    torch.manual_seed(0)
+    codec = WithNorms().train()
+    for layer in norms(codec):
+        layer.eval()
+    modes = [module.training for module in codec.modules()]
+    with torch.no_grad():
+        before = codec.g_a(image())
+    attached = attach(codec, method, **METHOD_SETTINGS.get(method, {}))
+    assert [module.training for module in codec.modules()] == modes
+    with torch.no_grad():
+        assert torch.equal(codec.g_a(image()), before)
+    assert attached.training
+    attached.detach()
+    assert [module.training for module in codec.modules()] == modes
+
+
+def test_a_pruned_codec_has_the_modes_of_its_layers() -> None:
+    codec = WithNorms().train()
+    norms(codec)[0].eval()
+    small = attach(codec, "magnitude", budget={"macs": 0.6}, round_to=1).harden()
+    assert [norm.training for norm in norms(small)] == [False, True] and small.training
+
+
+def test_encoders_that_are_fixed_keep_the_running_means_of_their_norms() -> None:
+    torch.manual_seed(0)
+    codec = WithNorms().train()
+    attached = attach(codec, "scalable_encoder", **METHOD_SETTINGS["scalable_encoder"])
+    method: Any = attached.methods[0]
+    assert not any(module.training for module in method._teacher[0].modules())
+    train(attached, 4)
+    assert method.stage == 1
+    before = state_of(method.encoders[0])
+    train(attached, 3)
+    assert same_state(before, state_of(method.encoders[0]))
+
+
+def test_validation_leaves_frozen_norms_as_they_are(tmp_path: Any) -> None:
+    write_png(torch.rand(3, 64, 64), tmp_path / "a.png")
+    torch.manual_seed(0)
+    codec = WithNorms()
+    attached = attach(
+        codec, "slimmable", widths=[1.0, 0.5], round_to=1, lambdas=[0.01, 0.01],
+        schedule={"first": 1, "every": 1, "most": 1},
+    )  # fmt: skip
+    before = [norm.running_mean.clone() for norm in norms(codec)]  # type: ignore[union-attr]
+    fit(attached, tmp_path, side="decoder", validation=tmp_path, **QUICK | {"steps": 3})
+    for mean, norm in zip(before, norms(codec), strict=True):
+        assert torch.equal(mean, norm.running_mean)  # type: ignore[arg-type]

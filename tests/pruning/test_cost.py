@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo_of_blocks import block_codec
 
 from nicprune.codecs.anatomy import forward_for_analysis
+from nicprune.pruning.coding_only import run_by_coding_only
 from nicprune.pruning.cost import CostModel, count_modules, measure
 from nicprune.pruning.surgery import analyse, prune
 
@@ -136,6 +137,13 @@ def test_layers_that_only_coding_runs_are_named() -> None:
         found = measure(codec)
     assert found.macs == measure(ScaleHyperprior(8, 12)).macs
     assert all(torch.equal(value, before[name]) for name, value in codec.state_dict().items())
+
+
+def test_what_coding_runs_is_counted_to_the_mac() -> None:
+    codec = Filtered().eval()
+    layers = {"post.0", "post.1", "post.2", "spare"}
+    found = run_by_coding_only(codec, torch.rand(1, 3, 64, 128), layers)
+    assert found == {"post.0": 64 * 128 * 3 * 8 * 9, "post.2": 64 * 128 * 8 * 3}
 
 
 def test_layers_that_nothing_runs_are_not_named() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nicprune.channels.groups import Groups, Norms
 from nicprune.codecs.anatomy import SIZE_MULTIPLE, forward_for_analysis
 from nicprune.codecs.example import example_image
+from nicprune.codecs.gradient_free import learns
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.roles import roles_of, transforms_in
@@ -335,7 +336,7 @@ class Power(nn.Module):
 
 def is_trained(layer: nn.Module) -> bool:
     """Return whether a parameter of this layer itself is trained."""
-    return any(p.requires_grad for p in layer.parameters(recurse=False))
+    return any(map(learns, layer.parameters(recurse=False)))
 
 
 def input_sizes(codec: nn.Module, names: list[str]) -> dict[str, int]:

@@ -35,6 +35,7 @@ from nicprune.codecs.calling import further_arguments
 from nicprune.codecs.hooks import NarrowHook, remove_hooks
 from nicprune.codecs.layer_kinds.parameters import layers_of
 from nicprune.codecs.layer_operations import resize, zero
+from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.roles import roles_of, transform_in
 from nicprune.codecs.standing_in import Given, can_stand_in, standing_in
@@ -182,7 +183,7 @@ class ScalableEncoder(MultiWidth, Taught):
             nn.ModuleList() if made else nn.ModuleList(self._decay(i) for i in range(count))
         )
         self._teacher: tuple[nn.Module, ...] = (
-            () if made else (copy.deepcopy(self._analysis_of(codec)).requires_grad_(False),)
+            () if made else (copy.deepcopy(self._analysis_of(codec)).requires_grad_(False).eval(),)
         )
         self._y: Tensor | None = None
         self._macs: list[tuple[int, int]] = []
@@ -279,8 +280,9 @@ class ScalableEncoder(MultiWidth, Taught):
     def _at(self, level: int) -> Callable[[Tensor], Tensor]:
         def latents(x: Tensor) -> Tensor:
             alone = self.training and not self.config.residual
-            with torch.no_grad():
-                before = [self._encoder(j)(x) for j in range(0 if not alone else level, level)]
+            fixed = [] if alone else [self._encoder(j) for j in range(level)]
+            with torch.no_grad(), modes_restored(*fixed):
+                before = [encoder.eval()(x) for encoder in fixed]
             found = self._join([*before, self._encoder(level)(x)])
             self._y = found if self.training else None
             return found

@@ -38,6 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nicprune.codecs.gradient_free import learns
 from nicprune.codecs.layer_kinds.kind import LayerKind, channel_kind
 from nicprune.codecs.layer_kinds.parameters import holder, layers_of
 from nicprune.methods.contract import METHODS
@@ -164,8 +165,7 @@ class GroupLasso(GradualPruner):
         """Return 1 for channels that the optimiser may change, 0 for others, shape (channels,)."""
         trained = [True] * len(self._sizes)
         for position, layer, _, _ in self._producers():
-            parameters = holder(layer).parameters()
-            trained[position] &= all(parameter.requires_grad for parameter in parameters)
+            trained[position] &= all(map(learns, holder(layer).parameters()))
         each = torch.tensor(trained, device=self.current.device).to(self.current)
         return each.repeat_interleave(torch.tensor(self._sizes, device=each.device))
 
