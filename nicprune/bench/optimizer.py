@@ -65,7 +65,7 @@ def train(
     settings = parse(TrainSettings, {**wanted, "batch_size": 4, "patch_size": 128}, "bench")
     torch.manual_seed(0)
     codec = load_codec(name, QUALITY, weights="none").to(memory_format=torch.channels_last).train()
-    net, aux = split_parameters(codec, codec)
+    net, aux = split_parameters(codec)
     steppers = (
         make_optimizer(optimizer, net, settings.lr or 0.0),
         torch.optim.Adam(aux, lr=settings.aux_lr),

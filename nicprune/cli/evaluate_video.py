@@ -75,6 +75,16 @@ def evaluate_clips(
         raise RecipeError("nothing to evaluate: name a --codec or a --classical codec")
     for name in classical or []:
         check_name(name)
+    if not codec:
+        refuse(
+            "no learned codec is named, and a classical one",
+            {
+                "--quality": quality,
+                "--metric": None if metric == "mse" else metric,
+                "--weights": None if weights == "official" else weights,
+                "--no-control": None if control else True,
+            },
+        )
     if codec:
         refuse_for_files([Named.read(text).codec for text in codec], quality, metric, weights)
     if not classical:

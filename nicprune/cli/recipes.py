@@ -56,7 +56,7 @@ def run(
 
     parsed, text = read_recipe(recipe, set_ or [], imports=not no_import)
     if dry_run:
-        for line in plan(parsed):
+        for line in plan(parsed, reports=reports, runs=runs):
             typer.echo(line)
         return
     run_recipe(

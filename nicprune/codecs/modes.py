@@ -23,7 +23,8 @@ def modes_restored(*models: nn.Module) -> Iterator[None]:
 @contextmanager
 def left_as_it_was(codec: nn.Module) -> Iterator[None]:
     """Undo what running a codec inside the block changes: modes, buffers (counters, running
-    statistics) and random numbers. Attributes that are no buffers, such as the last latents, stay.
+    statistics) and random numbers, those of its device too.
+    Attributes that are no buffers, such as the last latents, stay.
     """
     kept = [
         (module, name, buffer, buffer.detach().clone())
@@ -31,7 +32,8 @@ def left_as_it_was(codec: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    with modes_restored(codec), torch.random.fork_rng(devices=[]):
+    devices = {p.device.index or 0 for p in codec.parameters() if p.device.type == "cuda"}
+    with modes_restored(codec), torch.random.fork_rng(devices=sorted(devices)):
         try:
             yield
         finally:

@@ -18,6 +18,7 @@ from nicprune.codecs.example import image_shape
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import FileError
 from nicprune.common.machine import machine_line, versions
+from nicprune.common.wording import numbered
 from nicprune.data.images import list_images, usable_images
 from nicprune.evaluation.evaluate import Evaluation, ImageScore, evaluate
 from nicprune.evaluation.memory import peak_bytes
@@ -112,6 +113,7 @@ def measure_at(
     dynamic = evaluation.dynamic()
     encode_peak, decode_peak = peak_memory(codec, point)
     timed = dynamic and quality is not None
+    names, settings = [name for name, _ in job.settings], [own for _, own in job.settings]
     record = Record(
         format=FORMAT,
         version=VERSION,
@@ -128,7 +130,7 @@ def measure_at(
         role=cast("Role", job.role),
         seed=job.seed,
         steps=steps,
-        settings=dict(job.settings),
+        settings=dict(zip(numbered(names), settings, strict=True)),
         cost=Cost(**evaluation.cost.as_dict()),
         original_cost=Cost(**evaluation.original_cost.as_dict()),
         dynamic=dynamic,

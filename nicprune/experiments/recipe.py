@@ -303,12 +303,13 @@ class Recipe(StrictConfig):
         self, phase: Phase, quality: int, seed: int, arm: Variant | None = None
     ) -> dict[str, Any]:
         """Return the arguments of `fit` for one phase of one arm."""
-        own = {k: v for k, v in phase.model_dump().items() if v is not None}
+        given = {k: v for k, v in phase.model_dump().items() if v is not None}
         arms = (arm.training if arm is not None else None) or {}
+        # What is said of one arm goes before what is said of all, and of one phase before all.
+        of_the_arm = arm is not None and any(phase is one for one in (arm.sparsify, arm.phase))
         return {
             **self.training,
-            **own,
-            **arms,
+            **({**arms, **given} if of_the_arm else {**given, **arms}),
             "lmbda": self.lmbda(quality),
             "metric": self.metric,
             "seed": seed,

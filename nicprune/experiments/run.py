@@ -215,6 +215,7 @@ def train_run(recipe: Recipe, job: Run, listed: list[Run], progress: bool) -> tu
 def prepare(model: Any, recipe: Recipe, job: Run) -> None:
     """Let methods collect what they need from training images before training."""
     if isinstance(model, Attached):
+        model.set_objective(job.lmbda, recipe.metric)
         model.prepare(_whole_images(model, recipe, job))
 
 
@@ -332,13 +333,17 @@ def measure_and_record(
     )
 
 
-def plan(recipe: Recipe) -> list[str]:
-    """Return a line for each run of a recipe, after checking every method on every codec.
+def plan(
+    recipe: Recipe, *, reports: str | Path = "reports", runs: str | Path = "runs"
+) -> list[str]:
+    """Return a line for each run of a recipe, after checking every method on every codec, and
+    that neither folder lies among the images.
 
     Nothing is trained or written.
     """
-    lines = []
-    for job in resolve(recipe, Path("runs")):
+    lines, listed = [], resolve(recipe, Path(runs))
+    check_outside_images(recipe, Path(reports) / recipe.name, "the report", "--reports")
+    for job in listed:
         line = (
             f"{recipe.codec} q{job.quality} {job.arm.label} seed {job.seed}:"
             f" {_steps(recipe, job)} steps, lambda {job.lmbda:g}"

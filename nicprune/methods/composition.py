@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,11 +21,12 @@ from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.gradient_free import drop_gradients, keep_gradients
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds.norms import learns_by_running
-from nicprune.codecs.modes import modes_restored
+from nicprune.codecs.modes import left_as_it_was, modes_restored
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.roles import on_side
 from nicprune.common.errors import CodecError, DataError, RecipeError, TrainingError
+from nicprune.common.wording import numbered
 from nicprune.data.images import to_channels
 from nicprune.methods.bitstream import Coding
 from nicprune.methods.compatibility import check_combination, check_disjoint, norms_of
@@ -359,10 +360,12 @@ class Attached(Coding):
             method.set_objective(lmbda, metric)
 
     def metrics(self) -> dict[str, float]:
-        """Return the methods' numbers for logs, prefixed by the method: `mask_decay/macs`."""
+        """Return the methods' numbers for logs, prefixed by the method: `mask_decay/macs`; the
+        second of its name by `mask_decay 2`.
+        """
         return {
-            f"{method.name}/{name}": value
-            for method in self._each
+            f"{key}/{name}": value
+            for key, method in zip(numbered([m.name for m in self._each]), self._each, strict=True)
             for name, value in method.metrics().items()
         }
 
@@ -447,7 +450,11 @@ class Attached(Coding):
             raise DataError("methods examine images before training: give at least one")
         images = self._here(images)
         for method in self._each:
-            method.prepare(self.codec, images)
+            with ExitStack() as stack:  # the codec is run to look at it: nothing else learns
+                for other in self._each:
+                    if other is not method:
+                        stack.enter_context(left_as_it_was(other))
+                method.prepare(self.codec, images)
 
     def widths_per_step(self) -> list[int]:
         """Return the widths that one training step goes through; none for a codec of one width."""

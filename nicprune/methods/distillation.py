@@ -360,9 +360,10 @@ class Distillation(Distiller):
         if self.config.stages == "even":
             return apart.mean()
         with torch.no_grad():
-            if int(self.step) == 0:
-                self.distances.copy_(apart)
-            self.distances.mul_(EMA).add_(apart.detach(), alpha=1 - EMA)
+            if bool(apart.isfinite().all()):  # a step that is not is skipped, and says nothing
+                if not bool(self.distances.any()):
+                    self.distances.copy_(apart)
+                self.distances.mul_(EMA).add_(apart, alpha=1 - EMA)
             weights = self.distances / self.distances.mean().clamp_min(1e-12)
         return (weights * apart).mean()
 

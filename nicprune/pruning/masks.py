@@ -19,7 +19,7 @@ from nicprune.codecs.layer_kinds.kind import LayerKind, channel_kind
 from nicprune.codecs.layer_kinds.norms import learns_by_running
 from nicprune.codecs.layer_kinds.parameters import holder, layers_of
 from nicprune.codecs.layer_operations import zero
-from nicprune.codecs.modes import modes_restored
+from nicprune.codecs.modes import left_as_it_was
 from nicprune.common.errors import DataError
 
 PRESENT = 0.1
@@ -225,9 +225,8 @@ def importance(
         # Noise in place of rounding has gradients; it is drawn apart from everybody else's.
         with (
             torch.enable_grad(),
-            torch.random.fork_rng(),
             StridedPointwiseBySlicing(),
-            modes_restored(codec),
+            left_as_it_was(codec),
         ):
             torch.manual_seed(0)
             codec.train()

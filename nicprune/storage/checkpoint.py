@@ -11,6 +11,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -409,24 +410,28 @@ def attach_saved(
     state = {
         key.removeprefix(STATE): value for key, value in tensors.items() if key.startswith(STATE)
     }
-    try:
-        attached = attach(codec, [(str(m["name"]), dict(m["settings"])) for m in header["methods"]])
-        attached.methods.load_state_dict(dict(state))
-        check_finite(attached.methods)
-        check_tables(attached.methods)
-    except NicpruneError as error:
-        raise FileError(
-            f"{where} holds methods that this nicprune cannot attach: {error}"
-        ) from None
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise FileError(
-            f"{where} is damaged: the state of its methods does not fit"
-            f" ({str(error).splitlines()[0]})"
-        ) from None
-    if not attached.stays:
-        raise FileError(
-            f"{where} is damaged: {', '.join(m['name'] for m in header['methods'])} cannot be part"
-            " of a saved codec"
-        )
+    with ExitStack() as undo:
+        try:
+            methods = [(str(m["name"]), dict(m["settings"])) for m in header["methods"]]
+            attached = attach(codec, methods)
+            undo.callback(attached.detach)
+            attached.methods.load_state_dict(dict(state))
+            check_finite(attached.methods)
+            check_tables(attached.methods)
+        except NicpruneError as error:
+            raise FileError(
+                f"{where} holds methods that this nicprune cannot attach: {error}"
+            ) from None
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise FileError(
+                f"{where} is damaged: the state of its methods does not fit"
+                f" ({str(error).splitlines()[0]})"
+            ) from None
+        if not attached.stays:
+            raise FileError(
+                f"{where} is damaged: {', '.join(m['name'] for m in header['methods'])} cannot be"
+                " part of a saved codec"
+            )
+        undo.pop_all()
     note_tables(attached)
     return attached

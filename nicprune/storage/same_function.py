@@ -37,7 +37,7 @@ def _trace(model: nn.Module) -> list[Tensor]:
         entropy_model.register_forward_pre_hook(lambda module, args: seen.extend(_tensors(args)))
         for entropy_model in entropy_models(model)
     ]
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # and no other device's
     try:
         seen.extend(_tensors(forward_for_analysis(model.eval(), image)))
     finally:

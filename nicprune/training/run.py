@@ -80,9 +80,7 @@ class TrainingRun:
         self.last: dict[str, float] = {}
         self._clock = (time.monotonic(), 0)
         self.dtype = autocast_dtype(options.precision, fabric.device)
-        if options.channels_last:
-            to_channels_last(self.codec)
-        net, aux = split_parameters(self.codec, model)
+        net, aux = split_parameters(model)
         if not net:
             raise TrainingError("nothing to train: no parameter of the codec requires a gradient")
         if options.devices > 1:
@@ -93,7 +91,9 @@ class TrainingRun:
                 model, ignored
             )
         self.net_parameters = net
-        densities = density_parameters(self.codec) if options.density_lr is not None else []
+        if options.channels_last:  # after all that may be refused, which leaves the codec as it is
+            to_channels_last(self.codec)
+        densities = density_parameters(model) if options.density_lr is not None else []
         apart = {id(parameter) for parameter in densities}
         self.wrapped = fabric.setup_module(model)
         self.optimizer: Any = fabric.setup_optimizers(
@@ -275,6 +275,9 @@ class TrainingRun:
         if self._metrics_file is not None and self._metrics_file.exists():
             lines = self._metrics_file.read_bytes().splitlines(keepends=True)
             kept = [line for line in lines if _step_of(line) <= self.step]
+            for line in kept[-1:]:  # a run that is finished logs nothing more
+                logged = json.loads(line)
+                self.last = {k: v for k, v in logged.items() if k not in ("step", "steps_per_s")}
             write_atomically(self._metrics_file, lambda p: p.write_bytes(b"".join(kept)))
 
     def _restore(self, state: dict[str, Any], path: Path) -> None:

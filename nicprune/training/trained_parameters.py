@@ -17,7 +17,7 @@ from nicprune.codecs.roles import on_side
 from nicprune.common.errors import CodecError
 
 
-def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def split_parameters(model: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Split trainable parameters into the network's and the entropy bottlenecks' quantiles, as
     CompressAI does.
     """
@@ -27,11 +27,13 @@ def split_parameters(codec: nn.Module, model: Any) -> tuple[list[nn.Parameter], 
     return [p for p in trainable if id(p) not in apart], [p for p in trainable if id(p) in apart]
 
 
-def density_parameters(codec: nn.Module) -> list[nn.Parameter]:
-    """Return the trainable parameters of the densities that entropy bottlenecks learn."""
+def density_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the trainable parameters of the densities that entropy bottlenecks learn, those of
+    methods too.
+    """
     return [
         parameter
-        for layer in codec.modules()
+        for layer in model.modules()
         if learns_density(layer)
         for name, parameter in layer.named_parameters()
         if parameter.requires_grad and not is_quantile(name)

@@ -124,6 +124,11 @@ def test_what_does_not_fit_ends_in_one_line(
         (["decode", codec, coded, there["out"], "--max-pixels", "100"], "more than the 100"),
         (["eval", codec, clip], "nicprune eval-video"),
         (["eval-video", clip], "name a --codec or a --classical codec"),
+        (
+            ["eval-video", clip, "--classical", "x264", "--quality", "3"],
+            "a classical one has no --quality",
+        ),
+        (["eval-video", clip, "--classical", "x264", "--no-control"], "one has no --no-control"),
         (["eval-video", clip, "--classical", "vp9"], "unknown classical codec 'vp9'"),
     ):
         err = fails(monkeypatch, capsys, *arguments)

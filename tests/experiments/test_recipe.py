@@ -23,7 +23,7 @@ from nicprune.common.errors import CodecError, DataError, FileError, NicpruneErr
 from nicprune.common.files import VARIABLES
 from nicprune.data.images import write_png
 from nicprune.experiments.base_codec import load_base_codec
-from nicprune.experiments.plan import file_digests, plan_runs
+from nicprune.experiments.plan import file_digests, fit_settings, plan_runs
 from nicprune.experiments.recipe_files import find_recipe, read_recipe, recipe_names
 from nicprune.experiments.recipe_parser import parse_recipe
 from nicprune.experiments.recipe_paths import check_paths
@@ -413,6 +413,28 @@ def test_methods_that_look_at_photographs_do_so_by_the_recipes_lambda(
     assert listed[-1].settings[0][1]["lmbda"] == 0.05
 
 
+def test_what_is_said_of_one_arm_goes_before_what_is_said_of_all(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    """And of one phase before both."""
+    arm = content["methods"][1]
+    arms = [
+        arm | {"label": "both", "training": {"lr": 3e-3}},
+        arm | {"label": "one", "training": {"lr": 3e-3}, "phase": {"steps": 2, "lr": 1e-5}},
+        arm | {"label": "its own", "phase": {"steps": 2, "lr": 1e-5}},
+    ]
+    recipe = parse_recipe(content | {"methods": arms, "qualities": [1]}, "a")
+    rates = {
+        job.arm.label: tuple(
+            fit_settings(recipe, job, name)["lr"] for name in ("sparsify", "finetune")
+        )
+        for job in plan_runs(recipe, tmp_path)
+        if job.arm.label in ("both", "one", "its own")
+    }
+    common = recipe.sparsify.lr
+    assert rates == {"both": (3e-3, 3e-3), "one": (3e-3, 1e-5), "its own": (common, 1e-5)}
+
+
 def test_in_a_chain_later_qualities_depend_on_earlier_ones(
     content: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -618,6 +640,8 @@ def test_dry_run_says_what_would_be_done(content: dict[str, Any]) -> None:
         and "kMAC/pixel now, 10 channel groups" in lines[2]
         and "0 steps" in lines[0]
     )
+    with pytest.raises(RecipeError, match="the report would be written into"):
+        plan(parse_recipe(content, "x"), reports=content["photographs"]["test"])
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -146,9 +146,12 @@ class Gated(nn.Module):
         return x + self.gate * (v @ attention.transpose(1, 2)).unflatten(2, x.shape[2:])
 
 
-def test_what_a_closed_gate_hides_is_found() -> None:
+@pytest.mark.parametrize("trained", [True, False])
+def test_what_a_closed_gate_hides_is_found(trained: bool) -> None:
     found = [
-        analyse(BlockCodec(nn.Sequential(nn.ReLU(), conv(), Gated(gate))).eval())
+        analyse(
+            BlockCodec(nn.Sequential(nn.ReLU(), conv(), Gated(gate))).eval().requires_grad_(trained)
+        )
         for gate in (0.0, 1.0)
     ]
     closed, opened = ([(g.name, g.pinned is None) for g in groups] for groups in found)

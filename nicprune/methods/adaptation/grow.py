@@ -42,7 +42,7 @@ from nicprune.codecs.hooks import share_of
 from nicprune.codecs.layer_kinds.kind import LayerKind, kind_of
 from nicprune.codecs.layer_kinds.layout import Layout
 from nicprune.codecs.layer_kinds.parameters import layers_of
-from nicprune.codecs.modes import modes_restored
+from nicprune.codecs.modes import left_as_it_was
 from nicprune.codecs.roles import on_side, transforms_in
 from nicprune.common.errors import BudgetError, CodecError, NicpruneError, RecipeError, closest
 from nicprune.methods.adaptation.form import Form, Overrides
@@ -329,7 +329,7 @@ class Grow(Form):
         """
         codec, name = self.codec, type(self.codec).__name__
         image = example_image(codec, seed=0)
-        with modes_restored(codec):
+        with left_as_it_was(codec):
             codec.eval()
             expected = forward_for_analysis(codec, image)["x_hat"]
             try:

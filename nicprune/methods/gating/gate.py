@@ -19,7 +19,7 @@ from nicprune.codecs.anatomy import SIZE_MULTIPLE, forward_for_analysis
 from nicprune.codecs.example import example_image
 from nicprune.codecs.gradient_free import learns
 from nicprune.codecs.layer_kinds.kind import kinds_in
-from nicprune.codecs.modes import modes_restored
+from nicprune.codecs.modes import left_as_it_was
 from nicprune.codecs.roles import roles_of, transforms_in
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import CodecError, RecipeError
@@ -350,7 +350,7 @@ def input_sizes(codec: nn.Module, names: list[str]) -> dict[str, int]:
     ]
     image = example_image(codec)
     try:
-        with torch.no_grad(), modes_restored(codec):
+        with torch.no_grad(), left_as_it_was(codec):
             forward_for_analysis(codec.eval(), image)
     finally:
         for handle in handles:

@@ -50,6 +50,7 @@ import torch
 from torch import Tensor, nn
 
 from nicprune.channels.groups import kept_channels
+from nicprune.codecs.calling import run
 from nicprune.codecs.layer_kinds.kind import channel_kind, kinds_in, widths_of
 from nicprune.codecs.layer_kinds.parameters import layers_of
 from nicprune.codecs.layer_operations import zero
@@ -414,7 +415,7 @@ class ChannelGating(Gating):
         gates, meters, looked_at = self.each(), self._meters(), []
         with recording(gates, meters):
             for image in images:
-                model(image)
+                run(model, image)
                 looked_at.append(torch.tensor([gate.fraction for gate in gates.values()]))
             self.sampled.copy_(torch.stack(looked_at).mean(0))
             margins = {name: torch.cat(gate.recorded or []) for name, gate in gates.items()}

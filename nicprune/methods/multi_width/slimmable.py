@@ -323,7 +323,7 @@ class Slimmable(MultiWidth):
     def prepare(self, model: nn.Module, images: Sequence[Tensor]) -> None:
         if self.config.order == "index":
             return
-        lmbda = lmbda_of(self.codec, float(self.schedule.lambdas[0]) or None)
+        lmbda = float(self.schedule.lambdas[0]) or self._lmbda
         for name, scores in importance(
             self.codec,
             self.groups,
@@ -442,7 +442,7 @@ class Slimmable(MultiWidth):
 
     def set_objective(self, lmbda: float, metric: str) -> None:
         _check_distill(self.config, metric)
-        self._lmbda = lmbda
+        self._lmbda = lmbda  # of `prepare` too, where it is called before
 
     def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
         if not self.config.distill:

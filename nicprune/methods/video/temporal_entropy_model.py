@@ -39,7 +39,7 @@ from nicprune.channels.groups import Group, Groups, Member, kept_channels
 from nicprune.codecs.calling import further_arguments
 from nicprune.codecs.example import example_image
 from nicprune.codecs.layer_operations import resize
-from nicprune.codecs.modes import modes_restored
+from nicprune.codecs.modes import left_as_it_was, modes_restored
 from nicprune.codecs.roles import End, roles_of
 from nicprune.codecs.standing_in import Given, can_stand_in, standing_in
 from nicprune.codecs.temporal import TemporalEntropyNetwork, in_proportion
@@ -128,7 +128,7 @@ class TemporalEntropyModel(Temporal):
         self.latents, self.latent_stride = self._latents()
         # Its weights must not depend on, or change, what the caller draws next.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # and no other device's
             self.network = TemporalEntropyNetwork(self.latents, *self._widths())
         self.bottlenecks = nn.ModuleDict()
         self._found: dict[str, Any] = {}
@@ -172,7 +172,7 @@ class TemporalEntropyModel(Temporal):
         """
         codec = self.codec
         x = example_image(codec)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), modes_restored(codec):
+        with torch.no_grad(), left_as_it_was(codec):
             codec.eval()
             y = self._analysis(codec)(x)
             y_hat = self._intra(codec, x, y)["x_hat"]
