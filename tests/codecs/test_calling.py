@@ -294,7 +294,7 @@ STACKS: dict[str, list[tuple[str, dict[str, Any]]]] = {
 
 @pytest.mark.parametrize("stack", STACKS)
 def test_methods_give_the_decoder_what_it_takes_for_images_of_any_size(
-    stack: str,
+    stack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     codec: Any = Framed().eval()
@@ -321,4 +321,6 @@ def test_methods_give_the_decoder_what_it_takes_for_images_of_any_size(
     data = nip.encode(attached, picture)
     one = attached.compress(picture[None] / 255)
     expected = attached.decompress(one["strings"], one["shape"])["x_hat"][0].clamp(0, 1).mul(255)
+    assert (nip.decode(attached, data) - expected.round()).abs().max() <= 1
+    monkeypatch.delattr("nicprune.methods.bitstream._image_coded_to")  # who knows the size says it
     assert (nip.decode(attached, data) - expected.round()).abs().max() <= 1
