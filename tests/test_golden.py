@@ -153,7 +153,8 @@ def of_recipe(folder: Path) -> dict[str, Any]:
     sys.modules["golden_codecs"] = types.SimpleNamespace(
         make=lambda quality: built("bmshj2018-hyperprior")[0]
     )  # type: ignore[assignment]
-    where = {"reports": folder / "reports", "runs": folder / "runs"}
+    beside = folder.with_name(f"{folder.name}-made")  # not among the images
+    where = {"reports": beside / "reports", "runs": beside / "runs"}
     page = run_recipe(
         parse_recipe(content, "golden"),
         yaml.safe_dump(content),
@@ -173,7 +174,7 @@ def of_recipe(folder: Path) -> dict[str, Any]:
         ),
         "codecs": sorted(p.name for p in (page.parent / "codecs").iterdir()),
         "record": sorted(records[0]),
-        "folders": sorted(p.name.rsplit("-", 1)[0] for p in (folder / "runs" / "tiny").glob("*/*")),
+        "folders": sorted(p.name.rsplit("-", 1)[0] for p in (where["runs"] / "tiny").glob("*/*")),
     }
 
 
@@ -286,11 +287,14 @@ def test_every_method_and_codec_of_the_record_exists(golden: dict[str, Any]) -> 
 
 
 def record_methods(names: list[str]) -> dict[str, Any]:
-    """The record as it is, with these methods measured now."""
+    """The record as it is, with these methods, or the recipe, measured now."""
     before: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
-            before["methods"][name] = of_method(name, pictures(Path(scratch) / name))
+            if name == "recipe":
+                before["recipe"] = of_recipe(pictures(Path(scratch) / "recipe"))
+            else:
+                before["methods"][name] = of_method(name, pictures(Path(scratch) / name))
     return {**before, "surface": of_surface()}
 
 

@@ -26,17 +26,16 @@ class DecoderAdapter(Form):
 
     def build(self) -> None:
         codec = self.codec
-        modules = dict(codec.named_modules())
+        modules, kinds = dict(codec.named_modules()), kinds_in(codec)
         self.names = [
             name
-            for name, kind in kinds_in(codec).items()
+            for name, kind in kinds.items()
             if kind.convolution and on_side(codec, name, "decoder")
         ]
         if not self.names:
             raise CodecError(
                 f"{type(codec).__name__} has no convolution that runs when decoding alone"
             )
-        kinds = kinds_in(codec)
         self.adapters = nn.ModuleList(
             Adapter(kinds[name].widths(modules[name])[0], self.config.hidden) for name in self.names
         )

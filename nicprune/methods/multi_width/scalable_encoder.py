@@ -397,13 +397,6 @@ class ScalableEncoder(MultiWidth, Taught):
     def widths_per_step(self) -> list[int]:
         if self.config.made:
             return list(range(self.config.encoders))
-        if (
-            int(self.step) % self._stage_steps == 0
-            and self.config.form == "sum"
-            and self.stage
-            and not self.done
-        ):
-            self._silence(self.stage)
         return [self.stage]
 
     @torch.no_grad()
@@ -442,7 +435,10 @@ class ScalableEncoder(MultiWidth, Taught):
     def after_step(self) -> None:
         if not self.done and not self.config.made:
             self._decays()[self.stage].after_step()
+            before = self.stage
             self.step += 1
+            if self.stage > before and self.config.form == "sum":
+                self._silence(self.stage)
 
     @property
     def steps_left(self) -> int:

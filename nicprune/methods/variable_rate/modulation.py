@@ -317,9 +317,6 @@ class Modulation(RateModulator):
         """
         raise NotImplementedError
 
-    def metrics(self) -> dict[str, float]:
-        return {}
-
 
 class Network(nn.Module):
     """Two fully connected layers from a number to a value per channel, initialised to return 0."""
