@@ -207,7 +207,7 @@ class Distillation(Distiller):
                     f"features: no channel group of {', '.join(self.config.transforms)} is there to"
                     " compare"
                 )
-        self.distances = torch.ones(len(self._stages))
+        self.distances = torch.zeros(len(self._stages))
 
     def _find_stages(self, teacher: nn.Module, removed: list[dict[str, str]]) -> list[Stage]:
         others: dict[str, Any] = dict(teacher.named_modules())
