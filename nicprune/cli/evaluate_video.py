@@ -17,6 +17,7 @@ from nicprune.cli.options import (
     Metric,
     Quality,
     Weights,
+    of_a_learned_codec,
     refuse,
     refuse_for_files,
 )
@@ -75,18 +76,12 @@ def evaluate_clips(
         raise RecipeError("nothing to evaluate: name a --codec or a --classical codec")
     for name in classical or []:
         check_name(name)
-    if not codec:
-        refuse(
-            "no learned codec is named, and a classical one",
-            {
-                "--quality": quality,
-                "--metric": None if metric == "mse" else metric,
-                "--weights": None if weights == "official" else weights,
-                "--no-control": None if control else True,
-            },
-        )
     if codec:
         refuse_for_files([Named.read(text).codec for text in codec], quality, metric, weights)
+    else:
+        given = of_a_learned_codec(quality, metric, weights)
+        given["--no-control"] = None if control else True
+        refuse("no learned codec is named, and a classical one", given)
     if not classical:
         refuse("no classical codec is named, and a learned one", {"--crf": crf, "--preset": preset})
     found = clips_in(clips, size=size)

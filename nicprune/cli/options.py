@@ -44,12 +44,16 @@ def refuse_for_files(codecs: Sequence[str], quality: int | None, metric: str, we
     which holds its own.
     """
     if all(codec.endswith(".safetensors") for codec in codecs):
-        given = {
-            "--quality": quality,
-            "--metric": None if metric == "mse" else metric,
-            "--weights": None if weights == "official" else weights,
-        }
-        refuse(f"{codecs[0]}, a codec in a file,", given)
+        refuse(f"{codecs[0]}, a codec in a file,", of_a_learned_codec(quality, metric, weights))
+
+
+def of_a_learned_codec(quality: int | None, metric: str, weights: str) -> dict[str, Any]:
+    """Return the options that choose a codec of the zoo, for `refuse`: None where not given."""
+    return {
+        "--quality": quality,
+        "--metric": None if metric == "mse" else metric,
+        "--weights": None if weights == "official" else weights,
+    }
 
 
 def _bound_images(context: typer.Context, pixels: int | None) -> int | None:

@@ -23,8 +23,8 @@ def modes_restored(*models: nn.Module) -> Iterator[None]:
 @contextmanager
 def left_as_it_was(codec: nn.Module) -> Iterator[None]:
     """Undo what running a codec inside the block changes: modes, buffers (counters, running
-    statistics) and random numbers, those of its device too.
-    Attributes that are no buffers, such as the last latents, stay.
+    statistics) and random numbers, those of its device too. Attributes that are no buffers, such
+    as the last latents, stay.
     """
     kept = [
         (module, name, buffer, buffer.detach().clone())

@@ -70,9 +70,8 @@ class Attached(Coding):
 
     _drops_gradients = True
 
-    _quiet: tuple[nn.Module, ...] = ()
-    """Layers of the codec that learn by running, are not trained, and were put into evaluation mode
-    for that."""
+    _statistics_frozen: tuple[nn.Module, ...] = ()
+    """Layers of the codec that were put into evaluation mode because they are not trained."""
 
     _due: set[int] | None = None
     """The widths that the present step has yet to train; None if it did not ask for them."""
@@ -255,8 +254,8 @@ class Attached(Coding):
         running (batch norms), stay in evaluation mode.
         """
         super().train(mode)
-        self._quiet = ()
-        self._silence()
+        self._statistics_frozen = ()
+        self._freeze_statistics()
         return self
 
     def in_mode(self, training: bool) -> Attached:
@@ -265,21 +264,22 @@ class Attached(Coding):
         """
         self.training = training
         self.methods.train(training)
-        self._silence()
+        self._freeze_statistics()
         return self
 
-    def _silence(self) -> None:
+    def _freeze_statistics(self) -> None:
+        """Put layers that would learn by running, and are not trained, into evaluation mode."""
         if self.training and self.pending:
             now = [layer for layer in self._learning_by_running() if layer.training]
             for layer in now:
                 layer.eval()
-            self._quiet += tuple(now)
+            self._statistics_frozen += tuple(now)
 
-    def _loud(self) -> None:
-        """Undo `_silence`."""
-        for layer in self._quiet:
+    def _unfreeze_statistics(self) -> None:
+        """Undo `_freeze_statistics`."""
+        for layer in self._statistics_frozen:
             layer.train(self.codec.training)
-        self._quiet = ()
+        self._statistics_frozen = ()
 
     def _learning_by_running(self) -> list[nn.Module]:
         """Return the codec's layers that would change by running, and are not trained."""
@@ -671,9 +671,9 @@ class Attached(Coding):
         provenance(small).history.append(entry)
         if twin.roles.multi_width is not None:
             twin.roles.multi_width.finalize(small)
-        quiet, training = set(map(id, self._quiet)), self.codec.training
+        frozen, training = set(map(id, self._statistics_frozen)), self.codec.training
         modes = {
-            name: module.training or (training and id(module) in quiet)
+            name: module.training or (training and id(module) in frozen)
             for name, module in self.codec.named_modules()
         }
         for name, module in small.named_modules():
@@ -710,7 +710,7 @@ class Attached(Coding):
 
     def detach(self) -> nn.Module:
         """Remove every hook and return the original object, as it is now."""
-        self._loud()
+        self._unfreeze_statistics()
         for method in self._each:
             method.detach(method.codec)
         keep_gradients(self.parameters())

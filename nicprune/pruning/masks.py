@@ -225,6 +225,7 @@ def importance(
         # Noise in place of rounding has gradients; it is drawn apart from everybody else's.
         with (
             torch.enable_grad(),
+            torch.random.fork_rng(),  # of every device, all of which are seeded
             StridedPointwiseBySlicing(),
             left_as_it_was(codec),
         ):

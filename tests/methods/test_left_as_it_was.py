@@ -78,6 +78,15 @@ def test_other_devices_draw_on_as_they_would(
     assert not seeded
 
 
+def test_a_finished_training_returns_its_last_figures(tmp_path: Path) -> None:
+    photo = write_png(torch.rand(3, 64, 64), tmp_path / "a.png")
+    results = [
+        fit(built("bmshj2018-hyperprior")[0], photo, steps=2, folder=tmp_path / "run", **QUICK_FIT)
+        for _ in range(2)
+    ]
+    assert results[0].metrics and results[1].metrics == results[0].metrics
+
+
 def test_a_damaged_adaptation_leaves_the_codec_free(tmp_path: Path) -> None:
     codec = built("bmshj2018-hyperprior")[0]
     attached = attach(codec, "adaptation", form="decoder_adapter", hidden=4)

@@ -8,7 +8,9 @@ from typing import Any
 import matplotlib
 import matplotlib.image
 import numpy as np
+import pytest
 from helpers_report import record, sweep
+from matplotlib.axes import Axes
 
 from nicprune.report.aggregate import aggregate
 from nicprune.report.plots.drop_against_reduction import drop_against_reduction
@@ -58,3 +60,21 @@ def test_a_curve_has_a_gap_where_others_were_measured() -> None:
     ):
         assert with_gaps(points, qualities, measured) == points
     assert with_gaps(points[:1], [3], {1, 3, 4}) == points[:1]
+
+
+def test_codecs_that_cost_more_than_before_are_in_the_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[tuple[float, float]] = []
+    own = Axes.set_xlim
+
+    def noted(axes: Axes, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 2:
+            limits.append((args[0], args[1]))
+        return own(axes, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "set_xlim", noted)
+    lines = aggregate([record("original"), record("pruned", drop=0.1, label="grown")])
+    for line in lines:
+        if line.role == "pruned":
+            line.mean["flop_reduction"] = 0.4
+    assert drop_against_reduction(lines) is not None
+    assert limits and all(low < 0.4 and high > 1 for low, high in limits)

@@ -442,7 +442,7 @@ class Slimmable(MultiWidth):
 
     def set_objective(self, lmbda: float, metric: str) -> None:
         _check_distill(self.config, metric)
-        self._lmbda = lmbda  # of `prepare` too, where it is called before
+        self._lmbda = lmbda
 
     def loss(self, out: Mapping[str, Any], x: Tensor) -> Tensor:
         if not self.config.distill:
