@@ -177,13 +177,24 @@ class Groups(Sequence[Group]):
         """Validate keep-lists; groups not named keep everything.
 
         Raises:
-            RecipeError: a group is unknown, pinned, or an index is out of range, repeated or
-                unsorted.
+            RecipeError: a group is unknown, pinned, or an index is no whole number, out of range,
+                repeated or unsorted.
         """
         checked = {}
         for name, indices in keep.items():
             group: Group = self[name]
-            kept = np.asarray(list(indices), dtype=np.int64)
+            kept = np.asarray(list(indices))
+            if len(kept) and kept.dtype.kind not in "iu":
+                raise RecipeError(
+                    f"the keep-list of {name!r} must be indices of channels, not {kept.dtype}"
+                    " values: numpy.flatnonzero makes them of booleans"
+                )
+            kept = kept.astype(np.int64)
+            inside = not len(kept) or (kept.min() >= 0 and kept.max() < group.width)
+            if not inside or (np.diff(kept) <= 0).any():
+                raise RecipeError(
+                    f"the keep-list of {name!r} must be increasing indices below {group.width}"
+                )
             if len(kept) == group.width:
                 continue
             if group.pinned is not None:
@@ -197,11 +208,6 @@ class Groups(Sequence[Group]):
                 raise RecipeError(
                     f"channel group {name!r} must keep at least {group.least} of {group.width}"
                     f" channels (got {len(kept)})"
-                )
-            inside = not len(kept) or (kept.min() >= 0 and kept.max() < group.width)
-            if not inside or (np.diff(kept) <= 0).any():
-                raise RecipeError(
-                    f"the keep-list of {name!r} must be increasing indices below {group.width}"
                 )
             checked[name] = kept
         return checked

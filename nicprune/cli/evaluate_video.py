@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from nicprune.cli.options import (
+    Force,
     Frames,
     FrameSize,
     Gop,
@@ -58,6 +59,7 @@ def evaluate_clips(
         str | None, typer.Option(help="Folder to write records, tables, plots and a page into.")
     ] = None,
     max_pixels: MaxPixels = None,
+    force: Force = False,
 ) -> None:
     """Evaluate codecs on clips, on real bitstreams.
 
@@ -69,6 +71,7 @@ def evaluate_clips(
     from nicprune.data.clips import clips_in
     from nicprune.evaluation.classical_video import CRFS, check_name, evaluate_classical_video
     from nicprune.evaluation.transform_times import Named
+    from nicprune.report.folder import check_replaceable
     from nicprune.report.video import video_record, video_table, write_video_report
     from nicprune.storage.video_container import GOP
 
@@ -87,6 +90,8 @@ def evaluate_clips(
     found = clips_in(clips, size=size)
     if report is not None:
         check_writable(report)
+        if not force:
+            check_replaceable(report)
     command, records = shlex.join(["nicprune", *sys.argv[1:]]), []
 
     def note(evaluation: Any, role: Any, label: str) -> None:

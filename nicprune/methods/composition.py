@@ -25,7 +25,8 @@ from nicprune.codecs.modes import left_as_it_was, modes_restored
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.roles import on_side
-from nicprune.common.errors import CodecError, DataError, RecipeError, TrainingError
+from nicprune.common.config import cut
+from nicprune.common.errors import CodecError, DataError, RecipeError
 from nicprune.common.wording import numbered
 from nicprune.data.images import to_channels
 from nicprune.methods.bitstream import Coding
@@ -40,6 +41,7 @@ from nicprune.methods.contract import (
     Temporal,
     parse_settings,
 )
+from nicprune.methods.loop_check import LoopCheck
 from nicprune.methods.multi_width.lambda_schedule import mean_figures
 from nicprune.methods.operating_point import EMPTY, Choice, OperatingPoint
 from nicprune.pruning.cost import CostModel
@@ -73,9 +75,6 @@ class Attached(Coding):
     _statistics_frozen: tuple[nn.Module, ...] = ()
     """Layers of the codec that were put into evaluation mode because they are not trained."""
 
-    _due: set[int] | None = None
-    """The widths that the present step has yet to train; None if it did not ask for them."""
-
     def __init__(
         self, codec: nn.Module, methods: Sequence[Method], groups: Groups, cost: CostModel
     ):
@@ -84,6 +83,7 @@ class Attached(Coding):
         self.methods = nn.ModuleList(methods)
         self._shared = (groups, cost)
         self.roles = Roles.of(methods)
+        self._loop = LoopCheck()
 
     @property
     def _each(self) -> list[Method]:
@@ -230,8 +230,8 @@ class Attached(Coding):
         ):
             asked |= self.roles.multi_width.default_in_training()
         self.set_point(self.point(**asked))
-        if self.training and self._due and self.widths is not None and self.widths.now is not None:
-            self._due.discard(self.widths.now)
+        if self.training:
+            self._loop.ran(self.widths.now if self.widths is not None else None)
         if self.training and self._drops_gradients and torch.is_grad_enabled():
             drop_gradients(self._untrained())
         if self.levels is not None and self.training and level is None and lmbda is None:
@@ -328,9 +328,10 @@ class Attached(Coding):
 
         Raises:
             TrainingError: a step of a slimmable codec or a scalable encoder did not run each of
-                `widths_per_step`.
+                `widths_per_step`; or some steps in a row left no gradient, which masks and
+                thresholds follow.
         """
-        self._check_all_ran()
+        self._loop.check_step(self, self._each, self.roles.multi_width)
         for method in self._each:
             method.after_step()
 
@@ -460,21 +461,8 @@ class Attached(Coding):
         """Return the widths that one training step goes through; none for a codec of one width."""
         multi_width = self.roles.multi_width
         found = multi_width.widths_per_step() if multi_width is not None else []
-        self._due = set(found)
+        self._loop.asked(found)
         return found
-
-    def _check_all_ran(self) -> None:
-        """Raise TrainingError where a step left out a width that it should have trained."""
-        multi_width = self.roles.multi_width
-        if multi_width is None or multi_width.default_in_training() or not len(self.widths or ()):
-            return
-        due, self._due = self._due, None
-        if due is None or due:
-            raise TrainingError(
-                f"{multi_width.name} trains several widths: in each step, before after_step(), run"
-                " the forward and the backward pass for each width in model.widths_per_step(), by"
-                " model(batch, width=width)"
-            )
 
     @property
     def scheduled(self) -> bool:
@@ -563,7 +551,7 @@ class Attached(Coding):
         for method in self.roles.pruners:
             if method.codec is not self.codec:
                 continue
-            for name, kept in method.select().items():
+            for name, kept in _selected(method).items():
                 # Where methods agree on no channel, one stays.
                 merged[name] = (
                     (merged[name] & set(kept) or {min(kept)}) if name in merged else set(kept)
@@ -820,6 +808,24 @@ def _created(
         if isinstance(method, MultiWidth):
             subject = method.prunable() or subject
     return [created[number] for number in range(len(parsed))]
+
+
+def _selected(method: Pruner) -> Mapping[str, Sequence[int]]:
+    """Return what a method keeps.
+
+    Raises:
+        RecipeError: it returned something else than keep-lists.
+    """
+    found: Any = method.select()
+    try:
+        method.groups.check(found)
+    except (AttributeError, TypeError, ValueError, RecipeError) as error:
+        reason = cut(str(error), 200) if isinstance(error, RecipeError) else "no keep-lists"
+        raise RecipeError(
+            f"{method.name}: select() returns lists of channels by group, not"
+            f" {cut(repr(found), 60)}: {reason}"
+        ) from None
+    return cast("Mapping[str, Sequence[int]]", found)
 
 
 def attach(

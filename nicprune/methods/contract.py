@@ -489,7 +489,7 @@ class Roles:
         )
 
 
-METHODS: Registry[type[Method]] = Registry("method")
+METHODS: Registry[type[Method]] = Registry("method", Method)
 
 
 def parse_settings(

@@ -40,7 +40,12 @@ from nicprune.codecs.roles import sides_of_modules, transforms_in
 from nicprune.common.config import cut
 from nicprune.common.errors import CodecError, first_line
 from nicprune.pruning.coding_only import run_by_coding_only
-from nicprune.pruning.operators import HANDLES, uncounted, without_fused_attention
+from nicprune.pruning.operators import (
+    HANDLES,
+    count_functions,
+    uncounted,
+    without_fused_attention,
+)
 from nicprune.pruning.totals import AREA, Totals
 
 COUNTER = "fvcore"
@@ -89,8 +94,8 @@ def count_modules(codec: nn.Module) -> dict[str, int]:
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(
                 False
             ).tracer_warnings("none")
+            missing = uncounted(count_functions(analysis))
             counts = analysis.by_module()
-            missing = uncounted(analysis.unsupported_ops())
             uncalled = {name.removeprefix("codec.") for name in analysis.uncalled_modules()}
             unseen = run_by_coding_only(codec, image, uncalled)
     except CodecError:

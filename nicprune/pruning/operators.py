@@ -4,11 +4,19 @@ for, those that it counts and that do not, and those that nobody knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from fvcore.nn import FlopCountAnalysis
+from fvcore.nn.jit_handles import (
+    addmm_flop_jit,
+    bmm_flop_jit,
+    conv_flop_jit,
+    linear_flop_jit,
+    matmul_flop_jit,
+)
 
 from nicprune.channels.ops import BREAKS_ZERO, KEEPS_ZERO
 
@@ -79,6 +87,9 @@ def _nothing(inputs: list[Any], outputs: list[Any]) -> int:
     return 0
 
 
+FUNCTION = "prim::PythonOp."
+"""What fvcore puts before the name of a `torch.autograd.Function`."""
+
 HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     **dict.fromkeys(ELEMENTWISE, _nothing),
     "aten::_convolution_mode": _convolution_mode,
@@ -88,8 +99,20 @@ HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "aten::addmv": _added_matmul,
     "aten::mv": _vector,
     "aten::dot": _vector,
+    FUNCTION + "LowerBoundFunction": _nothing,  # CompressAI's
 }
 """Handles that are set on fvcore's counter."""
+
+IN_FUNCTIONS: dict[str, Callable[[list[Any], list[Any]], Any]] = {
+    "aten::_convolution": conv_flop_jit,
+    "aten::convolution": conv_flop_jit,
+    "aten::linear": linear_flop_jit,
+    "aten::addmm": addmm_flop_jit,
+    "aten::matmul": matmul_flop_jit,
+    "aten::bmm": bmm_flop_jit,
+    **HANDLES,
+}
+"""Handles for operators in `torch.autograd.Function`s: also those that the counter has itself."""
 
 COUNTS_NOTHING = set(
     "cartesian_prod combinations tril_indices triu_indices logspace scalar_tensor randint randperm"
@@ -117,6 +140,56 @@ COUNTS_NOTHING = set(
 """Operators that move values, make them, or reduce or change each of them."""
 
 
+class OwnFunctions:
+    """A handle of `torch.autograd.Function`s, each of which torch.jit takes as one operator: the
+    sum of what its forward pass runs. It is called in the order of the graph.
+
+    Functions within one, which the graph has behind it once more, count nothing themselves.
+
+    Attributes:
+        operators: operators in them that have no handle.
+    """
+
+    def __init__(self) -> None:
+        self.operators: set[str] = set()
+        self._within: list[str] = []
+
+    def __call__(self, inputs: list[Any], outputs: list[Any]) -> int:
+        node = outputs[0].node()
+        if self._within and self._within[0] == node.pyname():
+            self._within.pop(0)
+            return 0
+        if "Subgraph" not in node.attributeNames():
+            self.operators.add(FUNCTION + node.pyname())
+            return 0
+        inner = list(node.g("Subgraph").nodes())
+        names = [one.pyname() for one in inner if one.kind() == "prim::PythonOp"]
+        self._within = [name for name in names if FUNCTION + name not in HANDLES]
+        return sum(map(self._of_node, inner))
+
+    def _of_node(self, node: Any) -> int:
+        if node.kind() not in IN_FUNCTIONS:
+            self.operators.add(node.kind())
+            return 0
+        found: Any = IN_FUNCTIONS[node.kind()](list(node.inputs()), list(node.outputs()))
+        return int(sum(found.values())) if isinstance(found, Mapping) else int(found)
+
+
+def count_functions(analysis: FlopCountAnalysis) -> list[str]:
+    """Let the counter go into functions that it knows nothing of; return operators without a
+    handle, those of functions too.
+    """
+    analysis.total()
+    missing = set(analysis.unsupported_ops())
+    unknown = {name for name in missing if name.startswith(FUNCTION)}
+    if not unknown:
+        return sorted(missing)
+    functions = OwnFunctions()
+    analysis.set_op_handle(**dict.fromkeys(unknown, functions))
+    analysis.total()
+    return sorted(missing - unknown | functions.operators)
+
+
 @contextmanager
 def without_fused_attention() -> Iterator[None]:
     """Let `nn.MultiheadAttention` run as linear layers and products inside the block: they have
@@ -132,12 +205,16 @@ def without_fused_attention() -> Iterator[None]:
 
 def uncounted(operators: Iterable[str]) -> list[str]:
     """Return those of the operators without a handle that may multiply and accumulate: all but
-    movements, reductions and what works on each element by itself.
+    movements, reductions and what works on each element by itself. Of operators of other libraries,
+    nobody knows.
     """
     found = []
     for name in operators:
         space, _, plain = name.partition("::")
-        if space != "aten" or name in HANDLES:
+        if name in HANDLES or (space == "prim" and not name.startswith(FUNCTION)):
+            continue
+        if space != "aten":
+            found.append(name.removeprefix(FUNCTION))
             continue
         if {plain, plain.rstrip("_")} & (COUNTS_NOTHING | KEEPS_ZERO | BREAKS_ZERO):
             continue

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nicprune.common.errors import FileError
 from nicprune.common.files import write_atomically, write_text
+from nicprune.data.images import SUFFIXES
 from nicprune.report.aggregate import aggregate
 from nicprune.report.bd_rate import bd_table
 from nicprune.report.cautions import cautions
@@ -29,9 +30,16 @@ FILES = ("records.json", "table.csv", "table.md", "table.tex", "bd.csv", "index.
 
 
 def check_replaceable(folder: str | Path) -> None:
-    """Raise FileError if a folder has files with the names of a report's, and is no report."""
+    """Raise FileError if a folder has files with the names of a report's or holds images, and is no
+    report: plots and crops would be taken for images.
+    """
     folder = Path(folder)
-    there = [name for name in FILES if (folder / name).exists()]
+    there = [name for name in FILES if (folder / name).exists()] or [
+        str(path.relative_to(folder))
+        for part in (folder, *(folder / split for split in ("train", "test", "validation")))
+        for path in (sorted(part.iterdir()) if part.is_dir() else ())
+        if path.suffix.lower() in SUFFIXES
+    ]
     if not there:
         return
     try:

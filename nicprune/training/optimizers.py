@@ -132,8 +132,10 @@ def _times(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
     if axis == tensor.ndim - 1:
         return tensor @ matrix
     if axis == 0:
-        return (matrix.T @ tensor.flatten(1)).view(-1, *tensor.shape[1:])
-    return matrix.T @ tensor
+        return (matrix.T @ tensor.flatten(1)).view(tensor.shape)
+    if axis == tensor.ndim - 2:
+        return matrix.T @ tensor
+    return (tensor.transpose(axis, -1) @ matrix).transpose(axis, -1)
 
 
 def _outer(tensor: Tensor, axis: int) -> Tensor:

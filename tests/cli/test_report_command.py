@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from shutil import which
 
 import pytest
+import torch
 from helpers_cli import call, fails
+
+from nicprune.data.images import write_png
 
 REPORTS = Path(__file__).parents[2] / "reports"
 
@@ -49,5 +53,21 @@ def test_the_files_of_others_stay(
     arguments = ["report", str(reports / given), "-o", str(site)]
     assert f"{name} exists and is not of a report" in fails(monkeypatch, capsys, *arguments)
     assert [path.name for path in site.iterdir()] == [name]
+    call(*arguments, "--force")
+    call(*arguments)  # a report now
+
+
+@pytest.mark.parametrize("inside", ["", "train", "test"])
+def test_no_report_is_written_among_images(
+    inside: str, reports: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = write_png(torch.rand(3, 8, 8), reports / "photos" / inside / "one.png")
+    arguments = ["report", str(reports / "base_evc"), "-o", str(reports / "photos")]
+    err = fails(monkeypatch, capsys, *arguments)
+    assert f"{photo} exists and is not of a report" in err and "--force" in err
+    assert list((reports / "photos").rglob("*.*")) == [photo]
+    video = ["eval-video", str(reports), "--classical", "x264", "--report", str(reports / "photos")]
+    if which("ffmpeg"):
+        assert "exists and is not of a report" in fails(monkeypatch, capsys, *video)
     call(*arguments, "--force")
     call(*arguments)  # a report now

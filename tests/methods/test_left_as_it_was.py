@@ -17,6 +17,7 @@ from nicprune.common.errors import CodecError, FileError, TrainingError
 from nicprune.data.images import write_png
 from nicprune.methods import METHODS, attach
 from nicprune.methods.with_teacher import taught
+from nicprune.pruning.cost import measure
 from nicprune.storage.adaptation import load_adaptation, save_adaptation
 from nicprune.storage.checkpoint import read_contents, save, write_file
 from nicprune.training.loop import fit
@@ -53,6 +54,50 @@ def test_attaching_and_preparing_run_a_codec_without_a_trace(
     attached = attach(codec, method, **settings)
     attached.prepare([image(codec, 1)])
     assert not float(codec.calls)
+
+
+class Caching(ScaleHyperprior):
+    """A codec that keeps a buffer for the size of the last image, and its latents."""
+
+    def __init__(self, N: int, M: int) -> None:
+        super().__init__(N, M)
+        self.size: tuple[int, int] | None = None
+
+    def forward(self, x: Tensor) -> Any:
+        height, width = x.shape[-2:]
+        if self.size != (height, width):
+            self.size = (height, width)
+            self.register_buffer("table", torch.linspace(0, 1, width).expand(height, width))
+        out = super().forward(x)
+        self.last = out["x_hat"]
+        return out | {"x_hat": out["x_hat"] + self.table}
+
+
+@pytest.mark.parametrize("seen", [None, (1, 3, 128, 64)], ids=["new", "used"])
+@pytest.mark.parametrize("work", ["measure", "attach", "prepare", "save"])
+def test_what_a_codec_keeps_of_an_image_is_put_back(
+    work: str, seen: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    codec = Caching(8, 12).eval()
+    if seen is not None:
+        codec(torch.rand(seen))
+    last, size, keys = getattr(codec, "last", None), codec.size, list(codec.state_dict())
+    table = codec.table.clone() if seen is not None else None
+    if work == "measure":
+        measure(codec)
+    elif work == "save":
+        if seen is not None:  # a table in the state that no constructor makes
+            return
+        save(codec, tmp_path / "codec.safetensors")
+    else:
+        attached = attach(codec, "fisher", budget={"macs": 0.8}, round_to=1)
+        if work == "prepare":
+            attached.prepare([image(codec, 1)])
+        attached.detach()
+    assert codec.size == size and getattr(codec, "last", None) is last
+    assert list(codec.state_dict()) == keys
+    assert table is None or torch.equal(codec.table, table)
 
 
 def test_what_one_method_looks_at_is_no_training_of_another() -> None:
@@ -142,6 +187,7 @@ def test_one_step_that_is_not_finite_does_not_spoil_the_stages_that_follow() -> 
                 x[0, 0, 0, 0] = torch.inf
             loss = attached.loss(attached(x), x)
             assert bool(loss.isfinite()) == (step != broken)
+            loss.backward()
             attached.after_step()
         distances: Any = attached.methods[1].distances
         assert bool(distances.isfinite().all()) and bool(distances.any())

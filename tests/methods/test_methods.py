@@ -11,6 +11,7 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import METHOD_SETTINGS, built, hook_count, image, random_keep, same_state, state_of
@@ -684,6 +685,43 @@ def test_methods_of_other_packages_come_in_by_an_entry_point(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr[-800:]
     assert re.search(r"own_method +from elsewhere", done.stdout)
     assert "the method 'broken' of broken is left out: ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.parametrize("item", [int, 3, "magnitude", METHODS["magnitude"].Config], ids=repr)
+def test_what_is_no_method_is_not_registered(item: Any) -> None:
+    with pytest.raises(NicpruneError, match="a method is a class derived from Method"):
+        METHODS.register("no_method")(item)
+    assert "no_method" not in METHODS
+
+
+SELECTIONS: dict[str, Any] = {
+    "booleans": lambda group: [i % 2 == 0 for i in range(group.width)],
+    "an array of booleans": lambda group: np.arange(group.width) % 2 == 0,
+    "a channel twice": lambda group: [0, *range(group.width - 1)],
+    "unsorted": lambda group: [*range(1, group.width), 0],
+    "out of range": lambda group: [0, group.width],
+    "negative": lambda group: [-1, 0],
+    "none at all": lambda group: [],
+    "a number of channels": lambda group: 4,
+    "fractions": lambda group: [0.0, 1.5],
+}
+
+
+@pytest.mark.parametrize("what", [*SELECTIONS, "nothing", "a list", "another group"])
+def test_a_selection_is_of_channels_or_refused(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attached = attach(
+        built("bmshj2018-hyperprior")[0], "magnitude", budget={"macs": 0.5}, round_to=1
+    )
+    pruner: Any = attached.methods[0]
+    group = pruner.config.free(attached.groups)[0]
+    found = {"nothing": None, "a list": [group.name], "another group": {"g_z.0": [0, 1]}}
+    if what in SELECTIONS:
+        found = {what: {group.name: SELECTIONS[what](group)}}
+    monkeypatch.setattr(type(pruner), "select", lambda self: found[what])
+    for act in (attached.keep, attached.harden):
+        with pytest.raises(RecipeError, match=r"magnitude: select\(\) returns lists of") as told:
+            act()
+        assert "\n" not in str(told.value)
 
 
 def test_methods_that_log_alike_do_not_overwrite_each_other() -> None:

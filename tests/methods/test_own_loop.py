@@ -193,6 +193,46 @@ def test_a_loop_that_leaves_out_widths_is_told(method: str) -> None:
     assert changed(attached.methods, before)
 
 
+FOLLOW_GRADIENTS = ["mask_decay", "group_lasso", "channel_gating", "scalable_encoder"]
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("method", FOLLOW_GRADIENTS)
+def test_a_loop_that_takes_gradients_away_is_told(method: str, set_to_none: bool) -> None:
+    settings = {**METHOD_SETTINGS[method]}
+    settings |= {k: 50 for k in ("decay_steps", "gating_steps") if k in settings}
+    attached = attach(built("bmshj2018-hyperprior")[0], method, **settings).train()
+    optimizer = torch.optim.Adam(attached.parameters(), 1e-4)
+
+    def step(early: bool) -> None:
+        for width in attached.widths_per_step() or [None]:  # type: ignore[list-item]
+            attached(image(), width=width)["x_hat"].square().mean().backward()
+        optimizer.step()
+        if early:
+            optimizer.zero_grad(set_to_none=set_to_none)
+        attached.after_step()
+        optimizer.zero_grad(set_to_none=set_to_none)
+
+    step(early=True)
+    step(early=True)
+    step(early=False)  # a step may be left out
+    step(early=True)
+    step(early=True)
+    with pytest.raises(TrainingError, match=f"{method} found no gradient in 3 steps") as told:
+        step(early=True)
+    assert "\n" not in str(told.value) and "before optimizer.zero_grad()" in str(told.value)
+
+
+def test_a_step_may_ask_for_its_widths_again() -> None:
+    settings = {"widths": [1.0, 0.8, 0.6, 0.5], "sandwich": 1, "round_to": 1}
+    attached = attach(built("bmshj2018-hyperprior")[0], "slimmable", **settings).train()
+    for _ in range(8):
+        for width in attached.widths_per_step():
+            attached(image(), width=width)["x_hat"].mean().backward()
+        attached.widths_per_step()
+        attached.after_step()
+
+
 class WithNorms(ScaleHyperprior):
     """A codec with batch norms in its analysis."""
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from channelwise_codec import ChannelwiseCodec
 from compressai.models import CompressionModel, FactorizedPrior, ScaleHyperprior
+from compressai.ops.bound_ops import LowerBoundFunction
 from helpers import built, image, make_telling, random_keep, same_state, state_of
 from torch import Tensor, nn
 from zoo_of_blocks import BlockCodec, Small, SmallWithNorm
@@ -342,6 +343,101 @@ def test_an_operator_without_a_handle_is_named() -> None:
     codec = codec_of(lambda s, x: s.b(x) * (1 + torch.cdist(x, x).mean()), b=conv())
     with pytest.warns(UserWarning, match="MACs of .*cdist.* are not counted"):
         measure(codec)
+
+
+class Convolve(torch.autograd.Function):
+    """A convolution of one's own, as memory-saving ones are written."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise NotImplementedError
+
+
+class Nested(Convolve):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.relu(Convolve.apply(x, weight, bias))  # type: ignore[no-any-return]
+
+
+class Twice(Convolve):
+    """Within it one that holds another, and then another one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        once = LowerBoundFunction.apply(Nested.apply(x, weight, bias), x.new_zeros(1))
+        return Convolve.apply(once, weight, bias)  # type: ignore[no-any-return]
+
+
+class Distances(Convolve):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return x + torch.cdist(x, x).mean() * weight.mean() + bias.mean()
+
+
+def through(*functions: Any) -> Any:
+    """A codec with a convolution, and functions that are given its weights once more."""
+
+    def run(s: Any, x: Tensor) -> Tensor:
+        y: Tensor = s.b(x)
+        for function in functions:
+            y = function.apply(y, s.b.weight, s.b.bias)
+        return y
+
+    return codec_of(run, b=conv())
+
+
+@pytest.mark.parametrize(
+    ("functions", "times"),
+    [((Convolve,), 1), ((Nested,), 1), ((Twice,), 2), ((Twice, Convolve, Nested, Twice), 6)],
+)
+def test_what_an_autograd_function_runs_is_counted(
+    functions: Any, times: int, recwarn: Any
+) -> None:
+    one, two = measure(through()), measure(codec := through(*functions))
+    assert two.macs - one.macs == two.encoder - one.encoder == times * 8 * 8 * 16 * 16
+    assert not [w for w in recwarn if "not counted" in str(w.message)]
+    groups = analyse(codec)
+    keep = random_keep(groups, seed=0)
+    assert keep and CostModel(codec, groups).totals(keep) == measure(prune(codec, keep, groups))
+
+
+def test_an_operator_without_a_handle_is_named_in_a_function_too() -> None:
+    with pytest.warns(UserWarning, match=r"MACs of .*cdist.* in BlockCodec are not counted"):
+        measure(through(Distances))
+
+
+@torch.library.custom_op("nicprune_tests::convolve", mutates_args=())
+def convolve(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight)
+
+
+@convolve.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], *x.shape[2:])
+
+
+def test_operators_of_other_libraries_are_named() -> None:
+    codec = codec_of(lambda s, x: convolve(s.b(x), s.b.weight), b=conv())
+    with pytest.warns(UserWarning, match="MACs of nicprune_tests::convolve in"):
+        measure(codec)
+
+
+def test_a_straight_through_rounding_is_nothing_to_tell(recwarn: Any) -> None:
+    class Round(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.round()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return gradients
+
+    measure(codec_of(lambda s, x: Round.apply(s.b(x)), b=conv()))
+    assert not [w for w in recwarn if "not counted" in str(w.message)]
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])

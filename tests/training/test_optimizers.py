@@ -68,7 +68,11 @@ def test_soap_takes_the_steps_of_the_library_on_three_axes(
     assert torch.allclose(ours.flatten(2), theirs, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("shape", [(6, 5), (7,), (6, 4, 5)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(6, 5), (7,), (6, 4, 5), (6, 5, 3, 2, 4), (3, 3, 3, 3, 3), (2, 3, 4, 2, 3, 2)],
+    ids=str,
+)
 def test_soap_leaves_other_parameters_to_the_library(shape: tuple[int, ...]) -> None:
     start = torch.zeros(shape, dtype=torch.float64)
     assert torch.allclose(
@@ -77,6 +81,13 @@ def test_soap_leaves_other_parameters_to_the_library(shape: tuple[int, ...]) -> 
         rtol=0,
         atol=1e-9,
     )
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0, 3), (1, 1, 1), (4, 1, 1, 1, 1)], ids=str)
+def test_soap_takes_parameters_of_few_elements(shape: tuple[int, ...]) -> None:
+    start = torch.ones(shape, dtype=torch.float64)
+    found = trained(ConvolutionSOAP, start, [torch.ones(shape, dtype=torch.float64)] * 4)
+    assert found.shape == start.shape and bool((found < start).all())
 
 
 def codec_like() -> nn.Module:

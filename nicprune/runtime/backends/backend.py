@@ -68,4 +68,4 @@ class Backend(ABC):
         """
 
 
-BACKENDS: Registry[type[Backend]] = Registry("backend")
+BACKENDS: Registry[type[Backend]] = Registry("backend", Backend)

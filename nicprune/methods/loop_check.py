@@ -1,0 +1,70 @@
+"""Notice training loops that leave out what methods need, as loops of one's own can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from nicprune.common.errors import TrainingError
+from nicprune.methods.contract import Method, MultiWidth
+
+MISSED_IN_A_ROW = 3
+"""Steps without a gradient that are taken for a fault of the loop, not for a step left out."""
+
+
+class LoopCheck:
+    """What the training steps of one attached codec run."""
+
+    def __init__(self) -> None:
+        self._passes = 0
+        self._asked: list[set[int]] = []
+        self._widths: set[int] = set()
+        self._missed = 0
+
+    def asked(self, widths: Iterable[int]) -> None:
+        """Note the widths that a step was told to train; it may ask again, and get others."""
+        self._asked.append(set(widths))
+
+    def ran(self, width: int | None) -> None:
+        """Note a forward pass in training, at this width of several."""
+        self._passes += 1
+        if width is not None:
+            self._widths.add(width)
+
+    def check_step(
+        self, model: nn.Module, methods: Iterable[Method], multi_width: MultiWidth | None
+    ) -> None:
+        """Check the step at its end, while its gradients are still there.
+
+        Raises:
+            TrainingError: it did not run each width; or some steps left no gradient, though masks
+                or thresholds follow theirs.
+        """
+        passes, asked, widths = self._passes, self._asked, self._widths
+        self._passes, self._asked, self._widths = 0, [], set()
+        if (
+            multi_width is not None
+            and not multi_width.default_in_training()
+            and len(multi_width.widths or ())
+            and not any(each <= widths for each in asked)
+        ):
+            raise TrainingError(
+                f"{multi_width.name} trains several widths: in each step, before after_step(), run"
+                " the forward and the backward pass for each width in model.widths_per_step(), by"
+                " model(batch, width=width)"
+            )
+        follow = [m.name for m in methods if not m.done and m.manually_updated()]
+        if not passes or not follow:  # no step at all, as where a schedule is run dry
+            return
+        # What is not finite is a gradient, too: training goes on from such steps.
+        if any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()):
+            self._missed = 0
+            return
+        self._missed += 1
+        if self._missed >= MISSED_IN_A_ROW:
+            raise TrainingError(
+                f"{follow[0]} found no gradient in {self._missed} steps in a row: call"
+                " model.after_step() after backward() and optimizer.step(), but before"
+                " optimizer.zero_grad()"
+            )
