@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from nicprune.cli.options import Force
+from nicprune.cli.options import Codec, Force, Metric, Quality, Weights, load_one
 
 
 def export(
-    file: Annotated[str, typer.Argument(help="A .safetensors file that nicprune saved.")],
+    codec: Codec,
     output: Annotated[str, typer.Argument(help="File (compressai) or folder (onnx) to write.")],
     format_: Annotated[
         str,
@@ -19,12 +19,14 @@ def export(
             help="compressai (.pth.tar for stock tools) or onnx (one file per transform).",
         ),
     ] = "compressai",
+    quality: Quality = None,
+    weights: Weights = "official",
+    metric: Metric = "mse",
     force: Force = False,
 ) -> None:
     """Write a codec for other tools."""
     from nicprune.common.errors import RecipeError, closest
     from nicprune.common.files import check_output
-    from nicprune.storage.checkpoint import load
     from nicprune.storage.export import export_compressai, export_onnx
 
     if format_ not in ("compressai", "onnx"):
@@ -33,14 +35,14 @@ def export(
         # torch writes zip files of a pickle, under the name that it had then.
         check_output(
             output,
-            [file],
+            [codec, weights],
             lambda start: start.startswith(b"PK") and b"/data.pkl" in start,
             force=force,
         )
-    codec = load(file)
+    loaded = load_one(codec, quality, metric, weights)
     if format_ == "compressai":
-        written = [export_compressai(codec, output)]
+        written = [export_compressai(loaded, output)]
     else:
-        written = export_onnx(codec, output, say=typer.echo)
+        written = export_onnx(loaded, output, say=typer.echo)
     for path in written:
         typer.echo(f"wrote {path}")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from nicprune.common.errors import CodecError, first_line
 
 T = TypeVar("T", bound=nn.Module)
 
@@ -19,7 +22,7 @@ def copy_codec(codec: T) -> T:
     Results of a computation that a module keeps as attributes (`self.last_y = y`), which `deepcopy`
     refuses, are copied without their graph.
     """
-    return copy.deepcopy(codec, _without_graphs(codec))
+    return _copied(codec, _without_graphs(codec))
 
 
 def double_copy(codec: T) -> T:
@@ -29,7 +32,7 @@ def double_copy(codec: T) -> T:
         dtype = torch.float64 if parameter.is_floating_point() else parameter.dtype
         value = parameter.detach().to("cpu", dtype, copy=True)
         memo[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
-    return copy.deepcopy(codec, memo).cpu().double().eval()
+    return _copied(codec, memo).cpu().double().eval()
 
 
 def sharing_copy(codec: T, apart: Collection[Tensor] = ()) -> T:
@@ -44,7 +47,54 @@ def sharing_copy(codec: T, apart: Collection[Tensor] = ()) -> T:
         value = parameter.detach()
         value = value.clone() if id(parameter) in copied else value
         memo[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
-    return copy.deepcopy(codec, memo)
+    return _copied(codec, memo)
+
+
+def _copied(codec: T, memo: dict[int, Any]) -> T:
+    """Return a deep copy. What cannot be copied (locks, open files, scripted functions) is shared.
+
+    Raises:
+        CodecError: it cannot be copied all the same.
+    """
+    try:
+        return copy.deepcopy(codec, dict(memo))
+    except Exception:  # a foreign attribute's own code may raise anything
+        modules = list(codec.modules())
+        shared = memo | {id(module): module for module in modules}
+        for module in modules:
+            for value in module.__dict__.values():
+                _share_uncopyable(value, shared, set())
+        for module in modules:
+            del shared[id(module)]
+        try:
+            return copy.deepcopy(codec, shared)
+        except Exception as error:
+            raise CodecError(
+                f"{type(codec).__name__} cannot be copied: {first_line(error)}"
+            ) from None
+
+
+def _share_uncopyable(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
+    """Enter into a memo, as their own copies, the innermost parts of a value that have none."""
+    if id(value) in seen or isinstance(value, Tensor):
+        return
+    seen.add(id(value))
+    try:
+        copy.deepcopy(value, dict(memo))
+        return
+    except Exception:
+        before = len(memo)
+    if isinstance(value, dict):
+        inner = list(value.values())
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        inner = list(value)
+    else:
+        own = {} if isinstance(value, ModuleType) else getattr(value, "__dict__", {})
+        inner = list(own.values())
+    for item in inner:
+        _share_uncopyable(item, memo, seen)
+    if len(memo) == before:
+        memo[id(value)] = value
 
 
 def _without_graphs(codec: nn.Module) -> dict[int, Any]:
@@ -74,7 +124,7 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
         return
-    if isinstance(value, nn.Module) or id(value) in seen:
+    if isinstance(value, (nn.Module, ModuleType)) or id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, dict):

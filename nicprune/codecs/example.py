@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import SIZE_MULTIPLE, check_not_compiled, forward_for_analysis
+from nicprune.codecs.anatomy import check_not_compiled, forward_for_analysis
 from nicprune.codecs.hooks import without_hooks
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.modes import left_as_it_was
@@ -18,6 +18,9 @@ from nicprune.common.errors import CodecError
 
 SIZES = (64, 128, 256, 512)
 """Sides of the images that are tried, in pixels."""
+
+OTHER_SIZES = (192, 320, 384, 448)
+"""Sides that are tried where none of `SIZES` comes back: of strides that are no power of two."""
 
 ATTRIBUTE = "_nicprune_image"
 """Name of the attribute on a codec that keeps what was found: channels, side and multiple."""
@@ -35,7 +38,9 @@ def image_shape(codec: nn.Module) -> tuple[int, int]:
 
 
 def _found(codec: nn.Module) -> tuple[int, int, int]:
-    """Return channels, side and `size_multiple`."""
+    """Return channels, side and `size_multiple`; 0 in its place if no image comes back in its
+    size.
+    """
     check_not_compiled(codec)
     layers = _layers(codec)
     known, made_of = codec.__dict__.get(ATTRIBUTE, (None, None))
@@ -43,7 +48,7 @@ def _found(codec: nn.Module) -> tuple[int, int, int]:
         return known  # type: ignore[no-any-return]
     first = other = None
     read = _first_input(codec)
-    for size in SIZES:
+    for size in (*SIZES, *OTHER_SIZES):
         for channels in dict.fromkeys(c for c in (3, read, 1) if c is not None):
             failed, same = _tried(codec, channels, size)
             if failed is None and same:
@@ -51,7 +56,7 @@ def _found(codec: nn.Module) -> tuple[int, int, int]:
                 codec.__dict__[ATTRIBUTE] = found, layers
                 return found
             if failed is None:  # smaller than the codec's stride, or never of the image's size
-                other = other or (channels, size, SIZE_MULTIPLE)
+                other = other or (channels, size, 0)
             elif first is None or channels == read:
                 first = f"{failed[0]} raised {failed[1]} on {channels} x {size} x {size}"
     if other is not None:
@@ -89,16 +94,25 @@ def example_image(
 
 def size_multiple(codec: nn.Module) -> int:
     """Return what the sides of a codec's images must be a multiple of, in pixels: 64, or its total
-    stride where that is larger. Errors as in `image_shape`.
+    stride where that is larger.
+
+    Raises:
+        CodecError: as in `image_shape`, or no image comes back in its size.
     """
-    return _found(codec)[2]
+    multiple = _found(codec)[2]
+    if not multiple:
+        raise CodecError(
+            f"{type(codec).__name__} decodes to images of another size, whatever the size of the"
+            f" image (tried: {', '.join(map(str, sorted((*SIZES, *OTHER_SIZES))))} pixels a side)"
+        )
+    return multiple
 
 
 def _multiple(codec: nn.Module, channels: int, size: int) -> int:
-    """Return the smallest of `SIZES` by which an image of this side may be larger. A codec that
-    needs an image of some size need not have its stride.
+    """Return the smallest side by which an image of this side may be larger. A codec that needs an
+    image of some size need not have its stride.
     """
-    for step in SIZES:
+    for step in sorted((*SIZES, *OTHER_SIZES)) if size in OTHER_SIZES else SIZES:
         if step < size and _tried(codec, channels, size + step) == (None, True):
             return step
     return size

@@ -21,18 +21,20 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import torch
 from compressai.models import CompressionModel
 from compressai.registry import MODELS
 from compressai.zoo import image_models
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.evc import EVC
 from nicprune.codecs.evc import SIZES as EVC_SIZES
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.trusted import SOURCES
-from nicprune.common.errors import CodecError, closest
+from nicprune.common.errors import CodecError, closest, first_line
 
 ZOO = tuple(image_models)
 """The ten names of CompressAI's image zoo."""
@@ -263,7 +265,7 @@ def build_from_path(path: str, quality: int | None = None) -> Any:
     try:
         codec = factory(quality=quality) if takes_quality else factory()
     except Exception as error:
-        raise CodecError(f"{path} failed: {type(error).__name__}: {error}") from error
+        raise CodecError(f"{path} failed: {first_line(error)}") from error
     check_codec(codec)
     record = provenance(codec)
     record.name, record.quality = path, quality
@@ -320,15 +322,23 @@ class _Bounded(TorchDispatchMode):
         self.error, self.left = error, MOST_WEIGHTS
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not any(isinstance(arg, Tensor) for arg in args):  # it makes a tensor from sizes
-            sizes = [arg for arg in args if isinstance(arg, (list, tuple))]
-            asked = math.prod(sizes[0] if sizes else (n for n in args if isinstance(n, int)))
-            # eye(n) is the one whose size is the square of its argument.
-            asked = asked**2 if func.name() == "aten::eye" else asked
+        given = tree_leaves((args, kwargs or {}))
+        if not any(isinstance(arg, Tensor) for arg in given):  # it makes a tensor from sizes
+            asked = _elements(func, args, kwargs or {})
             self.left -= asked
             if self.left < 0 or asked > LARGEST_WEIGHT:
                 raise self.error
         return func(*args, **(kwargs or {}))
+
+
+def _elements(func: Any, args: Any, kwargs: Mapping[str, Any]) -> int:
+    """Return how many values a function makes that is given no tensor, without making them."""
+    settings = {k: v for k, v in kwargs.items() if k not in ("generator", "pin_memory", "out")}
+    try:
+        made = func(*args, **{**settings, "device": torch.device("meta")})
+    except (RuntimeError, TypeError, NotImplementedError):
+        return math.prod(n for n in tree_leaves(args) if isinstance(n, int))
+    return made.numel() if isinstance(made, Tensor) else 0
 
 
 def embedded_file(quality: int) -> Path:

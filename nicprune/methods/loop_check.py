@@ -14,7 +14,7 @@ MISSED_IN_A_ROW = 3
 
 
 class LoopCheck:
-    """What the training steps of one attached codec run."""
+    """The steps of one attached codec's training, as they run."""
 
     def __init__(self) -> None:
         self._passes = 0

@@ -88,7 +88,7 @@ def _nothing(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 FUNCTION = "prim::PythonOp."
-"""What fvcore puts before the name of a `torch.autograd.Function`."""
+"""Prefix by which fvcore names a `torch.autograd.Function`."""
 
 HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     **dict.fromkeys(ELEMENTWISE, _nothing),

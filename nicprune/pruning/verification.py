@@ -177,18 +177,17 @@ def round_trip(codec: Any) -> int | None:
             )
     except Exception as error:  # a foreign codec's own code may raise anything
         raise SurgeryError(
-            f"the bitstream of {type(codec).__name__} does not decode: {type(error).__name__}:"
-            f" {error}"
+            f"the bitstream of {type(codec).__name__} does not decode: {first_line(error)}"
         ) from error
-    if (
-        first.shape != image.shape
-        or not bool(torch.isfinite(first).all())
-        or not torch.equal(first, second)
-    ):
-        raise SurgeryError(
-            f"the bitstream of {type(codec).__name__} decodes to something else each time"
-        )
-    return sum(len(s) for s in _byte_strings(sent["strings"]))
+    if first.shape != image.shape:
+        problem = f"shape {tuple(first.shape)}, not {tuple(image.shape)}"
+    elif not bool(torch.isfinite(first).all()):
+        problem = "values that are not finite"
+    elif not torch.equal(first, second):
+        problem = "something else each time"
+    else:
+        return sum(len(s) for s in _byte_strings(sent["strings"]))
+    raise SurgeryError(f"the bitstream of {type(codec).__name__} decodes to {problem}")
 
 
 def _byte_strings(value: Any) -> list[bytes]:

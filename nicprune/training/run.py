@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import time
 import warnings
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from nicprune.codecs.memory_format import to_channels_last
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.transposed_bias import BiasBySum
 from nicprune.common.config import cut
-from nicprune.common.errors import FileError, InterruptedRun, RecipeError, TrainingError
+from nicprune.common.errors import FileError, InterruptedRun, RecipeError, TrainingError, first_line
 from nicprune.common.files import append_line, write_atomically
 from nicprune.data.patches import Batches, mix
 from nicprune.training.checkpoints import Checkpoints
@@ -33,6 +34,9 @@ from nicprune.training.trained_parameters import density_parameters, split_param
 
 MAX_SKIPPED = 20
 """Largest number of consecutive steps that are skipped because their gradient is not finite."""
+
+NAMES_TYPES = re.compile("bfloat16|dtype|scalar type", re.IGNORECASE)
+"""Words of torch's errors on operators that do not take bfloat16, or not beside float32."""
 
 
 def target_of(settings: TrainSettings) -> tuple[float, str]:
@@ -184,7 +188,15 @@ class TrainingRun:
             StridedPointwiseBySlicing(),
             BiasBySum(),
         ):
-            out = self.wrapped(batch, **given, **at)
+            try:
+                out = self.wrapped(batch, **given, **at)
+            except (RuntimeError, NotImplementedError) as error:
+                if self.dtype is None or not NAMES_TYPES.search(str(error)):
+                    raise
+                raise TrainingError(
+                    f"{type(self.codec).__name__} does not run in bfloat16: {first_line(error)}."
+                    ' Train with precision="32"'
+                ) from error
         batch = batch.flatten(0, -4)  # the frames of clips
         if "x_hat" in out:
             out = {**out, "x_hat": out["x_hat"].float()}

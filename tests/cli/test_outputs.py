@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from helpers import built
@@ -13,6 +15,7 @@ from helpers_cli import call, fails
 from nicprune.common.errors import FileError
 from nicprune.common.files import check_regular, write_text
 from nicprune.data.images import write_png
+from nicprune.methods import attach
 from nicprune.storage.checkpoint import save
 
 
@@ -151,3 +154,36 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     assert check_regular(tmp_path / "link") == tmp_path / "link"
+
+
+OWN = """
+from compressai.models import FactorizedPrior
+
+class Own(FactorizedPrior):
+    def __init__(self):
+        super().__init__(8, 12)
+
+def make():
+    return Own()
+"""
+
+
+def test_a_codec_of_ones_own_class_is_exported_by_its_factory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_to_export.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    make = importlib.import_module("own_to_export").make
+    small = attach(make(), "magnitude", budget={"macs": 0.7}, round_to=1).harden()
+    file, output = save(small, tmp_path / "small.safetensors", factory=make), tmp_path / "onnx"
+    call("export", "own_to_export:make", str(output), "--format", "onnx", "--weights", str(file))
+    weights = {w.name: w.dims for w in onnx.load(output / "g_a.onnx").graph.initializer}
+    assert tuple(small.g_a[0].weight.shape) in [tuple(dims) for dims in weights.values()]
+    assert small.g_a[0].weight.shape[0] < 8
+    err = fails(
+        monkeypatch, capsys, "export", str(file), str(tmp_path / "b.pth.tar"), "--quality", "3"
+    )
+    assert "--quality" in err
+    err = fails(monkeypatch, capsys, "export", "own_to_export:make", str(file), "--weights",
+                str(file), "--force")  # fmt: skip
+    assert "input" in err and file.exists()

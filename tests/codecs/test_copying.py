@@ -5,6 +5,8 @@ one line.
 from __future__ import annotations
 
 import copy
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +102,61 @@ def test_every_use_takes_a_codec_that_keeps_activations(tmp_path: Path) -> None:
     small = attach(codec, "magnitude", budget={"macs": 0.9}, round_to=1).harden()
     assert small(image(codec))["x_hat"].shape == (1, 3, 64, 64)
     attach(small, "distillation", teacher=codec, output=0.5)
+
+
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+UNCOPYABLE: dict[str, Callable[[], Any]] = {
+    "lock": threading.Lock,
+    "file": lambda: sys.__stderr__,
+    "generator": lambda: (i for i in range(3)),
+    "module": lambda: sys,
+    "threads": threading.local,
+    "scripted": lambda: torch.jit.script(doubled),
+}
+
+
+class Holding(FactorizedPrior):
+    """Holds what cannot be copied: itself, in a container, in an object beside a tensor."""
+
+    def __init__(self, what: str = "lock") -> None:
+        super().__init__(8, 12)
+        held = UNCOPYABLE[what]()
+        self.held = held
+        self.g_a.all = {"first": [held], "second": (held, self.g_a)}
+        self.g_s.record = SimpleNamespace(held=held, value=torch.zeros(2), codec=self.g_a)
+
+
+@pytest.mark.parametrize("what", UNCOPYABLE)
+def test_what_cannot_be_copied_is_shared_and_nothing_else(what: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    codec: Any = Holding(what)
+    twin: Any = copy_codec(codec)
+    assert twin.held is codec.held is twin.g_a.all["first"][0] is twin.g_s.record.held
+    assert twin.g_a.all["second"][1] is twin.g_a is twin.g_s.record.codec
+    ours, theirs = twin.g_s.record.value, codec.g_s.record.value
+    assert ours.data_ptr() != theirs.data_ptr()
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in codec.parameters()}
+    masked = attach(codec, "mask_decay", budget={"macs": 0.9}, round_to=1, decay_steps=2)
+    assert same_state(state_of(masked.plain()), state_of(codec))
+    masked.detach()
+    attach(codec, "magnitude", budget={"macs": 0.9}, round_to=1).harden()
+    assert load(save(codec, tmp_path / "a.safetensors"), factory=Holding)
+    encode(codec, torch.zeros(3, 64, 64, dtype=torch.uint8))
+
+
+class RefusingTensor(Tensor):
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise ValueError("not this one")
+
+
+def test_a_tensor_that_cannot_be_copied_is_named_in_one_line() -> None:
+    codec: Any = FactorizedPrior(8, 12)
+    codec.kept = torch.zeros(2).as_subclass(RefusingTensor)  # type: ignore[arg-type]
+    with pytest.raises(CodecError, match=r"FactorizedPrior cannot be copied: .*not this one"):
+        copy_codec(codec)
 
 
 def whole(codec: Any) -> Any:

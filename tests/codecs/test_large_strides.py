@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import nicprune as nip
 from nicprune.codecs.example import image_shape, size_multiple
-from nicprune.common.errors import DataError, RecipeError
+from nicprune.common.errors import CodecError, DataError, RecipeError
 from nicprune.data.clips import clips_in
 from nicprune.data.images import calibration_images, write_png
 from nicprune.evaluation.transform_times import time_codecs
@@ -52,6 +52,31 @@ class Rounding(FactorizedPrior):
         )
 
 
+class Stride48(FactorizedPrior):
+    """A stride that is no power of two."""
+
+    def __init__(self, N: int = 8, M: int = 12):
+        super().__init__(N, M)
+        self.g_a = nn.Sequential(
+            nn.Conv2d(3, N, 5, 3, 2), nn.ReLU(), nn.Conv2d(N, N, 4, 4), nn.ReLU(),
+            nn.Conv2d(N, M, 4, 4),
+        )  # fmt: skip
+        self.g_s = nn.Sequential(
+            nn.ConvTranspose2d(M, N, 4, 4), nn.ReLU(), nn.ConvTranspose2d(N, N, 4, 4), nn.ReLU(),
+            nn.ConvTranspose2d(N, 3, 3, 3),
+        )  # fmt: skip
+
+
+class Halving(FactorizedPrior):
+    """Decodes to an image of half the size."""
+
+    def __init__(self, N: int = 8, M: int = 12):
+        super().__init__(N, M)
+        self.g_s = nn.Sequential(*list(self.g_s)[:-1])
+        self.g_s[4] = conv(N, 3, stride=1)
+        self.g_s[5] = nn.Identity()
+
+
 def picture(height: int, width: int, seed: int = 0) -> Tensor:
     """A photograph of noise, uint8."""
     draw = torch.Generator().manual_seed(seed)
@@ -70,6 +95,7 @@ def made(codec: Any) -> Any:
 STRIDES: dict[str, tuple[Any, int]] = {
     "hyperprior of 128": (Deep, 128),
     "rounding": (Rounding, 128),
+    "stride 48": (Stride48, 192),
 }
 
 
@@ -108,6 +134,20 @@ class Demanding(FactorizedPrior):
 def test_a_codec_of_large_images_need_not_have_their_stride() -> None:
     codec = made(lambda: Demanding(8, 12))
     assert image_shape(codec) == (3, 256) and size_multiple(codec) == 64
+
+
+def test_a_codec_that_gives_no_image_of_its_size_back_is_named(pictures: Path) -> None:
+    codec = made(Halving)
+    settings: dict[str, Any] = {"batch_size": 1, "patch_size": 64, "progress": False}
+    for act in (
+        lambda: nip.evaluate(codec, pictures),
+        lambda: nip.fit(codec, pictures, steps=1, lmbda=0.01, **settings),
+        lambda: nip.encode(codec, picture(64, 64)),
+    ):
+        with pytest.raises(CodecError, match="Halving decodes to images of another size") as told:
+            act()
+        assert "\n" not in str(told.value)
+    assert nip.measure(codec).macs
 
 
 def test_images_of_any_size_are_coded(deep: tuple[Any, int]) -> None:

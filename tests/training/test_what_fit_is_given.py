@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from compressai.models import FactorizedPrior
 from helpers import built, same_state, state_of
-from torch import nn
+from torch import Tensor, nn
 
-from nicprune.common.errors import CodecError, RecipeError
+from nicprune.common.errors import CodecError, RecipeError, TrainingError
 from nicprune.data.images import write_png
 from nicprune.methods import attach
 from nicprune.training.loop import fit
@@ -144,3 +145,22 @@ def test_a_run_with_other_validation_images_is_another(photos: Path, tmp_path: P
     assert go(photos).step == 8
     with pytest.raises(RecipeError, match="belongs to another run"):
         go(tmp_path / "other")
+
+
+class Mixing(FactorizedPrior):
+    """Adds latents to values in float32, which torch does not do for others."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.g_a(x)
+        added = torch.zeros(y.shape).index_add(1, torch.arange(y.shape[1]), y)
+        return super().forward(x) | {"added": added}
+
+
+def test_a_codec_that_bfloat16_is_too_little_for_is_told(photos: Path) -> None:
+    settings = QUICK | {"precision": "bf16", "lmbda": 0.01}
+    with pytest.raises(
+        TrainingError, match="Mixing does not run in bfloat16: .*scalar type"
+    ) as told:
+        fit(Mixing(8, 12), photos, steps=2, **settings)
+    assert "\n" not in str(told.value) and str(told.value).endswith('precision="32"')
+    fit(Mixing(8, 12), photos, steps=2, **settings | {"precision": "32"})
