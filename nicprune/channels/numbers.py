@@ -69,6 +69,7 @@ class ChannelNumbers(TorchFunctionMode):
         self.mixed: set[str] = set()
         self.whole_heads: set[str] = set()
         self.over_channels: dict[str, str] = {}
+        self.computed: set[str] = set()
         self._misused: dict[str, str] = {}
         self._owner: dict[int, str] = {}
         self._parameters: dict[int, str] = {}
@@ -151,4 +152,10 @@ class ChannelNumbers(TorchFunctionMode):
         for tensor in tensors:
             labels = self.labels(tensor)
             if labels is not None:
-                self.mark_unprunable(labels.ids, f"{name} in {self.where} is not understood")
+                why = f"{name} in {self.where} is not understood"
+                if self.where in self.computed:
+                    why += (
+                        ": its weights are computed at every call"
+                        " (torch.nn.utils.parametrize.remove_parametrizations ends that)"
+                    )
+                self.mark_unprunable(labels.ids, why)

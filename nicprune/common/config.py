@@ -200,6 +200,9 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         raise
     target: Any = content
     *path, last = key.split(".")
+    if "widths" in path:  # by channel groups, whose names hold dots
+        path, group = path[: path.index("widths") + 1], path[path.index("widths") + 1 :]
+        last = ".".join([*group, last])
     for part in path:
         if isinstance(target, list):
             target = _item(target, part, override)

@@ -99,6 +99,27 @@ def test_overrides_are_read_alike() -> None:
         assert "\n" not in str(told.value) and len(str(told.value)) < 300
 
 
+@pytest.mark.parametrize(
+    ("override", "content"),
+    [
+        ("widths.g_a.0=48", {"widths": {"g_a.0": 48}}),
+        ("methods.0.widths.h_a.0=8", {"methods": [{"widths": {"g_a.0": 8, "h_a.0": 8}}]}),
+        ("methods.0.widths={g_a.2: 4}", {"methods": [{"widths": {"g_a.2": 4}}]}),
+    ],
+)
+def test_names_of_groups_hold_dots(override: str, content: Any) -> None:
+    methods: list[Any] = [{"widths": {"g_a.0": 8}}]
+    given: dict[str, Any] = {"methods": methods} if "methods" in override else {}
+    apply_override(given, override)
+    assert given == content
+
+
+def test_widths_of_a_slimmable_codec_are_a_list() -> None:
+    given = {"methods": [{"widths": [1.0, 0.5]}]}
+    apply_override(given, "methods.0.widths.1=0.25")
+    assert given == {"methods": [{"widths": [1.0, 0.25]}]}
+
+
 LONG = "x" * 100_000
 
 
