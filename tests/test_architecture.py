@@ -126,6 +126,8 @@ def test_methods_never_import_each_other() -> None:
         "methods.contract",
         "methods.levels",
         "methods.loop_check",
+        "methods.points",
+        "methods.trained_part",
         "methods.operating_point",
         "methods.widths",
         "methods.domains",

@@ -30,8 +30,9 @@ from nicprune.common.wording import counted
 from nicprune.data.images import list_images, readable, to_channels, usable_images
 from nicprune.evaluation.padding import crop, pad
 from nicprune.evaluation.quality import psnr, string_bytes, structural_similarity
-from nicprune.methods.composition import Attached, first_point, resolve_point
+from nicprune.methods.composition import Attached
 from nicprune.methods.operating_point import EMPTY, OperatingPoint
+from nicprune.methods.points import first_point, resolve_point
 from nicprune.pruning.cost import COUNTER, measure
 from nicprune.pruning.totals import AREA, Totals
 

@@ -28,7 +28,8 @@ from nicprune.evaluation.padding import pad
 from nicprune.evaluation.stage_times import stage_times
 from nicprune.evaluation.timer import QuietTimer
 from nicprune.evaluation.times import Times
-from nicprune.methods.composition import Attached, first_point, resolve_point
+from nicprune.methods.composition import Attached
+from nicprune.methods.points import first_point, resolve_point
 from nicprune.pruning.cost import CostModel
 from nicprune.pruning.totals import Totals
 

@@ -26,9 +26,10 @@ from nicprune.experiments.base_codec import load_base_codec
 from nicprune.experiments.crops import save_crop
 from nicprune.experiments.plan import Run, digest, training_images
 from nicprune.experiments.recipe import Recipe
-from nicprune.methods.composition import Attached, operating_points
+from nicprune.methods.composition import Attached
 from nicprune.methods.gating.execution import set_skipping
 from nicprune.methods.operating_point import OperatingPoint
+from nicprune.methods.points import operating_points
 from nicprune.pruning.cost import COUNTER, CostModel
 from nicprune.report.record import FORMAT, VERSION, Record, Role
 from nicprune.report.record_parts import Cost, Crop, ImageResult, Skipping, SourceResult

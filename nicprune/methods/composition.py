@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -20,11 +20,9 @@ from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.gradient_free import drop_gradients, keep_gradients
 from nicprune.codecs.hooks import has_hooks
-from nicprune.codecs.layer_kinds.norms import learns_by_running
 from nicprune.codecs.modes import left_as_it_was, modes_restored
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
-from nicprune.codecs.roles import on_side
 from nicprune.common.config import cut
 from nicprune.common.errors import CodecError, DataError, RecipeError
 from nicprune.common.wording import numbered
@@ -43,7 +41,8 @@ from nicprune.methods.contract import (
 )
 from nicprune.methods.loop_check import LoopCheck
 from nicprune.methods.multi_width.lambda_schedule import mean_figures
-from nicprune.methods.operating_point import EMPTY, Choice, OperatingPoint
+from nicprune.methods.operating_point import Choice, OperatingPoint
+from nicprune.methods.trained_part import TrainedPart, side_of
 from nicprune.pruning.cost import CostModel
 from nicprune.pruning.latency import TimedCost
 from nicprune.pruning.latency_table import LatencyTable
@@ -56,7 +55,7 @@ if TYPE_CHECKING:
     from nicprune.methods.widths import Widths
 
 
-class Attached(Coding):
+class Attached(Coding, TrainedPart):
     """A codec with methods attached: the same forward pass, now prunable. It goes into any training
     loop.
 
@@ -70,11 +69,6 @@ class Attached(Coding):
 
     wraps_codec = True
 
-    _drops_gradients = True
-
-    _statistics_frozen: tuple[nn.Module, ...] = ()
-    """Layers of the codec that were put into evaluation mode because they are not trained."""
-
     def __init__(
         self, codec: nn.Module, methods: Sequence[Method], groups: Groups, cost: CostModel
     ):
@@ -84,10 +78,6 @@ class Attached(Coding):
         self._shared = (groups, cost)
         self.roles = Roles.of(methods)
         self._loop = LoopCheck()
-
-    @property
-    def _each(self) -> list[Method]:
-        return cast("list[Method]", list(self.methods))
 
     @property
     def groups(self) -> Groups:
@@ -249,47 +239,6 @@ class Attached(Coding):
         with self.active():
             return temporal.forward_clips(self.codec, clips)
 
-    def train(self, mode: bool = True) -> Attached:
-        """Set the training mode. Layers of the codec that are not trained, and would learn by
-        running (batch norms), stay in evaluation mode.
-        """
-        super().train(mode)
-        self._statistics_frozen = ()
-        self._freeze_statistics()
-        return self
-
-    def in_mode(self, training: bool) -> Attached:
-        """Set the mode of the methods; layers of the codec keep theirs, but for those that
-        `train` treats apart.
-        """
-        self.training = training
-        self.methods.train(training)
-        self._freeze_statistics()
-        return self
-
-    def _freeze_statistics(self) -> None:
-        """Put layers that would learn by running, and are not trained, into evaluation mode."""
-        if self.training and self.pending:
-            now = [layer for layer in self._learning_by_running() if layer.training]
-            for layer in now:
-                layer.eval()
-            self._statistics_frozen += tuple(now)
-
-    def _unfreeze_statistics(self) -> None:
-        """Undo `_freeze_statistics`."""
-        for layer in self._statistics_frozen:
-            layer.train(self.codec.training)
-        self._statistics_frozen = ()
-
-    def _learning_by_running(self) -> list[nn.Module]:
-        """Return the codec's layers that would change by running, and are not trained."""
-        is_trained = self._is_trained()
-        return [
-            layer
-            for name, layer in self.codec.named_modules()
-            if learns_by_running(layer) and not is_trained(name)
-        ]
-
     def aux_loss(self) -> Tensor:
         """Return the codec's auxiliary loss (that of its quantiles)."""
         codec: Any = self.codec
@@ -370,75 +319,11 @@ class Attached(Coding):
             for name, value in method.metrics().items()
         }
 
-    def trains(self, name: str) -> bool:
-        """Return whether a parameter or layer of the codec, given by name, is trained."""
-        return self._is_trained()(name)
-
-    def _is_trained(self) -> Callable[[str], bool]:
-        """Return what says of a parameter or layer of the codec, by name, whether it is trained."""
-        before, methods = self._side_of_before, self._lasting
-        # One prunes the encoder, another the decoder: then nothing needs to stay as it was.
-        if len({side for method in methods if (side := _side(method))}) > 1:
-            methods = [method for method in methods if _side(method) is None]
-
-        def is_trained(name: str) -> bool:
-            kept = before is None or on_side(self.codec, name, before)
-            return kept and all(method.trains(name) for method in methods)
-
-        return is_trained
-
-    @property
-    def _side_of_before(self) -> str | None:
-        """The side that was pruned alone before, where these methods are what has stayed of it:
-        fine-tuning keeps to it.
-        """
-        history = provenance(self.codec).history
-        stays = history[-1].get("stays") if history else None
-        return history[-1].get("side") if stays == [m.name for m in self._lasting] else None
-
     @property
     def sampling(self) -> ClipSampling | None:
         """The frames of training clips, where methods learn from clips; else None."""
         temporal = self.roles.temporal
         return temporal.sampling if temporal is not None else None
-
-    def frozen(self) -> list[nn.Parameter]:
-        """Return the methods' parameters that are not trained."""
-        return self.roles.temporal.frozen() if self.roles.temporal is not None else []
-
-    def _untrained(self) -> list[nn.Parameter]:
-        """Return the parameters of the codec and of the methods that are not trained."""
-        if not self.pending:
-            return []
-        is_trained = self._is_trained()
-        own = [p for name, p in self.codec.named_parameters() if not is_trained(name)]
-        return own + self.frozen()
-
-    @contextmanager
-    def gradients_kept(self) -> Iterator[None]:
-        """Leave it to the training loop inside the block which parameters are trained. Outside,
-        gradients of those that the methods do not train are dropped.
-        """
-        keep_gradients(self.parameters())
-        before, self._drops_gradients = self._drops_gradients, False
-        try:
-            yield
-        finally:
-            self._drops_gradients = before
-
-    @property
-    def _lasting(self) -> list[Method]:
-        """The methods that do more than help to train."""
-        return [method for method in self._each if not method.for_training_only]
-
-    @property
-    def pending(self) -> bool:
-        """True if a method is attached that does more than help to train."""
-        return bool(self._lasting)
-
-    def manually_updated(self) -> list[nn.Parameter]:
-        """Return parameters that an optimiser need not (but may) be given."""
-        return [p for method in self._each for p in method.manually_updated()]
 
     def prepare(self, images: Sequence[Tensor]) -> None:
         """Let methods examine images before training, (1, 3, H, W) in [0, 1] with sides that are
@@ -651,7 +536,7 @@ class Attached(Coding):
         }
         if staying:
             entry["stays"] = [m.name for m in staying]
-        sides = {side for method in self._lasting if (side := _side(method))}
+        sides = {side for method in self._lasting if (side := side_of(method))}
         if before := self._side_of_before:
             sides.add(before)
         if len(sides) == 1:  # fine-tuning freezes the other side, too
@@ -705,12 +590,6 @@ class Attached(Coding):
         return self.codec
 
 
-def _side(method: Method) -> str | None:
-    """Return the side that a method prunes alone, and trains."""
-    side: str | None = getattr(method.config, "side", None)
-    return side
-
-
 def frozen_copy(codec: nn.Module) -> nn.Module:
     """Return a plain copy of a codec that does not learn."""
     check_codec(codec)
@@ -733,31 +612,6 @@ def refuse_keywords(asked: Mapping[str, Any]) -> None:
     if asked:
         names = ", ".join(name for name in METHODS if METHODS[name].rates_field)
         raise RecipeError(f"level and lmbda need a modulator: attach one of {names}")
-
-
-def resolve_point(codec: nn.Module, **asked: Any) -> OperatingPoint:
-    """Return the operating point of any codec that level, lmbda and width ask for.
-
-    Raises:
-        RecipeError: the codec does not have it.
-    """
-    if isinstance(codec, Attached):
-        return codec.point(**asked)
-    refuse_keywords({name: value for name, value in asked.items() if value is not None})
-    return EMPTY
-
-
-def operating_points(codec: nn.Module, between: int = 0) -> list[OperatingPoint]:
-    """Return all operating points of any codec: one empty point for a plain one."""
-    return codec.operating_points(between) if isinstance(codec, Attached) else [EMPTY]
-
-
-def first_point(codec: nn.Module, asked: OperatingPoint = EMPTY) -> OperatingPoint:
-    """Return the operating point at which a codec is tried before it codes: the first, in the
-    domain that is asked for, whose arithmetic is its own.
-    """
-    points = operating_points(codec)
-    return next((point for point in points if point.domain == asked.domain), points[0])
 
 
 def _attach_hooks(methods: Sequence[Method]) -> None:

@@ -23,8 +23,9 @@ from nicprune.codecs.replaced_forward import replaced
 from nicprune.common.errors import CodecError, DataError, FileError, enough_memory
 from nicprune.data.images import given_image
 from nicprune.evaluation.padding import crop, pad
-from nicprune.methods.composition import Attached, first_point, resolve_point
+from nicprune.methods.composition import Attached
 from nicprune.methods.operating_point import EMPTY, OperatingPoint
+from nicprune.methods.points import first_point, resolve_point
 from nicprune.storage.coded_image import VERSION, CodedImage, read_coded
 from nicprune.storage.identity import earlier_mark, fingerprint, mark, tables
 from nicprune.storage.values import MISFIT

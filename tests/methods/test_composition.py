@@ -13,8 +13,8 @@ from nicprune.codecs.cdf import refresh_tables
 from nicprune.common.errors import RecipeError
 from nicprune.methods import METHODS, Attached, Method, attach
 from nicprune.methods.compatibility import check_combination
-from nicprune.methods.composition import operating_points, resolve_point
 from nicprune.methods.operating_point import EMPTY, OperatingPoint
+from nicprune.methods.points import operating_points, resolve_point
 from nicprune.pruning.target import Target
 
 PAIRS = list(itertools.combinations(sorted(METHODS), 2))

@@ -26,8 +26,9 @@ from nicprune.codecs.replaced_forward import own_forwards, replaced
 from nicprune.codecs.roles import roles_of
 from nicprune.codecs.temporal import TemporalEntropyNetwork, on_grid
 from nicprune.common.errors import CodecError, FileError
-from nicprune.methods.composition import Attached, operating_points, resolve_point
+from nicprune.methods.composition import Attached
 from nicprune.methods.operating_point import Choice, OperatingPoint
+from nicprune.methods.points import operating_points, resolve_point
 
 
 class _Enough(BaseException):
