@@ -15,6 +15,7 @@ from typing import Any
 
 import elsewhere
 import pytest
+import torch
 from compressai.models import FactorizedPrior, ScaleHyperprior
 from helpers import built, image, same_state, state_of
 from safetensors.torch import load_file, save_file
@@ -24,7 +25,7 @@ from nicprune.codecs.cdf import WIDEST, check_tables
 from nicprune.codecs.zoo import rebuild
 from nicprune.common.errors import CodecError, FileError, NicpruneError
 from nicprune.methods import attach
-from nicprune.storage.checkpoint import VERSION, load, read_header, save
+from nicprune.storage.checkpoint import VERSION, check_savable, load, read_header, save
 from nicprune.storage.packed_tables import unpack_tables
 
 
@@ -246,6 +247,55 @@ def test_codecs_of_absurd_size_are_not_made() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     told = done.stdout.splitlines()
     assert len(told) == 6 and all("of absurd size" in line for line in told)
+
+
+MAKING: dict[str, Callable[[], Tensor]] = {
+    "stack": lambda: torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")),
+    "cat": lambda: torch.cat([torch.zeros(2), torch.ones(1)]),
+    "large numbers": lambda: torch.arange(100_000_007, 100_000_011),
+    "steps": lambda: torch.linspace(0, 10**9, 7),
+    "eye": lambda: torch.eye(3),
+    "drawn": lambda: torch.randint(10**9, (4,), generator=torch.Generator()),
+    "one value": lambda: torch.tensor(10.0**9),
+}
+
+
+class Making(FactorizedPrior):
+    """A codec whose constructor makes a table, as those with relative positions do."""
+
+    making = "stack"
+
+    def __init__(self) -> None:
+        super().__init__(8, 12)
+        self.register_buffer("table", MAKING[self.making]())
+
+
+@pytest.mark.parametrize("making", MAKING)
+def test_tables_that_a_constructor_makes_are_of_their_own_size(
+    making: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Making, "making", making)
+    codec = Making()
+    check_savable(codec)
+    again = load(save(codec, tmp_path / "a.safetensors"))
+    assert same_state(state_of(again), state_of(codec))
+
+
+ABSURD_TABLES: dict[str, Callable[[], Tensor]] = {
+    "a range": lambda: torch.arange(10**12),
+    "steps": lambda: torch.linspace(0, 1, 10**12),
+    "eye": lambda: torch.eye(10**6),
+    "a list": lambda: torch.zeros([10**6, 10**6]),
+    "one by one": lambda: torch.stack([torch.zeros(1 << 22).sum() for _ in range(1000)]),
+}
+
+
+@pytest.mark.parametrize("making", ABSURD_TABLES)
+def test_tables_of_absurd_size_are_not_made(making: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MAKING, "absurd", ABSURD_TABLES[making])
+    monkeypatch.setattr(Making, "making", "absurd")
+    with pytest.raises(CodecError, match="of absurd size"):
+        rebuild({"class": f"{Making.__module__}:Making", "kwargs": {}})
 
 
 def test_codecs_of_usual_size_are_made() -> None:
