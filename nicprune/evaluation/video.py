@@ -138,12 +138,12 @@ class VideoEvaluation:
         return sum(values) / len(values) if values else None
 
     def __str__(self) -> str:
-        def told(what: str, form: str) -> str:
+        def mean(what: str, form: str) -> str:
             value = self.mean(what)
             return "-" if value is None else format(value, form)
 
         at = f" {self.setting}" if self.setting else ""
-        structural = f"  MS-SSIM {told('ms_ssim', '.4f')}" if self.mean("ms_ssim") else ""
+        structural = f"  MS-SSIM {mean('ms_ssim', '.4f')}" if self.mean("ms_ssim") else ""
         costs = "".join(
             f"  {name} {cost.encode_kmac:.2f} + {cost.decode_kmac:.2f} kMAC/pixel{cost.memory()}"
             for name, cost in (("I", self.intra), ("P", self.predicted))
@@ -153,8 +153,8 @@ class VideoEvaluation:
         busy = f", other programs used {self.busy:.0%} of the processor" if loud else ""
         frames = sum(clip.frames for clip in self.clips)
         return (
-            f"{self.codec}{at}: {told('psnr_db', '.3f')} dB RGB, {told('psnr_yuv_db', '.3f')} dB"
-            f" YUV 6:1:1 at {told('bpp', '.4f')} bpp, {told('kbits', '.1f')} kbit/s{structural}"
+            f"{self.codec}{at}: {mean('psnr_db', '.3f')} dB RGB, {mean('psnr_yuv_db', '.3f')} dB"
+            f" YUV 6:1:1 at {mean('bpp', '.4f')} bpp, {mean('kbits', '.1f')} kbit/s{structural}"
             f"  encode {1000 * (self.mean('encode_s') or 0):.1f} ms  decode"
             f" {1000 * (self.mean('decode_s') or 0):.1f} ms a frame{costs}"
             f"  [{counted(len(self.clips), 'clip')}, {counted(frames, 'frame')}, GOP {self.gop},"

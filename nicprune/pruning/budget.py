@@ -124,7 +124,9 @@ class Budget(StrictConfig):
             }
         return found
 
-    def told(self, total: str, limit: float, reached: float, cost: CostModel) -> tuple[str, str]:
+    def in_units_given(
+        self, total: str, limit: float, reached: float, cost: CostModel
+    ) -> tuple[str, str]:
         """Return a limit as it was given, and what is reached in the same unit, for messages.
 
         Args:
@@ -194,19 +196,19 @@ def check_feasible(cost: CostModel, groups: Sequence[Group], budget: Budget, rou
         reached = getattr(least, name)
         if reached <= limit:
             continue
-        asked, left = budget.told(name, limit, reached, cost)
+        asked, left = budget.in_units_given(name, limit, reached, cost)
         if reached == getattr(now, name):
             raise BudgetError(
                 f"{asked} cannot be met: no group that may shrink (side, only, latents, round_to"
-                f" {round_to}) lowers it, and {left} remains{_held(cost)}"
+                f" {round_to}) lowers it, and {left} remains{_pinned(cost)}"
             )
         raise BudgetError(
             f"{asked} cannot be met: with every free group at its least width (round_to {round_to})"
-            f" {left} remains; ask for more, a smaller round_to, or latents: true{_held(cost)}"
+            f" {left} remains; ask for more, a smaller round_to, or latents: true{_pinned(cost)}"
         )
 
 
-def _held(cost: CostModel) -> str:
+def _pinned(cost: CostModel) -> str:
     """Return which groups can never shrink, and why, for messages; empty if there are none."""
     held = [group for group in cost.groups if group.pinned]
     if not held:

@@ -33,8 +33,8 @@ from nicprune.pruning.verification import (
     TOLERANCE,
     apart,
     check_runs,
+    difference_in_words,
     round_trip,
-    told_apart,
     trace,
     verify_same,
 )
@@ -331,7 +331,9 @@ class _Trials:
             return Failure(_depends(told), self._within(places[-1]) if places else ())
         found = apart([trace(self._masked(checked), image), mine])
         if not found <= TOLERANCE:
-            told = f"the pruned {self.name} is not the masked one{where}: {told_apart(found)}"
+            told = (
+                f"the pruned {self.name} is not the masked one{where}: {difference_in_words(found)}"
+            )
             return Failure(_depends(told))
         return None
 

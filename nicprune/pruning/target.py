@@ -134,11 +134,11 @@ class Target(StrictConfig):
         now = cost.totals()
         for name, limit in self.budget.limits(cost.original).items():
             if (reached := getattr(now, name)) <= limit:
-                asked, there = self.budget.told(name, limit, reached, cost)
+                asked, there = self.budget.in_units_given(name, limit, reached, cost)
                 raise BudgetError(f"{asked} is met already: the codec is at {there}")
         check_feasible(cost, self.free(groups), self.budget, self.round_to)
 
-    def check_settled(self) -> None:
+    def check_split_is_decided(self) -> None:
         """Raise unless the budget is divided between encoder and decoder, where it is to be."""
         if self.budget is not None and self.budget.split == "auto":
             raise TrainingError(
@@ -157,7 +157,7 @@ class Target(StrictConfig):
                 if name in scores  # those that keep their width are not scored
             }
         assert self.budget is not None
-        self.check_settled()
+        self.check_split_is_decided()
         return allocate_widths(
             cost, self.free(groups), scores, self.budget, self.round_to, per_cost=per_cost
         )

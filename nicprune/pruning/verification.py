@@ -96,7 +96,7 @@ def apart(traces: Sequence[list[Tensor]]) -> float:
     return max(found) if not any(f != f for f in found) else float("nan")
 
 
-def told_apart(found: float) -> str:
+def difference_in_words(found: float) -> str:
     """Return in words what `apart` found."""
     if found == float("inf"):
         return (
@@ -150,7 +150,7 @@ def verify_same(
         ) from error
     if not found <= TOLERANCE:
         raise SurgeryError(
-            f"the pruned {type(codec).__name__} is not the masked one: {told_apart(found)}"
+            f"the pruned {type(codec).__name__} is not the masked one: {difference_in_words(found)}"
             f" (at most {TOLERANCE:.0e} is allowed); the codec's layers are not what their channels"
             " say. Nothing was changed"
         )

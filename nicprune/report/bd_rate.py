@@ -189,7 +189,7 @@ def _unequal_steps(curve: Sequence[Record], control: Sequence[Record]) -> str:
     if own == its:
         return ""
 
-    def told(steps: set[int | None]) -> str:
+    def listed(steps: set[int | None]) -> str:
         return " and ".join(f"{n:,}" for n in sorted(steps - {None}, key=none_first)) or "unknown"
 
-    return f"trained for {told(own)} steps, the control for {told(its)}"
+    return f"trained for {listed(own)} steps, the control for {listed(its)}"

@@ -29,7 +29,7 @@ def pack_tables(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         lengths = tensors.get(_lengths_of(key))
         if lengths is None or table.dim() != 2 or not table.numel():
             continue
-        held = _held(lengths, table.shape[1])
+        held = _entries(lengths, table.shape[1])
         # A table that this would not give back stays as it is.
         if held.shape == table.shape and not bool(table[~held].any()):
             packed[key] = table[held]
@@ -57,7 +57,7 @@ def unpack_tables(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor
         ):
             raise FileError(f"{where} is damaged: the entries and lengths of {key} do not fit")
         table = entries.new_zeros(lengths.numel(), longest)
-        table[_held(lengths, longest)] = entries
+        table[_entries(lengths, longest)] = entries
         unpacked[key] = table
     return unpacked
 
@@ -67,6 +67,6 @@ def _lengths_of(key: str) -> str:
     return key.removesuffix(TABLE) + LENGTHS if key.endswith(TABLE) else ""
 
 
-def _held(lengths: Tensor, longest: int) -> Tensor:
+def _entries(lengths: Tensor, longest: int) -> Tensor:
     """Return where a table has entries of its rows, (rows, longest)."""
     return torch.arange(longest) < lengths.reshape(-1, 1)

@@ -60,7 +60,7 @@ class AdaptationConfig(StrictConfig):
             raise ValueError(f"a domain is a line of text, and not {SOURCE_NAME!r}")
         return domain
 
-    def settled(self, added: dict[str, int]) -> AdaptationConfig:
+    def with_widths(self, added: dict[str, int]) -> AdaptationConfig:
         """Return the settings with the numbers of new channels in place of what led to them."""
         return self.model_copy(update={"grow": None, "macs": None, "widths": dict(added)})
 

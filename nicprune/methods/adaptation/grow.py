@@ -111,7 +111,7 @@ class Grow(Form):
     def build(self) -> None:
         codec = self.codec
         self.added = self._widths()
-        self.config = self.config.settled(self.added)
+        self.config = self.config.with_widths(self.added)
         self._layers = self._plan(self.added)
         self._like = {name: self._weighed_most(name, n) for name, n in self.added.items() if n}
         modules = layers_of(codec)

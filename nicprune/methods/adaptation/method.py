@@ -139,7 +139,7 @@ class Adaptation(MultiWidth):
             return super().config_after_pruning()
         assert isinstance(self.form, Grow)
         left = {name: len(kept) for name, kept in self._kept().items()}
-        return self.config.settled(self.form.added | left).model_dump()
+        return self.config.with_widths(self.form.added | left).model_dump()
 
     # -- the target domain ------------------------------------------------------------------------
 

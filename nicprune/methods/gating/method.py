@@ -205,7 +205,7 @@ class ChannelGating(Gating):
         )[0]
         for name, limit in self.config.budget.limits(self.cost.original).items():
             if least[name] > limit:
-                asked, left = self.config.budget.told(name, limit, least[name], self.cost)
+                asked, left = self.config.budget.in_units_given(name, limit, least[name], self.cost)
                 raise BudgetError(
                     f"{asked} cannot be met by gating alone: with one channel open before each of"
                     f" {len(self.gated)} convolutions {left} remains (layers without a gate, GDN);"
@@ -360,7 +360,7 @@ class ChannelGating(Gating):
             gate.softness.fill_(SOFT * left)
             gate.write(part)
         if self.done:
-            self._hold()
+            self._fix_thresholds()
 
     def _lowering(self, limits: Sequence[str]) -> Tensor:
         """Return whether closing a channel lowers one of these costs, for all channels of all
@@ -383,7 +383,7 @@ class ChannelGating(Gating):
             rates[helps] = relative_rates(prices[helps], importance[helps])
         return rates
 
-    def _hold(self) -> None:
+    def _fix_thresholds(self) -> None:
         """Fix thresholds and the 1-D convolution once done; the codec's weights may be trained
         on. They get no gradient then, and stay parameters that an optimiser is given: a run that is
         resumed has those of its checkpoint.
@@ -394,7 +394,7 @@ class ChannelGating(Gating):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._hold()
+        self._fix_thresholds()
 
     @torch.no_grad()
     def calibrate(self, model: nn.Module, images: Sequence[Tensor]) -> None:
@@ -406,7 +406,7 @@ class ChannelGating(Gating):
             if self.config.budget is None:
                 self._measure(model, images)
             else:
-                self._meet(model, images)
+                self._move_to_budget(model, images)
 
     def _measure(self, model: nn.Module, images: Sequence[Tensor]) -> dict[str, Tensor]:
         """Run these images, set open rates and powers to theirs, and return the margins of each
@@ -432,7 +432,7 @@ class ChannelGating(Gating):
         now, all_ = self.expected(), self.config.budget.limits(self.cost.original)
         return max(now[name] / all_[name] for name in limits)
 
-    def _meet(self, model: nn.Module, images: Sequence[Tensor]) -> None:
+    def _move_to_budget(self, model: nn.Module, images: Sequence[Tensor]) -> None:
         """Move the thresholds until the budget holds on these images and is used: those of each
         side by its own limit, then all by that of the whole, where it is still exceeded.
         """
@@ -440,11 +440,11 @@ class ChannelGating(Gating):
         limits = list(self.config.budget.limits(self.cost.original))
         sides = [name for name in limits if name in SIDES]
         for side in sides:
-            self._meet_limits(model, images, [side])
+            self._move_to_limits(model, images, [side])
         if not sides or self._used(limits) > 1:
-            self._meet_limits(model, images, limits)
+            self._move_to_limits(model, images, limits)
 
-    def _meet_limits(
+    def _move_to_limits(
         self, model: nn.Module, images: Sequence[Tensor], limits: Sequence[str]
     ) -> None:
         """Move the thresholds of the gates that lower these limited costs until these hold on the
@@ -570,7 +570,7 @@ class ChannelGating(Gating):
         other.rho.copy_(self.rho)
         other.sampled.copy_(self.sampled)
         other.frozen.fill_(True)
-        other._hold()
+        other._fix_thresholds()
 
 
 def _counted_in(transform: str) -> list[str]:

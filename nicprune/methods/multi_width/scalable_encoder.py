@@ -224,7 +224,7 @@ class ScalableEncoder(MultiWidth, Taught):
             target["only"] = [f"{self._path}*"]
         else:
             target["widths"] = self.config.widths
-        holder = self._holder(i)
+        holder = self._codec_with_encoder(i)
         return METHODS["mask_decay"](
             holder,
             self.groups,
@@ -232,7 +232,7 @@ class ScalableEncoder(MultiWidth, Taught):
             parse(METHODS["mask_decay"].Config, target, "method 'scalable_encoder'"),
         )
 
-    def _holder(self, i: int) -> Any:
+    def _codec_with_encoder(self, i: int) -> Any:
         """Return the codec with one of the encoders as its g_a; all else is the codec's own."""
         holder = node = copy.copy(self.codec)
         *before, last = self._path.split(".")
@@ -325,12 +325,12 @@ class ScalableEncoder(MultiWidth, Taught):
         codec.register_forward_pre_hook(hook.before)
         codec.register_forward_hook(hook, always_call=True)
         for i, decay in enumerate(self._decays()):
-            decay.attach(self._holder(i))
+            decay.attach(self._codec_with_encoder(i))
 
     def detach(self, codec: nn.Module) -> None:
         remove_hooks(codec, lambda hook: hook.owner is self)
         for i, decay in enumerate(self._decays()):
-            decay.detach(self._holder(i))
+            decay.detach(self._codec_with_encoder(i))
 
     def _decays(self) -> list[Any]:
         return list(self.decays)
@@ -367,7 +367,7 @@ class ScalableEncoder(MultiWidth, Taught):
         """Return MACs at 64x64 and parameters of each encoder."""
         if not self._macs:
             self._macs = [
-                CostModel(self._holder(i), Groups([])).by_transform()["g_a"]
+                CostModel(self._codec_with_encoder(i), Groups([])).by_transform()["g_a"]
                 for i in range(self.config.encoders)
             ]
         return self._macs
@@ -475,7 +475,7 @@ class ScalableEncoder(MultiWidth, Taught):
         if self.config.made:
             return
         for i, decay in enumerate(self._decays()):
-            decay.fold(self._holder(i))
+            decay.fold(self._codec_with_encoder(i))
         before, _, last = self._path.rpartition(".")
         setattr(codec.get_submodule(before), last, self.encoders[0])
 
@@ -486,9 +486,9 @@ class ScalableEncoder(MultiWidth, Taught):
         assert isinstance(other, ScalableEncoder)
         for i in range(1, self.config.encoders):
             small: Any = (
-                self._holder(i)
+                self._codec_with_encoder(i)
                 if self.config.made
-                else prune(self._holder(i), self._decays()[i].select(), self.groups)
+                else prune(self._codec_with_encoder(i), self._decays()[i].select(), self.groups)
             )
             other.encoders[i - 1] = copy.deepcopy(self._analysis_of(small))
         other._teacher = self._teacher

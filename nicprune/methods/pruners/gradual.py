@@ -145,7 +145,7 @@ class GradualPruner(Pruner):
         if self.done:
             self._write(self.current)
             return
-        self.config.check_settled()
+        self.config.check_split_is_decided()
         self.step += 1
         gradients = [
             p.grad if p.grad is not None else torch.zeros_like(p) for p in self.masks.values

@@ -64,7 +64,7 @@ class FrameCoder:
             model = model.extract(self.width, verify=False).eval()
             found = resolve_point(model)
         if point is not None:
-            found = _told(model, found, point)
+            found = _point_of_headers(model, found, point)
         self._network: TemporalEntropyNetwork | None = None
         if temporal is not None:
             self._network = model.roles.temporal.network_at(found.width or 0).double().eval()
@@ -217,7 +217,9 @@ def _written(model: Any) -> list[Choice]:
     return [choice for choice in getattr(model, "choices", ()) if choice.in_bitstream]
 
 
-def _told(model: Any, found: OperatingPoint, headers: Sequence[bytes]) -> OperatingPoint:
+def _point_of_headers(
+    model: Any, found: OperatingPoint, headers: Sequence[bytes]
+) -> OperatingPoint:
     """Return the operating point that headers say, at the width that is `found` already.
 
     Raises:
