@@ -20,7 +20,9 @@ SIZES = (64, 128, 256, 512)
 """Sides of the images that are tried, in pixels."""
 
 OTHER_SIZES = (192, 320, 384, 448)
-"""Sides that are tried where none of `SIZES` comes back: of strides that are no power of two."""
+"""Sides that are tried where images of `SIZES` come back in other sizes: of strides that are no
+power of two.
+"""
 
 ATTRIBUTE = "_nicprune_image"
 """Name of the attribute on a codec that keeps what was found: channels, side and multiple."""
@@ -49,6 +51,8 @@ def _found(codec: nn.Module) -> tuple[int, int, int]:
     first = other = None
     read = _first_input(codec)
     for size in (*SIZES, *OTHER_SIZES):
+        if size not in SIZES and other is None:
+            break
         for channels in dict.fromkeys(c for c in (3, read, 1) if c is not None):
             failed, same = _tried(codec, channels, size)
             if failed is None and same:
