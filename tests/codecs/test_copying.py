@@ -125,7 +125,8 @@ class Holding(FactorizedPrior):
         super().__init__(8, 12)
         held = UNCOPYABLE[what]()
         self.held = held
-        self.g_a.all = {"first": [held], "second": (held, self.g_a)}
+        other = UNCOPYABLE[what]()
+        self.g_a.all = {"first": [other], "second": (other, self.g_a)}
         self.g_s.record = SimpleNamespace(held=held, value=torch.zeros(2), codec=self.g_a)
 
 
@@ -134,7 +135,8 @@ def test_what_cannot_be_copied_is_shared_and_nothing_else(what: str, tmp_path: P
     torch.manual_seed(0)
     codec: Any = Holding(what)
     twin: Any = copy_codec(codec)
-    assert twin.held is codec.held is twin.g_a.all["first"][0] is twin.g_s.record.held
+    assert twin.held is codec.held is twin.g_s.record.held
+    assert twin.g_a.all["first"][0] is codec.g_a.all["first"][0] is twin.g_a.all["second"][0]
     assert twin.g_a.all["second"][1] is twin.g_a is twin.g_s.record.codec
     ours, theirs = twin.g_s.record.value, codec.g_s.record.value
     assert ours.data_ptr() != theirs.data_ptr()
