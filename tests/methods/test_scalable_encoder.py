@@ -143,7 +143,8 @@ def test_costs_add_up_as_fvcore_counts_them(hardened: tuple[str, Attached, Attac
         whole.totals().macs - whole.by_transform()["g_a"][0],
     )
     one = [
-        CostModel(method_of(small)._holder(i), Groups([])).totals().macs - rest for i in range(3)
+        CostModel(method_of(small)._codec_with_encoder(i), Groups([])).totals().macs - rest
+        for i in range(3)
     ]
     assert (
         all(0 < macs <= SETTINGS["share"] * large for macs in one)
