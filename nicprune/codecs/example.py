@@ -116,7 +116,7 @@ def _multiple(codec: nn.Module, channels: int, size: int) -> int:
     """Return the smallest side by which an image of this side may be larger. A codec that needs an
     image of some size need not have its stride.
     """
-    for step in sorted((*SIZES, *OTHER_SIZES)) if size in OTHER_SIZES else SIZES:
+    for step in sorted((*SIZES, *OTHER_SIZES)):
         if step < size and _tried(codec, channels, size + step) == (None, True):
             return step
     return size

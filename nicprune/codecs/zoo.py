@@ -333,7 +333,7 @@ class _Bounded(TorchDispatchMode):
 
 def _elements(func: Any, args: Any, kwargs: Mapping[str, Any]) -> int:
     """Return how many values a function makes that is given no tensor, without making them."""
-    settings = {k: v for k, v in kwargs.items() if k not in ("generator", "pin_memory", "out")}
+    settings = {k: v for k, v in kwargs.items() if k not in ("generator", "pin_memory")}
     try:
         made = func.overloadpacket(*args, **{**settings, "device": torch.device("meta")})
     except (RuntimeError, TypeError, NotImplementedError):

@@ -185,6 +185,10 @@ def _refuse_twins(node: yaml.Node, where: str, seen: set[int]) -> None:
         _refuse_twins(child, where, seen)
 
 
+BY_GROUP = "widths"
+"""The key below which names of channel groups stand, which hold dots."""
+
+
 def apply_override(content: dict[str, Any], override: str) -> None:
     """Apply one `a.b.0.c=value` (value as YAML) to a recipe's content, in place."""
     key, equals, value = override.partition("=")
@@ -200,9 +204,9 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         raise
     target: Any = content
     *path, last = key.split(".")
-    if "widths" in path:  # by channel groups, whose names hold dots
-        path, group = path[: path.index("widths") + 1], path[path.index("widths") + 1 :]
-        last = ".".join([*group, last])
+    if BY_GROUP in path:
+        start = path.index(BY_GROUP) + 1
+        path, last = path[:start], ".".join([*path[start:], last])
     for part in path:
         if isinstance(target, list):
             target = _item(target, part, override)

@@ -17,7 +17,7 @@ class LoopCheck:
     """The steps of one attached codec's training, as they run."""
 
     def __init__(self) -> None:
-        self._passes = 0
+        self._ran = False
         self._asked: list[set[int]] = []
         self._widths: set[int] = set()
         self._missed = 0
@@ -28,7 +28,7 @@ class LoopCheck:
 
     def ran(self, width: int | None) -> None:
         """Note a forward pass in training, at this width of several."""
-        self._passes += 1
+        self._ran = True
         if width is not None:
             self._widths.add(width)
 
@@ -41,8 +41,8 @@ class LoopCheck:
             TrainingError: it did not run each width; or some steps left no gradient, though masks
                 or thresholds follow theirs.
         """
-        passes, asked, widths = self._passes, self._asked, self._widths
-        self._passes, self._asked, self._widths = 0, [], set()
+        ran, asked, widths = self._ran, self._asked, self._widths
+        self._ran, self._asked, self._widths = False, [], set()
         if (
             multi_width is not None
             and not multi_width.default_in_training()
@@ -55,7 +55,7 @@ class LoopCheck:
                 " model(batch, width=width)"
             )
         follow = [m.name for m in methods if not m.done and m.manually_updated()]
-        if not passes or not follow:  # no step at all, as where a schedule is run dry
+        if not ran or not follow:  # schedules are also advanced without training
             return
         # What is not finite is a gradient, too: training goes on from such steps.
         if any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()):

@@ -144,7 +144,7 @@ class OwnFunctions:
     """A handle of `torch.autograd.Function`s, each of which torch.jit takes as one operator: the
     sum of what its forward pass runs. It is called in the order of the graph.
 
-    Functions within one, which the graph has behind it once more, count nothing themselves.
+    The graph lists the functions within one once more, behind it. These are counted with it.
 
     Attributes:
         operators: operators in them that have no handle.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from shutil import which
 
 import pytest
 import torch
@@ -66,8 +65,9 @@ def test_no_report_is_written_among_images(
     err = fails(monkeypatch, capsys, *arguments)
     assert f"{photo} exists and is not of a report" in err and "--force" in err
     assert list((reports / "photos").rglob("*.*")) == [photo]
-    video = ["eval-video", str(reports), "--classical", "x264", "--report", str(reports / "photos")]
-    if which("ffmpeg"):
-        assert "exists and is not of a report" in fails(monkeypatch, capsys, *video)
+    for number in range(2):
+        write_png(torch.rand(3, 64, 64), reports / "clip" / f"{number}.png")
+    video = ["eval-video", str(reports / "clip"), "--classical", "x264", "--report", arguments[-1]]
+    assert f"{photo} exists and is not of a report" in fails(monkeypatch, capsys, *video)
     call(*arguments, "--force")
     call(*arguments)  # a report now

@@ -73,8 +73,12 @@ class Caching(ScaleHyperprior):
         return out | {"x_hat": out["x_hat"] + self.table}
 
 
-@pytest.mark.parametrize("seen", [None, (1, 3, 128, 64)], ids=["new", "used"])
-@pytest.mark.parametrize("work", ["measure", "attach", "prepare", "save"])
+SEEN = (1, 3, 128, 64)
+WORK = [(work, seen) for work in ("measure", "attach", "prepare") for seen in (None, SEEN)]
+
+
+# No constructor makes the table that a used codec has in its state: a new one alone is saved.
+@pytest.mark.parametrize(("work", "seen"), [*WORK, ("save", None)])
 def test_what_a_codec_keeps_of_an_image_is_put_back(
     work: str, seen: tuple[int, ...] | None, tmp_path: Path
 ) -> None:
@@ -87,8 +91,6 @@ def test_what_a_codec_keeps_of_an_image_is_put_back(
     if work == "measure":
         measure(codec)
     elif work == "save":
-        if seen is not None:  # a table in the state that no constructor makes
-            return
         save(codec, tmp_path / "codec.safetensors")
     else:
         attached = attach(codec, "fisher", budget={"macs": 0.8}, round_to=1)
