@@ -333,9 +333,8 @@ class _Bounded(TorchDispatchMode):
 
 def _elements(func: Any, args: Any, kwargs: Mapping[str, Any]) -> int:
     """Return how many values a function makes that is given no tensor, without making them."""
-    settings = {k: v for k, v in kwargs.items() if k not in ("generator", "pin_memory")}
     try:
-        made = func.overloadpacket(*args, **{**settings, "device": torch.device("meta")})
+        made = func.overloadpacket(*args, **{**kwargs, "device": torch.device("meta")})
     except (RuntimeError, TypeError, NotImplementedError):
         return math.prod(n for n in tree_leaves(args) if isinstance(n, int))
     return made.numel() if isinstance(made, Tensor) else 0

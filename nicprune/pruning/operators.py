@@ -99,7 +99,7 @@ HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "aten::addmv": _added_matmul,
     "aten::mv": _vector,
     "aten::dot": _vector,
-    FUNCTION + "LowerBoundFunction": _nothing,  # CompressAI's
+    FUNCTION + "LowerBoundFunction": _nothing,  # in every hyperprior: saves it a second trace
 }
 """Handles that are set on fvcore's counter."""
 
