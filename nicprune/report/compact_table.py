@@ -83,7 +83,7 @@ def footnote(group: Sequence[Row]) -> str:
     # `nicprune time` measures speed-ups; times of a table are for orientation.
     if not all(record.quiet() for record in members):
         notes.append(
-            "During some evaluations other programs used the processor, or may have: these times"
+            "During some evaluations other programs used the processor, or may have: their times"
             " are rough, and no speed-up is computed from them."
         )
     if seeds := sorted({row.seeds for row in group if row.seeds > 1}):
