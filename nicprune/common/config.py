@@ -5,7 +5,8 @@ one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -72,18 +73,59 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     found = error.errors()
     # An unknown key explains a missing one more often than the other way round.
     first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
-    location = tuple(first["loc"])
+    location, depth = _outside_unions(model, first["loc"])
+    message = first["msg"]
+    if depth is not None:
+        # Each kind of value that is allowed there has its complaint: the one that is furthest in
+        # is about what was meant.
+        rivals = [e for e in found if e["loc"][:depth] == first["loc"][:depth]]
+        first = max(rivals, key=lambda e: len(e["loc"]))
+        location, _ = _outside_unions(model, first["loc"])
+        message = first["msg"]
+        if len(first["loc"]) == depth + 1:
+            wanted = [e["msg"].partition(",")[0].removeprefix(EXPECTED) for e in rivals]
+            message = EXPECTED + " or ".join(wanted)
     key = cut(".".join(str(part) for part in location))
     if first["type"] == "extra_forbidden":
         hint = closest(str(location[-1])[:80], known_keys(model, location[:-1]))
         return f"unknown key {key!r}; {hint}"
     if first["type"] == "missing":
         return f"{key} is missing"
-    message = first["msg"].removeprefix("Value error, ")
+    message = message.removeprefix("Value error, ")
     given = first.get("input")
     shown = "" if isinstance(given, dict) or given is None else f" (got {cut(repr(given))})"
     problem = f"{cut(message[:1].lower() + message[1:], 400)}{shown}"
     return f"{key}: {problem}" if key else problem
+
+
+EXPECTED = "Input should be "
+
+
+def _outside_unions(
+    model: type[BaseModel], location: tuple[Any, ...]
+) -> tuple[tuple[Any, ...], int | None]:
+    """Return the location of an error as a user writes it, without the kinds of value that
+    pydantic names in it where a field allows several; and the index of the first such name.
+    """
+    kept: list[Any] = []
+    parts = list(location)
+    current: Any = model
+    first: int | None = None
+    while parts:
+        kept.append(part := parts.pop(0))
+        fields = getattr(current, "model_fields", None)
+        if fields is not None:
+            current = fields[part].annotation if part in fields else None
+        else:  # of list[X] and dict[K, X], X
+            current = (get_args(current) or (None,))[-1]
+        if get_origin(current) in (Union, UnionType):
+            kinds = [kind for kind in get_args(current) if kind is not NoneType]
+            current = kinds[0]
+            if len(kinds) > 1 and parts:
+                first = len(location) - len(parts) if first is None else first
+                named = str(parts.pop(0)).partition("[")[0]
+                current = next((k for k in kinds if (get_origin(k) or k).__name__ == named), None)
+    return tuple(kept), first
 
 
 LONGEST, DEEPEST, MOST_NODES = 1 << 20, 30, 10_000

@@ -156,10 +156,11 @@ def file_digests(recipe: Recipe, quality: int) -> list[str]:
     file in the next run.
     """
     named = [recipe.codec] if recipe.codec.endswith(".safetensors") else []
-    named += [recipe.weights_for(quality)] if recipe.weights not in ("official", "none") else []
+    weights = recipe.weights_for(quality)
+    named += [weights] if weights not in ("official", "none") else []
     transforms = recipe.transforms_for(quality)
     named += [transforms] if transforms not in (None, DEMO) else []
-    if (recipe.codec, recipe.weights) == (DEMO, "official") or transforms == DEMO:
+    if (recipe.codec, weights) == (DEMO, "official") or transforms == DEMO:
         named.append(str(embedded_file(quality)))
     files = [expand(name) for name in named]
     return [

@@ -151,8 +151,8 @@ class Recipe(StrictConfig):
         name: of the report; the file's name if not given.
         task: "prune" runs methods on a codec; "train" trains the codec itself, from `weights`.
         codec, qualities, metric, weights: arguments of `load_codec`; `{quality}` in weights is
-            replaced. A codec given as `package.module:factory` may have a single quality, of any
-            number.
+            replaced. Weights may be given for each quality, `{1: a.safetensors, 3: none}`. A codec
+            given as `package.module:factory` may have a single quality, of any number.
         transforms: for "train": a file of `save`, or demo-hyperprior, whose g_a and g_s the codec
             starts from, the rest being as in `weights`; `{quality}` is replaced.
         lambdas: per quality; CompressAI's if not given.
@@ -181,7 +181,7 @@ class Recipe(StrictConfig):
     codec: str
     qualities: list[Quality] = Field(min_length=1)
     metric: Literal["mse", "ms-ssim"] = "mse"
-    weights: str = "official"
+    weights: str | dict[int, str] = "official"
     transforms: str | None = None
     lambdas: dict[int, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     photographs: Photographs
@@ -245,7 +245,16 @@ class Recipe(StrictConfig):
                     )
             if arm.qualities is not None and arm.modulated:
                 raise ValueError(f"{arm.label!r}: one codec serves all qualities")
-        for what, keys in (("lambdas", self.lambdas), ("per_quality", self.per_quality)):
+        weights = self.weights if isinstance(self.weights, dict) else dict.fromkeys(self.qualities)
+        for quality in self.qualities:
+            if quality not in weights and self.before(quality) is None:
+                raise ValueError(f"weights: there is no entry for quality {quality}")
+        by_quality: dict[str, dict[int, Any]] = {
+            "weights": weights,
+            "lambdas": self.lambdas,
+            "per_quality": self.per_quality,
+        }
+        for what, keys in by_quality.items():
             if left := sorted(set(keys) - set(self.qualities)):
                 raise ValueError(f"{what}: {left} are not among the qualities {self.qualities}")
         for quality, before in self.chain.items() if isinstance(self.chain, dict) else ():
@@ -316,8 +325,11 @@ class Recipe(StrictConfig):
         }
 
     def weights_for(self, quality: int) -> str:
-        """Return the weights that a quality starts from."""
-        return self.weights.replace("{quality}", str(quality))
+        """Return the weights that a quality starts from; "none" for one that starts from another
+        quality, where weights are given one by one and it has no entry.
+        """
+        given = self.weights if isinstance(self.weights, str) else self.weights.get(quality, "none")
+        return given.replace("{quality}", str(quality))
 
     def transforms_for(self, quality: int) -> str | None:
         """Return the file whose g_a and g_s a quality starts from, if any."""

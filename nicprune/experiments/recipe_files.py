@@ -95,7 +95,7 @@ def _keep_qualities(content: dict[str, Any]) -> None:
     arms, kept = content.get("methods"), content["qualities"]
     if not isinstance(kept, list):
         return  # refused when it is parsed
-    for name in ("lambdas", "per_quality"):
+    for name in ("weights", "lambdas", "per_quality"):
         if isinstance(content.get(name), dict):
             content[name] = {k: v for k, v in content[name].items() if k in kept}
     if isinstance(chain := content.get("chain"), dict):

@@ -45,8 +45,8 @@ def check_paths(recipe: Recipe) -> None:
             collect(f"photographs.{split}", list_images, folder, inside)
     for quality in recipe.qualities:
         if recipe.before(quality) is None:
-            if recipe.weights not in ("official", "none"):
-                collect("weights", _check_exists, recipe.weights_for(quality))
+            if (weights := recipe.weights_for(quality)) not in ("official", "none"):
+                collect("weights", _check_exists, weights)
             transforms = recipe.transforms_for(quality)
             if transforms == DEMO:
                 collect("transforms", check_name, DEMO, quality, "mse")

@@ -84,7 +84,7 @@ def load_for_check(recipe: Recipe, job: Run) -> nn.Module:
     """Return the codec that a run starts from, or one of random weights where these would be
     downloaded, or come from another run.
     """
-    download = recipe.weights == "official" and ":" not in recipe.codec
+    download = recipe.weights_for(job.quality) == "official" and ":" not in recipe.codec
     download = download and recipe.codec != DEMO and not recipe.codec.endswith(".safetensors")
     chained = recipe.before(job.quality) is not None
     if download and not chained:

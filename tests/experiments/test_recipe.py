@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from compressai.models import ScaleHyperprior
-from helpers import built, offer_tiny_codecs
+from helpers import built, make_telling, offer_tiny_codecs
 from helpers_latency import table_of
 from torch import nn
 
@@ -322,6 +322,43 @@ def test_variables_in_paths_are_filled_in(
     assert keys[0] == keys[1]  # the same photographs and weights elsewhere: what is done is done
 
 
+def test_weights_of_each_quality_are_what_it_starts_from(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    files = [str(tmp_path / f"{name}-q{{quality}}.pth") for name in ("one", "other")]
+    codecs = [make_telling(built("bmshj2018-hyperprior")[0], seed) for seed in (1, 2)]
+    for quality, codec, name in zip((1, 2), codecs, files, strict=True):
+        torch.save(codec.state_dict(), name.replace("{quality}", str(quality)))
+    content["weights"] = {1: files[0], 2: files[1]}
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(content))
+    recipe = read_recipe(str(file))[0]
+    check_paths(recipe)
+    for job in plan_runs(recipe, tmp_path):
+        start = load_base_codec(recipe, job).state_dict()
+        assert all(
+            torch.equal(start[name], value)
+            for name, value in codecs[job.quality - 1].named_parameters()
+        )
+    # The keys are those of a recipe that names the same file for all its qualities.
+    alone = content | {"weights": files[1], "qualities": [2]}
+    keys = {job.key for job in plan_runs(recipe, tmp_path) if job.quality == 2}
+    assert keys == {job.key for job in plan_runs(parse_recipe(alone, "a"), tmp_path)}
+    # What `--set qualities` leaves out needs no weights, and what is missing is named.
+    Path(files[0].replace("{quality}", "1")).unlink()
+    check_paths(read_recipe(str(file), ["qualities=[2]"])[0])
+    with pytest.raises(FileError, match="no such file: .*one-q1"):
+        check_paths(recipe)
+    # In a chain only the first needs them.
+    chained = {k: v for k, v in content.items() if k not in ("methods", "sparsify")} | {
+        "task": "train",
+        "chain": True,
+    }
+    assert parse_recipe(chained | {"weights": {1: files[0]}}, "a").weights_for(2) == "none"
+    with pytest.raises(RecipeError, match="weights: there is no entry for quality 1"):
+        parse_recipe(chained | {"weights": {2: files[1]}}, "a")
+
+
 def test_in_a_chain_only_the_first_needs_weights(content: dict[str, Any], tmp_path: Path) -> None:
     save(built("bmshj2018-hyperprior")[0], tmp_path / "base-q3.safetensors")
     content = {k: v for k, v in content.items() if k not in ("methods", "sparsify")} | {
@@ -551,6 +588,24 @@ def test_changed_settings_do_not_overwrite(content: dict[str, Any], tmp_path: Pa
         ),
         ({"lambdas": {1: 0}}, "lambdas.1: input should be greater than 0"),
         ({"lambdas": {7: 0.1}}, "lambdas: [7] are not among the qualities"),
+        ({"weights": {1: "a", 2: "b", 7: "c"}}, "weights: [7] are not among the qualities"),
+        ({"weights": {1: "a"}}, "weights: there is no entry for quality 2"),
+        ({"weights": {1: "a", 2: [3]}}, "weights.2: input should be a valid string"),
+        (
+            {"weights": 3},
+            "weights: input should be a valid string or a valid dictionary (got 3)",
+        ),
+        ({"weights": {"x": "a"}}, "weights.x.[key]: input should be a valid integer"),
+        (
+            {"chain": 3},
+            "chain: input should be a valid boolean or a valid dictionary (got 3)",
+        ),
+        ({"chain": {1: "b"}}, "chain.1: input should be a valid integer"),
+        (
+            {"photographs": {"train": "a", "test": "b", "validation": [3]}},
+            "photographs.validation.0: input should be a valid string (got 3)",
+        ),
+        ({"codec": "a.safetensors", "weights": {1: "none", 2: "none"}}, "brings its own weights"),
         ({"seeds": [0, -1]}, "seeds.1: input should be greater than or equal to 0"),
         ({"chain": True}, "belong to task: train"),
         ({"transforms": "a.safetensors"}, "belong to task: train"),
