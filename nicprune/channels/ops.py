@@ -10,17 +10,16 @@ from torch import Tensor
 # How an operation treats a channel that is zero: it stays zero, or it does not.
 KEEPS_ZERO = set(
     "pow abs neg relu relu6 leaky_relu silu gelu tanh sin sqrt square round floor ceil trunc sign"
-    " clone contiguous detach to float double half bfloat16 type type_as hardtanh dropout elu celu"
+    " clone contiguous detach to float double half bfloat16 type hardtanh dropout elu celu"
     " selu mish hardswish erf expm1 log1p positive requires_grad data nan_to_num interpolate"
     " upsample avg_pool2d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d pad zero clamp clip"
     " softsign tan sinh asinh arcsinh atan arctan asin arcsin dropout1d dropout2d dropout3d"
-    " feature_dropout clamp_min clamp_max cpu cuda new_tensor softshrink hardshrink tanhshrink fix"
+    " feature_dropout clamp_min clamp_max cpu cuda softshrink hardshrink tanhshrink fix"
     " deg2rad real imag angle conj resolve_conj resolve_neg view_as_real view_as_complex".split()
 )
 BREAKS_ZERO = set(
     "sigmoid exp softplus cos rsqrt reciprocal log log2 log10 logsigmoid hardsigmoid erfc uniform"
-    " normal fill bernoulli eq ne lt le gt ge logical_not isfinite isnan threshold"
-    " masked_fill".split()
+    " normal fill bernoulli eq ne lt le gt ge logical_not isfinite isnan threshold".split()
 )
 BOUNDED = {
     "clamp": ("min", "max"),
@@ -29,7 +28,7 @@ BOUNDED = {
     "clamp_max": (None, "max"),
     "hardtanh": ("min_val", "max_val"),
 }
-ADDITIVE = set("add sub rsub maximum minimum max min where lerp fmod remainder".split())
+ADDITIVE = set("add sub rsub maximum minimum max min lerp fmod remainder".split())
 MULTIPLICATIVE = set("mul div truediv true_divide floor_divide multiply divide".split())
 MOVES = set(
     "chunk split split_with_sizes tensor_split cat concat concatenate stack getitem unbind narrow"
@@ -43,14 +42,18 @@ MIXES = set(
     " cosine_similarity".split()
 )
 """Operations of a tensor's shape whose values depend on several channels at once."""
+CONVERSIONS = set("to type_as".split())
+"""Operations that take from a second tensor its type and device, and no value."""
+CHOICES = set("where masked_fill".split())
+"""Operations each of whose values is one of two, by a third tensor."""
 PRODUCTS = set("matmul bmm einsum scaled_dot_product_attention".split())
 REDUCES = set("mean sum amax amin var std norm any all prod".split())
 LIKE = set("zeros_like empty_like ones_like rand_like randn_like full_like".split())
 IGNORED = set(
     "size dim numel stride is_contiguous is_floating_point shape dtype device ndim requires_grad"
     " grad_fn is_complex item get_device is_cuda layout element_size storage_offset data_ptr"
-    " ndimension is_sparse is_nested names new_zeros new_ones new_empty new_full register_hook"
-    " retain_grad backward is_leaf grad output_nr is_inference isclose "
+    " ndimension is_sparse is_nested names new_zeros new_ones new_empty new_full new_tensor"
+    " register_hook retain_grad backward is_leaf grad output_nr is_inference isclose "
     "__len__ __bool__ __hash__ __format__ __repr__ __contains__ is_same_size is_mkldnn"
     " is_quantized is_meta itemsize nbytes".split()
 )

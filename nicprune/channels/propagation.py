@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nicprune.channels.movements import Movements
 from nicprune.channels.numbers import ChannelIds
 from nicprune.channels.ops import (
     ADDITIVE,
     BREAKS_ZERO,
+    CHOICES,
+    CONVERSIONS,
     IGNORED,
     KEEPS_ZERO,
     LIKE,
@@ -57,6 +59,8 @@ class ChannelPropagator(Movements, Products):
         ]
         if name in ("shape", "size"):
             return self._sizes(tensors[0], result, args[1:], kwargs)
+        if name in CONVERSIONS:
+            tensors = tensors[:1]
         if name not in IGNORED:
             for tensor in tensors:
                 if id(tensor) in self._owner:
@@ -88,10 +92,12 @@ class ChannelPropagator(Movements, Products):
                     outputs[0],
                     ChannelIds(labels.dim, labels.ids, None if name == "zeros_like" else name),
                 )
-        elif name in KEEPS_ZERO or name in BREAKS_ZERO:
+        elif name in KEEPS_ZERO or name in BREAKS_ZERO or name in CONVERSIONS:
             self._pointwise(name, args, kwargs, tensors, outputs[0])
         elif name in ADDITIVE or name in MULTIPLICATIVE:
             self._arithmetic(name, args, kwargs, tensors, outputs[0])
+        elif name in CHOICES:
+            self._choose(func, args, kwargs, outputs[0])
         elif name in MOVES:
             self._move(func, args, kwargs, name, tensors, outputs)
         elif name in REDUCES:
@@ -165,6 +171,33 @@ class ChannelPropagator(Movements, Products):
             numerator = self.labels(tensors[0])
             nonzero = f"{name} in {self.where}" if numerator is None else numerator.nonzero
             self.label(output, ChannelIds(labels.dim, labels.ids, nonzero))
+
+    def _choose(self, func: Any, args: Any, kwargs: Any, output: Tensor) -> None:
+        """Follow `where` and `masked_fill`: zero stays zero if both values are, whichever it is."""
+        name = canonical(func)
+        names = (
+            ["input", "mask", "value"] if name == "masked_fill" else ["condition", "input", "other"]
+        )
+        if func is Tensor.where:
+            names = ["input", "condition", "other"]
+        given = dict(zip(names, args, strict=False)) | kwargs
+        given |= {"input": given.pop("self")} if "self" in given else {}
+        tensors = [value for value in given.values() if isinstance(value, Tensor)]
+        if len(given) != len(names):  # of one argument it returns places
+            self._unknown(name, tensors)
+            return
+        self._elementwise(tensors, output, additive=True, name=name)
+        if (merged := self.labels(output)) is None:
+            return
+        merged.nonzero = None
+        for value in (given["input"], given[names[-1]]):
+            labels = self.labels(value)
+            if labels is not None:
+                nonzero = labels.nonzero
+            else:  # a parameter that is zero need not stay so
+                zero = not isinstance(value, nn.Parameter) and not torch.as_tensor(value).any()
+                nonzero = None if zero else f"{name} in {self.where}"
+            merged.nonzero = merged.nonzero or nonzero
 
     def _elementwise(
         self, tensors: Sequence[Tensor], output: Tensor, *, additive: bool, name: str = ""

@@ -314,6 +314,124 @@ def divided_by(s, x):
     return s.b(x.mean() / (1 + s.a(x).abs()))
 
 
+class Constant(nn.Module):
+    """A buffer that code takes as a number of its own."""
+
+    def __init__(self, value: float = 2.0):
+        super().__init__()
+        self.register_buffer("value", torch.full((1, 1, 1, 1), value))
+        self.register_buffer("odd", torch.arange(1 << 20) % 2 == 1, persistent=False)
+
+    def mask(self, y: Tensor) -> Tensor:
+        """Every second column."""
+        return self.odd[: y.shape[-1]].expand(1, 1, *y.shape[2:])
+
+
+WITH_CONSTANT = {"a": conv, "c": Constant, "b": conv}
+
+
+@case(FREE, **WITH_CONSTANT)
+def constant_moved_to_it(s, x):
+    y = s.a(x)
+    return s.b(y * s.c.value.to(y))
+
+
+@case(FREE, **WITH_CONSTANT)
+def constant_of_its_type(s, x):
+    y = s.a(x)
+    return s.b(y * s.c.value.type_as(y))
+
+
+@case(FREE)
+def numbers_of_its_type(s, x):
+    y = s.a(x)
+    return s.b(y * y.new_tensor([2.0]))
+
+
+@case("constant with a value per channel")
+def numbers_of_its_type_per_channel(s, x):
+    y = s.a(x)
+    return s.b(y * y.new_tensor([1.0, 2.0] * 4)[:, None, None])
+
+
+@case(FREE)
+def moved_to_another(s, x):
+    y = s.a(x)
+    return s.b(y.to(x).type_as(x.mean()))
+
+
+@case("sigmoid")
+def moved_to_another_and_not_zero(s, x):
+    return s.b(s.a(x).sigmoid().to(x))
+
+
+@case(FREE, **WITH_CONSTANT)
+def zero_filled_in(s, x):
+    y = s.a(x)
+    return s.b(y.masked_fill(s.c.mask(y), 0.0))
+
+
+@case(FREE)
+def zero_filled_in_where_it_is_small(s, x):
+    y = s.a(x)
+    return s.b(y.masked_fill(y < 0.1, 0.0))
+
+
+@case("masked_fill", **WITH_CONSTANT)
+def one_filled_in(s, x):
+    y = s.a(x)
+    return s.b(y.masked_fill(s.c.mask(y), value=1.0))
+
+
+@case("masked_fill", **WITH_CONSTANT)
+def one_filled_in_in_place(s, x):
+    y = s.a(x)
+    y.masked_fill_(s.c.mask(y), 1.0)
+    return s.b(y)
+
+
+@case("constant with a value per channel")
+def zero_filled_into_some_channels(s, x):
+    y = s.a(x)
+    return s.b(y.masked_fill(torch.arange(8).view(1, 8, 1, 1) > 4, 0.0))
+
+
+@case(FREE)
+def leaky_by_hand(s, x):
+    y = s.a(x)
+    return s.b(torch.where(y > 0, y, 0.1 * y))
+
+
+@case(FREE, **WITH_CONSTANT)
+def zero_chosen(s, x):
+    y = s.a(x)
+    return s.b(torch.where(s.c.mask(y), y, 0.0) + y.where(s.c.mask(y), torch.zeros(())))
+
+
+@case("where", **WITH_CONSTANT)
+def one_chosen(s, x):
+    y = s.a(x)
+    return s.b(torch.where(s.c.mask(y), 1.0, y))
+
+
+@case("where", **WITH_CONSTANT)
+def buffer_chosen(s, x):
+    y = s.a(x)
+    return s.b(y.where(condition=s.c.mask(y), other=s.c.value))
+
+
+@case("sigmoid", **WITH_CONSTANT)
+def nonzero_chosen(s, x):
+    y = s.a(x)
+    return s.b(torch.where(s.c.mask(y), input=y, other=y.sigmoid()))
+
+
+@case(PINNED, a=conv, e=conv, b=conv)
+def chosen_by_another_per_channel(s, x):
+    y = s.a(x)
+    return s.b(torch.where(s.e(x) > 0, y, y.cos()))
+
+
 @case("clamp")
 def clamp_above_zero(s, x):
     return s.b(s.a(x).clamp(min=0.1))
