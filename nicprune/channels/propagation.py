@@ -175,22 +175,21 @@ class ChannelPropagator(Movements, Products):
     def _choose(self, func: Any, args: Any, kwargs: Any, output: Tensor) -> None:
         """Follow `where` and `masked_fill`: zero stays zero if both values are, whichever it is."""
         name = canonical(func)
-        names = (
-            ["input", "mask", "value"] if name == "masked_fill" else ["condition", "input", "other"]
-        )
-        if func is Tensor.where:
-            names = ["input", "condition", "other"]
-        given = dict(zip(names, args, strict=False)) | kwargs
-        given |= {"input": given.pop("self")} if "self" in given else {}
-        tensors = [value for value in given.values() if isinstance(value, Tensor)]
-        if len(given) != len(names):  # of one argument it returns places
+        places = (1, 2) if func is torch.where else (0, 2)
+        names = ("input", "value" if name == "masked_fill" else "other")
+        values = [
+            args[place] if len(args) > place else kwargs.get(key)
+            for place, key in zip(places, names, strict=True)
+        ]
+        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        if any(value is None for value in values):  # with one argument, where returns places
             self._unknown(name, tensors)
             return
         self._elementwise(tensors, output, additive=True, name=name)
         if (merged := self.labels(output)) is None:
             return
         merged.nonzero = None
-        for value in (given["input"], given[names[-1]]):
+        for value in values:
             labels = self.labels(value)
             if labels is not None:
                 nonzero = labels.nonzero

@@ -23,16 +23,16 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from nicprune.codecs import calling
 from nicprune.codecs.anatomy import unwrap
 from nicprune.codecs.example import image_shape
 from nicprune.codecs.fast_coding import fast_indexes
+from nicprune.codecs.float64_types import PRODUCTS, to_type
 from nicprune.codecs.rans import recorded_symbols
 from nicprune.codecs.winograd import Winograd
 
@@ -41,14 +41,6 @@ FACTORIES = {
     torch.rand, torch.randn, torch.tensor, torch.zeros,
 }  # fmt: skip
 """Functions that create tensors in the default type."""
-
-PRODUCTS = {
-    F.linear, torch.addmm, torch.baddbmm, torch.bmm, torch.conv1d, torch.conv2d, torch.conv3d,
-    torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d, torch.einsum,
-    torch.matmul, torch.mm, torch.batch_norm, torch.group_norm, torch.instance_norm,
-    torch.layer_norm, torch.prelu, Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm,
-}  # fmt: skip
-"""Functions that refuse operands of two types."""
 
 
 class Coder:
@@ -213,15 +205,11 @@ class _OneSided:
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         self.depth += 1
-        return _to(torch.float32, (args, kwargs)) if self.depth == 1 else None
+        return to_type(torch.float32, (args, kwargs)) if self.depth == 1 else None
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         self.depth -= 1
-        return _to(torch.float64, output) if self.depth == 0 else None
-
-
-def _to(dtype: torch.dtype, values: Any) -> Any:
-    return tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, values)
+        return to_type(torch.float64, output) if self.depth == 0 else None
 
 
 class _Types(TorchFunctionMode):
@@ -249,7 +237,7 @@ class _Types(TorchFunctionMode):
                 return func(*args, **kwargs)
             except RuntimeError:
                 dtype = torch.float32 if self._one_sided.depth else torch.float64
-                args, kwargs = _to(dtype, (args, kwargs))
+                args, kwargs = to_type(dtype, (args, kwargs))
                 return func(*args, **kwargs)
         made = func(*args, **kwargs)
         if (

@@ -17,6 +17,7 @@ from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.calling import run
 from nicprune.codecs.copying import copy_codec, double_copy, sharing_copy
 from nicprune.codecs.example import example_image, module_names
+from nicprune.codecs.float64_types import float64_throughout
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds.entropy import entropy_models
 from nicprune.codecs.layer_kinds.kind import channel_kind, kind_of
@@ -318,7 +319,11 @@ class _Trials:
                 return None
             with module_names(small, places):
                 if stage == "training":
-                    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    with (
+                        torch.no_grad(),
+                        float64_throughout(),
+                        torch.random.fork_rng(devices=[]),
+                    ):
                         run(small.train(), image)
                     return None
                 mine = trace(small, image)

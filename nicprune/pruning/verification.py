@@ -4,8 +4,7 @@ decodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from nicprune.codecs.cdf import update_tables
 from nicprune.codecs.copying import copy_codec, double_copy, sharing_copy
 from nicprune.codecs.example import example_image
 from nicprune.codecs.fast_coding import fast_indexes
+from nicprune.codecs.float64_types import float64_throughout
 from nicprune.codecs.layer_kinds.entropy import entropy_models
 from nicprune.common.errors import CodecError, SurgeryError, first_line
 from nicprune.pruning.masks import mask_channels
@@ -78,7 +78,7 @@ def trace(double: nn.Module, image: Tensor) -> list[Tensor]:
     trace: list[Tensor] = []
     for model in entropy_models(double):
         model.register_forward_hook(lambda m, args, out: trace.extend(_live_channels(m, args, out)))
-    with torch.no_grad(), _SmoothRounding(), _default_dtype(torch.float64):
+    with torch.no_grad(), float64_throughout(), _SmoothRounding():
         out = forward_for_analysis(double, image)
     check_output(double, out)
     return [*trace, out["x_hat"]]
@@ -104,17 +104,6 @@ def difference_in_words(found: float) -> str:
             " must be zero too, and softplus or exp never is"
         )
     return f"they differ by {found:.1e}"
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Let code that makes tensors make them of this type inside the block."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _live_channels(model: nn.Module, args: Sequence[Any], out: Any) -> list[Tensor]:

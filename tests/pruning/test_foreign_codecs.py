@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from zoo_of_blocks import BlockCodec, Small, SmallWithNorm
 
 from nicprune.channels.find_groups import find_groups
+from nicprune.codecs.float64_types import float64_throughout
 from nicprune.codecs.reinitialise import reinitialise
 from nicprune.common.errors import CodecError
 from nicprune.methods import attach
@@ -131,6 +133,61 @@ def test_tensors_made_in_float32_do_no_harm() -> None:
 
     groups = analyse(codec_of(run, b=conv(), c=conv(2, 4)))
     assert groups["g_a.1.b"].pinned is None
+
+
+def weighed(weights: Tensor, x: Tensor) -> Tensor:
+    """Each place's values by what the others' are, (B, C, H, W) -> the same."""
+    return (x.flatten(2) @ weights.transpose(1, 2)).view_as(x)
+
+
+TABLE, KERNEL = torch.eye(512).flip(0), torch.full((8, 8, 1, 1), 0.1)
+"""Tensors that are no buffers: `double` does not reach them."""
+IN_LESS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "float": lambda s, x: s.b(s.a(x).float()),
+    "half and back": lambda s, x: s.b(s.a(x).half().float()),
+    "to": lambda s, x: s.b(s.a(x).to(torch.float32)),
+    "to, by name": lambda s, x: s.b(s.a(x).to(device="cpu", dtype=torch.bfloat16).to(x.dtype)),
+    "to another's": lambda s, x: s.b(s.a(x).to(TABLE)),
+    "type as": lambda s, x: s.b(s.a(x).type_as(other=TABLE)),
+    "type": lambda s, x: s.b(s.a(x).type(torch.float32).type(torch.FloatTensor)),
+    "type, by name": lambda s, x: s.b(s.a(x).type("torch.FloatTensor")),
+    "sum": lambda s, x: s.b(s.a(x) * s.a(x).mean((2, 3), keepdim=True, dtype=torch.float32)),
+    "softmax": lambda s, x: s.b(
+        weighed(
+            x.flatten(2).transpose(1, 2).matmul(x.flatten(2)).softmax(-1, torch.float32), s.a(x)
+        )
+    ),
+    "made": lambda s, x: s.b(s.a(x)) @ torch.eye(x.shape[-1], dtype=torch.float32),
+    "an attribute": lambda s, x: s.b(s.a(x)) @ TABLE[-x.shape[-1] :, : x.shape[-1]],
+    "a kernel": lambda s, x: F.conv2d(s.b(s.a(x)), KERNEL),
+    "autocast": lambda s, x: in_bfloat16(s.a, s.b, x),
+}
+
+
+def in_bfloat16(a: nn.Module, b: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        y = a(x)
+    return b(y.float())
+
+
+@pytest.mark.parametrize("name", sorted(IN_LESS))
+def test_what_code_computes_in_float32_is_compared_in_float64(name: str) -> None:
+    codec = codec_of(IN_LESS[name], a=conv(), b=conv())
+    groups = analyse(codec)
+    assert groups["g_a.1.a"].pinned is None
+    small: Any = prune(codec, {"g_a.1.a": [0, 3, 5]}, groups)  # fails unless it is so to 1e-10
+    assert small.g_a[1].b.in_channels == 3
+    with torch.no_grad():
+        assert torch.isfinite(small(torch.rand(1, 3, 64, 64))["x_hat"]).all()
+
+
+def test_inside_alone_types_are_others() -> None:
+    with float64_throughout():
+        made = torch.ones(2, dtype=torch.float32)
+        assert made.dtype == torch.zeros(2).float().dtype == torch.float64
+        assert made.view(torch.int64).view(torch.float64).equal(made)
+        assert made.long().dtype == torch.int64 and made.numpy().dtype == "float64"
+    assert torch.zeros(2).dtype == torch.ones(2).double().float().dtype == torch.float32
 
 
 class Gated(nn.Module):
