@@ -37,15 +37,26 @@ BOTTLENECK = {"_matrix": "matrices", "_bias": "biases", "_factor": "factors"}
 
 
 def read_state_dict(path: str | Path, codec: nn.Module) -> State:
-    """Read the weights of `codec` from a `.pth` or `.pth.tar`: a state dict, bare or below any key
-    ("state_dict", "model_state_dict", "params_ema"), with or without something before each of its
-    keys ("module.", "net."). Its keys are given the names that the codec has for them.
+    """Read the weights of `codec` from a `.pth` or `.pth.tar`: what `find_state` finds in it.
 
     Raises:
         FileError: not such a file, damaged, a pickle that holds more than tensors, or not clear
             which of several state dicts is meant.
     """
-    content = _read(path)
+    return find_state(_read(path), path, codec)
+
+
+def find_state(content: Any, path: str | Path, codec: nn.Module) -> State:
+    """Find the weights of `codec` in what a training program wrote: a state dict, bare or below any
+    key ("state_dict", "model_state_dict", "params_ema"), with or without something before each of
+    its keys ("module.", "net."). Its keys are given the names that the codec has for them.
+
+    Args:
+        path: where it was written, for messages.
+
+    Raises:
+        FileError: there is none, or it is not clear which of several is meant.
+    """
     found = {"": content} if _is_state(content) else {}
     if not found and isinstance(content, Mapping):
         found = {str(key): value for key, value in content.items() if _is_state(value)}

@@ -253,18 +253,17 @@ def read_header(path: str | Path) -> dict[str, Any]:
     Raises:
         FileError: the file is missing, damaged, or was not written by `save`.
     """
-    check_regular(path)
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = cut(str(error), 200)
-        raise FileError(f"{path} is not a safetensors file, or is cut short ({reason})") from None
+    metadata = _metadata(path)
+    if FORMAT not in metadata:
+        raise FileError(
+            f"{path} is a safetensors file, but not one that nicprune saved: it holds weights"
+            " alone. Name the codec that they are for, and give the file as its weights"
+        )
     try:
         header = json.loads(metadata[FORMAT])
         version = int(header["version"])
     except (KeyError, ValueError, TypeError):
-        raise FileError(f"{path} is a safetensors file, but not one that nicprune saved") from None
+        raise FileError(f"{path} is damaged: its header cannot be read") from None
     if header.get("format") != FORMAT or version > VERSION:
         raise FileError(
             f"{path} has format version {version}; this nicprune reads up to {VERSION}:"
@@ -273,18 +272,40 @@ def read_header(path: str | Path) -> dict[str, Any]:
     return header
 
 
+def read_plain(path: str | Path) -> dict[str, Tensor] | None:
+    """Read the tensors of a safetensors file that another program wrote; None for one of `save`.
+
+    Raises:
+        FileError: the file is missing or damaged.
+    """
+    return None if FORMAT in _metadata(path) else _tensors(path)
+
+
+def _metadata(path: str | Path) -> dict[str, str]:
+    check_regular(path)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = cut(str(error), 200)
+        raise FileError(f"{path} is not a safetensors file, or is cut short ({reason})") from None
+
+
+def _tensors(path: str | Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"{path} is cut short ({cut(str(error), 200)})") from None
+
+
 def read_contents(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the header and the tensors of a file, without making its codec.
 
     Raises:
         FileError: the file is missing, damaged, or was not written by `save`.
     """
-    header = read_header(path)
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            state: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise FileError(f"{path} is cut short ({cut(str(error), 200)})") from None
+    header, state = read_header(path), _tensors(path)
     if ("digest" in header or header["version"] > 2) and header.get("digest") != _digest(
         header, state
     ):

@@ -12,7 +12,7 @@ from torch import nn
 from nicprune.codecs.anatomy import CDF_BUFFERS
 from nicprune.codecs.cdf import note_tables, update_tables
 from nicprune.codecs.provenance import provenance, set_provenance
-from nicprune.codecs.state_dicts import read_state_dict
+from nicprune.codecs.state_dicts import find_state, read_state_dict
 from nicprune.codecs.zoo import (
     DEMO,
     build_from_path,
@@ -24,7 +24,7 @@ from nicprune.codecs.zoo import (
 )
 from nicprune.common.errors import CodecError, FileError
 from nicprune.common.files import expand
-from nicprune.storage.checkpoint import load
+from nicprune.storage.checkpoint import SUFFIX, load, read_plain
 from nicprune.storage.state import fill
 
 
@@ -43,7 +43,8 @@ def load_codec(
         quality: quality level, for named codecs.
         metric: "mse" or "ms-ssim": the metric that the official weights were trained for.
         weights: "official" (downloaded by CompressAI; for the embedded codec, its own), "none"
-            (random), or a file: CompressAI's `.pth`/`.pth.tar` or a `.safetensors` of `save`.
+            (random), or a file: a `.pth`, `.pth.tar` or `.safetensors` of any training program, or
+            a `.safetensors` of `save`.
 
     Raises:
         CodecError: the name or quality is unknown, or the weights are unavailable.
@@ -106,7 +107,9 @@ def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
     """
     record = provenance(codec).copy()
     loaded: nn.Module = codec
-    if str(weights).endswith(".safetensors"):
+    safe = str(weights).endswith(SUFFIX)
+    others = read_plain(weights) if safe else None
+    if safe and others is None:
         loaded = load(weights, factory=lambda: codec)
         stored = provenance(codec)
         for what, own, asked in (
@@ -123,7 +126,11 @@ def _load_weights(codec: Any, weights: str | Path) -> nn.Module:
             stored.history,
         )
     else:
-        state = read_state_dict(weights, codec)
+        state = (
+            read_state_dict(weights, codec)
+            if others is None
+            else find_state(others, weights, codec)
+        )
         own = codec.state_dict()
         # Files saved before update() hold no CDF tables, others' tables have their own length: both
         # are fine.

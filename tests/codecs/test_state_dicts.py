@@ -14,6 +14,7 @@ import pytest
 import torch
 from compressai.models import Cheng2020Anchor, CompressionModel, FactorizedPrior, ScaleHyperprior
 from helpers import built, same_state
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -96,6 +97,28 @@ def test_what_is_clear_is_loaded(
     torch.save(CLEAR[kind](codec), tmp_path / "a.pth")
     name = own_codec(monkeypatch, lambda: ScaleHyperprior(16, 24))
     assert same_state(weights(load_codec(name, weights=tmp_path / "a.pth")), expected)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in sorted(CLEAR) if kind.endswith(".")])
+def test_safetensors_of_other_programs_are_loaded(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = built("bmshj2018-hyperprior")[0]
+    state: Any = CLEAR[kind](codec)
+    state = {key: value.half() for key, value in state.get("state_dict", state).items()}
+    path = tmp_path / "model.safetensors"
+    save_file(state, path, metadata={"format": "pt"})
+    expected = weights(codec.half().float())
+    name = own_codec(monkeypatch, lambda: ScaleHyperprior(16, 24))
+    assert same_state(weights(load_codec(name, weights=path)), expected)
+    # Of another codec, cut short, without a codec to put them in: one line.
+    with pytest.raises(NicpruneError, match="does not fit FactorizedPrior"):
+        load_codec(own_codec(monkeypatch, lambda: FactorizedPrior(16, 24)), weights=path)
+    with pytest.raises(FileError, match="holds weights alone. Name the codec"):
+        load_codec(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FileError, match="cut short"):
+        load_codec(name, weights=path)
 
 
 UNCLEAR: dict[str, tuple[Made, str]] = {
