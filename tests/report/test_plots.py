@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from typing import Any
 
 import matplotlib
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 from helpers_report import record, sweep
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from nicprune.report.aggregate import aggregate
 from nicprune.report.plots.drop_against_reduction import drop_against_reduction
 from nicprune.report.plots.look import look_of
+from nicprune.report.plots.plot import PLOTS
 from nicprune.report.plots.rd_curves import rd_curves, with_gaps
 from nicprune.report.plots.theme import LIGHT
 
@@ -39,6 +42,60 @@ def test_many_arms_are_told_apart_and_leave_the_panels_their_room() -> None:
     many, high, high_drop = drawn(40)
     assert len(set(many)) == 41 and len(set(few)) == 3
     assert high > low + 100 and high_drop > low_drop + 100, "a longer legend makes a higher figure"
+
+
+def figures_of(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are drawn from now on."""
+    figures: list[Figure] = []
+    own = Figure.savefig
+
+    def noted(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        figures.append(figure)
+        own(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", noted)
+    return figures
+
+
+def overlapping(figure: Figure) -> list[str]:
+    """Labels of ticks that reach into the next one."""
+    found = []
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        shown = [t for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
+        boxes = [(t.label1.get_text(), t.label1.get_window_extent()) for t in shown]
+        found += [a for (a, one), (_, other) in itertools.pairwise(boxes) if one.overlaps(other)]
+    return found
+
+
+@pytest.mark.parametrize("span", [1e-3, 0.02, 0.5])
+def test_labels_of_ticks_stand_apart(span: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = figures_of(monkeypatch)
+    rows = aggregate(
+        [record("original"), *(record("pruned", drop=0.1 * n, label=f"{n}") for n in range(1, 5))]
+    )
+    for n, row in enumerate(rows):
+        row.mean["bpp"] = 0.38 + span * n / 5
+    for draw in (rd_curves, drop_against_reduction):
+        assert draw(rows) is not None
+    assert [overlapping(figure) for figure in figures] == [[], []]
+
+
+@pytest.mark.parametrize(("worst", "told"), [(0.5, False), (4.4, True)])
+def test_a_failed_arm_leaves_the_others_apart(
+    worst: float, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drops = (-0.3, 0.02, 0.1, 0.2, 0.3, worst)
+    arms = [record("pruned", drop=drop, label=str(drop)) for drop in drops]
+    rows, figures = aggregate([record("original"), *arms]), figures_of(monkeypatch)
+    assert drop_against_reduction(rows) is not None
+    (axes,) = figures[0].axes
+    places = [axes.transData.transform((1.0, drop))[1] for drop in drops]
+    share = (places[4] - places[1]) / (places[-1] - places[0])
+    assert share > 0.2, "what lies close together takes a fifth of the height"
+    assert ("logarithmic" in PLOTS["drop_vs_reduction"].caption(rows)) == told
+    assert "-" not in "".join(text.get_text() for text in axes.get_yticklabels())  # nor -0
+    assert axes.get_ylim()[0] < -0.3 and axes.get_ylim()[1] > worst and not overlapping(figures[0])
 
 
 def test_plots_leave_global_state_alone_and_take_any_label() -> None:

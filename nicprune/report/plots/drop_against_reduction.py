@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from nicprune.report.aggregate import Row, by_setup
 from nicprune.report.columns import column_of
@@ -26,6 +27,9 @@ from nicprune.report.plots.theme import LIGHT, Theme, themed
 MAX_RATE_LABELS = 14
 """Most points of a panel that can all have the change of bpp beside them."""
 
+FAR = 5
+"""A drop so many times that of most others gets a scale on which these can still be told apart."""
+
 RIGHT = 0
 """Preferred direction of a label, in degrees."""
 
@@ -36,13 +40,7 @@ def drop_against_reduction(rows: Sequence[Row], theme: Theme = LIGHT) -> bytes |
     The change of bpp stands beside each point where there is room. With gates, a bar goes from
     the image with the smallest reduction to the image with the largest.
     """
-    shown = [
-        row
-        for row in rows
-        if row.role != "original"
-        and math.isfinite(row.mean["psnr_drop_db"])
-        and math.isfinite(row.mean["flop_reduction"])
-    ]
+    shown = _shown(rows)
     if not any(
         row.role == "pruned" or (row.role == "modulated" and row.mean["flop_reduction"] > 1.005)
         for row in shown
@@ -64,6 +62,17 @@ def drop_against_reduction(rows: Sequence[Row], theme: Theme = LIGHT) -> bytes |
             texts.sort(key=lambda label: -label.y)
             place_labels(axes, texts, obstacles, RIGHT)
         return to_png(figure)
+
+
+def _shown(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that have a point."""
+    return [
+        row
+        for row in rows
+        if row.role != "original"
+        and math.isfinite(row.mean["psnr_drop_db"])
+        and math.isfinite(row.mean["flop_reduction"])
+    ]
 
 
 def _draw_panel(
@@ -106,12 +115,36 @@ def _draw_panel(
     span = max(top - least, 0.25)
     axes.set_xlim(least - 0.12 * span, top + 0.35 * span)
     axes.margins(y=0.16)
+    if (linear := _linear_part(group)) is not None:
+        _show_far_drops(axes, linear)
     axes.set(
         xlabel=column_of("flop_reduction").axis,
         ylabel=f"{column_of('psnr_drop_db').axis}, lower is better",
     )
     draw_grid(axes, theme)
     return labels, obstacles
+
+
+def _linear_part(group: Sequence[Row]) -> float | None:
+    """Return up to which drop, in dB, the scale is linear; None where it is throughout, no drop
+    being far above most.
+    """
+    sizes = sorted(abs(row.mean["psnr_drop_db"]) for row in group)
+    usual = sizes[3 * (len(sizes) - 1) // 4]
+    if not usual or sizes[-1] <= FAR * usual:
+        return None
+    decade = 10.0 ** math.floor(math.log10(usual))
+    return next(n * decade for n in (1, 2, 5, 10) if n * decade >= usual)
+
+
+def _show_far_drops(axes: Axes, linear: float) -> None:
+    """Make the scale logarithmic above `linear`."""
+    axes.set_yscale("symlog", linthresh=linear, linscale=1.0)
+    beyond = [n * 10.0**power for power in range(-4, 3) for n in (1, 2, 5)]
+    ticks = [0.0, linear / 2, linear, *(tick for tick in beyond if tick > 1.01 * linear)]
+    axes.yaxis.set_major_locator(FixedLocator([*(-tick for tick in ticks), *ticks]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:zg}".replace("-", "−"))
 
 
 def _label(row: Row, members: Sequence[Row], group: Sequence[Row]) -> str:
@@ -133,6 +166,8 @@ def _caption(rows: Sequence[Row]) -> str:
         "PSNR drop of each codec for its FLOP reduction. The change of bpp stands beside each point"
         " where there is room: at fewer bits, the same drop is a smaller loss."
     )
+    if any(_linear_part(group) is not None for group in by_setup(_shown(rows)).values()):
+        caption += " The scale is logarithmic above most drops, since some are far larger."
     if any(row.show_reductions() for row in rows):
         caption += " With gates, the bar goes from the image that costs most to the cheapest."
     return caption

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from nicprune.report.aggregate import Row, by_setup
 from nicprune.report.columns import column_of
@@ -108,6 +109,7 @@ def _draw_panel(
             ]
     axes.set(xlabel=column_of("bpp").axis, ylabel=axis)
     axes.margins(0.09, 0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     draw_grid(axes, theme)
     return labels, obstacles
 
