@@ -133,7 +133,9 @@ def test_methods_never_import_each_other() -> None:
         "methods.domains",
         "methods.bitstream",
         "methods.compatibility",
+        "methods.attaching",
         "methods.composition",
+        "methods.hardening",
         "methods.with_teacher",
     }
     parts = {  # of one method, in several files

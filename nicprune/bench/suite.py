@@ -30,7 +30,7 @@ from nicprune.common.errors import RecipeError, closest
 from nicprune.common.machine import BUSY, machine_line, tune_allocator
 from nicprune.common.wording import counted
 from nicprune.evaluation.timer import Measure, QuietTimer, seconds_of
-from nicprune.methods.composition import attach
+from nicprune.methods.attaching import attach
 from nicprune.methods.pruners.magnitude import group_magnitude
 from nicprune.pruning.budget import Budget, allocate_widths
 from nicprune.pruning.cost import CostModel

@@ -59,7 +59,7 @@ def prune_codec(
     from nicprune.common.files import check_output
     from nicprune.data.images import calibration_images
     from nicprune.methods import METHODS
-    from nicprune.methods.composition import attach
+    from nicprune.methods.attaching import attach
     from nicprune.pruning.cost import COUNTER, measure
     from nicprune.runtime.latency_refinement import refine_latency
     from nicprune.storage.checkpoint import check_destination, save

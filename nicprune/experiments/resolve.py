@@ -23,7 +23,7 @@ from nicprune.experiments.plan import Run, fit_settings, phases_of, plan_runs, r
 from nicprune.experiments.recipe import Recipe
 from nicprune.experiments.recipe_paths import SPLITS, check_outside_images, check_paths
 from nicprune.experiments.times import latency_of
-from nicprune.methods.composition import attach
+from nicprune.methods.attaching import attach
 from nicprune.report.record_files import read as read_records
 from nicprune.storage.checkpoint import check_savable
 from nicprune.training.environment import check_environment

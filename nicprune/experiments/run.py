@@ -31,7 +31,8 @@ from nicprune.experiments.recipe_paths import check_outside_images
 from nicprune.experiments.resolve import finished, load_for_check, resolve
 from nicprune.experiments.times import latency_of
 from nicprune.methods import METHODS
-from nicprune.methods.composition import Attached, attach
+from nicprune.methods.attaching import attach
+from nicprune.methods.composition import Attached
 from nicprune.methods.points import operating_points
 from nicprune.methods.with_teacher import taught, teaching, untaught
 from nicprune.report.folder import write_report

@@ -10,7 +10,7 @@ from torch import nn
 from nicprune.codecs.copying import copy_codec
 from nicprune.experiments.plan import Run, runtime_of
 from nicprune.experiments.recipe import Recipe
-from nicprune.methods.composition import attach
+from nicprune.methods.attaching import attach
 from nicprune.pruning.budget import TIMES
 from nicprune.pruning.latency_table import LatencyTable
 from nicprune.pruning.target import Target

@@ -9,7 +9,8 @@ import pkgutil
 import warnings
 from importlib import metadata
 
-from nicprune.methods.composition import Attached, attach
+from nicprune.methods.attaching import attach
+from nicprune.methods.composition import Attached
 from nicprune.methods.contract import (
     METHODS,
     CodecPart,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nicprune.channels.groups import Norms
 from nicprune.common.errors import RecipeError
-from nicprune.methods.contract import Method, Pruner
+from nicprune.methods.contract import METHODS, Method, Pruner, parse_settings
 
 
 def check_combination(classes: Sequence[type[Method]]) -> None:
@@ -19,6 +19,23 @@ def check_combination(classes: Sequence[type[Method]]) -> None:
             for excluded, reason in cls.exclusive.items():
                 if first != second and excluded in names and not names & cls.goes_with:
                     raise RecipeError(f"{cls.name} and {other.name} do not go together: {reason}")
+
+
+def parsed_methods(
+    wanted: Sequence[tuple[str, Mapping[str, Any]]],
+) -> list[tuple[type[Method], Any]]:
+    """Return the classes of methods and their settings, validated.
+
+    Raises:
+        RecipeError: a method or a setting is unknown, a value out of range, or two methods do not
+            go together.
+    """
+    # Before the settings, which may be refused because of a method that cannot be there at all.
+    check_combination([METHODS[name] for name, _ in wanted])
+    return [
+        (METHODS[name], parse_settings(name, settings, f"method {name!r}", wanted))
+        for name, settings in wanted
+    ]
 
 
 def check_disjoint(pruners: Sequence[Pruner]) -> None:

@@ -1,4 +1,4 @@
-"""Attach methods to a codec; the codec with its methods, and the pruned codec made from it."""
+"""A codec with the methods that are attached to it."""
 
 from __future__ import annotations
 
@@ -6,47 +6,38 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from nicprune.channels.groups import Groups, removed_inputs
-from nicprune.channels.known import remember
+from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.calling import further_arguments
-from nicprune.codecs.cdf import note_tables, tables_are_current
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.gradient_free import drop_gradients, keep_gradients
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.modes import left_as_it_was, modes_restored
 from nicprune.codecs.provenance import provenance, set_provenance
-from nicprune.codecs.replaced_forward import check_not_replaced
-from nicprune.common.config import cut
 from nicprune.common.errors import CodecError, DataError, RecipeError
 from nicprune.common.wording import numbered
 from nicprune.data.images import to_channels
 from nicprune.methods.bitstream import Coding
-from nicprune.methods.compatibility import check_combination, check_disjoint, norms_of
+from nicprune.methods.compatibility import check_disjoint
 from nicprune.methods.contract import (
     METHODS,
     Distiller,
     Method,
     MultiWidth,
-    Pruner,
     Roles,
-    Temporal,
-    parse_settings,
 )
+from nicprune.methods.hardening import Hardening
 from nicprune.methods.loop_check import LoopCheck
 from nicprune.methods.multi_width.lambda_schedule import mean_figures
 from nicprune.methods.operating_point import Choice, OperatingPoint
-from nicprune.methods.trained_part import TrainedPart, side_of
+from nicprune.methods.trained_part import TrainedPart
 from nicprune.pruning.cost import CostModel
-from nicprune.pruning.latency import TimedCost
-from nicprune.pruning.latency_table import LatencyTable
-from nicprune.pruning.surgery import analyse, prune
 from nicprune.pruning.totals import Totals
 
 if TYPE_CHECKING:
@@ -55,7 +46,7 @@ if TYPE_CHECKING:
     from nicprune.methods.widths import Widths
 
 
-class Attached(Coding, TrainedPart):
+class Attached(Coding, Hardening, TrainedPart):
     """A codec with methods attached: the same forward pass, now prunable. It goes into any training
     loop.
 
@@ -78,6 +69,44 @@ class Attached(Coding, TrainedPart):
         self._shared = (groups, cost)
         self.roles = Roles.of(methods)
         self._loop = LoopCheck()
+
+    @classmethod
+    def of(
+        cls,
+        codec: nn.Module,
+        parsed: Sequence[tuple[type[Method], Any]],
+        groups: Groups,
+        cost: CostModel,
+        teacher: nn.Module | None = None,
+    ) -> Attached:
+        """Attach methods of these classes and settings to a codec that has none.
+
+        Raises:
+            RecipeError: they do not fit the codec, each other or the teacher.
+            BudgetError: a budget cannot be met.
+        """
+        # All is validated before the first hook is set, so that a failure leaves the codec as it
+        # was.
+        methods = _created(parsed, codec, groups, cost)
+        for one in methods:
+            one.set_beside(methods)
+        check_disjoint(Roles.of(methods).pruners)
+        learning = [method for method in methods if isinstance(method, Distiller)]
+        if (teacher is None and len(learning) == len(methods) and provenance(codec).history) or (
+            teacher is not None and not learning
+        ):
+            problem = (
+                "learns from itself: give teacher=, the codec before pruning"
+                if learning
+                else "has no use for a teacher: attach distillation too"
+            )
+            raise RecipeError(f"{' + '.join(kind.name for kind, _ in parsed)} {problem}")
+        for method in learning:
+            method.set_teacher(frozen_copy(teacher if teacher is not None else codec))
+        place = next(codec.parameters())
+        attached = cls(codec, [m.to(place.device) for m in methods], groups, cost)
+        attach_hooks(methods)
+        return attached.in_mode(codec.training)
 
     @property
     def groups(self) -> Groups:
@@ -131,6 +160,14 @@ class Attached(Coding, TrainedPart):
             found[choice.field] = choice.resolve(**own)
         refuse_keywords(asked)
         return OperatingPoint(**found)
+
+    def _rate_point(self, level: float | None, lmbda: float | None) -> OperatingPoint:
+        """Return the point of a rate, which only a modulator has, at the width that is set."""
+        if self.roles.modulator is None:
+            refuse_keywords(
+                {k: v for k, v in (("level", level), ("lmbda", lmbda)) if v is not None}
+            )
+        return self.point(level=level, lmbda=lmbda)
 
     def set_point(self, point: OperatingPoint) -> None:
         """Code at this operating point from now on."""
@@ -428,144 +465,6 @@ class Attached(Coding, TrainedPart):
             None,
         )
 
-    def keep(self) -> dict[str, list[int]]:
-        """Return the keep-lists that `harden` would use now, of the codec itself: those of layers
-        that a method has added are its own affair.
-        """
-        merged: dict[str, set[int]] = {}
-        for method in self.roles.pruners:
-            if method.codec is not self.codec:
-                continue
-            for name, kept in _selected(method).items():
-                # Where methods agree on no channel, one stays.
-                merged[name] = (
-                    (merged[name] & set(kept) or {min(kept)}) if name in merged else set(kept)
-                )
-        return {name: sorted(kept) for name, kept in merged.items()}
-
-    def plain(self, *, level: float | None = None, lmbda: float | None = None) -> nn.Module:
-        """Return a plain copy of the codec at full width, what was learnt folded into its weights
-        (a modulator's rate too). Gates are left out: the copy computes all channels.
-        """
-        self.set_point(self._rate_point(level, lmbda))
-        return self._folded(self.roles.pruners)[0]
-
-    def _folded(self, which: Sequence[Pruner]) -> tuple[nn.Module, Attached]:
-        """Return a copy of the codec without hooks, these methods folded into its weights, and the
-        copy's methods, detached.
-        """
-        chosen = sorted(
-            (self._each.index(method) for method in which),
-            key=lambda number: self._each[number].fold_order,
-        )
-        twin = copy_codec(self)
-        codec = twin.detach()
-        for number in chosen:
-            method = cast("Pruner", twin._each[number])
-            if method.codec is codec:
-                for (layer, side), factor in method.weight_factors(codec).items():
-                    for other in twin.roles.parts:
-                        if other is not method:
-                            other.on_rescale(layer, side, factor)
-            method.fold(method.codec)
-        set_provenance(codec, provenance(self.codec).copy())
-        remember(codec, self.groups)
-        return codec, twin
-
-    def extract(self, width: int, *, verify: bool = True) -> nn.Module:
-        """Return one width of a slimmable codec as a plain codec of its own, by surgery. The
-        slimmable codec stays as it is.
-
-        Raises:
-            RecipeError: it has no such width, or only one.
-        """
-        method = self.roles.multi_width
-        if method is None or self.widths is None or self.widths.field != "width":
-            raise RecipeError("extract needs a slimmable codec: attach slimmable")
-        with self.at_width(width):
-            method.extracting = width
-            try:
-                small: nn.Module = self.harden(verify=verify)
-                if tables_are_current(self):  # the width's own came along, as files have them
-                    note_tables(small)
-                return small
-            finally:
-                method.extracting = None
-
-    def harden(
-        self, *, verify: bool = True, level: float | None = None, lmbda: float | None = None
-    ) -> Any:
-        """Return a smaller codec: the decision made, masks folded in, channels removed, the result
-        verified.
-
-        It is plain, unless gates or a modulator stay on it: then it is attached again, on smaller
-        layers. With `level` or `lmbda` a modulator is folded into the weights, at this rate. The
-        attached codec itself stays as it is.
-
-        Raises:
-            TrainingError: a method has not decided yet.
-            SurgeryError: the result is not the same function as the masked codec.
-        """
-        for method in self.roles.pruners:
-            method.check_ready()
-        fixed = level is not None or lmbda is not None
-        self.set_point(self._rate_point(level, lmbda))
-        staying = [
-            part
-            for part in self.roles.parts
-            if part.stays and not (fixed and part is self.roles.modulator)
-        ]
-        keep = self.keep()
-        wide, twin = self._folded(
-            [m for m in self.roles.pruners if m not in staying or m.folds_where_it_stays]
-        )
-        record = provenance(wide)
-        if not record.original:
-            record.original = self.cost.original.as_dict()
-        small = prune(wide, keep, self.groups, verify=verify)
-        totals = self.cost.totals(keep)
-        entry = {
-            "methods": [{"name": m.name, **m.config.model_dump(mode="json")} for m in self._each],
-            "widths": {name: [self.groups[name].width, len(kept)] for name, kept in keep.items()},
-            "removed_inputs": removed_inputs(self.groups, keep),
-            "macs_before": self.cost.totals().macs,
-            "macs_after": totals.macs,
-            "params_after": totals.params,
-            "verified": provenance(small).verified if verify else "",
-            **self.cost.history(keep),
-        }
-        if staying:
-            entry["stays"] = [m.name for m in staying]
-        sides = {side for method in self._lasting if (side := side_of(method))}
-        if before := self._side_of_before:
-            sides.add(before)
-        if len(sides) == 1:  # fine-tuning freezes the other side, too
-            entry["side"] = sides.pop()
-        provenance(small).history.append(entry)
-        if twin.roles.multi_width is not None:
-            twin.roles.multi_width.finalize(small)
-        frozen, training = set(map(id, self._statistics_frozen)), self.codec.training
-        modes = {
-            name: module.training or (training and id(module) in frozen)
-            for name, module in self.codec.named_modules()
-        }
-        for name, module in small.named_modules():
-            module.training = modes.get(name, training)
-        if not staying:
-            return small
-        again = attach(small, [(m.name, m.config_after_pruning()) for m in staying])
-        for part, other in zip(staying, again._each, strict=True):
-            twin.roles.parts[self.roles.parts.index(part)].transfer_to(other, keep)
-        return again.in_mode(self.codec.training)
-
-    def _rate_point(self, level: float | None, lmbda: float | None) -> OperatingPoint:
-        """Return the point of a rate, which only a modulator has, at the width that is set."""
-        if self.roles.modulator is None:
-            refuse_keywords(
-                {k: v for k, v in (("level", level), ("lmbda", lmbda)) if v is not None}
-            )
-        return self.point(level=level, lmbda=lmbda)
-
     def set_teacher(self, teacher: nn.Module) -> None:
         """Give a teacher to methods that remained on a codec loaded from its file."""
         for method in self.roles.taught:
@@ -579,7 +478,7 @@ class Attached(Coding, TrainedPart):
         """
         if any(has_hooks(method.codec) for method in self._each):
             raise CodecError("methods are attached already; attach_again() follows detach()")
-        _attach_hooks(self._each)
+        attach_hooks(self._each)
 
     def detach(self) -> nn.Module:
         """Remove every hook and return the original object, as it is now."""
@@ -614,37 +513,10 @@ def refuse_keywords(asked: Mapping[str, Any]) -> None:
         raise RecipeError(f"level and lmbda need a modulator: attach one of {names}")
 
 
-def _attach_hooks(methods: Sequence[Method]) -> None:
+def attach_hooks(methods: Sequence[Method]) -> None:
+    """Set the hooks of methods, on the codec and on each other's layers."""
     for method in sorted(methods, key=lambda one: one.attach_last):
         method.attach(method.codec)
-
-
-def _attached_beside(attached: Attached, parsed: Sequence[tuple[type[Method], Any]]) -> Attached:
-    """Attach a temporal model beside widths that are attached, and trained, already.
-
-    Raises:
-        CodecError: other methods are attached, or are to be.
-    """
-    there = attached._each
-    beside = all(issubclass(cls, Temporal) for cls, _ in parsed)
-    if not beside or there != [attached.roles.multi_width]:
-        raise CodecError(
-            "methods are attached to a codec already; harden() or detach() it first, or attach a"
-            " list"
-        )
-    check_combination([*map(type, there), *(cls for cls, _ in parsed)])
-    codec = attached.codec
-    place = next(codec.parameters())
-    created = [
-        cls(codec, attached.groups, attached.cost, settings).to(place.device)
-        for cls, settings in parsed
-    ]
-    methods = [*there, *created]
-    for one in methods:
-        one.set_beside(methods)
-    found = Attached(codec, methods, attached.groups, attached.cost)
-    _attach_hooks(created)
-    return found.in_mode(attached.training)
 
 
 def _created(
@@ -662,101 +534,3 @@ def _created(
         if isinstance(method, MultiWidth):
             subject = method.prunable() or subject
     return [created[number] for number in range(len(parsed))]
-
-
-def _selected(method: Pruner) -> Mapping[str, Sequence[int]]:
-    """Return what a method keeps.
-
-    Raises:
-        RecipeError: it returned something else than keep-lists.
-    """
-    found: Any = method.select()
-    try:
-        method.groups.check(found)
-    except (AttributeError, TypeError, ValueError, RecipeError) as error:
-        reason = cut(str(error), 200) if isinstance(error, RecipeError) else "no keep-lists"
-        raise RecipeError(
-            f"{method.name}: select() returns lists of channels by group, not"
-            f" {cut(repr(found), 60)}: {reason}"
-        ) from None
-    return cast("Mapping[str, Sequence[int]]", found)
-
-
-def attach(
-    codec: nn.Module,
-    method: str | Sequence[tuple[str, Mapping[str, Any]]],
-    *,
-    teacher: nn.Module | None = None,
-    latency: LatencyTable | None = None,
-    **config: Any,
-) -> Attached:
-    """Attach one method, or a list of (name, settings), to a codec. Its forward pass does not
-    change.
-
-    Args:
-        codec: any `CompressionModel`, own classes included. It is not copied. Or what `attach` with
-            `slimmable` returned, perhaps trained since: a temporal entropy model then goes beside
-            its widths.
-        method: a name from `nicprune list`, with its settings as keywords; or a list of (name,
-            settings).
-        teacher: for distillation: the codec that `codec` was pruned from. A copy of it is kept; of
-            `codec` itself, if not given.
-        latency: the codec's times, for budgets of `encode_s` and `decode_s`; see
-            `nicprune.measure_latency`.
-
-    Raises:
-        CodecError: the codec cannot be analysed.
-        RecipeError: a method or a setting is unknown, or a value out of range.
-        BudgetError: the budget cannot be met.
-    """
-    wanted = (
-        [(method, config)]
-        if isinstance(method, str)
-        else [(name, dict(settings)) for name, settings in method]
-    )
-    if not wanted or (config and not isinstance(method, str)):
-        raise RecipeError(
-            "attach(codec, name, **settings) or attach(codec, [(name, settings), ...])"
-        )
-    # Before the settings, which may be refused because of a method that cannot be there at all.
-    check_combination([METHODS[name] for name, _ in wanted])
-    parsed = [
-        (METHODS[name], parse_settings(name, settings, f"method {name!r}", wanted))
-        for name, settings in wanted
-    ]
-    if isinstance(codec, Attached):
-        if teacher is not None or latency is not None:
-            raise RecipeError("teacher and latency go with the methods that are attached first")
-        return _attached_beside(codec, parsed)
-    check_codec(codec)
-    if teacher is not None:
-        check_codec(teacher)
-    check_not_replaced(codec)
-    if has_hooks(codec):
-        raise RecipeError(
-            "the codec has a method attached already; harden() or detach() it first, or attach a"
-            " list"
-        )
-    groups = analyse(codec, norms_of(parsed))
-    cost = CostModel(codec, groups) if latency is None else TimedCost(codec, groups, latency)
-    # All is validated before the first hook is set, so that a failure leaves the codec as it was.
-    methods = _created(parsed, codec, groups, cost)
-    for one in methods:
-        one.set_beside(methods)
-    check_disjoint(Roles.of(methods).pruners)
-    learning = [method for method in methods if isinstance(method, Distiller)]
-    if (teacher is None and len(learning) == len(methods) and provenance(codec).history) or (
-        teacher is not None and not learning
-    ):
-        problem = (
-            "learns from itself: give teacher=, the codec before pruning"
-            if learning
-            else "has no use for a teacher: attach distillation too"
-        )
-        raise RecipeError(f"{' + '.join(cls.name for cls, _ in parsed)} {problem}")
-    for method_ in learning:
-        method_.set_teacher(frozen_copy(teacher if teacher is not None else codec))
-    place = next(codec.parameters())
-    attached = Attached(codec, [m.to(place.device) for m in methods], groups, cost)
-    _attach_hooks(methods)
-    return attached.in_mode(codec.training)

@@ -7,8 +7,9 @@ from typing import Any, cast
 
 from torch import nn
 
+from nicprune.methods.attaching import attach
 from nicprune.methods.compatibility import check_combination
-from nicprune.methods.composition import Attached, attach
+from nicprune.methods.composition import Attached
 from nicprune.methods.contract import METHODS, Method
 
 

@@ -35,7 +35,8 @@ from nicprune.common.config import cut
 from nicprune.common.errors import CodecError, FileError, NicpruneError, first_line
 from nicprune.common.files import check_path, check_regular, write_atomically
 from nicprune.common.machine import versions
-from nicprune.methods.composition import Attached, attach
+from nicprune.methods.attaching import attach
+from nicprune.methods.composition import Attached
 from nicprune.methods.contract import Method
 from nicprune.pruning.attributes import noted_attributes, set_attributes
 from nicprune.pruning.totals import Totals
