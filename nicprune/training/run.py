@@ -27,6 +27,7 @@ from nicprune.common.files import append_line, write_atomically
 from nicprune.data.patches import Batches, mix
 from nicprune.training.checkpoints import Checkpoints
 from nicprune.training.environment import Fabric, summary_writer
+from nicprune.training.faded_moments import EVERY, drop_faded_moments
 from nicprune.training.optimizers import make_optimizer
 from nicprune.training.precision import autocast_dtype
 from nicprune.training.settings import TrainSettings, learning_rate
@@ -149,6 +150,8 @@ class TrainingRun:
             self.optimizer.step()
             if self.density_optimizer is not None:
                 self.density_optimizer.step()
+            if self.step % EVERY == 0:
+                drop_faded_moments(self.optimizer)
         else:
             self.skipped += 1
             self._skipped_in_a_row += 1
