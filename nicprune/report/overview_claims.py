@@ -197,7 +197,7 @@ def bases_table(bases: Sequence[Base], reports: Reports, pages: Mapping[str, str
                 f"{one.psnr_db:.2f} dB, {one.bpp:.3f}" if (one := above.get(q)) else ""
                 for q in qualities
             )
-            rows.append(["official weights", *points, "", ""])
+            rows.append([f"official weights of {arm.rows[0].setup.codec}", *points, "", ""])
         caution = f" ({found['caution']})" if found["caution"] else ""
         rows.append(
             [

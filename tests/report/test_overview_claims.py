@@ -230,7 +230,7 @@ def test_the_distance_of_the_bases_is_computed(tmp_path: Path) -> None:
     line = next(line for line in text.splitlines() if line.startswith("| ours"))
     assert f"| {found['bd_rate_pct']:+.1f} % |" in re.sub(" +", " ", line)
     assert "28.00 dB, 0.200" in line and "(one/README.md)" in line
-    assert text.count("| official weights") == 1 and "28.40 dB, 0.180" in text
+    assert text.count("| official weights of ") == 1 and "28.40 dB, 0.180" in text
     twin = next(line for line in text.splitlines() if line.startswith("| twin"))
     assert "only 3 points" in twin, "cautions stand beside"
     assert text.index("| twin") < text.index("Behind.")
