@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 EVERY = 10
-"""Steps from one look to the next: until then, moments shrink to about a third at the most."""
+"""Steps from one look to the next, in which moments without gradients shrink to about a third."""
 
 LEAST = {"exp_avg": 1e-25, "exp_avg_sq": 1e-30}
 """Moments below are nothing: beside the 1e-8 that Adam and SOAP add to the root of the second one

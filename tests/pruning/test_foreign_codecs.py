@@ -182,12 +182,28 @@ def test_what_code_computes_in_float32_is_compared_in_float64(name: str) -> None
 
 
 def test_inside_alone_types_are_others() -> None:
+    other = torch.zeros(1)
     with float64_throughout():
+        x = torch.rand(3)
+        for moved in (x.to(other), x.type_as(other), x.type_as(other=other)):
+            assert moved.equal(x), "no digit is lost on the way"
+        for kind in (torch.FloatTensor, torch.HalfTensor, "torch.BFloat16Tensor"):
+            assert x.type(kind).equal(x)
+        assert torch.tensor([1], dtype=torch.int32).view(torch.float32).dtype == torch.float32
         made = torch.ones(2, dtype=torch.float32)
         assert made.dtype == torch.zeros(2).float().dtype == torch.float64
         assert made.view(torch.int64).view(torch.float64).equal(made)
         assert made.long().dtype == torch.int64 and made.numpy().dtype == "float64"
     assert torch.zeros(2).dtype == torch.ones(2).double().float().dtype == torch.float32
+
+
+def test_widths_that_training_alone_holds_are_found_there_too() -> None:
+    def run(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x).float()
+        return s.b(y.view(1, 8, *y.shape[2:]) if s.training else y)
+
+    groups = analyse(codec_of(run, a=conv(), b=conv()))
+    assert "in training" in str(groups["g_a.1.a"].pinned)
 
 
 class Gated(nn.Module):
