@@ -109,7 +109,7 @@ def _draw_panel(
             ]
     axes.set(xlabel=column_of("bpp").axis, ylabel=axis)
     axes.margins(0.09, 0.12)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     draw_grid(axes, theme)
     return labels, obstacles
 
