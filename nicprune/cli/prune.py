@@ -24,7 +24,12 @@ def prune_codec(
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(help='Calibration images, for fisher and netadapt: a folder, or "samples".'),
+        typer.Option(
+            help=(
+                "Calibration images, for fisher, netadapt and budget.split=auto: a folder, or"
+                ' "samples".'
+            )
+        ),
     ] = None,
     backend: Annotated[
         str | None,
@@ -86,6 +91,11 @@ def prune_codec(
     def attach_to(codec: Any, times: Any) -> Any:
         found = attach(codec, method, latency=times, **settings)
         if calibration is not None:
+            if not found.examines_images:
+                raise RecipeError(
+                    f"method {method!r} looks at no images: leave out --images, or set"
+                    " budget.split=auto"
+                )
             found.prepare(calibration)
         return found
 

@@ -362,6 +362,11 @@ class Attached(Coding, Hardening, TrainedPart):
         temporal = self.roles.temporal
         return temporal.sampling if temporal is not None else None
 
+    @property
+    def examines_images(self) -> bool:
+        """True if a method looks at the images that `prepare` is given."""
+        return any(method.examines_images for method in self._each)
+
     def prepare(self, images: Sequence[Tensor]) -> None:
         """Let methods examine images before training, (1, 3, H, W) in [0, 1] with sides that are
         multiples of 64, or of the codec's stride.

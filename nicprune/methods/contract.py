@@ -159,6 +159,15 @@ class Method(nn.Module):
             )
 
     @property
+    def examines_images(self) -> bool:
+        """True if `prepare` looks at its images: for a split that is searched, or for what a
+        method's own does with them.
+        """
+        budget = self.config.budget if isinstance(self.config, Target) else None
+        searched = budget is not None and budget.split == "auto"
+        return searched or type(self).prepare is not Method.prepare
+
+    @property
     def done(self) -> bool:
         """True once it has learnt all it needs."""
         return True

@@ -60,6 +60,17 @@ def photo(tmp_path: Path) -> Path:
             (*f"prune {DEMO} o.safetensors -q 1 --set budget.macs=0.5 --precision".split(), "int8"),
             "--precision is for budget.encode_s",
         ),
+        (
+            (*f"prune {DEMO} o.safetensors -q 1 --set budget.macs=0.5 --images".split(), "{photo}"),
+            "'magnitude' looks at no images",
+        ),
+        (
+            (
+                *f"prune {DEMO} o.safetensors -q 1 --method random --set budget.macs=0.5".split(),
+                *("--images", "samples"),
+            ),
+            "'random' looks at no images",
+        ),
         (("encode", DEMO, "{photo}", "{photo}.nic", "--weights", "none", "-q", "1"), "trained"),
         (("encode", DEMO, "{photo}", "coded.png", "-q", "1"), "another ending"),
     ],
