@@ -20,10 +20,11 @@ from nicprune.report.overview_claims import (
     tried_table,
 )
 from nicprune.report.overview_config import OverviewConfig, read_overview_config
-from nicprune.report.overview_pages import PAGE, report_pages
+from nicprune.report.overview_pages import CONDITIONS, PAGE, conditions_page, report_pages
 from nicprune.report.overview_reports import Reports
 
 PLOT = "overview.png"
+TRIED = "tried.md"
 
 
 def write_overview(folder: str | Path) -> Path:
@@ -43,7 +44,8 @@ def write_overview(folder: str | Path) -> Path:
 
 
 def overview_files(folder: str | Path) -> dict[str, bytes]:
-    """Return the content of README.md, of its plot, and of the page of each report, by path.
+    """Return the content of README.md, of its plot, of the pages beside it, and of the page of each
+    report, by path.
 
     Paths are relative to the folder.
 
@@ -54,25 +56,34 @@ def overview_files(folder: str | Path) -> dict[str, bytes]:
     folder = Path(folder)
     config, reports = read_overview_config(folder), Reports(folder)
     pages = report_pages(config, reports)
-    files = {PAGE: _front_page(config, reports, pages).encode()}
+    tried = tried_table(config.claims, reports, pages)
+    files = {PAGE: _front_page(config, reports, pages, tried=bool(tried)).encode()}
+    if tried:
+        files[TRIED] = (
+            f"# Goals, and what was tried\n\n[{config.title}]({PAGE})\n\n{tried}\n".encode()
+        )
+    if any(section.rows for section in config.sections):
+        files[CONDITIONS] = conditions_page(config).encode()
     if config.plot is not None:
         files[PLOT] = methods_plot(config.plot, reports)
     return files | {name: text.encode() for name, text in pages.items()}
 
 
-def _front_page(config: OverviewConfig, reports: Reports, pages: dict[str, str]) -> str:
+def _front_page(
+    config: OverviewConfig, reports: Reports, pages: dict[str, str], *, tried: bool
+) -> str:
     """Return the page that is read in a minute."""
     parts = [f"# {config.title}", config.text.strip()]
     if config.claims:
         parts += ["## Claims of the field", claims_table(config.claims, reports, pages)]
+    if tried:
+        parts.append(f"[Our goals for these claims, and what was tried to reach them]({TRIED})")
     if config.plot is not None:
         parts += [
             "## Methods on one base",
             f"![cost over control against FLOP reduction of each method]({PLOT})",
             plot_caption(config.plot, pages),
         ]
-    if tried := tried_table(config.claims, reports, pages):
-        parts += ["## What was tried to reach the goals", tried]
     if config.bases:
         parts += [
             "## Distance of the bases from the official weights",

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from nicprune.common.errors import RecipeError
 from nicprune.report.aggregate import Row
 from nicprune.report.bd_rate import bjontegaard
 from nicprune.report.overview_cells import plain, point, table
-from nicprune.report.overview_config import VERDICTS, Base, Claim, ClaimFigure, MethodsPlot
+from nicprune.report.overview_config import (
+    NO_GOAL,
+    VERDICTS,
+    Base,
+    Claim,
+    ClaimFigure,
+    MethodsPlot,
+)
 from nicprune.report.overview_figures import FIGURES, cost_over_control
 from nicprune.report.overview_pages import PAGE
 from nicprune.report.overview_reports import Arm, Reports
@@ -25,29 +33,45 @@ NOTE = (
 
 
 def claims_table(claims: Sequence[Claim], reports: Reports, pages: Mapping[str, str]) -> str:
-    """Return the table of claims, and the meaning of its verdicts.
+    """Return the number of claims of each verdict, and the table of claims.
 
     Args:
         pages: pages of the reports, by path.
     """
     rows = [
         [
-            plain(claim.claim),
+            "<br>".join(
+                filter(
+                    None,
+                    [plain(claim.claim), _links((one.report for one in claim.ours), pages)],
+                )
+            ),
             plain(claim.published),
             _figures(claim.claim, claim.ours, reports),
-            plain(claim.goal),
             f"**{claim.verdict or NOT_MEASURED}**: {plain(claim.because)}",
-            _links((figure.report for figure in claim.ours), pages),
         ]
         for claim in claims
     ]
-    columns = ["claim", "published", "ours", "goal", "verdict", "details"]
-    meanings = "; ".join(f"{verdict}: {meaning}" for verdict, meaning in VERDICTS.items())
-    return f"{table(columns, rows, text=columns)}\n\n{NOTE} {meanings[:1].upper()}{meanings[1:]}."
+    columns = ["claim", "published", "ours", "verdict"]
+    return f"{_counted(claims)}\n\n{table(columns, rows, text=columns)}\n\n{NOTE}"
+
+
+def _counted(claims: Sequence[Claim]) -> str:
+    """Return how many claims have each verdict, with its meaning."""
+    numbers = Counter(claim.verdict for claim in claims)
+    parts = [
+        f"{numbers[verdict]} {verdict} ({meaning})"
+        for verdict, meaning in VERDICTS.items()
+        if numbers[verdict]
+    ]
+    if numbers[None]:
+        parts.append(f"{numbers[None]} {NOT_MEASURED}")
+    return f"Claims: {len(claims)}, of which {', '.join(parts)}."
 
 
 def tried_table(claims: Sequence[Claim], reports: Reports, pages: Mapping[str, str]) -> str:
-    """Return the table of what was tried to come closer to goals, empty if nothing is told.
+    """Return the table of goals and of what was tried to come closer to them, empty if nothing is
+    told.
 
     Args:
         pages: pages of the reports, by path.
@@ -60,7 +84,7 @@ def tried_table(claims: Sequence[Claim], reports: Reports, pages: Mapping[str, s
             _links((figure.report for figure in claim.tried), pages),
         ]
         for claim in claims
-        if claim.tried
+        if claim.tried or claim.goal != NO_GOAL
     ]
     columns = ["claim", "goal", "tried", "details"]
     return table(columns, rows, text=columns) if rows else ""

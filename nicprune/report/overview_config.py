@@ -27,6 +27,8 @@ VERDICTS: dict[Verdict, str] = {
 
 Qualities = Annotated[list[int], Field(min_length=1)]
 
+NO_GOAL = "–"
+
 
 class ClaimFigure(StrictConfig):
     """A figure of ours for a claim.
@@ -85,7 +87,7 @@ class Claim(StrictConfig):
 
     claim: str
     published: str = "–"
-    goal: str = "–"
+    goal: str = NO_GOAL
     ours: list[ClaimFigure]
     verdict: Verdict | None = None
     because: str = Field(min_length=1)
@@ -235,7 +237,7 @@ class OverviewConfig(StrictConfig):
         plot: plot of the methods on one base.
         bases: distance of the bases from the official weights.
         bases_text: text below it.
-        conditions: text on the page of every report.
+        conditions: text of the page that says how to read the tables of the reports.
         sections: tables of the pages of the reports; those of one report share a page.
     """
 

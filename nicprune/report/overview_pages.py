@@ -15,6 +15,9 @@ from nicprune.report.times import read_times, times_lines
 PAGE = "README.md"
 """File name of a page: the one that code hosts show for a folder."""
 
+CONDITIONS = "conditions.md"
+"""File name of the page that says how to read the tables of all others."""
+
 NOTE = (
     "PSNR drop and change of bpp are against the original. Control: the original fine-tuned for the"
     " same number of steps without pruning. Cost over control: λ · 255² · MSE + bpp of the codec"
@@ -39,6 +42,14 @@ def report_pages(config: OverviewConfig, reports: Reports) -> dict[str, str]:
     return {f"{page}/{PAGE}": _page(page, here, config, reports) for page, here in sections.items()}
 
 
+def conditions_page(config: OverviewConfig) -> str:
+    """Return the page that the pages of reports link to: what their columns mean, and what holds
+    for all of them.
+    """
+    parts = ("# How to read the tables", f"[{config.title}]({PAGE})", NOTE, config.conditions)
+    return "\n\n".join(filter(None, map(str.strip, parts))) + "\n"
+
+
 def link(target: str, page: str) -> str:
     """Return the relative link from a page's folder to a file of the folder of reports."""
     return posixpath.relpath(target, page)
@@ -50,7 +61,7 @@ def _page(
     parts = [f"# {page}", f"[{config.title}]({link(PAGE, page)})"]
     parts += [_section(section, page, reports) for section in sections]
     if any(section.rows for section in sections):
-        parts += ["## How to read these tables", NOTE, config.conditions.strip()]
+        parts.append(f"[How to read these tables]({link(CONDITIONS, page)})")
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

@@ -15,6 +15,7 @@ from nicprune.common.errors import FileError, NicpruneError, RecipeError
 from nicprune.evaluation.times import REST, Times
 from nicprune.pruning.totals import Totals
 from nicprune.report.overview import overview_files, write_overview
+from nicprune.report.overview_config import read_overview_config
 from nicprune.report.runtime_table import write_runtime
 from nicprune.report.times import write_times
 from nicprune.runtime.variants import EAGER, Variant
@@ -322,6 +323,8 @@ def test_the_project_s_own_overview_is_up_to_date() -> None:
             assert len(found) < 100_000
         else:
             assert found == content, f"{name}: run nicprune overview"
+    for claim in read_overview_config(folder).claims:  # read in a minute
+        assert len(claim.because) <= 240 and len(claim.ours) <= 6, claim.claim
     pages = {path.relative_to(folder).as_posix() for path in folder.rglob("README.md")}
     assert pages <= set(files), "a page of a section that is gone: delete it"
     assert broken_links(folder, files) == []

@@ -33,7 +33,7 @@ def front(folder: Path, content: str, **records: list[dict[str, Any]]) -> str:
 def ours(folder: Path, figures: str, **records: list[dict[str, Any]]) -> str:
     """The cell of our figures for a claim with these."""
     text = front(folder, f"claims: [{CLAIM % figures}]", **records)
-    line = next(line for line in text.splitlines() if line.startswith("| C "))
+    line = next(line for line in text.splitlines() if line.startswith("| C<br>"))
     return re.split(r"(?<!\\)\|", line)[3].strip()
 
 
@@ -49,26 +49,40 @@ def over_control(drop: float, quality: int, control: float = -0.1) -> float:
 def test_a_claim_stands_with_its_figures_verdict_and_links(tmp_path: Path) -> None:
     second = OURS.replace("one", "two").replace("}", ", caption: ours}")
     text = front(tmp_path, f"claims: [{CLAIM % f'{OURS}, {second}'}]", two=sweep((3, 4)))
-    line = next(line for line in text.splitlines() if line.startswith("| C "))
-    assert r"| P \| Q " in line and "| G " in line and "| **reproduced**: B " in line
+    line = next(line for line in text.splitlines() if line.startswith("| C<br>"))
+    assert r"| P \| Q " in line and "| **reproduced**: B " in line
     costs = [over_control(0.7, q) for q in (1, 2, 3, 4)]
     assert f"| cost over control **{sum(costs) / 4:+.1f} %** (q1–q4)<br>ours **" in line
     assert f"<br>ours **{sum(costs[2:]) / 2:+.1f} %** (q3, q4) " in line
-    assert "| [one](one/README.md)<br>[two](two/table.md) |" in line, "to its page if it has one"
-    assert "reproduced: as published" in text
+    assert "| C<br>[one](one/README.md)<br>[two](two/table.md) |" in line, (
+        "to its page if it has one"
+    )
+    assert "Claims: 1, of which 1 reproduced (as published, under our conditions)." in text
 
 
-def test_what_was_tried_stands_in_a_table_of_its_own(tmp_path: Path) -> None:
+def test_claims_are_counted_by_verdict(tmp_path: Path) -> None:
+    other = CLAIM.replace("reproduced", "not seen")
+    claims = [CLAIM % OURS, other % OURS, other % OURS, "{claim: D, ours: [], because: later}"]
+    text = front(tmp_path, f"claims: [{', '.join(claims)}]")
+    told = next(line for line in text.splitlines() if line.startswith("Claims: "))
+    parts = ["4, of which 1 reproduced (", "), 2 not seen (", "), 1 not measured."]
+    assert all(part in told for part in parts) and "not reached" not in told
+
+
+def test_goals_and_what_was_tried_stand_on_a_page_of_their_own(tmp_path: Path) -> None:
     tried = OURS.replace("one", "two").replace("}", ", caption: longer}")
     claims = f"claims: [{CLAIM[:-1] % OURS}, tried: [{tried}]}}, {CLAIM % OURS}]"
     text = front(tmp_path, claims, two=sweep((3, 4)))
-    before, after = text.split("## What was tried to reach the goals")
+    (page,) = tmp_path.rglob("tried.md")
+    assert "](tried.md)" in text and "longer" not in text and "| G " not in text
     costs = [over_control(0.7, q) for q in (3, 4)]
-    (row,) = [line for line in after.splitlines() if line.startswith("| C ")]
-    assert "| G " in row and f"| longer **{sum(costs) / 2:+.1f} %**<br>(q3, q4)" in row
-    assert "[two](two/table.md)" in row and "one" not in row
-    assert "longer" not in before and before.count("| C ") == 2
-    assert "What was tried" not in front(tmp_path / "none", f"claims: [{CLAIM % OURS}]")
+    first, second = [line for line in page.read_text().splitlines() if line.startswith("| C ")]
+    assert "| G " in first and f"| longer **{sum(costs) / 2:+.1f} %**<br>(q3, q4)" in first
+    assert "[two](two/table.md)" in first and "one" not in first
+    assert "| G " in second and "| – " in second, "a goal that nothing was tried for stands too"
+    none = (CLAIM % OURS).replace("goal: G, ", "")
+    assert none != CLAIM % OURS and "tried.md" not in front(tmp_path / "none", f"claims: [{none}]")
+    assert not list((tmp_path / "none").rglob("tried.md"))
     with pytest.raises(NicpruneError, match="claim 'C': no arm 'x' in report 'one'"):
         front(tmp_path / "wrong", claims.replace(tried, OURS.replace("mask_decay", "x")))
 
@@ -152,7 +166,7 @@ def test_seeds_give_a_spread_where_all_qualities_have_them(tmp_path: Path) -> No
 
 def test_a_claim_without_figures_says_why(tmp_path: Path) -> None:
     text = front(tmp_path, "claims: [{claim: C, ours: [], because: to follow}]")
-    assert re.search(r"\| C +\| – +\| – +\| – +\| \*\*not measured\*\*: to follow +\|", text)
+    assert re.search(r"\| C +\| – +\| – +\| \*\*not measured\*\*: to follow +\|", text)
 
 
 def test_a_figure_of_some_qualities(tmp_path: Path) -> None:
@@ -245,7 +259,9 @@ def test_links_resolve_and_reports_without_a_page_are_linked_too(tmp_path: Path)
         **{"a/deep": sweep((3,))},
     )
     files = overview_files(folder)
-    assert set(files) == {"README.md", "a/deep/README.md"}
+    assert set(files) == {"README.md", "conditions.md", "a/deep/README.md"}
+    assert b"[How to read these tables](../../conditions.md)" in files["a/deep/README.md"]
+    assert b"Cost over control: " in files["conditions.md"]
     assert b"[R](../../README.md)" in files["a/deep/README.md"]
     assert b"- [a/deep](a/deep/README.md): A\n- Others: [one](one/table.md)" in files["README.md"]
     assert broken_links(folder, files) == []
