@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from compressai.models import CompressionModel, FactorizedPrior, FactorizedPriorReLU
 from helpers import built, image, random_keep, same_state, state_of
 from torch import Tensor, nn
+from zoo_of_blocks import BlockCodec, C
 
+from nicprune.codecs.layer_operations import resize
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.structure import differences, structure
 from nicprune.common.errors import CodecError, FileError, NicpruneError
@@ -214,6 +216,25 @@ def test_other_widths_are_the_same_structure(tmp_path: Path) -> None:
         assert not differences(structure(codec), structure(small))
         file = save(small, tmp_path / "a.safetensors")
         assert same_state(state_of(load(file, factory=lambda n=name: built(n)[0])), state_of(small))
+
+
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("side", [1, 4])
+def test_norms_over_several_dimensions_are_made_again(
+    kind: Callable[..., nn.Module], side: int, tmp_path: Path
+) -> None:
+    def make() -> Any:
+        size = nn.AdaptiveAvgPool2d(side), nn.Upsample(scale_factor=16 // side)
+        return BlockCodec(nn.Sequential(size[0], kind([C, side, side]), size[1]))
+
+    codec = make().eval()
+    for value in codec.g_a[1][1].parameters():
+        nn.init.uniform_(value)
+    file = save(codec, tmp_path / "a.safetensors", factory=make)
+    assert same_state(state_of(load(file, factory=make)), state_of(codec))
+    norm = codec.g_a[1][1]
+    resize(norm, {key: value[:5] for key, value in norm.state_dict().items()})
+    assert norm.normalized_shape == (5, side, side)
 
 
 class Picky(FactorizedPrior):

@@ -116,6 +116,10 @@ class LayerNorm(MixingNorm):
     def width_attributes(self, layer: Any, width: int) -> dict[str, Any]:
         return {"normalized_shape": (width,)}
 
+    def follow_shapes(self, layer: Any) -> None:
+        if layer.weight is not None:  # of several dimensions where the norm is not over channels
+            layer.normalized_shape = tuple(layer.weight.shape)
+
 
 class RootMeanSquare(LayerNorm):
     """`nn.RMSNorm`, which has no bias."""
