@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from nicprune.codecs.float64_types import as_precise, to_precision
 from nicprune.common.errors import CodecError, first_line
 
 T = TypeVar("T", bound=nn.Module)
@@ -26,13 +27,14 @@ def copy_codec(codec: T) -> T:
 
 
 def double_copy(codec: T) -> T:
-    """Return an independent copy of a codec in float64, on the CPU, in evaluation mode."""
+    """Return an independent copy of a codec in float64, on the CPU, in evaluation mode. Complex
+    values are in complex128.
+    """
     memo = _without_graphs(codec)
     for parameter in codec.parameters():
-        dtype = torch.float64 if parameter.is_floating_point() else parameter.dtype
-        value = parameter.detach().to("cpu", dtype, copy=True)
+        value = parameter.detach().to("cpu", as_precise(torch.float64, parameter), copy=True)
         memo[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
-    return _copied(codec, memo).cpu().double().eval()
+    return to_precision(torch.float64, _copied(codec, memo).cpu()).eval()
 
 
 def sharing_copy(codec: T, apart: Collection[Tensor] = ()) -> T:

@@ -32,7 +32,7 @@ from nicprune.codecs import calling
 from nicprune.codecs.anatomy import unwrap
 from nicprune.codecs.example import image_shape
 from nicprune.codecs.fast_coding import fast_indexes
-from nicprune.codecs.float64_types import PRODUCTS, to_type
+from nicprune.codecs.float64_types import PRODUCTS, as_precise, to_type
 from nicprune.codecs.rans import recorded_symbols
 from nicprune.codecs.winograd import Winograd
 
@@ -41,6 +41,7 @@ FACTORIES = {
     torch.rand, torch.randn, torch.tensor, torch.zeros,
 }  # fmt: skip
 """Functions that create tensors in the default type."""
+CONVERTED = {torch.float32, torch.float64, torch.complex64, torch.complex128}
 
 
 class Coder:
@@ -160,9 +161,9 @@ class Coder:
 
 
 def _float_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers in float32 or float64, by name."""
+    """Parameters and buffers in float32 or float64, and complex ones of these, by name."""
     named = [*model.named_parameters(), *model.named_buffers()]
-    return {name: t for name, t in named if t.dtype in (torch.float32, torch.float64)}
+    return {name: t for name, t in named if t.dtype in CONVERTED}
 
 
 def _convert(model: nn.Module, in_float64: set[str]) -> None:
@@ -171,9 +172,10 @@ def _convert(model: nn.Module, in_float64: set[str]) -> None:
         start = f"{prefix}." if prefix else ""
         for table in (module._parameters, module._buffers):
             for key, value in table.items():
-                if value is None or value.dtype not in (torch.float32, torch.float64):
+                if value is None or value.dtype not in CONVERTED:
                     continue
                 dtype = torch.float64 if start + key in in_float64 else torch.float32
+                dtype = as_precise(dtype, value)
                 if value.dtype != dtype:
                     value.data = value.data.to(dtype)
 

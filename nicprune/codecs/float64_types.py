@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
+
+T = TypeVar("T", bound=nn.Module)
 
 PRODUCTS = {
     F.linear, torch.addmm, torch.baddbmm, torch.bmm, torch.conv1d, torch.conv2d, torch.conv3d,
@@ -20,14 +22,39 @@ PRODUCTS = {
 }  # fmt: skip
 """Functions that refuse operands of two types."""
 
-LOWER = {torch.float32, torch.float16, torch.bfloat16}
+HIGHER = {
+    torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128, torch.complex32: torch.complex128,
+}  # fmt: skip
+"""Of each type of lower precision, the one of float64's."""
+
 TENSOR_CLASSES: set[Any] = {torch.FloatTensor, torch.HalfTensor, torch.BFloat16Tensor}
 TENSOR_CLASSES |= {f"torch.{cls.__name__}" for cls in TENSOR_CLASSES}
 
 
+def as_precise(dtype: torch.dtype, value: Tensor) -> torch.dtype:
+    """Return the type that a tensor has among others in this floating-point type: the complex one
+    of the same precision if it is complex, and its own if it holds whole numbers.
+    """
+    if value.is_complex():
+        return dtype.to_complex()
+    return dtype if value.is_floating_point() else value.dtype
+
+
 def to_type(dtype: torch.dtype, values: Any) -> Any:
-    """Return nested values with all floating-point tensors in this type."""
-    return tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, values)
+    """Return nested values with all floating-point tensors in this type, and complex ones in its
+    precision.
+    """
+    return tree_map_only(Tensor, lambda t: t.to(as_precise(dtype, t)), values)
+
+
+def to_precision(dtype: torch.dtype, module: T) -> T:
+    """Convert a module as `float` and `double` do, and its complex values, which these leave as
+    they are; return it.
+    """
+    whole: Any = module
+    converted: T = whole._apply(lambda t: t.to(as_precise(dtype, t)))
+    return converted
 
 
 @contextmanager
@@ -51,10 +78,12 @@ class _Float64(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
             return args[0].double()
+        if func in (Tensor.cfloat, Tensor.chalf):  # type: ignore[attr-defined]
+            return args[0].cdouble()
         if func in (Tensor.to, Tensor.type_as) and len(args) + len(kwargs) > 1:
             other = args[1] if len(args) > 1 else kwargs.get("other")
-            if isinstance(other, Tensor) and other.dtype in LOWER:
-                return args[0].to(other.device, torch.float64)
+            if isinstance(other, Tensor) and other.dtype in HIGHER:
+                return args[0].to(other.device, HIGHER[other.dtype])
         if func is Tensor.type and len(args) > 1 and args[1] in TENSOR_CLASSES:
             return args[0].double()
         # `view(dtype)` does not convert: it reads the same bytes.
@@ -68,9 +97,8 @@ class _Float64(TorchFunctionMode):
 
 def _converted(value: Tensor) -> Tensor:
     """A tensor in float64; a parameter as it is: in another type it is not the codec's own."""
-    plain = value.is_floating_point() and not isinstance(value, nn.Parameter)
-    return value.double() if plain else value
+    return value if isinstance(value, nn.Parameter) else value.to(as_precise(torch.float64, value))
 
 
 def _raised(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value in LOWER else value
+    return HIGHER.get(value, value) if isinstance(value, torch.dtype) else value

@@ -20,7 +20,7 @@ from nicprune.codecs.cdf import update_tables
 from nicprune.codecs.copying import copy_codec, double_copy, sharing_copy
 from nicprune.codecs.example import example_image
 from nicprune.codecs.fast_coding import fast_indexes
-from nicprune.codecs.float64_types import float64_throughout
+from nicprune.codecs.float64_types import float64_throughout, to_precision
 from nicprune.codecs.layer_kinds.entropy import entropy_models
 from nicprune.common.errors import CodecError, SurgeryError, first_line
 from nicprune.pruning.masks import mask_channels
@@ -156,7 +156,7 @@ def round_trip(codec: Any) -> int | None:
     if not (hasattr(codec, "compress") and hasattr(codec, "decompress")):
         return None
     image = example_image(codec, seed=1).cpu().float()
-    codec = copy_codec(codec).cpu().float().eval()
+    codec = to_precision(torch.float32, copy_codec(codec).cpu()).eval()
     try:
         with torch.no_grad(), fast_indexes():
             update_tables(codec)

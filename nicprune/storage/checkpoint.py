@@ -165,8 +165,12 @@ def _contents(model: nn.Module, half: bool) -> tuple[dict[str, Any], dict[str, T
     if followed := noted_attributes(codec):
         header["attributes"] = followed
     # Buffers stay as they are: the likelihoods' lower bound, 1e-9, would be 0 in float16, and the
-    # loss infinite.
-    shrinks = {key for key, _ in codec.named_parameters() if half and not is_quantile(key)}
+    # loss infinite. So do complex parameters, of which float16 would hold the real part alone.
+    shrinks = {
+        key
+        for key, parameter in codec.named_parameters()
+        if half and parameter.is_floating_point() and not is_quantile(key)
+    }
     tensors = {}
     for key, value in codec.state_dict().items():
         value = value.detach().cpu().contiguous()

@@ -85,7 +85,12 @@ def check_float32(codec: nn.Module) -> None:
     for name, parameter in codec.named_parameters():
         if parameter.dtype != torch.float32:
             kind = str(parameter.dtype).removeprefix("torch.")
-            raise CodecError(f"training takes weights in float32, {name} is {kind}: codec.float()")
+            do = (
+                "keep its real and imaginary parts in one real parameter (torch.view_as_complex)"
+                if parameter.is_complex()
+                else "codec.float()"
+            )
+            raise CodecError(f"training takes weights in float32, {name} is {kind}: {do}")
 
 
 @contextmanager

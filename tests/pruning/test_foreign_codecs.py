@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from zoo_of_blocks import BlockCodec, Small, SmallWithNorm
 
 from nicprune.channels.find_groups import find_groups
+from nicprune.codecs.copying import copy_codec
+from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.float64_types import float64_throughout
 from nicprune.codecs.reinitialise import reinitialise
 from nicprune.common.errors import CodecError
@@ -179,6 +181,38 @@ def test_what_code_computes_in_float32_is_compared_in_float64(name: str) -> None
     assert small.g_a[1].b.in_channels == 3
     with torch.no_grad():
         assert torch.isfinite(small(torch.rand(1, 3, 64, 64))["x_hat"]).all()
+
+
+class Spectral(nn.Module):
+    """A product of spectra, between two convolutions."""
+
+    def __init__(self, form: str):
+        super().__init__()
+        self.form, self.a, self.b = form, conv(), conv()
+        kernel = torch.randn(8, 8, dtype=torch.complex64)
+        if form == "a buffer":
+            self.register_buffer("kernel", kernel)
+        else:
+            self.kernel = kernel if form == "an attribute" else nn.Parameter(kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft2(x, norm="ortho")
+        if self.form == "converted":
+            spectrum = spectrum.cfloat().to(torch.complex64).to(KERNEL.cfloat())
+        spectrum = torch.einsum("bixy,io->boxy", spectrum, self.kernel)
+        return self.b(self.a(x)) + torch.fft.irfft2(spectrum, s=x.shape[-2:], norm="ortho")
+
+
+@pytest.mark.parametrize("form", ["a parameter", "a buffer", "an attribute", "converted"])
+def test_complex_values_are_compared_in_complex128(form: str) -> None:
+    codec: Any = make_telling(BlockCodec(Spectral(form)))
+    groups = analyse(codec)
+    assert groups["g_a.1.a"].pinned is None
+    small: Any = prune(codec, {"g_a.1.a": [0, 3, 5]}, groups)  # fails unless it is so to 1e-10
+    assert small.g_a[1].b.in_channels == 3 and small.g_a[1].kernel.dtype == torch.complex64
+    assert small.g_a[1].kernel.equal(codec.g_a[1].kernel)
+    small.update()
+    assert Coder(copy_codec(small), everything=True).in_float64
 
 
 def test_inside_alone_types_are_others() -> None:

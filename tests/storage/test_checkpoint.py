@@ -9,12 +9,14 @@ import pickle
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from compressai.models import FactorizedPrior, MeanScaleHyperprior, ScaleHyperprior
 from helpers import built, image, random_keep, same_state, state_of
 from torch import nn
+from zoo_of_blocks import BlockCodec
 
 from nicprune.codecs.anatomy import CompressionModel
 from nicprune.codecs.provenance import provenance
@@ -72,6 +74,18 @@ def test_half_precision_is_close(tmp_path: Path, hyperprior: nn.Module) -> None:
         assert torch.equal(exact, stored), (
             f"{name}: 1e-9 is 0 in float16, and a likelihood of 0 an infinite loss"
         )
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_complex_parameters_are_kept_whole(half: bool, tmp_path: Path) -> None:
+    def make() -> Any:
+        codec = BlockCodec(nn.ReLU())
+        codec.spectrum = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+        return codec
+
+    codec = make()
+    file = save(codec, tmp_path / "a.safetensors", factory=make, half=half)
+    assert torch.equal(load(file, factory=make).spectrum, codec.spectrum)
 
 
 def test_truncated_and_foreign_files_are_one_line(tmp_path: Path, hyperprior: nn.Module) -> None:

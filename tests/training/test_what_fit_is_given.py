@@ -113,6 +113,13 @@ def test_weights_of_another_precision_are_refused(kind: torch.dtype, photos: Pat
         fit(codec().to(kind), photos, steps=1, **QUICK)
 
 
+def test_complex_weights_are_refused_in_a_line_that_says_what_to_do(photos: Path) -> None:
+    model = codec()
+    model.spectrum = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+    with pytest.raises(CodecError, match=r"spectrum is complex64: .*torch\.view_as_complex"):
+        fit(model, photos, steps=1, **QUICK)
+
+
 def test_iterators_are_taken_as_lists_are(photos: Path) -> None:
     """Images that are given as an iterator are looked at more than once."""
     settings = {"form": "finetune_all", "domain": "screen", "replay": 0.5, "adapt_steps": 2}
