@@ -69,7 +69,7 @@ class ChannelNumbers(TorchFunctionMode):
         self.mixed: set[str] = set()
         self.whole_heads: set[str] = set()
         self.over_channels: dict[str, str] = {}
-        self.computed: set[str] = set()
+        self.computed: dict[str, str] = {}
         self._misused: dict[str, str] = {}
         self._owner: dict[int, str] = {}
         self._parameters: dict[int, str] = {}
@@ -154,8 +154,5 @@ class ChannelNumbers(TorchFunctionMode):
             if labels is not None:
                 why = f"{name} in {self.where} is not understood"
                 if self.where in self.computed:
-                    why += (
-                        ": its weights are computed at every call"
-                        " (torch.nn.utils.parametrize.remove_parametrizations ends that)"
-                    )
+                    why += f": {self.computed[self.where]}"
                 self.mark_unprunable(labels.ids, why)

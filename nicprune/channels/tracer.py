@@ -23,7 +23,13 @@ from nicprune.channels.numbers import ChannelIds, Product
 from nicprune.channels.propagation import ChannelPropagator
 from nicprune.codecs.anatomy import forward_for_analysis
 from nicprune.codecs.example import example_image
-from nicprune.codecs.layer_kinds.kind import channel_kind, kind_of, kinds_in, nearest_kind
+from nicprune.codecs.layer_kinds.kind import (
+    channel_kind,
+    kind_of,
+    kinds_in,
+    nearest_kind,
+    why_untraceable,
+)
 from nicprune.codecs.layer_kinds.parameters import own_parameters, shared_parameters
 from nicprune.codecs.modes import left_as_it_was
 
@@ -48,9 +54,11 @@ class Tracer(ChannelPropagator):
         self.codec, self.norms = codec, norms
         self._modules = dict(codec.named_modules())
         self.computed = {
-            name
+            name: why
             for name, module in self._modules.items()
-            if (kind := nearest_kind(module)) is not None and not kind.of(module).traceable(module)
+            if (kind := nearest_kind(module)) is not None
+            and not kind.of(module).traceable(module)
+            and (why := why_untraceable(module)) is not None
         }
         self.uses: dict[tuple[str, str], LayerChannels] = {}
         self.calls: list[str] = []

@@ -5,6 +5,7 @@ before.
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,7 @@ from helpers import (
     state_of,
 )
 from torch import Tensor, nn
+from torch.nn.utils import prune as prune_of_torch
 from zoo_of_blocks import BlockCodec
 
 from nicprune.channels.find_groups import find_groups
@@ -802,6 +804,50 @@ def test_a_foreign_codec_is_pruned_rightly_or_pinned(name: str) -> None:
         prune(
             codec, random_keep(groups, seed, minimal=seed == 2), groups
         )  # raises unless pruned = masked
+
+
+class LowRank(nn.Conv2d):
+    """A convolution with an adapter beside it, as LoRA has."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8, 1)
+        self.down, self.up = nn.Parameter(torch.rand(2, 8, 1, 1)), nn.Parameter(torch.rand(8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = F.conv2d(x, self.down)
+        return super().forward(x) + (low.movedim(1, -1) @ self.up.T).movedim(-1, 1)
+
+
+REASONS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "parametrized": (
+        lambda: nn.utils.parametrizations.weight_norm(conv()),
+        r"computed at every call \(torch.nn.utils.parametrize.remove_parametrizations ends that\)",
+    ),
+    "weight norm": (
+        lambda: nn.utils.weight_norm(conv()),
+        r"computed at every call \(torch.nn.utils.remove_weight_norm ends that\)",
+    ),
+    "spectral norm": (
+        lambda: nn.utils.spectral_norm(conv()),
+        r"computed at every call \(torch.nn.utils.remove_spectral_norm ends that\)",
+    ),
+    "masked": (
+        lambda: prune_of_torch.random_unstructured(conv(), "weight", 0.5),
+        r"computed at every call \(torch.nn.utils.prune.remove ends that\)",
+    ),
+    "adapter": (LowRank, "LowRank derives from Conv2d and has parameters of its own, down, up$"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("name", REASONS)
+def test_what_is_said_of_weights_that_are_not_a_layers_own_is_true(name: str) -> None:
+    make, says = REASONS[name]
+    codec = Foreign(make()).eval()
+    pinned = [str(group.pinned) for group in find_groups(codec)]
+    assert any(re.search(says, reason) for reason in pinned), pinned
+    if "computed" not in says:
+        assert not any("every call" in reason for reason in pinned), pinned
 
 
 def test_nothing_to_prune_is_an_error_that_names_the_layers() -> None:

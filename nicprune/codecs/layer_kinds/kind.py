@@ -16,6 +16,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.layer_kinds.layout import Layout
@@ -414,6 +418,34 @@ def nearest_kind(layer: nn.Module) -> LayerKind | None:
     bases = (KINDS.get(base) for base in type(layer).__mro__)
     known = next((kind for kind in bases if kind is not None), None)
     return known.of(layer) if known is not None else _by_trial(layer)
+
+
+COMPUTED = "its weights are computed at every call (torch.nn.utils.{} ends that)"
+"""Why a layer's parameters are not its own, and what makes them so."""
+HOOKS = {
+    WeightNorm: "remove_weight_norm",
+    SpectralNorm: "remove_spectral_norm",
+    BasePruningMethod: "prune.remove",
+}
+"""Hooks of torch that compute a weight, and what takes them off."""
+
+
+def why_untraceable(layer: nn.Module) -> str | None:
+    """Return why the parameters of a layer are not those of its kind, None if nothing is known."""
+    if is_parametrized(layer):
+        return COMPUTED.format("parametrize.remove_parametrizations")
+    for hook in layer._forward_pre_hooks.values():
+        for known, ends in HOOKS.items():
+            if isinstance(hook, known):
+                return COMPUTED.format(ends)
+    base = next((base for base in type(layer).__mro__ if base in KINDS), type(layer))
+    own = [name for name in layer._parameters if name not in ("weight", "bias")]
+    if base is type(layer) or not own:
+        return None
+    return (
+        f"{type(layer).__name__} derives from {base.__name__} and has parameters of its own,"
+        f" {', '.join(own)}"
+    )
 
 
 def kinds_in(codec: nn.Module) -> Mapping[str, LayerKind]:
