@@ -267,10 +267,8 @@ class Movements(ChannelNumbers):
                 dim = self._unit_dim(where, table, derived)
             rows = where.movedim(dim, 0).reshape(where.shape[dim], -1)
             if name not in SPLITS and name != "pixel_shuffle":
-                constants = bool((rows < 0).any())
-                if not constants or name not in ("cat", "concat"):
-                    self._unknown(name, tensors)
-                    return
+                self._unknown(name, tensors)
+                return
         ids = []
         for row in rows.numpy():
             found = np.unique(table[row[row >= 0]])

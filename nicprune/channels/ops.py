@@ -37,6 +37,7 @@ MOVES = set(
     " view_as reshape_as T mT H tile unfold channel_shuffle native_channel_shuffle ravel"
     " hsplit".split()
 )
+CONCATENATES = set("cat concat concatenate".split())
 MIXES = set(
     "layer_norm group_norm rms_norm softmax log_softmax softmin normalize local_response_norm"
     " cosine_similarity".split()

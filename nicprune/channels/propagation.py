@@ -17,6 +17,7 @@ from nicprune.channels.ops import (
     ADDITIVE,
     BREAKS_ZERO,
     CHOICES,
+    CONCATENATES,
     CONVERSIONS,
     IGNORED,
     KEEPS_ZERO,
@@ -98,6 +99,8 @@ class ChannelPropagator(Movements, Products):
             self._arithmetic(name, args, kwargs, tensors, outputs[0])
         elif name in CHOICES:
             self._choose(func, args, kwargs, outputs[0])
+        elif name in CONCATENATES and self._beside_channels(args, kwargs, tensors):
+            self._join(name, tensors, outputs[0])
         elif name in MOVES:
             self._move(func, args, kwargs, name, tensors, outputs)
         elif name in REDUCES:
@@ -257,6 +260,26 @@ class ChannelPropagator(Movements, Products):
         if len(merged.ids) == 1 and output.shape[merged.dim] > 1:
             merged.ids = np.repeat(merged.ids, output.shape[merged.dim])
         self.label(output, merged)
+
+    def _beside_channels(self, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> bool:
+        """Return whether tensors are concatenated along another dimension than their channels'."""
+        known = [(t, labels) for t in tensors if (labels := self.labels(t)) is not None]
+        # Of a parameter it is not known which dimension holds channels: the others say that.
+        known = [pair for pair in known if not self._own(pair[1])] or known
+        dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
+        return all(labels.dim != dim % tensor.dim() for tensor, labels in known)
+
+    def _join(self, name: str, tensors: Sequence[Tensor], output: Tensor) -> None:
+        """Follow a concatenation of places, tokens or images: channels are coupled one to one, as
+        in a sum.
+        """
+        # Padding leaves a zero channel zero; a parameter that is zero need not stay so.
+        joined = [
+            t
+            for t in tensors
+            if self.labels(t) is not None or isinstance(t, nn.Parameter) or bool(t.any())
+        ]
+        self._elementwise(joined, output, additive=True, name=name)
 
     def _mix(
         self, name: str, args: Any, kwargs: Any, tensors: Sequence[Tensor], output: Tensor

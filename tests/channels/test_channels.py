@@ -608,6 +608,79 @@ def coordinates_concatenated(s, x):
     return s.b(torch.cat([grid, s.a(x)], 1))
 
 
+THREE: dict[str, Callable[[], nn.Module]] = {"a": conv, "c": conv, "b": conv}
+
+
+@case(FREE, **THREE)
+def places_concatenated(s, x):
+    """Coordinate attention."""
+    y = s.a(x)
+    rows, columns = y.mean(3, keepdim=True), y.mean(2, keepdim=True).transpose(2, 3)
+    both = s.c(torch.cat([rows, columns], 2)).sigmoid()
+    rows, columns = both.split([y.shape[2], y.shape[3]], 2)
+    return s.b(y * rows * columns.transpose(2, 3))
+
+
+@case(FREE, a=conv, c=conv, p=lambda: nn.Linear(8, 8), b=conv)
+def tokens_concatenated(s, x):
+    tokens = [y.flatten(2).transpose(1, 2) for y in (s.a(x), s.c(x))]
+    one, other = s.p(torch.concatenate(tokens, axis=-2)).chunk(2, 1)
+    return s.b((one + other).transpose(1, 2).reshape(x.shape))
+
+
+@case(FREE, **THREE)
+def images_concatenated(s, x):
+    one, other = s.c(torch.cat([s.a(x), x])).chunk(2)
+    return s.b(one * other)
+
+
+@case(FREE)
+def scans_concatenated(s, x):
+    """The four directions of VMamba."""
+    y = s.a(x)
+    scans = torch.stack([y.flatten(2), y.transpose(2, 3).flatten(2)], 1)
+    return s.b(torch.cat([scans, scans.flip(-1)], dim=1).sum(1).view_as(y))
+
+
+@case(FREE)
+def zeros_concatenated(s, x):
+    y = s.a(x)
+    return s.b(torch.cat([y.new_zeros(y[:, :, :1].shape), y[:, :, 1:]], 2))
+
+
+@case(PINNED)
+def zeros_of_eight_channels_concatenated(s, x):
+    return s.b(torch.cat([torch.zeros(1, 8, 1, 16, dtype=x.dtype), s.a(x)[:, :, 1:]], 2))
+
+
+@case("constant with a value per channel")
+def ones_concatenated(s, x):
+    y = s.a(x)
+    return s.b(torch.cat([y.new_ones(y[:, :, :1].shape), y[:, :, 1:]], 2))
+
+
+@case(FREE, a=conv, t=lambda: nn.Parameter(torch.rand(8, 1, 1)), b=conv)
+def parameter_concatenated(s, x):
+    return s.b(torch.cat([s.t[None].expand(-1, -1, 1, 16), s.a(x)[:, :, 1:]], 2))
+
+
+@case("sigmoid", **THREE)
+def not_zero_concatenated(s, x):
+    return s.b(torch.cat([s.c(x)[:, :, :8], s.a(x)[:, :, 8:].sigmoid()], 2))
+
+
+@case("cat in")
+def channels_beside_places_concatenated(s, x):
+    y = s.a(x)[:, :, :8, :8]
+    return s.b(torch.cat([y, y.transpose(1, 2)]).sum(0, keepdim=True).repeat(len(x), 1, 2, 2))
+
+
+@case(PINNED, a=conv, c=lambda: conv(8, 16), b=conv)
+def parts_concatenated(s, x):
+    """Eight channels, and eight of sixteen by their number."""
+    return s.b(torch.cat([s.a(x), s.c(x)[:, :8]], 2)[:, :, ::2])
+
+
 @case(FREE)
 def interpolated(s, x):
     return F.avg_pool2d(s.b(F.interpolate(s.a(x), scale_factor=2, mode="bilinear")), 2)
