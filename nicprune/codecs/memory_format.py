@@ -1,4 +1,4 @@
-"""The memory format of a codec's parameters."""
+"""The memory format of a codec's convolutions."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from nicprune.codecs.layer_kinds.convolutions import is_convolution_2d
+
 T = TypeVar("T", bound=nn.Module)
 
 
 def to_channels_last(module: T) -> T:
     """Put weights of 2-D convolutions into channels_last, in place; return the module.
 
-    `module.to(memory_format=torch.channels_last)` fails where there is a 3-D convolution.
+    `module.to(memory_format=torch.channels_last)` fails where there is a 3-D convolution, and
+    changes parameters of four dimensions whose code reads them in their own order
+    (`torch.view_as_complex`).
     """
     return _in_format(module, torch.channels_last)
 
@@ -24,7 +28,8 @@ def to_contiguous(module: T) -> T:
 
 
 def _in_format(module: T, memory_format: Any) -> T:
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.to(memory_format=memory_format)
+    for layer in filter(is_convolution_2d, module.modules()):
+        for tensor in (*layer.parameters(), *layer.buffers()):
+            if tensor.dim() == 4:
+                tensor.data = tensor.data.to(memory_format=memory_format)
     return module

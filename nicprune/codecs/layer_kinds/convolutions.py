@@ -421,3 +421,8 @@ GROUPED, GROUPED_TRANSPOSED = GroupedConvolution(), GroupedTransposedConvolution
 KINDS[nn.Conv2d] = Convolution()
 KINDS[nn.ConvTranspose2d] = TransposedConvolution()
 KINDS[MaskedConv2d] = KINDS[CheckerboardMaskedConv2d] = MaskedConvolution()
+
+
+def is_convolution_2d(layer: nn.Module) -> bool:
+    """Return whether a layer is a 2-D convolution, transposed or not, or of a class of one."""
+    return isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
