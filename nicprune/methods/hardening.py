@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from nicprune.channels.groups import removed_inputs
@@ -152,7 +153,8 @@ class Hardening(nn.Module):
             return small
         parsed = parsed_methods([(m.name, m.config_after_pruning()) for m in staying])
         groups = analyse(small, norms_of(parsed))
-        again = type(self).of(small, parsed, groups, CostModel(small, groups))
+        with torch.random.fork_rng(devices=[]):  # what is drawn is replaced by what was trained
+            again = type(self).of(small, parsed, groups, CostModel(small, groups))
         for part, other in zip(staying, again._each, strict=True):
             twin.roles.parts[self.roles.parts.index(part)].transfer_to(other, keep)
         return again.in_mode(self.codec.training)

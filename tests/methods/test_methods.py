@@ -264,8 +264,10 @@ def test_hardening_gives_a_plain_codec(method: str, name: str) -> None:
     assert attached.done and attached.stays is False
     attached.prepare([image(codec, seed) for seed in range(2)])
     state, hooks = state_of(attached), hook_count(codec)
+    drawn = torch.random.get_rng_state()
     small = attached.harden()
     assert same_state(state, attached.state_dict()) and hook_count(codec) == hooks
+    assert drawn.equal(torch.random.get_rng_state()), "a look draws no random numbers"
     assert_plain(small, codec)
     cost = CostModel(small, attached.groups.__class__([]))
     assert cost.totals() == attached.cost.totals(attached.keep())
@@ -306,8 +308,10 @@ def staying(method: str, name: str) -> tuple[Attached, nn.Module]:
 def test_what_stays_is_attached_again_to_what_is_left(method: str, name: str) -> None:
     attached, codec = staying(method, name)
     state, hooks, keep = state_of(attached), hook_count(codec), attached.keep()
+    drawn = torch.random.get_rng_state()
     small = attached.harden()
     assert same_state(state, attached.state_dict()) and hook_count(codec) == hooks
+    assert drawn.equal(torch.random.get_rng_state()), "a look draws no random numbers"
     assert (
         isinstance(small, Attached)
         and type(small.codec) is type(codec)
