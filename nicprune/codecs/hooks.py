@@ -82,6 +82,11 @@ def has_hooks(codec: nn.Module) -> bool:
     )
 
 
+def narrows(codec: nn.Module) -> bool:
+    """Return whether the codec's forward pass runs inside a method's `active` context."""
+    return any(isinstance(_hook_of(entry), NarrowHook) for entry in hook_dicts(codec)[0].values())
+
+
 def remove_hooks(codec: nn.Module, mine: Callable[[Hook], bool]) -> None:
     """Remove the hooks for which `mine` returns True from every module."""
     for module in codec.modules():

@@ -17,7 +17,7 @@ from nicprune.codecs.calling import further_arguments
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.gradient_free import drop_gradients, keep_gradients
-from nicprune.codecs.hooks import has_hooks
+from nicprune.codecs.hooks import has_hooks, narrows
 from nicprune.codecs.modes import left_as_it_was, modes_restored
 from nicprune.codecs.provenance import provenance, set_provenance
 from nicprune.common.errors import CodecError, DataError, RecipeError
@@ -267,8 +267,11 @@ class Attached(Coding, Hardening, TrainedPart):
             return self._forward_clips(x)
         if not args and not kwargs:
             kwargs = further_arguments(self.codec, x, "forward")
+        if narrows(self.codec):
+            return _uncompiled(self.codec, x, *args, **kwargs)
         return self.codec(x, *args, **kwargs)
 
+    @torch.compiler.disable
     def _forward_clips(self, clips: Tensor) -> dict[str, Any]:
         temporal = self.roles.temporal
         if temporal is None:
@@ -492,6 +495,14 @@ class Attached(Coding, Hardening, TrainedPart):
             method.detach(method.codec)
         keep_gradients(self.parameters())
         return self.codec
+
+
+@torch.compiler.disable
+def _uncompiled(codec: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Run a codec outside torch.compile, which does not see what a method puts in front of layers'
+    parameters.
+    """
+    return codec(*args, **kwargs)
 
 
 def frozen_copy(codec: nn.Module) -> nn.Module:

@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from nicprune.channels.groups import Groups, kept_channels
 from nicprune.codecs.layer_kinds.kind import Index, channel_kind, index_of
 from nicprune.codecs.layer_kinds.parameters import holder, layers_of
 from nicprune.codecs.layer_operations import remove
+from nicprune.common.errors import CodecError
 from nicprune.pruning.attributes import values_under
 
 
@@ -82,17 +84,38 @@ def override_attributes(
     attributes: Sequence[tuple[Any, Mapping[str, Any]]],
 ) -> Iterator[None]:
     """Let these stand in front of layers' own attributes, parameters, buffers and sub-modules
-    inside the block.
+    inside the block. Modules that torch.compile has compiled run uncompiled in it: a compiler
+    would take the layers' own.
+
+    Raises:
+        CodecError: the block itself is being compiled.
     """
     before: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = []
     try:
-        for layer, values in attributes:
-            own = holder(layer).__dict__
-            before.append((own, {name: own[name] for name in values if name in own}, list(values)))
-            own.update(values)
-        yield
+        with _uncompiled():
+            for layer, values in attributes:
+                own = holder(layer).__dict__
+                had = {name: own[name] for name in values if name in own}
+                before.append((own, had, list(values)))
+                own.update(values)
+            yield
     finally:
         for own, had, names in reversed(before):
             for name in names:
                 own.pop(name, None)
             own.update(had)
+
+
+def _uncompiled() -> AbstractContextManager[None]:
+    """Return a context in which compiled modules run as they were written."""
+    refusal = CodecError(
+        "torch.compile does not see what a method puts in front of layers' parameters: compile the"
+        " model that attach() returned, not the codec in it"
+    )
+    if torch.compiler.is_compiling():  # else set_stance fails in torch's own words
+        raise refusal
+    try:
+        stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    except RuntimeError as error:
+        raise refusal from error
+    return stance

@@ -16,7 +16,7 @@ from helpers import METHOD_SETTINGS, built, same_state, state_of
 from torch import nn
 
 from nicprune.codecs.roles import on_side
-from nicprune.common.errors import TrainingError
+from nicprune.common.errors import CodecError, TrainingError
 from nicprune.data.images import write_png
 from nicprune.methods import METHODS, Attached, attach
 from nicprune.storage.adaptation import save_adaptation
@@ -298,3 +298,81 @@ def test_validation_leaves_frozen_norms_as_they_are(tmp_path: Any) -> None:
     fit(attached, tmp_path, side="decoder", validation=tmp_path, **QUICK | {"steps": 3})
     for mean, norm in zip(before, norms(codec), strict=True):
         assert torch.equal(mean, norm.running_mean)  # type: ignore[arg-type]
+
+
+NARROWED: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]]]] = {
+    "slimmable": (
+        "slimmable",
+        {"widths": [1.0, 0.5], "round_to": 4},
+        [{"width": 0}, {"width": 1}],
+    ),
+    "scalable_encoder": (
+        "scalable_encoder",
+        {"encoders": 2, "share": 0.3, "round_to": 1},
+        [{"level": 0}, {"level": 1}],
+    ),
+    "low_rank": (
+        "adaptation",
+        {"form": "low_rank", "rank": 4, "domain": "screen"},
+        [{"domain": "source"}, {"domain": "screen"}],
+    ),
+    "grow": (
+        "adaptation",
+        {"form": "grow", "grow": 0.5, "round_to": 4, "domain": "screen"},
+        [{"domain": "source"}, {"domain": "screen"}],
+    ),
+}
+"""Codecs that compute at several points, by putting values in front of layers' parameters: method,
+settings and points.
+"""
+
+
+def narrowed(case: str) -> Attached:
+    name, settings, _ = NARROWED[case]
+    model = attach(ScaleHyperprior(16, 24), name, **settings)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # new parameters change what is computed
+        for parameter in model.methods.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def run_at(run: Any, model: Attached, point: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return x_hat, and the gradients in training."""
+    model.zero_grad()
+    torch.manual_seed(1)
+    x_hat = run(image(), **point)["x_hat"]
+    if not model.training:
+        return {"x_hat": x_hat.detach()}
+    x_hat.square().mean().backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return found | {"x_hat": x_hat.detach()}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the compiler, on what it traces
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", NARROWED)
+def test_a_compiled_codec_computes_at_the_point_that_is_set(case: str, training: bool) -> None:
+    torch.compiler.reset()
+    model, points = narrowed(case).train(training), NARROWED[case][2]
+    plain = [run_at(model, model, point) for point in points]
+    assert not torch.equal(plain[0]["x_hat"], plain[1]["x_hat"])
+    compiled = torch.compile(model, backend="eager")
+    for point, expected in zip(points, plain, strict=True):
+        torch.testing.assert_close(run_at(compiled, model, point), expected, rtol=0, atol=0)
+    layer: Any = model.codec.g_s
+    layer.compile(backend="eager")  # in place
+    for point, expected in zip(points, plain, strict=True):
+        torch.testing.assert_close(run_at(model, model, point), expected, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the compiler, on what it traces
+@pytest.mark.parametrize("case", NARROWED)
+def test_compiling_the_codec_in_the_model_is_refused(case: str) -> None:
+    torch.compiler.reset()
+    model = narrowed(case).eval()
+    model(image(), **NARROWED[case][2][1])
+    expected = model(image())["x_hat"]
+    with pytest.raises(CodecError, match="compile the model that attach"):
+        torch.compile(model.codec, backend="eager")(image())
+    assert torch.equal(model(image())["x_hat"], expected)
