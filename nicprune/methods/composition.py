@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -264,14 +264,13 @@ class Attached(Coding, Hardening, TrainedPart):
         if self.levels is not None and self.training and level is None and lmbda is None:
             self.levels.draw(x.shape[0], x.device)
         if x.dim() == 5:
-            return self._forward_clips(x)
+            return _uncompiled(self._forward_clips, x)
         if not args and not kwargs:
             kwargs = further_arguments(self.codec, x, "forward")
         if narrows(self.codec):
             return _uncompiled(self.codec, x, *args, **kwargs)
         return self.codec(x, *args, **kwargs)
 
-    @torch.compiler.disable
     def _forward_clips(self, clips: Tensor) -> dict[str, Any]:
         temporal = self.roles.temporal
         if temporal is None:
@@ -497,12 +496,14 @@ class Attached(Coding, Hardening, TrainedPart):
         return self.codec
 
 
-@torch.compiler.disable
-def _uncompiled(codec: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Run a codec outside torch.compile, which does not see what a method puts in front of layers'
-    parameters.
-    """
-    return codec(*args, **kwargs)
+def _called(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return run(*args, **kwargs)
+
+
+_uncompiled: Callable[..., Any] = torch.compiler.disable(_called)
+"""Calls a codec outside torch.compile, which does not see what a method puts in front of layers'
+parameters.
+"""
 
 
 def frozen_copy(codec: nn.Module) -> nn.Module:
