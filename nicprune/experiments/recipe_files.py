@@ -77,8 +77,9 @@ def read_recipe(
         )
     for override in overrides:
         apply_override(content, override)
-        if override.partition("=")[0] == "qualities":
-            _keep_qualities(content)
+    # Once all are applied: a position in `methods` is that of the file, whatever stands first.
+    if any(override.partition("=")[0] == "qualities" for override in overrides):
+        _keep_qualities(content)
     content.setdefault("name", path.stem)
     recipe = parse_recipe(content, str(path))
     if recipe.imports and not imports:

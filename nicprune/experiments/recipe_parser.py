@@ -197,7 +197,12 @@ def _lambdas(content: Mapping[str, Any], here: str) -> list[float]:
     """Return the recipe's own rates, increasing, for a modulator without its own."""
     own, metric = content.get("lambdas") or {}, content.get("metric", "mse")
     try:
-        return sorted(own[q] if q in own else lmbda_for(q, metric) for q in content["qualities"])
+        return sorted(
+            float(own[q]) if q in own else lmbda_for(q, metric)  # YAML reads 1e-3 as text
+            for q in content["qualities"]
+        )
+    except ValueError as error:
+        raise RecipeError(f"{here}: lambdas: {error}") from None
     except (KeyError, TypeError, IndexError):
         raise RecipeError(
             f"{here}: a modulator takes the recipe's qualities as its rates; state them above,"

@@ -937,6 +937,34 @@ def test_an_arm_runs_at_its_own_qualities(content: dict[str, Any], tmp_path: Pat
     for asked, labels in (("1", {"original", "all"}), ("2", {"original", "all", "one"})):
         first = plan_runs(read_recipe(str(written), [f"qualities=[{asked}]"])[0], tmp_path)
         assert {job.arm.label for job in first} == labels
+    written.write_text(yaml.safe_dump(fewer | {"methods": arms[::-1]}), encoding="utf-8")
+    content = yaml.safe_load(written.read_text())
+    content["methods"][0]["qualities"] = [2]
+    written.write_text(yaml.safe_dump(content), encoding="utf-8")
+    given = ["qualities=[1]", "methods.1.budget.macs=0.3"]
+    for overrides in (given, given[::-1]):  # a position is that of the file
+        (arm,) = read_recipe(str(written), overrides)[0].methods
+        assert (arm.label, arm.stack[0].settings["budget"]) == ("all", {"macs": 0.3})
+
+
+@pytest.mark.parametrize(
+    ("lambdas", "rates"),
+    [
+        ("{1: 1e-3, 2: 7e-3}", [0.001, 0.007]),
+        ("{1: 3e-3, 2: 1e-2}", [0.003, 0.01]),
+        ("{1: 1e-3}", [0.001, 0.0035]),
+    ],
+)
+def test_rates_of_a_modulator_are_numbers(
+    content: dict[str, Any], lambdas: str, rates: list[float]
+) -> None:
+    """YAML reads 1e-3 as text."""
+    arm = {"name": "bit_rate_modulator"}
+    given = content | {"qualities": [1, 2], "lambdas": yaml.safe_load(lambdas), "methods": [arm]}
+    (parsed,) = parse_recipe(given, "x").methods
+    assert parsed.stack[0].settings["lambdas"] == rates
+    with pytest.raises(RecipeError, match="lambdas: could not convert"):
+        parse_recipe(given | {"lambdas": {1: "much"}}, "x")
 
 
 @pytest.mark.usefixtures("undrawn")
