@@ -32,6 +32,11 @@ def export(
     if format_ not in ("compressai", "onnx"):
         raise RecipeError(f"unknown format {format_!r}; {closest(format_, ['compressai', 'onnx'])}")
     if format_ == "compressai":
+        if output.suffix == ".safetensors":
+            raise RecipeError(
+                f"{output.name}: this format is torch's own, as CompressAI reads it: give it"
+                " another ending, .pth.tar"
+            )
         # torch writes zip files of a pickle, under the name that it had then.
         check_output(
             output,

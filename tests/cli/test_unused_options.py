@@ -73,6 +73,7 @@ def photo(tmp_path: Path) -> Path:
         ),
         (("encode", DEMO, "{photo}", "{photo}.nic", "--weights", "none", "-q", "1"), "trained"),
         (("encode", DEMO, "{photo}", "coded.png", "-q", "1"), "another ending"),
+        (("export", DEMO, "codec.safetensors", "-q", "1"), "another ending, .pth.tar"),
     ],
 )
 def test_what_would_be_ignored_is_refused(
