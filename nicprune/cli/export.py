@@ -32,11 +32,6 @@ def export(
     if format_ not in ("compressai", "onnx"):
         raise RecipeError(f"unknown format {format_!r}; {closest(format_, ['compressai', 'onnx'])}")
     if format_ == "compressai":
-        if output.suffix == ".safetensors":
-            raise RecipeError(
-                f"{output.name}: this format is torch's own, as CompressAI reads it: give it"
-                " another ending, .pth.tar"
-            )
         # torch writes zip files of a pickle, under the name that it had then.
         check_output(
             output,
@@ -44,6 +39,11 @@ def export(
             lambda start: start.startswith(b"PK") and b"/data.pkl" in start,
             force=force,
         )
+        if output.endswith(".safetensors"):
+            raise RecipeError(
+                f"{output}: this format is torch's own, as CompressAI reads it: give it"
+                " another ending, .pth.tar"
+            )
     loaded = load_one(codec, quality, metric, weights)
     if format_ == "compressai":
         written = [export_compressai(loaded, output)]
