@@ -421,7 +421,7 @@ def nearest_kind(layer: nn.Module) -> LayerKind | None:
 
 
 COMPUTED = "its weights are computed at every call (torch.nn.utils.{} ends that)"
-"""Why a layer's parameters are not its own, and what makes them so."""
+"""Reason that a layer's parameters are not its own, with the function that makes them so."""
 HOOKS = {
     WeightNorm: "remove_weight_norm",
     SpectralNorm: "remove_spectral_norm",
