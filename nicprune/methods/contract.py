@@ -160,8 +160,8 @@ class Method(nn.Module):
 
     @property
     def examines_images(self) -> bool:
-        """True if `prepare` looks at its images: for a split that is searched, or for what a
-        method's own does with them.
+        """True if `prepare` looks at its images: the budget's split is searched, or the method has
+        a `prepare` of its own.
         """
         budget = self.config.budget if isinstance(self.config, Target) else None
         searched = budget is not None and budget.split == "auto"

@@ -92,7 +92,7 @@ def override_attributes(
     """
     before: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = []
     try:
-        with _uncompiled():
+        with _eager():
             for layer, values in attributes:
                 own = holder(layer).__dict__
                 had = {name: own[name] for name in values if name in own}
@@ -106,7 +106,7 @@ def override_attributes(
             own.update(had)
 
 
-def _uncompiled() -> AbstractContextManager[None]:
+def _eager() -> AbstractContextManager[None]:
     """Return a context in which compiled modules run as they were written."""
     refusal = CodecError(
         "torch.compile does not see what a method puts in front of layers' parameters: compile the"

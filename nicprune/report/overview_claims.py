@@ -106,7 +106,8 @@ def _figures(claim: str, figures: Sequence[ClaimFigure], reports: Reports) -> st
                 f"overview, {where}: report {config.report!r} has no {config.figure} of"
                 f" {config.arm!r}; it needs {figure.needs}"
             )
-        texts.append(f"{plain(config.caption or figure.title)} **{text}**")
+        shown = text.replace(" %", "\u00a0%")  # a unit stays on the line of its number
+        texts.append(f"{plain(config.caption or figure.title)} **{shown}**")
         extents.append(_extent(arms))
     if len(set(extents)) == 1:  # said once
         return "<br>".join(filter(None, [*texts, extents[0]]))

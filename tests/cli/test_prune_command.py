@@ -80,10 +80,7 @@ def test_every_method_without_training_is_named_in_the_help(method: str, tmp_pat
     call(
         "prune", "demo-hyperprior", output, "-q", "1", "--method", method, "--set",
         "budget.macs=0.9", "--images", str(picture),
-        *{
-            "netadapt": ["--set", "rounds=1"],
-            "fisher": [],
-        }.get(method, ["--set", "budget.split=auto"]),
+        "--set", "rounds=1" if method == "netadapt" else "budget.split=auto",
     )  # fmt: skip
     assert measure(load(output)).macs <= 0.9 * measure(load_codec("demo-hyperprior", 1)).macs
 

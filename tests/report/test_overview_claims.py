@@ -23,11 +23,10 @@ OURS = "{figure: cost_over_control, report: one, arm: mask_decay}"
 
 
 def front(folder: Path, content: str, **records: list[dict[str, Any]]) -> str:
-    """The front page of an overview with this content."""
+    """The front page of an overview with this content, its spaces all alike."""
     records = {"one": sweep((1, 2, 3, 4))} | records
-    return write_overview(
-        reports(folder, f"title: Reports\n{SECTION}{content}\n", **records)
-    ).read_text()
+    page = write_overview(reports(folder, f"title: Reports\n{SECTION}{content}\n", **records))
+    return page.read_text().replace("\u00a0", " ")
 
 
 def ours(folder: Path, figures: str, **records: list[dict[str, Any]]) -> str:
@@ -60,6 +59,13 @@ def test_a_claim_stands_with_its_figures_verdict_and_links(tmp_path: Path) -> No
     assert "Claims: 1, of which 1 reproduced (as published, under our conditions)." in text
 
 
+def test_a_unit_stays_on_the_line_of_its_number(tmp_path: Path) -> None:
+    front(tmp_path, f"claims: [{CLAIM % OURS}]")
+    pages = "\n".join(page.read_text() for page in tmp_path.rglob("README.md"))
+    cell = next(line for line in pages.splitlines() if line.startswith("| C<br>"))
+    assert re.search(r"\*\*[+-][\d.]+\u00a0%\*\*", cell)
+
+
 def test_claims_are_counted_by_verdict(tmp_path: Path) -> None:
     other = CLAIM.replace("reproduced", "not seen")
     claims = [CLAIM % OURS, other % OURS, other % OURS, "{claim: D, ours: [], because: later}"]
@@ -76,7 +82,11 @@ def test_goals_and_what_was_tried_stand_on_a_page_of_their_own(tmp_path: Path) -
     (page,) = tmp_path.rglob("tried.md")
     assert "](tried.md)" in text and "longer" not in text and "| G " not in text
     costs = [over_control(0.7, q) for q in (3, 4)]
-    first, second = [line for line in page.read_text().splitlines() if line.startswith("| C ")]
+    first, second = [
+        line
+        for line in page.read_text().replace("\u00a0", " ").splitlines()
+        if line.startswith("| C ")
+    ]
     assert "| G " in first and f"| longer **{sum(costs) / 2:+.1f} %**<br>(q3, q4)" in first
     assert "[two](two/table.md)" in first and "one" not in first
     assert "| G " in second and "| – " in second, "a goal that nothing was tried for stands too"
