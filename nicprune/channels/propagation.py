@@ -263,11 +263,12 @@ class ChannelPropagator(Movements, Products):
 
     def _beside_channels(self, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> bool:
         """Return whether tensors are concatenated along another dimension than their channels'."""
-        known = [(t, labels) for t in tensors if (labels := self.labels(t)) is not None]
-        # Of a parameter it is not known which dimension holds channels: the others say that.
-        known = [pair for pair in known if not self._own(pair[1])] or known
         dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
-        return all(labels.dim != dim % tensor.dim() for tensor, labels in known)
+        return all(
+            labels.dim != dim % tensor.dim()
+            for tensor in tensors
+            if (labels := self.labels(tensor)) is not None
+        )
 
     def _join(self, name: str, tensors: Sequence[Tensor], output: Tensor) -> None:
         """Follow a concatenation of places, tokens or images: channels are coupled one to one, as

@@ -664,6 +664,13 @@ def parameter_concatenated(s, x):
     return s.b(torch.cat([s.t[None].expand(-1, -1, 1, 16), s.a(x)[:, :, 1:]], 2))
 
 
+@case("cat in", a=conv, t=lambda: nn.Parameter(torch.rand(4, 8)), p=lambda: nn.Linear(8, 8), b=conv)
+def tokens_of_its_own_concatenated(s, x):
+    tokens = s.a(x).flatten(2).transpose(1, 2)
+    both = s.p(torch.cat([s.t.expand(len(x), -1, -1), tokens], 1))
+    return s.b((both[:, 4:] + both[:, :4].mean(1, keepdim=True)).transpose(1, 2).reshape(x.shape))
+
+
 @case("sigmoid", **THREE)
 def not_zero_concatenated(s, x):
     return s.b(torch.cat([s.c(x)[:, :, :8], s.a(x)[:, :, 8:].sigmoid()], 2))

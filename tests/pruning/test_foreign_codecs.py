@@ -215,6 +215,16 @@ def test_complex_values_are_compared_in_complex128(form: str) -> None:
     assert Coder(copy_codec(small), everything=True).in_float64
 
 
+def test_complex_values_that_both_sides_compute_with_are_coded_in_complex128() -> None:
+    codec: Any = make_telling(ScaleHyperprior(8, 12))
+    codec.h_s = nn.Sequential(Spectral("a parameter"), *codec.h_s)
+    codec.update()
+    coder = Coder(copy_codec(codec))
+    assert coder.in_float64 and coder.has_digest
+    assert coder.model.h_s[0].kernel.dtype == torch.complex128
+    assert coder.model.g_s[0].weight.dtype == torch.float32
+
+
 def test_inside_alone_types_are_others() -> None:
     other = torch.zeros(1)
     with float64_throughout():
