@@ -316,10 +316,10 @@ class Attached(Coding, Hardening, TrainedPart):
 
         Raises:
             TrainingError: a step of a slimmable codec or a scalable encoder did not run each of
-                `widths_per_step`; or some steps in a row left no gradient, which masks and
-                thresholds follow.
+                `widths_per_step`; or some steps in a row left no gradient of masks or thresholds,
+                which follow theirs.
         """
-        self._loop.check_step(self, self._each, self.roles.multi_width)
+        self._loop.check_step(self._each, self.roles.multi_width)
         for method in self._each:
             method.after_step()
 

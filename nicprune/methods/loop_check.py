@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import nn
-
 from nicprune.common.errors import TrainingError
 from nicprune.methods.contract import Method, MultiWidth
 
@@ -20,7 +18,8 @@ class LoopCheck:
         self._ran = False
         self._asked: list[set[int]] = []
         self._widths: set[int] = set()
-        self._missed = 0
+        self._missed: dict[int, int] = {}
+        """Steps in a row without a gradient, by position of the method."""
 
     def asked(self, widths: Iterable[int]) -> None:
         """Note the widths that a step was told to train; it may ask again, and get others."""
@@ -32,14 +31,12 @@ class LoopCheck:
         if width is not None:
             self._widths.add(width)
 
-    def check_step(
-        self, model: nn.Module, methods: Iterable[Method], multi_width: MultiWidth | None
-    ) -> None:
+    def check_step(self, methods: Iterable[Method], multi_width: MultiWidth | None) -> None:
         """Check the step at its end, while its gradients are still there.
 
         Raises:
-            TrainingError: it did not run each width; or some steps left no gradient, though masks
-                or thresholds follow theirs.
+            TrainingError: it did not run each width; or some steps left no gradient of masks or
+                thresholds, which follow theirs.
         """
         ran, asked, widths = self._ran, self._asked, self._widths
         self._ran, self._asked, self._widths = False, [], set()
@@ -54,17 +51,26 @@ class LoopCheck:
                 " the forward and the backward pass for each width in model.widths_per_step(), by"
                 " model(batch, width=width)"
             )
-        follow = [m.name for m in methods if not m.done and m.manually_updated()]
-        if not ran or not follow:  # schedules are also advanced without training
+        if not ran:  # schedules are also advanced without training
             return
+        methods = list(methods)
+        followed = [[] if method.done else method.manually_updated() for method in methods]
         # What is not finite is a gradient, too: training goes on from such steps.
-        if any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()):
-            self._missed = 0
-            return
-        self._missed += 1
-        if self._missed >= MISSED_IN_A_ROW:
-            raise TrainingError(
-                f"{follow[0]} found no gradient in {self._missed} steps in a row: call"
-                " model.after_step() after backward() and optimizer.step(), but before"
-                " optimizer.zero_grad()"
-            )
+        self._missed = {
+            position: self._missed.get(position, 0) + 1
+            for position, own in enumerate(followed)
+            if own and not any(p.grad is not None and bool(p.grad.any()) for p in own)
+        }
+        for position, missed in self._missed.items():
+            if missed >= MISSED_IN_A_ROW:
+                remedy = (
+                    "call model.after_step() after backward() and optimizer.step(), but before"
+                    " optimizer.zero_grad()"
+                    if any(p.requires_grad for p in followed[position])
+                    else "its masks or thresholds have requires_grad=False; freeze parameters of"
+                    " model.codec alone"
+                )
+                raise TrainingError(
+                    f"{methods[position].name} found no gradient in {missed} steps in a row:"
+                    f" {remedy}"
+                )

@@ -196,17 +196,27 @@ def test_a_loop_that_leaves_out_widths_is_told(method: str) -> None:
 FOLLOW_GRADIENTS = ["mask_decay", "group_lasso", "channel_gating", "scalable_encoder"]
 
 
+def backward(attached: Attached) -> None:
+    """Run both passes of a step, the reconstruction alone being the loss."""
+    for width in attached.widths_per_step() or [None]:  # type: ignore[list-item]
+        attached(image(), width=width)["x_hat"].square().mean().backward()
+
+
+def many_steps(method: str, steps: int) -> Attached:
+    """A codec with a method that takes so many steps, whatever is shorter in other tests."""
+    settings = {**METHOD_SETTINGS[method]}
+    settings |= {k: steps for k in ("decay_steps", "gating_steps") if k in settings}
+    return attach(built("bmshj2018-hyperprior")[0], method, **settings).train()
+
+
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("method", FOLLOW_GRADIENTS)
 def test_a_loop_that_takes_gradients_away_is_told(method: str, set_to_none: bool) -> None:
-    settings = {**METHOD_SETTINGS[method]}
-    settings |= {k: 50 for k in ("decay_steps", "gating_steps") if k in settings}
-    attached = attach(built("bmshj2018-hyperprior")[0], method, **settings).train()
+    attached = many_steps(method, 50)
     optimizer = torch.optim.Adam(attached.parameters(), 1e-4)
 
     def step(early: bool) -> None:
-        for width in attached.widths_per_step() or [None]:  # type: ignore[list-item]
-            attached(image(), width=width)["x_hat"].square().mean().backward()
+        backward(attached)
         optimizer.step()
         if early:
             optimizer.zero_grad(set_to_none=set_to_none)
@@ -221,6 +231,56 @@ def test_a_loop_that_takes_gradients_away_is_told(method: str, set_to_none: bool
     with pytest.raises(TrainingError, match=f"{method} found no gradient in 3 steps") as told:
         step(early=True)
     assert "\n" not in str(told.value) and "before optimizer.zero_grad()" in str(told.value)
+
+
+@pytest.mark.parametrize("fault", ["taken away", "requires_grad"])
+@pytest.mark.parametrize("method", FOLLOW_GRADIENTS)
+def test_gradients_of_other_parameters_are_not_those_of_masks(method: str, fault: str) -> None:
+    attached = many_steps(method, 50)
+    if fault == "requires_grad":
+        attached.requires_grad_(False)
+        attached.codec.g_s.requires_grad_(True)
+    for step in range(3):
+        backward(attached)
+        if fault == "taken away":
+            attached.zero_grad()
+            attached.aux_loss().backward()
+        if step < 2:
+            attached.after_step()
+    with pytest.raises(TrainingError, match=f"{method} found no gradient in 3 steps") as told:
+        attached.after_step()
+    assert "\n" not in str(told.value)
+    assert ("requires_grad=False" in str(told.value)) == (fault == "requires_grad")
+
+
+def test_each_of_several_methods_needs_its_own_gradients() -> None:
+    settings: dict[str, Any] = {"decay_steps": 50, "round_to": 1}
+    attached = attach(
+        built("bmshj2018-hyperprior")[0],
+        [
+            ("mask_decay", {**settings, "side": "encoder", "budget": {"encoder": 0.7}}),
+            ("group_lasso", {**settings, "side": "decoder", "budget": {"decoder": 0.7}}),
+        ],
+    )
+    attached.methods[1].requires_grad_(False)
+    for _ in range(2):
+        backward(attached.train())
+        attached.after_step()
+    backward(attached)
+    with pytest.raises(TrainingError, match=r"group_lasso .* requires_grad=False"):
+        attached.after_step()
+
+
+@pytest.mark.parametrize("method", FOLLOW_GRADIENTS)
+def test_what_is_done_needs_no_gradients(method: str) -> None:
+    attached = many_steps(method, 8)
+    train(attached, 8)
+    assert attached.done
+    attached.methods.requires_grad_(False)
+    for _ in range(4):
+        for width in attached.widths_per_step() or [None]:  # type: ignore[list-item]
+            attached(image(), width=width)
+        attached.after_step()
 
 
 def test_a_step_may_ask_for_its_widths_again() -> None:

@@ -275,7 +275,8 @@ class Gate(nn.Module):
             fading = (margin.detach() / self.softness + 0.5).clamp(0, 1)
             hard = fading.scatter(1, margin.argmax(1, keepdim=True), 1.0)
         gates = hard + (soft - soft.detach())
-        gates.register_hook(self._learn_importance)
+        if gates.requires_grad:  # not where thresholds are frozen from outside
+            gates.register_hook(self._learn_importance)
         return gates
 
     def _learn_importance(self, gradient: Tensor) -> None:
