@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from compressai.entropy_models import EntropyModel, EntropyModelVbr
-from torch import nn
+from torch import Tensor, nn
 
-from nicprune.codecs.anatomy import unwrap
+from nicprune.codecs.anatomy import CDF_BUFFERS, unwrap
 from nicprune.codecs.layer_kinds.entropy import entropy_models, is_bottleneck, quantile_gaps
+from nicprune.codecs.layer_operations import resize
 from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError
 
@@ -74,6 +76,17 @@ def check_bottlenecks(model: nn.Module) -> None:
                 f"CDF tables cannot be made of {name}: its quantiles are further apart than"
                 f" {WIDEST}; train its auxiliary loss (codec.aux_loss())"
             )
+
+
+def resize_tables(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Give the CDF tables of all entropy models in `model` the shapes that `state` has for them,
+    below `prefix`; values are left to load_state_dict.
+    """
+    tables = {key: value for key, value in state.items() if key.rpartition(".")[2] in CDF_BUFFERS}
+    for name, module in model.named_modules():
+        if CDF_BUFFERS & module._buffers.keys():
+            start = f"{prefix}{name}."
+            resize(module, {key.removeprefix(start): value for key, value in tables.items()})
 
 
 def check_tables(model: nn.Module) -> None:

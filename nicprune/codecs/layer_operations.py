@@ -52,8 +52,7 @@ def resize(codec: nn.Module, state: Mapping[str, Tensor]) -> None:
             value = state.get(dot + name)
             if value is not None and value.shape != parameter.shape:
                 fresh = nn.Parameter(
-                    torch.empty(value.shape, dtype=parameter.dtype),
-                    requires_grad=parameter.requires_grad,
+                    parameter.new_empty(value.shape), requires_grad=parameter.requires_grad
                 )
                 if isinstance(module, nn.ParameterList):
                     module[int(name)] = fresh
@@ -62,6 +61,6 @@ def resize(codec: nn.Module, state: Mapping[str, Tensor]) -> None:
         for name, buffer in list(module.named_buffers(recurse=False)):
             value = state.get(dot + name)
             if value is not None and value.shape != buffer.shape:
-                setattr(module, name, torch.empty(value.shape, dtype=buffer.dtype))
+                setattr(module, name, buffer.new_empty(value.shape))
         if kind is not None:
             kind.follow_shapes(module)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import check_codec
 from nicprune.codecs.calling import further_arguments
+from nicprune.codecs.cdf import resize_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.gradient_free import drop_gradients, keep_gradients
@@ -291,6 +292,10 @@ class Attached(Coding, Hardening, TrainedPart):
             part.update(force=bool(args[1] if len(args) > 1 else kwargs.get("force", False)))
         updated: bool = codec.update(*args, **kwargs)
         return updated
+
+    def _load_from_state_dict(self, state: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
+        resize_tables(self, state, prefix)  # made in one of the two, perhaps not in the other
+        super()._load_from_state_dict(state, prefix, *args)
 
     def objective(
         self, out: Mapping[str, Any], x: Tensor, metric: str = "mse"

@@ -293,6 +293,52 @@ def test_a_step_may_ask_for_its_widths_again() -> None:
         attached.after_step()
 
 
+class Nested(ScaleHyperprior):
+    """A codec with another one inside."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 12)
+        self.source = ScaleHyperprior(8, 12)
+
+
+STATES: dict[str, tuple[type[ScaleHyperprior], dict[str, Any]]] = {
+    **{name: (ScaleHyperprior, METHOD_SETTINGS.get(name, {})) for name in sorted(METHODS)},
+    "slimmable with bottlenecks": (ScaleHyperprior, {"widths": [1.0, 0.5], "latents": "slim"}),
+    "adaptation that grows": (ScaleHyperprior, {"form": "grow", "grow": 0.5}),
+    "mask_decay on a nested codec": (Nested, METHOD_SETTINGS["mask_decay"]),
+}
+
+
+@pytest.mark.parametrize(("there", "here", "wrapped"), [(True, False, False), (False, True, True)])
+@pytest.mark.parametrize("kind", STATES)
+def test_states_are_taken_with_or_without_tables(
+    kind: str, there: bool, here: bool, wrapped: bool
+) -> None:
+    cls, settings = STATES[kind]
+    rounding = {"round_to": 4} if " " in kind else {}
+
+    def made(tables: bool, seed: int) -> Attached:
+        torch.manual_seed(seed)
+        codec: Any = cls() if cls is Nested else cls(8, 12)
+        attached = attach(codec, kind.split(" ")[0], **settings | rounding)
+        if tables:
+            attached.update()
+            if cls is Nested:
+                codec.source.update()
+        return attached
+
+    model: nn.Module
+    found: nn.Module
+    model, found = made(there, 0), made(here, 1)
+    if wrapped:
+        model, found = nn.Sequential(model), nn.Sequential(found)
+    state = state_of(model)
+    found.load_state_dict(state)
+    assert same_state(state, state_of(found))
+    found.load_state_dict(found.state_dict())
+    assert same_state(state, state_of(found))
+
+
 class WithNorms(ScaleHyperprior):
     """A codec with batch norms in its analysis."""
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import CDF_BUFFERS
+from nicprune.codecs.cdf import resize_tables
 from nicprune.codecs.hooks import NarrowHook, remove_hooks, without_hooks
-from nicprune.codecs.layer_operations import resize
 from nicprune.common.config import parse
 from nicprune.common.errors import RecipeError, SurgeryError, TrainingError
 from nicprune.methods.adaptation.config import FORGETS, AdaptationConfig
@@ -179,11 +179,7 @@ class Adaptation(MultiWidth):
         remove_hooks(codec, lambda hook: hook.owner is self)
 
     def _load_from_state_dict(self, state: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
-        for name, module in self.named_modules():  # CDF tables have the length that they need
-            start = f"{prefix}{name}."
-            own = {key.removeprefix(start): v for key, v in state.items() if key.startswith(start)}
-            if CDF_BUFFERS & own.keys():
-                resize(module, own)
+        resize_tables(self, state, prefix)
         super()._load_from_state_dict(state, prefix, *args)
         if self.widths is not None and bool(self.learnt):
             self.widths.now = TARGET
