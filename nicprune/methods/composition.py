@@ -260,6 +260,8 @@ class Attached(Coding, Hardening, TrainedPart):
         self.set_point(self.point(**asked))
         if self.training:
             self._loop.ran(self.widths.now if self.widths is not None else None)
+            for parameter in self._fixed():  # zero_grad(set_to_none=False) leaves one of zeros
+                parameter.grad = None
         if self.training and self._drops_gradients and torch.is_grad_enabled():
             drop_gradients(self._untrained())
         if self.levels is not None and self.training and level is None and lmbda is None:

@@ -190,6 +190,12 @@ class Method(nn.Module):
         """Return parameters that `after_step` updates, not the optimiser."""
         return []
 
+    def fixed(self) -> list[nn.Parameter]:
+        """Return parameters of its own whose training is over, though the method's may go on: no
+        optimiser moves them, by momentum or weight decay.
+        """
+        return []
+
     @classmethod
     def stays_with(cls, config: Any) -> bool:
         """Return whether it remains on the codec after `harden` with these settings, as a

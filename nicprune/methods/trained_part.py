@@ -108,6 +108,10 @@ class TrainedPart(nn.Module):
         """Return the methods' parameters that are not trained."""
         return self.roles.temporal.frozen() if self.roles.temporal is not None else []
 
+    def _fixed(self) -> list[nn.Parameter]:
+        """Return the methods' parameters whose training is over."""
+        return [p for method in self._each for p in method.fixed()]
+
     def _untrained(self) -> list[nn.Parameter]:
         """Return the parameters of the codec and of the methods that are not trained."""
         if not self.pending:

@@ -283,6 +283,31 @@ def test_what_is_done_needs_no_gradients(method: str) -> None:
         attached.after_step()
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("method", ["channel_gating", "scalable_encoder"])
+def test_what_a_method_has_fixed_keeps_its_bits(method: str, set_to_none: bool) -> None:
+    attached = many_steps(method, 8 if method == "scalable_encoder" else 4)
+    optimizer = torch.optim.AdamW(attached.parameters(), 1e-3, weight_decay=0.1)
+
+    def steps() -> None:
+        for _ in range(4):
+            optimizer.zero_grad(set_to_none=set_to_none)
+            backward(attached)
+            optimizer.step()
+            attached.after_step()
+
+    steps()
+    own: Any = attached.methods[0]
+    fixed = own.gates if method == "channel_gating" else own.encoders[0]
+    before = dict(fixed.named_parameters())
+    assert {id(p) for p in before.values()} <= {id(p) for p in own.fixed()}
+    before = {name: p.detach().clone() for name, p in before.items()}
+    codec = state_of(attached.methods if method == "scalable_encoder" else attached.codec)
+    steps()
+    assert not changed(fixed, before)
+    assert changed(attached.methods if method == "scalable_encoder" else attached.codec, codec)
+
+
 def test_a_step_may_ask_for_its_widths_again() -> None:
     settings = {"widths": [1.0, 0.8, 0.6, 0.5], "sandwich": 1, "round_to": 1}
     attached = attach(built("bmshj2018-hyperprior")[0], "slimmable", **settings).train()

@@ -253,6 +253,9 @@ class ChannelGating(Gating):
     def manually_updated(self) -> list[nn.Parameter]:
         return [gate.threshold for gate in self.each().values()]
 
+    def fixed(self) -> list[nn.Parameter]:
+        return list(self.gates.parameters()) if self.done else []
+
     # -- cost -------------------------------------------------------------------------------------
 
     def _costs(

@@ -394,6 +394,12 @@ class ScalableEncoder(MultiWidth, Taught):
     def manually_updated(self) -> list[nn.Parameter]:
         return [p for decay in self._decays() for p in decay.manually_updated()]
 
+    def fixed(self) -> list[nn.Parameter]:
+        if self.config.made:
+            return []
+        over = [*self.encoders[: self.stage], *self.decays[: self.stage]]
+        return [p for module in over for p in module.parameters()]
+
     def widths_per_step(self) -> list[int]:
         if self.config.made:
             return list(range(self.config.encoders))
