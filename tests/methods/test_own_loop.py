@@ -318,6 +318,26 @@ def test_a_step_may_ask_for_its_widths_again() -> None:
         attached.after_step()
 
 
+@pytest.mark.parametrize("size", [64, 128])
+def test_distilled_widths_are_compared_on_the_same_images(size: int) -> None:
+    settings: dict[str, Any] = {"widths": [1.0, 0.5], "round_to": 1, "distill": 1.0}
+    attached = attach(built("bmshj2018-hyperprior")[0], "slimmable", **settings).train()
+    first, second = image(), 1 - torch.rand(1, 3, size, size)
+
+    def loss(x: torch.Tensor, width: int) -> float:
+        return float(attached.loss(attached(x, width=width), x).detach())
+
+    for x in (first, second):
+        assert loss(x, 0) == 0 and loss(x.clone(), 1) > 0
+    loss(first, 0)
+    loss(second, 0)
+    with pytest.raises(TrainingError, match="on one batch before the next batch") as told:
+        loss(first, 1)
+    assert "\n" not in str(told.value)
+    attached.eval()
+    assert loss(first, 1) == 0
+
+
 class Nested(ScaleHyperprior):
     """A codec with another one inside."""
 

@@ -147,7 +147,8 @@ class Slimmable(MultiWidth):
             count, [float(w) for w in self.config.widths or self.config.macs or ()]
         )
         self._ordered = self.config.order == "index"
-        self._teacher: Tensor | None = None
+        # Images, and what the widest makes of them.
+        self._teacher: tuple[Tensor, Tensor] | None = None
         self._lmbda = lmbda_of(self.codec)
         self._slice()
         given = self.config.lambdas or [
@@ -448,12 +449,20 @@ class Slimmable(MultiWidth):
         if not self.config.distill:
             return x.new_zeros(())
         if self.widths.now == 0:
-            self._teacher = out["x_hat"].detach()
+            self._teacher = x.detach(), out["x_hat"].detach()
             return x.new_zeros(())
-        if self._teacher is None or self._teacher.shape != x.shape:
+        if self._teacher is None:
             return x.new_zeros(())
+        images, target = self._teacher
+        if not torch.equal(images, x):
+            if not self.training:
+                return x.new_zeros(())
+            raise TrainingError(
+                f"{self.name} with distill compares each width with the widest on the same images:"
+                " run every width of model.widths_per_step() on one batch before the next batch"
+            )
         lmbda = float(self.schedule.lambdas[self.widths.now or 0]) or self._lmbda
-        return self.config.distill * lmbda * 255**2 * (out["x_hat"] - self._teacher).square().mean()
+        return self.config.distill * lmbda * 255**2 * (out["x_hat"] - target).square().mean()
 
     def aux_loss(self) -> Tensor | None:
         losses = [m.loss() for m in self.bottlenecks.values()]  # type: ignore[operator]
