@@ -326,7 +326,7 @@ class Attached(Coding, Hardening, TrainedPart):
                 `widths_per_step`; or some steps in a row left no gradient of masks or thresholds,
                 which follow theirs.
         """
-        self._loop.check_step(self._each, self.roles.multi_width)
+        self._loop.check_step(self, self._each, self.roles.multi_width)
         for method in self._each:
             method.after_step()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from torch import nn
+
 from nicprune.common.errors import TrainingError
 from nicprune.methods.contract import Method, MultiWidth
 
@@ -31,7 +33,9 @@ class LoopCheck:
         if width is not None:
             self._widths.add(width)
 
-    def check_step(self, methods: Iterable[Method], multi_width: MultiWidth | None) -> None:
+    def check_step(
+        self, model: nn.Module, methods: Iterable[Method], multi_width: MultiWidth | None
+    ) -> None:
         """Check the step at its end, while its gradients are still there.
 
         Raises:
@@ -55,11 +59,13 @@ class LoopCheck:
             return
         methods = list(methods)
         followed = [[] if method.done else method.manually_updated() for method in methods]
-        # What is not finite is a gradient, too: training goes on from such steps.
+        taken = not _any_gradient(model.parameters()) if any(followed) else False
+        # Zeros alone are no sign: masks have such gradients where what they scale counts for
+        # nothing as yet, as in an encoder whose last layer starts at zero.
         self._missed = {
             position: self._missed.get(position, 0) + 1
             for position, own in enumerate(followed)
-            if own and not any(p.grad is not None and bool(p.grad.any()) for p in own)
+            if own and (taken or all(p.grad is None for p in own))
         }
         for position, missed in self._missed.items():
             if missed >= MISSED_IN_A_ROW:
@@ -74,3 +80,10 @@ class LoopCheck:
                     f"{methods[position].name} found no gradient in {missed} steps in a row:"
                     f" {remedy}"
                 )
+
+
+def _any_gradient(parameters: Iterable[nn.Parameter]) -> bool:
+    """Tell whether one has a gradient other than zero. What is not finite is one, too: training
+    goes on from such steps.
+    """
+    return any(p.grad is not None and bool(p.grad.any()) for p in parameters)
