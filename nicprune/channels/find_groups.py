@@ -96,7 +96,11 @@ def find_groups(codec: nn.Module, norms: Norms = "pinned") -> Groups:
     named = _unique_names([(first, g) for first, g in groups if g.pinned != "image"])
     unknown = any(transform_of(m.module) == "other" for group in named for m in group.members)
     found = Groups(
-        named, _shares_of(tracer, named), roles_of(codec).transforms if unknown else None, norms
+        named,
+        _shares_of(tracer, named),
+        roles_of(codec).transforms if unknown else None,
+        norms,
+        tracer.uncalled(),
     )
     if norms == "adapt" and tracer.over_channels:
         _tell_of_norms(codec, tracer.over_channels)

@@ -115,6 +115,8 @@ class Groups(Sequence[Group]):
         products: the matrix products, as in attention, that shrink with them.
         roles: the transforms of modules whose names do not say them; see `roles.Roles`.
         norms: how channels that norms compute over were taken; see `find_groups`.
+        uncalled: layers with channels that no run of the codec called. Which channels reach them is
+            not known, so that no group has them.
         noun: what one of them is called in messages.
     """
 
@@ -126,8 +128,10 @@ class Groups(Sequence[Group]):
         products: Sequence[ProductShares] = (),
         roles: Mapping[str, str] | None = None,
         norms: Norms = "pinned",
+        uncalled: Sequence[str] = (),
     ):
         self.norms = norms
+        self.uncalled = tuple(uncalled)
         self.products = tuple(products)
         self.roles = dict(roles or {})
         self._groups = tuple(groups)

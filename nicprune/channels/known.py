@@ -34,12 +34,14 @@ class _Known:
         groups: its groups; None where it was pruned since and they are to be found again.
         norms: what becomes of channels that a norm computes over.
         before: the groups of the codec that it was pruned from, by where their channels are now.
+        uncalled: the layers that no run of that codec called.
     """
 
     state: list[Any]
     groups: Groups | None
     norms: Norms
     before: dict[Place, Group]
+    uncalled: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: Any) -> None:
         return None
@@ -82,6 +84,7 @@ def recall(
             found.products,
             found.roles,
             found.norms,
+            [name for name in found.uncalled if name in known.uncalled],
         )
         if not left.prunable():
             return None
@@ -121,7 +124,7 @@ def remember_pruned(
         for module, axis, index in _places(group)
         if index not in gone.get((module, axis), ())
     }
-    small.__dict__[ATTRIBUTE] = _Known(_state(small), None, groups.norms, told)
+    small.__dict__[ATTRIBUTE] = _Known(_state(small), None, groups.norms, told, groups.uncalled)
 
 
 def _places(group: Group) -> Iterable[Place]:
@@ -212,6 +215,7 @@ def as_plain(codec: nn.Module, groups: Groups) -> dict[str, Any]:
         ],
         "roles": groups.roles,
         "norms": groups.norms,
+        **({"uncalled": list(groups.uncalled)} if groups.uncalled else {}),
     }
 
 
@@ -237,6 +241,7 @@ def from_plain(codec: nn.Module, written: Any) -> Groups | None:
             ],
             {str(module): str(transform) for module, transform in written["roles"].items()},
             "adapt" if written["norms"] == "adapt" else "pinned",
+            [str(name) for name in written.get("uncalled", ())],
         )
         _check(codec, found)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecipeError) as error:

@@ -32,6 +32,7 @@ from nicprune.codecs.layer_kinds.kind import (
 )
 from nicprune.codecs.layer_kinds.parameters import own_parameters, shared_parameters
 from nicprune.codecs.modes import left_as_it_was
+from nicprune.codecs.trusted import is_trusted
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Tracer(ChannelPropagator):
         }
         self.uses: dict[tuple[str, str], LayerChannels] = {}
         self.calls: list[str] = []
+        self._entered: set[str] = set()
         self.latents: dict[int, str] = {}
         self.conditional = any(kind.flow == "conditional" for kind in kinds_in(codec).values())
 
@@ -137,6 +139,7 @@ class Tracer(ChannelPropagator):
     def _enter(self, name: str, module: nn.Module) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             self._stack.append(name)
+            self._entered.add(name)
             if self._rule(module) is not None:
                 self._depth += 1
 
@@ -322,6 +325,33 @@ class Tracer(ChannelPropagator):
         labels = self.labels(inputs[0])
         if labels is not None:
             self.label(output, ChannelIds(labels.dim, labels.ids, f"lower bound {name}"))
+
+    def uncalled(self) -> list[str]:
+        """Return the layers with channels that did not run: neither were they called, nor were
+        their weights used. Those of CompressAI's own modules are left out, whose code is known.
+        """
+        used = {name for name, _ in self.uses} | self._misused.keys() | self._entered
+        found: list[str] = []
+        within = ""  # a layer that was met already, whose parts are its own
+        for name, module in self._modules.items():
+            kind = nearest_kind(module)
+            if kind is None or within and name.startswith(within):
+                continue
+            within = f"{name}."
+            if kind.has_channels and name not in used and not is_trusted(self._caller(name)):
+                found.append(name)
+        return found
+
+    def _caller(self, name: str) -> type:
+        """Return the class of the module whose code calls a layer: of the nearest above it that
+        is no container.
+        """
+        above = name
+        while above:
+            above = above.rpartition(".")[0]
+            if not isinstance(self._modules[above], (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+                break
+        return type(self._modules[above])
 
     def pinned(self) -> list[tuple[str, str, int]]:
         """Return the channels of layers that are unprunable."""

@@ -8,6 +8,7 @@ from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import sides_of
 from nicprune.codecs.provenance import provenance
 from nicprune.pruning.cost import COUNTER, CostModel
+from nicprune.pruning.uncalled import in_words
 
 SIZE = (512, 768)
 
@@ -37,6 +38,11 @@ def profile_text(codec: nn.Module, groups: Groups, cost: CostModel) -> str:
         mark = f"[{group.latent}] " if group.latent else ""
         note = f"  (unprunable: {group.pinned})" if group.pinned else ""
         lines.append(f"{group.name:34}{group.width:>6}  {share:>19.4f}  {mark}{coupled}{note}")
+
+    if groups.uncalled:
+        lines.append(
+            f"no run called {in_words(groups.uncalled)}: which channels reach them is unknown"
+        )
 
     lines += ["", f"{'transform':22}{'runs when':18}{'GMAC':>10}{'kMAC/px':>10}{'params':>14}"]
     for name, (macs, params) in cost.by_transform().items():

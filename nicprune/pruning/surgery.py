@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,7 @@ from nicprune.pruning.attributes import candidates, find_attributes, likeness
 from nicprune.pruning.masks import mask_channels
 from nicprune.pruning.removal import remove_channels
 from nicprune.pruning.trials import Failure, find_failing
+from nicprune.pruning.uncalled import entries_in_place, held_by, in_words
 from nicprune.pruning.verification import (
     TOLERANCE,
     apart,
@@ -91,6 +93,16 @@ def prune(
     set_provenance(small, record)
     if verify:
         record.verified = str(verify_same(codec, small, checked, groups))
+        if checked and groups.uncalled:
+            record.verified += f"; never called: {in_words(groups.uncalled)}"
+            warnings.warn(
+                f"no run of {type(codec).__name__} called {in_words(groups.uncalled)}: which"
+                " channels reach them is unknown. If nothing calls them, they do no harm; where the"
+                " codec does, it may not run with the channels that were removed. List the groups"
+                " that may go by only:, or have example_arguments reach these layers (see"
+                " docs/howto/own_codec.md)",
+                stacklevel=2,
+            )
     remember_pruned(codec, small, groups, checked)
     return small
 
@@ -160,6 +172,16 @@ def _tried(codec: nn.Module, groups: Groups) -> Groups:
                 trials.groups = groups = _with_attributes(codec, groups, untried, trials)
                 searched |= untried
                 unsafe |= {name: failed[name] for name in untried if not groups[name].attributes}
+    uncalled = [name for name in groups.uncalled if name not in trials.called]
+    entries = entries_in_place(codec, uncalled)
+    unsafe |= held_by(groups, entries)
+    groups = Groups(
+        groups,
+        groups.products,
+        groups.roles,
+        groups.norms,
+        [name for name in uncalled if name not in entries],
+    )
     if not unsafe:
         return groups
     found = _replaced(
@@ -190,7 +212,7 @@ def _draw_zeros(codec: nn.Module) -> None:
 
 def _replaced(groups: Groups, change: Callable[[Group], Group]) -> Groups:
     changed = [change(group) for group in groups]
-    return Groups(changed, groups.products, groups.roles, groups.norms)
+    return Groups(changed, groups.products, groups.roles, groups.norms, groups.uncalled)
 
 
 def _with_attributes(
@@ -288,6 +310,7 @@ class _Trials:
         self.image, self.large = (
             example_image(codec, 1, times).cpu().double() for times in ((1, 1), LARGE)
         )
+        self.called: set[str] = set()
         self._stands: dict[str, bool] = {}
 
     def stands(self, stage: str) -> bool:
@@ -306,6 +329,17 @@ class _Trials:
         """
         checked = self.groups.check(keep)
         small = sharing_copy(self.double)
+        called: set[str] = set()
+        for name in self.groups.uncalled:
+            small.get_submodule(name).register_forward_pre_hook(_noting(name, called))
+        if (failed := self._failure(small, checked, stage)) is None:
+            self.called |= called
+        return failed
+
+    def _failure(
+        self, small: nn.Module, keep: Mapping[str, np.ndarray], stage: str
+    ) -> Failure | None:
+        """Prune a copy of the codec; return what fails at a stage."""
         places: list[str] = []
         image = self.large if stage == "large" else self.image
         where = {
@@ -313,7 +347,7 @@ class _Trials:
             "training": " in training",
         }.get(stage, "")
         try:
-            remove_channels(small, checked, self.groups)
+            remove_channels(small, keep, self.groups)
             if stage == "stream":
                 round_trip(small)
                 return None
@@ -334,7 +368,7 @@ class _Trials:
                 else f"the pruned {self.name} does not run{where}: {first_line(error)}"
             )
             return Failure(_depends(told), self._within(places[-1]) if places else ())
-        found = apart([trace(self._masked(checked), image), mine])
+        found = apart([trace(self._masked(keep), image), mine])
         if not found <= TOLERANCE:
             told = (
                 f"the pruned {self.name} is not the masked one{where}: {difference_in_words(found)}"
@@ -371,6 +405,10 @@ class _Trials:
         masked = sharing_copy(self.double, apart=written)
         mask_channels(masked, keep, self.groups)
         return masked
+
+
+def _noting(name: str, called: set[str]) -> Callable[..., None]:
+    return lambda module, args: called.add(name)
 
 
 def _depends(told: str) -> str:

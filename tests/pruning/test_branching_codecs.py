@@ -4,19 +4,25 @@ is pruned is the masked codec on every path, or left whole.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from branching_codecs import BRANCHING, TIED, Factorized, OtherLayer, made
+from branching_codecs import BRANCHING, TIED, C, Factorized, HeadInTraining, OtherLayer, made
 
+from nicprune.channels.known import as_plain, from_plain
+from nicprune.codecs.provenance import provenance
 from nicprune.common.errors import CodecError
 from nicprune.evaluation.evaluate import evaluate
+from nicprune.evaluation.summary import profile_text
 from nicprune.methods import attach
-from nicprune.pruning.cost import measure
+from nicprune.pruning.cost import CostModel, measure
 from nicprune.pruning.masks import masked_copy
-from nicprune.pruning.surgery import analyse
+from nicprune.pruning.surgery import analyse, prune
+from nicprune.pruning.uncalled import in_words
 from nicprune.storage.container import decode, encode
 from nicprune.training.loop import fit
 
@@ -135,3 +141,109 @@ def test_a_codec_with_a_3d_convolution_codes_and_trains() -> None:
     picture = (torch.rand(3, 64, 64) * 255).byte()
     assert decode(codec, encode(codec, picture)).shape == picture.shape
     assert len(evaluate(codec, "samples").images) == 3
+
+
+# -- layers that no run calls ---------------------------------------------------------------------
+
+
+class Chosen(torch.nn.Module):
+    """One of several blocks, by number."""
+
+    def __init__(self, *blocks: torch.nn.Module) -> None:
+        super().__init__()
+        self.blocks, self.number = torch.nn.ModuleList(blocks), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.blocks[self.number](x)
+
+
+class Spare(torch.nn.Module):
+    """A convolution, and another one that may run in its place."""
+
+    def __init__(self, spare: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = (torch.nn.Conv2d(C, C, 3, padding=1) for _ in range(2))
+        self.spare = spare
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.second if self.spare else self.first)(x).relu()
+
+
+def expert(width: int = 2 * C) -> torch.nn.Module:
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(C, width, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(width, C, 1)
+    )
+
+
+PLACES: dict[str, Callable[[], torch.nn.Module]] = {
+    "experts": lambda: Chosen(*(expert() for _ in range(3))),
+    "experts of lists": lambda: Chosen(*(Chosen(expert(), expert()) for _ in range(2))),
+    "norms of a level": lambda: Chosen(*(torch.nn.BatchNorm2d(C) for _ in range(3))),
+    "convolutions of a level": lambda: Chosen(*(torch.nn.Conv2d(C, C, 1) for _ in range(3))),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_entries_of_a_list_that_no_run_calls_run_in_a_pruned_codec(name: str) -> None:
+    codec = made(lambda: Factorized(PLACES[name](), PLACES[name]()))
+    groups = analyse(codec)
+    assert not groups.uncalled
+    keep = {group.name: np.arange(group.width // 2) for group in groups.prunable()}
+    assert not any(member.module == "g_a.0" for group in keep for member in groups[group].members)
+    small, masked = prune(codec, keep, groups), masked_copy(codec, keep, groups)
+    if "experts" in name:  # what lies within one may go
+        assert next(small.g_a[1].parameters()).shape[0] == C
+    x = torch.rand(1, 3, 64, 64)
+    for number in range(len(codec.g_a[1].blocks)):
+        for one in (small, masked):
+            one.g_a[1].number = one.g_s[1].number = number
+        with torch.no_grad():
+            found, expected = small(x)["x_hat"], masked(x)["x_hat"]
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "make", [Spare, lambda: Chosen(expert(), torch.nn.Conv2d(C, C, 1))], ids=["spare", "unlike"]
+)
+def test_layers_that_no_run_calls_are_named(make: Any) -> None:
+    codec = made(lambda: Factorized(make(), make()))
+    groups = analyse(codec)
+    name = "second" if make is Spare else "blocks.1"
+    assert groups.uncalled == (f"g_a.1.{name}", f"g_s.1.{name}")
+    read = from_plain(codec, as_plain(codec, groups))
+    assert read is not None and read.uncalled == groups.uncalled
+    told = f"g_a.1.{name}, g_s.1.{name}"
+    assert f"no run called {told}" in profile_text(codec, groups, CostModel(codec, groups))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prune(codec, {}, groups)  # nothing goes
+    keep = {"g_a.0": range(4)}
+    with pytest.warns(UserWarning, match=f"no run of Factorized called {told}") as caught:
+        small = prune(codec, keep, groups)
+    assert len(caught) == 1
+    assert provenance(small).verified.endswith(f"never called: {told}")
+    assert analyse(small).uncalled == groups.uncalled
+
+
+def test_layers_that_training_or_coding_alone_calls_are_called() -> None:
+    class Elsewhere(HeadInTraining):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = torch.nn.Conv2d(3, 3, 1)
+
+        def decompress(self, strings: Any, shape: Any) -> Any:
+            return {"x_hat": self.last(super().decompress(strings, shape)["x_hat"])}
+
+    assert not analyse(made(Elsewhere)).uncalled
+
+
+def test_layers_whose_weights_alone_are_used_are_called() -> None:
+    class Functional(Spare):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.first(x) + torch.nn.functional.conv2d(x, self.second.weight, padding=1)
+
+    assert not analyse(made(lambda: Factorized(Functional(), Functional()))).uncalled
+
+
+def test_many_layers_that_no_run_calls_are_counted() -> None:
+    assert in_words(["a", "b", "c", "d"]) == "a, b, c, ... (4 layers)"
