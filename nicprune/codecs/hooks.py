@@ -8,6 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nicprune.codecs.recomputation import refuse_recomputation
+
+ENDED = "when the width or domain is no longer set"
+"""Why layers must not run after a forward pass at an operating point."""
+
 
 class Hook:
     """Base class of this package's hooks.
@@ -48,6 +53,7 @@ class NarrowHook(Hook):
     def __call__(self, codec: nn.Module, args: Any, output: Any) -> None:
         if self._open:
             self._open.pop().__exit__(None, None, None)
+        refuse_recomputation(codec, output, ENDED)
 
 
 def hook_dicts(module: nn.Module) -> tuple[Any, Any]:

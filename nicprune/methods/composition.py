@@ -18,9 +18,10 @@ from nicprune.codecs.cdf import resize_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.gradient_free import drop_gradients, keep_gradients
-from nicprune.codecs.hooks import has_hooks, narrows
+from nicprune.codecs.hooks import ENDED, has_hooks, narrows
 from nicprune.codecs.modes import left_as_it_was, modes_restored
 from nicprune.codecs.provenance import provenance, set_provenance
+from nicprune.codecs.recomputation import refuse_recomputation
 from nicprune.common.errors import CodecError, DataError, RecipeError
 from nicprune.common.wording import numbered
 from nicprune.data.images import to_channels
@@ -279,7 +280,10 @@ class Attached(Coding, Hardening, TrainedPart):
         if temporal is None:
             raise RecipeError("clips, (B, T, 3, H, W), need a temporal model: attach one")
         with self.active():
-            return temporal.forward_clips(self.codec, clips)
+            output = temporal.forward_clips(self.codec, clips)
+        if self.widths is not None:
+            refuse_recomputation(self, output, ENDED)
+        return output
 
     def aux_loss(self) -> Tensor:
         """Return the codec's auxiliary loss (that of its quantiles)."""

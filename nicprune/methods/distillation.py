@@ -38,9 +38,11 @@ from torch import Tensor, nn
 
 from nicprune.channels.groups import from_ranges
 from nicprune.codecs.calling import run
+from nicprune.codecs.gradient_free import learns
 from nicprune.codecs.hooks import Hook, hook_dicts, remove_hooks
 from nicprune.codecs.layer_kinds.kind import channel_kind
 from nicprune.codecs.provenance import provenance
+from nicprune.codecs.recomputation import in_backward
 from nicprune.codecs.roles import roles_of
 from nicprune.codecs.zoo import lmbda_of
 from nicprune.common.config import StrictConfig
@@ -94,8 +96,10 @@ class Listener(Hook):
         self.keep(module, args[0])
 
     def keep(self, module: nn.Module, x: Tensor) -> None:
-        """Keep a tensor in training; outside of it nothing reads it."""
-        if self.owner.training:
+        """Keep a tensor in training; outside of it nothing reads it, and where activation
+        checkpointing runs the module again it has been read.
+        """
+        if self.owner.training and not in_backward():
             self.store[self.name] = x
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -278,6 +282,8 @@ class Distillation(Distiller):
             )
         if not compares and not self.config.output:
             return x.new_zeros(())
+        if compares and out["x_hat"].requires_grad:
+            self._check_graph()
         teacher = self._teacher[0]
         if next(teacher.parameters()).device != x.device:
             teacher.to(x.device)
@@ -311,6 +317,22 @@ class Distillation(Distiller):
         self._mine.clear()
         self._theirs.clear()
         return total
+
+    def _check_graph(self) -> None:
+        """Check that what is compared can teach the layers that made it.
+
+        Raises:
+            TrainingError: these are trained, but it has no gradient.
+        """
+        makers = {stage.module: stage.producer for stage in self._stages}
+        for name, tensor in self._mine.items():
+            end = roles_of(self.codec).analysis
+            maker = makers.get(name) or (end.module if end is not None else name)
+            if not tensor.requires_grad and any(map(learns, self._named[maker].parameters())):
+                raise TrainingError(
+                    f"distillation cannot teach {maker}: its output has no gradient. Activation"
+                    " checkpointing inside the codec needs use_reentrant=False"
+                )
 
     def _latent(self, shown: Mapping[str, Any], x: Tensor) -> Tensor:
         end = roles_of(self.codec).analysis

@@ -20,6 +20,7 @@ from nicprune.codecs.example import example_image
 from nicprune.codecs.gradient_free import learns
 from nicprune.codecs.layer_kinds.kind import kinds_in
 from nicprune.codecs.modes import left_as_it_was
+from nicprune.codecs.recomputation import in_backward
 from nicprune.codecs.roles import roles_of, transforms_in
 from nicprune.common.config import StrictConfig
 from nicprune.common.errors import CodecError, RecipeError
@@ -241,7 +242,7 @@ class Gate(nn.Module):
 
     def decide(self, energy: Tensor) -> Tensor:
         """Return open and closed channels as `forward` does, from energies (B, C)."""
-        running = self.training and (self.learns or self.follows)
+        running = self.training and (self.learns or self.follows) and not in_backward()
         if running:
             with torch.no_grad():
                 if self.learns and self._current is None:
@@ -268,7 +269,7 @@ class Gate(nn.Module):
             # What is not finite opens no channel, and says nothing of how often one is open.
             rate = hard.detach().mean(0)
             _follow(self.open_rate, rate.where(energy.isfinite().all(), torch.nan), EMA)
-        if not torch.is_grad_enabled() or not self.learns:
+        if not self.learns:
             return hard.detach()
         soft = torch.sigmoid(margin / TEMPERATURE)
         if float(self.softness) > 0:
@@ -322,7 +323,7 @@ class Power(nn.Module):
 
     def measures(self, layer: nn.Module) -> bool:
         """Return whether the power meter reads the input of this layer."""
-        running = self.training and (self.learns or is_trained(layer))
+        running = self.training and (self.learns or is_trained(layer)) and not in_backward()
         return running or self.recorded is not None
 
     def add(self, power: Tensor) -> None:
