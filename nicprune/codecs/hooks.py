@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nicprune.codecs.recomputation import refuse_recomputation
 
 ENDED = "when the width or domain is no longer set"
-"""Why layers must not run after a forward pass at an operating point."""
+"""Reason against running layers after the forward pass at an operating point."""
 
 
 class Hook:
