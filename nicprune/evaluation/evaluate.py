@@ -20,7 +20,7 @@ from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.fast_coding import fast_indexes
 from nicprune.codecs.float64_coding import Coder
-from nicprune.codecs.memory_format import to_channels_last
+from nicprune.codecs.memory_format import fast_format, format_of, in_format
 from nicprune.codecs.provenance import provenance
 from nicprune.common.config import cut
 from nicprune.common.errors import CodecError, enough_memory
@@ -202,7 +202,7 @@ def evaluate_image(
     with fast_indexes(), enough_memory(f"coding {name}, {width}x{height} pixels,"):
         x = image.unsqueeze(0).float().div(255).to(device)
         padded, padding = pad(x, size_multiple(unwrap(codec)))
-        padded = padded.contiguous(memory_format=torch.channels_last)
+        padded = padded.contiguous(memory_format=format_of(codec))
         started = clock(device)
         if coder is not None:
             sent = coder.compress(padded, **point.keywords())
@@ -316,7 +316,8 @@ def evaluate(
     record = provenance(bare)
     width = point.width if point.effort is None else point.effort
     place = usable_device(device) if device is not None else next(codec.parameters()).device
-    ready: Any = to_channels_last(copy_codec(codec).to(place).float().eval())
+    ready: Any = copy_codec(codec).to(place).float().eval()
+    in_format(ready, fast_format(ready))
     check_finite(ready)
     refresh_tables(ready)
     tried = first_point(ready, point).keywords()

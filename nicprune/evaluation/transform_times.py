@@ -21,7 +21,7 @@ from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.float64_coding import Coder
-from nicprune.codecs.memory_format import to_channels_last
+from nicprune.codecs.memory_format import fast_format, format_of, in_format
 from nicprune.common.errors import RecipeError
 from nicprune.data.images import calibration_images, read_image, to_channels
 from nicprune.evaluation.padding import pad
@@ -115,12 +115,18 @@ def time_codecs(
     )
     ready: dict[str, Any] = {}
     for name, codec in codecs.items():
-        ready[name] = to_channels_last(copy_codec(codec).float().eval())
+        ready[name] = copy_codec(codec).float().eval()
+        in_format(ready[name], fast_format(ready[name]))
         refresh_tables(ready[name])
     device = next(iter(next(iter(ready.values())).parameters())).device
     multiple = max(size_multiple(unwrap(codec)) for codec in ready.values())
-    x = pad(shown, multiple)[0].to(device).contiguous(memory_format=torch.channels_last)
-    given = {name: to_channels(x, image_shape(unwrap(codec))[0]) for name, codec in ready.items()}
+    x = pad(shown, multiple)[0].to(device)
+    given = {
+        name: to_channels(x, image_shape(unwrap(codec))[0]).contiguous(
+            memory_format=format_of(codec)
+        )
+        for name, codec in ready.items()
+    }
     costs = {name: _cost(codec, given[name]) for name, codec in ready.items()}
     # What runs in which precision is found out at the same point as when encoding, and not at the
     # one that is set: at a narrow width, code that cuts weights counts as using all of them.

@@ -34,7 +34,7 @@ from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.hooks import has_hooks
 from nicprune.codecs.layer_kinds.entropy import entropy_models
 from nicprune.codecs.layer_kinds.kind import LayerKind, channel_kind, kind_of
-from nicprune.codecs.memory_format import to_channels_last
+from nicprune.codecs.memory_format import fast_format, format_of, in_format, to_channels_last
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
 from nicprune.codecs.zoo import rebuild
@@ -219,7 +219,7 @@ def _floats(codec: nn.Module, image: Tensor) -> Tensor:
 def _coder(codec: nn.Module, engine: Backend, precision: str, image: Tensor) -> Coder:
     """Return what codes images by a backend, as `encode` and `decode` do."""
     fast = accelerate(codec, engine.name, precision, image=image, calibration=[image])
-    return Coder(to_channels_last(copy_codec(fast)))
+    return Coder(in_format(copy_codec(fast), fast_format(fast)))
 
 
 def fewer(width: int, step: int) -> list[int]:
@@ -335,13 +335,14 @@ def _spent(coders: Sequence[Coder], image: Tensor, parts: Sequence[str]) -> list
     """Return the seconds of each coder, by turn; turns in which other programs were busy are left
     out where there are enough others.
     """
-    x = _floats(coders[0].model, image).contiguous(memory_format=torch.channels_last)
+    x = _floats(coders[0].model, image)
+    given = [x.contiguous(memory_format=format_of(coder.model)) for coder in coders]
 
     def turn() -> list[Turn]:
         found: list[Turn] = []
-        for coder in coders:
+        for coder, own in zip(coders, given, strict=True):
             timed = {coder.model.get_submodule(name): name for name in parts}
-            encode, decode = stage_times(coder, x, parts=timed)
+            encode, decode = stage_times(coder, own, parts=timed)
             found.append({"encode_s": encode, "decode_s": decode})
         return found
 

@@ -17,7 +17,7 @@ from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.example import image_shape, size_multiple
 from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.hooks import has_hooks
-from nicprune.codecs.memory_format import to_channels_last, to_contiguous
+from nicprune.codecs.memory_format import fast_format, format_of, in_format, to_contiguous
 from nicprune.codecs.rans import bounded_reads, recorded_symbols
 from nicprune.codecs.replaced_forward import replaced
 from nicprune.common.errors import CodecError, DataError, FileError, enough_memory
@@ -134,7 +134,7 @@ class ImageCoder:
             device = next(self._ready.parameters()).device
             x = pad(picture.unsqueeze(0).to(device).float().div(255), self._multiple)[0]
             if coder.in_float64:  # as the weights
-                x = x.contiguous(memory_format=torch.channels_last)
+                x = x.contiguous(memory_format=format_of(coder.model))
             with _point_kept(coder.model), recorded_symbols() as written:
                 sent = coder.compress(x, **rate)
         coded = CodedImage(
@@ -275,7 +275,7 @@ class ImageCoder:
         if key not in self._coders:
             model = copy_codec(self._ready)
             if float64:
-                to_channels_last(model)
+                in_format(model, fast_format(model))
             point = first_point(model, self._target).keywords()
             coder = Coder(model, float64=float64, everything=everything, point=point)
             if not coder.in_float64:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from nicprune.codecs.anatomy import check_codec, unwrap
 from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.example import image_shape, size_multiple
-from nicprune.codecs.memory_format import to_contiguous
+from nicprune.codecs.memory_format import fast_format, to_contiguous
 from nicprune.codecs.modes import modes_restored
 from nicprune.codecs.provenance import provenance
 from nicprune.codecs.replaced_forward import check_not_replaced
@@ -113,7 +114,18 @@ def fit(
     if options.tensorboard and folder is None:
         raise RecipeError("tensorboard writes into the folder of the run: give folder=")
     lr = options.lr if options.lr is not None else DEFAULT_LR[options.optimizer]
-    own = {"metric": metric, "lmbda": lmbda_of(unwrap(model), options.lmbda, metric), "lr": lr}
+    own: dict[str, Any] = {
+        "metric": metric,
+        "lmbda": lmbda_of(unwrap(model), options.lmbda, metric),
+        "lr": lr,
+    }
+    if options.channels_last and fast_format(model) != torch.channels_last:
+        if "channels_last" in settings:
+            raise RecipeError(
+                f"channels_last: the code of {type(unwrap(model)).__name__} does not run in this"
+                " memory format, as x.view(...) may not: leave it out, or channels_last=False"
+            )
+        own["channels_last"] = False
     options = parse(TrainSettings, options.model_dump() | own, "fit(...)")
     attached: Any = model if model is not unwrap(model) else None
     if attached is not None:

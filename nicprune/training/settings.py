@@ -41,7 +41,8 @@ class TrainSettings(StrictConfig):
             rate is that of noisy latents with both. Some codecs round theirs themselves, and those
             with a serial context model keep noisy y.
         precision: "32", "bf16", or "auto": bfloat16 where the device computes in it natively.
-        channels_last: train in this memory format, which is faster on CPU.
+        channels_last: train in this memory format, which is faster on CPU. By default, so do all
+            codecs whose code runs in it.
         seed: determines patches and quantisation noise.
         devices, accelerator: as in Lightning Fabric.
         checkpoint_every, log_every: steps between two checkpoints, and between two log entries.

@@ -21,7 +21,7 @@ from nicprune.codecs.cdf import refresh_tables
 from nicprune.codecs.copying import copy_codec
 from nicprune.codecs.float64_coding import Coder
 from nicprune.codecs.hooks import has_hooks
-from nicprune.codecs.memory_format import to_channels_last
+from nicprune.codecs.memory_format import fast_format, in_format
 from nicprune.codecs.replaced_forward import own_forwards, replaced
 from nicprune.codecs.roles import roles_of
 from nicprune.codecs.temporal import TemporalEntropyNetwork, on_grid
@@ -68,7 +68,7 @@ class FrameCoder:
         self._network: TemporalEntropyNetwork | None = None
         if temporal is not None:
             self._network = model.roles.temporal.network_at(found.width or 0).double().eval()
-        to_channels_last(model)
+        in_format(model, fast_format(model))
         headers = {
             choice.field: choice.write(getattr(found, choice.field)) for choice in _written(model)
         }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nicprune.codecs.memory_format import to_channels_last
+from nicprune.codecs.memory_format import fast_format_on, in_format
 from nicprune.runtime.backends.backend import BACKENDS, Backend, Function
 
 
@@ -26,14 +26,15 @@ class TorchEager(Backend):
     def compile(
         self, transform: nn.Module, example: Tensor, precision: str, calibration: Sequence[Tensor]
     ) -> Function:
-        transform = to_channels_last(transform.eval())
+        memory_format = fast_format_on(transform.eval(), example)
+        in_format(transform, memory_format)
 
         def run(x: Tensor) -> Tensor:
             with (
                 torch.inference_mode(),
                 torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
             ):
-                out: Tensor = transform(x.contiguous(memory_format=torch.channels_last))
+                out: Tensor = transform(x.contiguous(memory_format=memory_format))
             # A copy made outside inference mode may be used by any other code.
             return out.float().clone() if out.is_inference() else out.float()
 
