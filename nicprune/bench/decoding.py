@@ -54,6 +54,9 @@ CONDITIONS: dict[str, dict[str, str]] = {
 CODECS = ("demo-hyperprior", "mbt2018-mean", "cheng2020-anchor-checkerboard")
 """Codecs that are measured if none are named."""
 
+FILES = ("decoding.json", "decoding.md")
+"""Files that `write_decoding` writes."""
+
 SIDE = 128
 """Side of the crops that are coded if no images are named."""
 

@@ -79,10 +79,19 @@ def _bench_decoding(
 ) -> None:
     import shlex
 
-    from nicprune.bench.decoding import CODECS, measure_decoding, named_codec, write_decoding
+    from nicprune.bench.decoding import (
+        CODECS,
+        FILES,
+        measure_decoding,
+        named_codec,
+        write_decoding,
+    )
+    from nicprune.common.files import check_writable
     from nicprune.data.images import list_images, usable_images
     from nicprune.runtime.backends import BACKENDS
 
+    if out is not None:
+        check_writable(out, FILES)
     for name in backends:  # refused before anything is coded
         BACKENDS[name]().check("float32")
     named = [text.rpartition("=") for text in codecs or CODECS]

@@ -71,7 +71,7 @@ def evaluate_clips(
     from nicprune.data.clips import clips_in
     from nicprune.evaluation.classical_video import CRFS, check_name, evaluate_classical_video
     from nicprune.evaluation.transform_times import Named
-    from nicprune.report.folder import check_replaceable
+    from nicprune.report.folder import FILES, check_replaceable
     from nicprune.report.video import video_record, video_table, write_video_report
     from nicprune.storage.video_container import GOP
 
@@ -89,7 +89,7 @@ def evaluate_clips(
         refuse("no classical codec is named, and a learned one", {"--crf": crf, "--preset": preset})
     found = clips_in(clips, size=size)
     if report is not None:
-        check_writable(report)
+        check_writable(report, FILES)
         if not force:
             check_replaceable(report)
     command, records = shlex.join(["nicprune", *sys.argv[1:]]), []

@@ -26,8 +26,8 @@ def export(
 ) -> None:
     """Write a codec for other tools."""
     from nicprune.common.errors import RecipeError, closest
-    from nicprune.common.files import check_output
-    from nicprune.storage.export import export_compressai, export_onnx
+    from nicprune.common.files import check_output, check_writable
+    from nicprune.storage.export import EXPORTED, export_compressai, export_onnx
 
     if format_ not in ("compressai", "onnx"):
         raise RecipeError(f"unknown format {format_!r}; {closest(format_, ['compressai', 'onnx'])}")
@@ -44,6 +44,8 @@ def export(
                 f"{output}: this format is torch's own, as CompressAI reads it: give it"
                 " another ending, .pth.tar"
             )
+    else:
+        check_writable(output, [f"{name}.onnx" for name in EXPORTED])
     loaded = load_one(codec, quality, metric, weights)
     if format_ == "compressai":
         written = [export_compressai(loaded, output)]

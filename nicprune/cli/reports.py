@@ -29,7 +29,8 @@ def report(
     from pathlib import Path
 
     from nicprune.common.errors import FileError
-    from nicprune.report.folder import check_replaceable, write_report
+    from nicprune.common.files import check_writable
+    from nicprune.report.folder import FILES, check_replaceable, write_report
     from nicprune.report.record_files import collect
     from nicprune.report.terminal import text_table
     from nicprune.report.video import video_table, write_video_report
@@ -39,6 +40,7 @@ def report(
     among = [given for given in folders if given.resolve() == Path(output).resolve()]
     if among and len(paths) > 1:
         raise FileError(f"{output} is an input of this command; name another folder (-o)")
+    check_writable(output, FILES)
     if not among and not force:
         check_replaceable(output)
     if videos := read_video_records(paths):

@@ -89,12 +89,19 @@ def time_coding(
     """
     import shlex
 
+    from nicprune.common.files import check_writable
     from nicprune.evaluation.times import Times, taken_under, times_table
     from nicprune.evaluation.transform_times import time_codecs
+    from nicprune.report.runtime_table import FILES as RUNTIME_FILES
     from nicprune.report.runtime_table import runtime_rows, runtime_table, write_runtime
+    from nicprune.report.times import FILES as TIMES_FILES
     from nicprune.report.times import write_times
     from nicprune.runtime.variants import EAGER, Variant, variants
 
+    if out is not None:
+        check_writable(out, TIMES_FILES)
+    if report is not None:
+        check_writable(report, RUNTIME_FILES)
     plain = _load(codecs, quality, metric, weights, width)
     if (backend, precision, report) == (None, None, None):
         times = time_codecs(plain, image, layers=layers, fast=fast, limit=seconds)

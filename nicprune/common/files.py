@@ -12,7 +12,7 @@ import re
 import socket
 import stat
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from nicprune.common.errors import FileError
@@ -111,7 +111,7 @@ def check_output(
     *,
     force: bool = False,
 ) -> None:
-    """Raise unless a command may write its result to `path`.
+    """Raise unless a command may write its result to `path`, and can: call it before the work.
 
     A file of the command's own kind is replaced, so that a script can be run again; another file is
     replaced with `force` alone, and an input of the command never.
@@ -124,26 +124,28 @@ def check_output(
         force: replace a file of another kind.
 
     Raises:
-        FileError: the file must not be replaced.
+        FileError: the file must not be replaced, or cannot be written.
     """
-    path = Path(path)
+    path, start = Path(path), b""
     try:
-        exists = path.exists()
-        for given in inputs if exists else ():
-            if os.path.exists(given) and os.path.samefile(given, path):
-                raise FileError(f"{path} is an input of this command; name another output")
-        if not exists:
-            return
-        _check_replaceable(path)
-        with open(path, "rb") as file:
-            start = file.read(1024)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from None
+        if path.exists():
+            for given in inputs:
+                if os.path.exists(given) and os.path.samefile(given, path):
+                    raise FileError(f"{path} is an input of this command; name another output")
+            _check_replaceable(path)
+            with open(path, "rb") as file:
+                start = file.read(1024)
+        place = path.resolve().parent  # of a link, where its file lies
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that point to each other
+        raise FileError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}"
+        ) from None
     if start and not force and not own_kind(start):
         raise FileError(
             f"{path} exists and is not a file that this command writes; name another output, or"
             " replace it with --force"
         )
+    check_writable(place)
 
 
 def _check_replaceable(path: Path) -> None:
@@ -287,7 +289,27 @@ def append_line(path: str | Path, line: str) -> None:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def check_writable(*folders: str | Path) -> None:
-    """Create these folders if necessary; raise FileError unless files can be written into them."""
-    for folder in folders:
-        write_text(Path(folder) / ".writable", "").unlink(missing_ok=True)
+def check_writable(folder: str | Path, names: Iterable[str] = ()) -> None:
+    """Raise unless files can be written into a folder: call it before the work.
+
+    Args:
+        folder: it need not exist, if it can be created; it is not created here.
+        names: of the files. What has such a name already must be a regular file.
+
+    Raises:
+        FileError: a file or another thing stands where a folder is needed, or the other way round;
+            or the system does not allow it.
+    """
+    folder = Path(folder)
+    there = folder
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if os.path.lexists(there) and not os.path.isdir(there):
+        raise FileError(f"cannot write into {folder}: {there} is not a folder")
+    try:
+        for name in names:
+            _check_replaceable(folder / name)
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise FileError(f"cannot write into {folder}: {error.strerror or error}") from None

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from nicprune.common.errors import FileError, NicpruneError
-from nicprune.common.files import write_atomically
+from nicprune.common.files import check_writable, write_atomically
 from nicprune.data.images import write_png
 from nicprune.data.video_frames import from_rgb, name_colours, pyav
 
@@ -44,7 +44,7 @@ def check_clip_output(path: Path, *, force: bool = False) -> None:
 
     Raises:
         DataError: PyAV is not installed, which .y4m and .mp4 need.
-        FileError: another suffix, or a folder of other files.
+        FileError: another suffix, or a folder of other files, or one that cannot be written into.
     """
     suffix = path.suffix.lower()
     if suffix in (".y4m", ".mp4"):
@@ -64,6 +64,8 @@ def check_clip_output(path: Path, *, force: bool = False) -> None:
             f"{path} holds other files than frames ({others[0].name}); name another folder, or"
             " write into it with --force"
         )
+    check_writable(path.parent)  # frames are written beside the folder first
+    check_writable(path)
 
 
 def write_clip(frames: Iterator[Tensor], path: str | Path, fps: Fraction) -> int:

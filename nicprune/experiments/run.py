@@ -82,7 +82,8 @@ def run_recipe(
     runs, reports = Path(runs), Path(reports)
     listed = resolve(recipe, runs)
     check_outside_images(recipe, reports / recipe.name, "the report", "--reports")
-    check_writable(runs / recipe.name, reports / recipe.name)
+    check_writable(runs / recipe.name)
+    check_writable(reports / recipe.name)
     remove_leftovers(reports / recipe.name)
     for number, job in enumerate(listed, 1):
         title = (

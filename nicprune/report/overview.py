@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from nicprune.common.files import write_atomically
+from nicprune.common.files import check_writable, write_atomically
 from nicprune.report.overview_claims import (
     bases_table,
     claims_table,
@@ -38,6 +38,8 @@ def write_overview(folder: str | Path) -> Path:
             or a figure that does not exist.
     """
     folder = Path(folder)
+    if folder.is_dir():  # what is read says that it is missing
+        check_writable(folder, [PAGE, TRIED, CONDITIONS, PLOT])
     for name, content in overview_files(folder).items():
         write_atomically(folder / name, partial(Path.write_bytes, data=content))
     return folder / PAGE

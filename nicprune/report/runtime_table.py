@@ -21,6 +21,9 @@ from nicprune.runtime.variants import EAGER, Variant
 
 SIDES = ("encode", "decode")
 FILE = "runtime.json"
+FILES = (FILE, "runtime.csv", "runtime.md")
+"""Files that `write_runtime` writes."""
+
 NOTE = (
     "Speed-up: over the first codec of the table by the same backend and precision, entropy coding"
     " included."

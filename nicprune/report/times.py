@@ -22,6 +22,8 @@ from nicprune.pruning.totals import Totals
 from nicprune.report.plots.transform_times import SIDES, transform_times
 
 FILE = "times.json"
+FILES = (FILE, "times.md", "times.png")
+"""Files that `write_times` writes."""
 
 
 def write_times(times: list[Times], folder: str | Path, *, conditions: str, command: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 from pathlib import Path
@@ -137,6 +138,87 @@ def test_only_regular_files_are_replaced_and_links_stay(
     for text in ("new", "newer"):
         write_text(link, text)
         assert link.is_symlink() and (tmp_path / "target.txt").read_text() == text
+
+
+NO_PLACE = [
+    "encode c.safetensors a.png {}/b.nic",
+    "encode c.safetensors clip.yuv {}/b.npv",
+    "decode c.safetensors a.nic {}/b.png",
+    "decode c.safetensors a.npv {}/frames",
+    "decode c.safetensors a.npv {}/b.y4m",
+    "eval c.safetensors a.png -o {}/b.json",
+    "eval-video clip.yuv --codec c.safetensors --report {}/b",
+    "prune c.safetensors {}/b.safetensors --set budget.macs=0.5",
+    "export c.safetensors {}/b.pth.tar",
+    "export c.safetensors {}/b --format onnx",
+    "time c.safetensors --image a.png --out {}/b",
+    "time c.safetensors --image a.png --report {}/b",
+    "bench decoding --images a.png --codec c.safetensors --out {}/b",
+    "report report -o {}/b",
+]
+
+
+@pytest.mark.parametrize("command", NO_PLACE)
+def test_an_output_that_cannot_be_written_is_noticed_before_the_work(
+    there: dict[str, str],
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def works(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the command has begun its work")
+
+    (tmp_path / "clip_64x64.yuv").write_bytes(bytes(64 * 64 * 3 // 2))
+    named = there | {"clip.yuv": str(tmp_path / "clip_64x64.yuv")}
+    monkeypatch.setattr("nicprune.storage.named.load_codec", works)
+    monkeypatch.setattr("nicprune.report.video_record.read_video_records", works)
+    before = sorted(tmp_path.rglob("*"))
+
+    def told(folder: Path) -> str:
+        arguments = [named.get(word, word) for word in command.format(folder).split()]
+        err = fails(monkeypatch, capsys, *arguments)
+        assert err.startswith("nicprune: cannot write into ") and err.count("\n") == 1
+        assert sorted(tmp_path.rglob("*")) == before
+        return err
+
+    assert f"{there['notes']} is not a folder" in told(Path(there["notes"]))
+    assert "No such file" in told(Path("/proc/nicprune"))  # where nobody may write
+
+    def refused(*args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    assert "Permission denied" in told(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("eval-video clip.yuv --codec c.safetensors --report out", "records.json"),
+        ("export c.safetensors out --format onnx", "h_a.onnx"),
+        ("time c.safetensors --image a.png --out out", "times.png"),
+        ("time c.safetensors --image a.png --report out", "runtime.csv"),
+        ("bench decoding --images a.png --codec c.safetensors --out out", "decoding.md"),
+        ("report report -o out", "table.tex"),
+    ],
+)
+def test_a_folder_in_the_place_of_a_file_is_noticed_before_the_work(
+    there: dict[str, str],
+    command: str,
+    file: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "clip_64x64.yuv").write_bytes(bytes(64 * 64 * 3 // 2))
+    (tmp_path / "out" / file).mkdir(parents=True)
+    named = there | {"clip.yuv": str(tmp_path / "clip_64x64.yuv"), "out": str(tmp_path / "out")}
+    monkeypatch.setattr("nicprune.storage.named.load_codec", None)  # nothing is loaded
+    err = fails(monkeypatch, capsys, *[named.get(word, word) for word in command.split()])
+    assert err == (
+        f"nicprune: cannot write {tmp_path / 'out' / file}: it is a folder, not a regular file\n"
+    )
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
