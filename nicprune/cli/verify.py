@@ -12,13 +12,15 @@ from nicprune.cli.options import MaxPixels, Metric, Quality, Weights, load_one
 def verify_files(
     files: Annotated[
         list[str],
-        typer.Argument(help="Codecs (.safetensors), and images and videos that encode wrote."),
+        typer.Argument(
+            help="Codecs and adaptations (.safetensors), and images and videos that encode wrote."
+        ),
     ],
     codec: Annotated[
         str | None,
         typer.Option(
             help="Codec of the coded images and videos: they are decoded, and their symbols"
-            " compared with the encoder's."
+            " compared with the encoder's. Of adaptations, the codec that they are loaded over."
         ),
     ] = None,
     quality: Quality = None,

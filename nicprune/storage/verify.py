@@ -1,4 +1,6 @@
-"""Verify a codec's file, a coded image or a coded video: whether it is whole, and what made it."""
+"""Verify a codec's file, an adaptation's, a coded image or a coded video: whether it is whole, and
+what made it.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from nicprune.codecs.copying import copy_codec
 from nicprune.common.errors import CodecError, FileError
 from nicprune.common.files import check_regular
-from nicprune.storage.checkpoint import SUFFIX, load, read_contents
+from nicprune.storage.adaptation import load_adaptation
+from nicprune.storage.checkpoint import ADAPTATION, SUFFIX, load, read_contents
 from nicprune.storage.coded_image import MAGIC, read_coded
 from nicprune.storage.coded_video import MAGIC as VIDEO_MAGIC
 from nicprune.storage.coded_video import VERSION as VIDEO_VERSION
@@ -26,7 +30,7 @@ class Verified:
     """A file that is whole.
 
     Attributes:
-        kind: "codec", "coded image" or "coded video".
+        kind: "codec", "adaptation", "coded image" or "coded video".
         facts: what is known of it, by name.
     """
 
@@ -39,15 +43,16 @@ class Verified:
 
 
 def verify(path: str | Path, codec: nn.Module | None = None) -> Verified:
-    """Verify a file that `save`, `encode` or `encode_video` wrote.
+    """Verify a file that `save`, `save_adaptation`, `encode` or `encode_video` wrote.
 
     Args:
         path: the file.
         codec: decodes a coded image or video, and proves that its symbols are those that were
-            encoded.
+            encoded; or is the source codec of an adaptation, which is loaded over a copy of it.
 
     Raises:
-        FileError: it is none of these, is damaged, or `codec` does not decode it.
+        FileError: it is none of these, is damaged, or `codec` does not decode it or is not what it
+            adapts.
     """
     try:
         with open(check_regular(path), "rb") as file:
@@ -63,7 +68,7 @@ def verify(path: str | Path, codec: nn.Module | None = None) -> Verified:
         raise FileError(
             f"{path} is neither a codec that nicprune saved nor an image or video it encoded"
         )
-    return _codec(path)
+    return _saved(path, codec)
 
 
 def _image(path: str | Path, codec: nn.Module | None) -> Verified:
@@ -128,8 +133,46 @@ def _without_strings(frame: CodedFrame) -> CodedFrame:
     return replace(frame, strings=None)
 
 
-def _codec(path: str | Path) -> Verified:
+def _saved(path: str | Path, codec: nn.Module | None) -> Verified:
     header, tensors = read_contents(path)
+    if ADAPTATION in header:
+        return _adaptation(path, header, tensors, codec)
+    return _codec(path, header, tensors)
+
+
+def _adaptation(
+    path: str | Path,
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    source: nn.Module | None,
+) -> Verified:
+    told = header[ADAPTATION]
+    if not isinstance(told, dict) or not header.get("methods"):
+        raise FileError(f"{path} is damaged: it does not say which codec it adapts")
+    quality = f", quality {told['quality']}" if told.get("quality") else ""
+    facts = {
+        "domain": str(told.get("domain")),
+        "format": f"version {header['version']}",
+        "digest": "fits",
+        "of the codec": f"{told.get('source')!s:.16} ({told.get('codec')!s:.60}{quality})",
+        "loaded": "not here: it needs its codec, which --codec names",
+    }
+    if source is not None:
+        load_adaptation(copy_codec(source), path)
+        facts["loaded"] = "over the codec that it adapts"
+    return Verified("adaptation", facts | _tensors_and_methods(header, tensors))
+
+
+def _tensors_and_methods(
+    header: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    facts = {"tensors": f"{len(tensors)}, {sum(t.nbytes for t in tensors.values()):,} bytes"}
+    if header.get("methods"):
+        facts["methods"] = ", ".join(str(m["name"]) for m in header["methods"])
+    return facts
+
+
+def _codec(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Verified:
     facts = {
         "name": _name(header),
         "format": f"version {header['version']}",
@@ -145,9 +188,7 @@ def _codec(path: str | Path) -> Verified:
     else:
         facts["codec"] = mark(fingerprint(codec), codec).hex()
         facts["parameters"] = f"{sum(p.numel() for p in codec.parameters()):,}"
-    facts["tensors"] = f"{len(tensors)}, {sum(t.nbytes for t in tensors.values()):,} bytes"
-    if header.get("methods"):
-        facts["methods"] = ", ".join(str(m["name"]) for m in header["methods"])
+    facts |= _tensors_and_methods(header, tensors)
     for number, entry in enumerate(header.get("history") or [], 1):
         facts[f"step {number}"] = _step(entry)
     return Verified("codec", facts)

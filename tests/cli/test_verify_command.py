@@ -17,6 +17,7 @@ from nicprune.common.errors import CodecError, FileError
 from nicprune.common.machine import versions
 from nicprune.data.images import write_png
 from nicprune.methods import attach
+from nicprune.storage.adaptation import save_adaptation
 from nicprune.storage.checkpoint import FORMAT, _digest, read_header, save
 from nicprune.storage.coded_image import EARLIER, HEADER, MAGIC
 from nicprune.storage.container import encode
@@ -91,6 +92,31 @@ def test_the_point_of_a_coded_image_is_told(
     file = tmp_path / "a.nic"
     file.write_bytes(encode(codec, torch.zeros(3, 64, 64, dtype=torch.uint8), **rate))
     assert verify(file, codec).facts.get("coded at") == told
+
+
+def test_an_adaptation_alone_is_verified_without_its_codec_and_with_it(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    source = built("bmshj2018-hyperprior")[0]
+    codec = str(save(source, tmp_path / "source.safetensors"))
+    alone = save_adaptation(attach(source, "adaptation", **GROWN), tmp_path / "screen.safetensors")
+    found = call("verify", str(alone))
+    for expected in (
+        f"{alone}: whole (adaptation)",
+        "domain        screen",
+        "digest        fits",
+        "needs its codec, which --codec names",
+        "methods       adaptation",
+    ):
+        assert expected in found
+    assert "over the codec that it adapts" in call("verify", str(alone), "--codec", codec)
+    told = fails(monkeypatch, capsys, "verify", str(alone), "--codec", str(files["other"]))
+    assert "adapts another codec" in told and told.count("\n") == 1
+    content = bytearray(alone.read_bytes())
+    content[-9] ^= 4
+    alone.write_bytes(content)
+    assert "checksum does not fit" in fails(monkeypatch, capsys, "verify", str(alone))
 
 
 def test_each_file_that_is_not_whole_is_named(
