@@ -13,14 +13,17 @@ def profile(
     """Show a codec's channel groups and its cost.
 
     Lists the layers that each group couples, and MACs and parameters by transform, for encoder and
-    decoder.
+    decoder. Of a codec with methods on it, also its cost with them at each width, level or domain.
     """
     from nicprune.codecs.anatomy import unwrap
-    from nicprune.evaluation.summary import profile_text
+    from nicprune.evaluation.summary import methods_text, profile_text
+    from nicprune.methods.composition import Attached
     from nicprune.pruning.cost import CostModel
     from nicprune.pruning.surgery import analyse
 
-    # A file may hold gates, a modulator or widths as well; the codec below them is described.
-    model = unwrap(load_one(codec, quality, metric, weights))
+    loaded = load_one(codec, quality, metric, weights)
+    model = unwrap(loaded)
     groups = analyse(model)
     typer.echo(profile_text(model, groups, CostModel(model, groups)))
+    if isinstance(loaded, Attached):
+        typer.echo(methods_text(loaded))

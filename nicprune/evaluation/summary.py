@@ -1,12 +1,18 @@
-"""The text of `nicprune profile`: channel groups, the layers that they couple, and costs."""
+"""The text of `nicprune profile`: channel groups, the layers that they couple, and costs; and what
+methods on the codec add.
+"""
 
 from __future__ import annotations
+
+from typing import cast
 
 from torch import nn
 
 from nicprune.channels.groups import Groups
 from nicprune.codecs.anatomy import sides_of
 from nicprune.codecs.provenance import provenance
+from nicprune.methods.composition import Attached
+from nicprune.methods.contract import Method
 from nicprune.pruning.cost import COUNTER, CostModel
 from nicprune.pruning.uncalled import in_words
 
@@ -81,5 +87,36 @@ def profile_text(codec: nn.Module, groups: Groups, cost: CostModel) -> str:
         lines.append(
             f"history {number}: {names}: {entry['macs_before'] / entry['macs_after']:.2f}x fewer"
             f" MACs{verified}"
+        )
+    return "\n".join(lines)
+
+
+def methods_text(attached: Attached) -> str:
+    """Return a table of the cost of a codec with its methods: a row for each width, level or
+    domain.
+    """
+    names = ", ".join(method.name for method in cast("list[Method]", list(attached.methods)))
+    lines = [
+        "",
+        f"the tables above are of the codec alone; with {names} on it:",
+        f"{'kMAC/px':22}{'all':>10}{'encoder':>10}{'decoder':>10}{'params':>14}",
+    ]
+
+    def add(name: str) -> None:
+        now = attached.totals()
+        costs = "".join(
+            f"{now.kmac_per_pixel(side):>10.3f}" for side in ("macs", "encoder", "decoder")
+        )
+        lines.append(f"{name:22}{costs}{now.params:>14,}")
+
+    if attached.widths is None:
+        add("as it codes")
+    for value in attached.widths.points() if attached.widths is not None else ():
+        with attached.at_width(value):
+            add(attached.widths.name(value))
+    if attached.roles.gating:
+        lines.append(
+            "with all channels open: gates close channels image by image, and nicprune time counts"
+            " what is left for an image"
         )
     return "\n".join(lines)
