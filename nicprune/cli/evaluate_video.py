@@ -69,7 +69,12 @@ def evaluate_clips(
     from nicprune.common.errors import RecipeError
     from nicprune.common.files import check_writable
     from nicprune.data.clips import clips_in
-    from nicprune.evaluation.classical_video import CRFS, check_name, evaluate_classical_video
+    from nicprune.evaluation.classical_video import (
+        CRFS,
+        PRESET,
+        check_encoder,
+        evaluate_classical_video,
+    )
     from nicprune.evaluation.transform_times import Named
     from nicprune.report.folder import FILES, check_replaceable
     from nicprune.report.video import video_record, video_table, write_video_report
@@ -77,8 +82,6 @@ def evaluate_clips(
 
     if not codec and not classical:
         raise RecipeError("nothing to evaluate: name a --codec or a --classical codec")
-    for name in classical or []:
-        check_name(name)
     if codec:
         refuse_for_files([Named.read(text).codec for text in codec], quality, metric, weights)
     else:
@@ -88,6 +91,8 @@ def evaluate_clips(
     if not classical:
         refuse("no classical codec is named, and a learned one", {"--crf": crf, "--preset": preset})
     found = clips_in(clips, size=size)
+    for name in classical or []:
+        check_encoder(name, found, preset or PRESET)
     if report is not None:
         check_writable(report, FILES)
         if not force:
@@ -104,7 +109,7 @@ def evaluate_clips(
             _evaluate(label, model, width, found, settings, control=control, note=note)
     for name in classical or []:
         points = evaluate_classical_video(
-            name, found, crfs=crf or CRFS, preset=preset or "medium", **settings
+            name, found, crfs=crf or CRFS, preset=preset or PRESET, **settings
         )
         for point in points:
             note(point, "classical", name)

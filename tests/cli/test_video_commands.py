@@ -141,8 +141,19 @@ def test_what_does_not_fit_ends_in_one_line(
     assert Path(coded).read_bytes() == before
 
 
+def test_what_a_classical_codec_refuses_is_noticed_before_the_work(
+    there: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nicprune.storage.named.load_codec", None)  # nothing is loaded
+    err = fails(
+        monkeypatch, capsys, "eval-video", there["a.y4m"], "--codec", there["c.safetensors"],
+        "--classical", "x264", "--preset", "never",
+    )  # fmt: skip
+    assert err.startswith("nicprune: x264 does not code a.y4m: ") and err.count("\n") == 1
+
+
 def test_evaluation_of_every_width_beside_x264(there: dict[str, str], tmp_path: Path) -> None:
-    clip = written(tmp_path / "b.y4m", moving(2, 64, 96))
+    clip = written(tmp_path / "b.y4m", moving(2, 63, 95))
     out = call(
         "eval-video", str(clip), "--codec", f"slim={there['s.safetensors']}",
         "--codec", f"one={there['s.safetensors']}@1", "--classical", "x264", "--crf", "20",
