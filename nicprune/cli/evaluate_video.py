@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,9 @@ from nicprune.cli.options import (
     refuse,
     refuse_for_files,
 )
+
+if TYPE_CHECKING:
+    from nicprune.evaluation.transform_times import Named
 
 
 def evaluate_clips(
@@ -104,8 +107,8 @@ def evaluate_clips(
         records.append(video_record(evaluation, role, label, command))
 
     settings: dict[str, Any] = {"gop": gop or GOP, "frames": frames}
-    for text in codec or []:
-        for label, model, width in _at_widths(text, quality, metric, weights):
+    for label, one in _labelled([Named.read(text) for text in codec or []]):
+        for model, width in _at_widths(one, quality, metric, weights):
             _evaluate(label, model, width, found, settings, control=control, note=note)
     for name in classical or []:
         points = evaluate_classical_video(
@@ -118,22 +121,41 @@ def evaluate_clips(
         typer.echo(f"report: {write_video_report(records, report)}")
 
 
-def _at_widths(text: str, quality: int | None, metric: str, weights: str) -> list[Any]:
-    """Load a codec; return its label and the codec with each width that is asked for."""
-    from nicprune.evaluation.transform_times import Named
+def _labelled(named: list[Named]) -> list[tuple[str, Named]]:
+    """Return codecs with their labels, numbered where several codecs that were given without one
+    would have the same: only codecs that were given the same are one curve.
+    """
+    of_label: dict[str, list[str]] = {}
+    plain = [named.label if named.given else named.label.partition("@")[0] for named in named]
+    for label, one in zip(plain, named, strict=True):
+        if one.codec not in of_label.setdefault(label, []):
+            of_label[label].append(one.codec)
+    return [
+        (
+            label
+            if one.given or len(of_label[label]) < 2
+            else f"{label} ({of_label[label].index(one.codec) + 1})",
+            one,
+        )
+        for label, one in zip(plain, named, strict=True)
+    ]
+
+
+def _at_widths(
+    named: Named, quality: int | None, metric: str, weights: str
+) -> list[tuple[Any, int | None]]:
+    """Load a codec; return it with each width that is asked for."""
     from nicprune.methods.video.coder import video_coder
     from nicprune.storage.named import load_codec
 
-    named = Named.read(text)
     given = Path(named.codec).suffix == ".safetensors"
     model = load_codec(
         named.codec, quality, metric=metric, weights="official" if given else weights
     )
-    label = named.label.partition("@")[0]
     if named.width is not None:
-        return [(label, model, named.width)]
+        return [(model, named.width)]
     count = video_coder(model).widths
-    return [(label, model, width) for width in (range(count) if count > 1 else [None])]
+    return [(model, width) for width in (range(count) if count > 1 else [None])]
 
 
 def _evaluate(

@@ -36,11 +36,16 @@ from nicprune.pruning.totals import Totals
 
 @dataclass(frozen=True)
 class Named:
-    """A codec as named on the command line."""
+    """A codec as named on the command line.
+
+    Attributes:
+        given: True if the label was given.
+    """
 
     label: str
     codec: str
     width: int | None = None
+    given: bool = False
 
     @classmethod
     def read(cls, text: str) -> Named:
@@ -58,6 +63,7 @@ class Named:
             label if found else f"{shown}@{width}" if width else shown,
             codec,
             int(width) if width else None,
+            bool(found),
         )
 
 

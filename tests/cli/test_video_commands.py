@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import elsewhere
@@ -150,6 +151,21 @@ def test_what_a_classical_codec_refuses_is_noticed_before_the_work(
         "--classical", "x264", "--preset", "never",
     )  # fmt: skip
     assert err.startswith("nicprune: x264 does not code a.y4m: ") and err.count("\n") == 1
+
+
+def test_codecs_of_one_name_in_two_folders_have_labels_of_their_own(
+    there: dict[str, str], tmp_path: Path
+) -> None:
+    given = []
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        given.append(str(shutil.copy(there["c.safetensors"], tmp_path / folder)))
+    slim = there["s.safetensors"]
+    codecs = [*given, f"{slim}@0", f"{slim}@1", f"curve={given[0]}", f"curve={given[1]}"]
+    options = [word for codec in codecs for word in ("--codec", codec)]
+    out = call("eval-video", there["a.y4m"], *options, "--frames", "1")
+    rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")]
+    assert rows[1:] == ["c (1)", "c (2)", "s", "s", "curve", "curve"]
 
 
 def test_evaluation_of_every_width_beside_x264(there: dict[str, str], tmp_path: Path) -> None:
