@@ -109,11 +109,13 @@ def methods_text(attached: Attached) -> str:
         )
         lines.append(f"{name:22}{costs}{now.params:>14,}")
 
-    if attached.widths is None:
+    widths = attached.widths
+    if widths is None:
         add("as it codes")
-    for value in attached.widths.points() if attached.widths is not None else ():
-        with attached.at_width(value):
-            add(attached.widths.name(value))
+    else:
+        for value in widths.points():
+            with attached.at_width(value):
+                add(widths.name(value))
     if attached.roles.gating:
         lines.append(
             "with all channels open: gates close channels image by image, and nicprune time counts"
