@@ -13,6 +13,7 @@ from typing import Any
 from nicprune.codecs.zoo import DEMO, embedded_file
 from nicprune.common.files import content_digest, expand
 from nicprune.data.images import list_images
+from nicprune.experiments.own_code import codec_digest, method_digests
 from nicprune.experiments.recipe import MethodSpec, Phase, Recipe, Variant, slug_of
 from nicprune.experiments.recipe_paths import SPLITS
 from nicprune.methods.contract import METHODS
@@ -56,7 +57,11 @@ def _bare(label: str) -> Variant:
 def plan_runs(recipe: Recipe, runs: Path) -> list[Run]:
     """List the runs of a recipe, in order.
 
-    The name of each run's folder ends with a hash of all that its result depends on.
+    The name of each run's folder ends with a hash of all that its result depends on. A codec of
+    `package.module:factory` is built for it.
+
+    Raises:
+        CodecError: such a codec cannot be built.
     """
     listed = []
     train, test, validation, source, replay = (
@@ -64,6 +69,7 @@ def plan_runs(recipe: Recipe, runs: Path) -> list[Run]:
     )
     trained: dict[int | None, str] = {}
     for quality in recipe.qualities:
+        codec_code = codec_digest(recipe, quality)
         arms = [("original", recipe.seeds[0], _bare("original"))]
         if recipe.task == "prune":
             for seed in recipe.seeds:
@@ -111,6 +117,8 @@ def plan_runs(recipe: Recipe, runs: Path) -> list[Run]:
                 else [recipe.sparsify, recipe.finetune, recipe.per_quality.get(quality)],
                 [recipe.lambdas, recipe.qualities] if role == "modulated" else [],
                 *([runtime_of(recipe).model_dump()] if arm.timed else []),
+                # Without code of the user's own, keys are what they were.
+                *([own] if (own := codec_code + method_digests(arm)) else []),
             )
             trained[quality] = key
             keys[arm.label, seed] = key
