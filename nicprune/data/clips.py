@@ -24,6 +24,7 @@ from torch import Tensor
 from nicprune.common.config import cut
 from nicprune.common.errors import DataError, FileError
 from nicprune.common.files import check_regular, expand
+from nicprune.data.clip_ends import check_end, cut_short
 from nicprune.data.images import (
     SAMPLES,
     SUFFIXES,
@@ -163,8 +164,8 @@ class VideoClip(Clip):
             name, `..._WIDTHxHEIGHT_...`, as test sequences are named.
 
     Raises:
-        DataError: PyAV is not installed; the file is missing, damaged, holds no video or too large
-            a one; or it is a .yuv of unknown size.
+        DataError: PyAV is not installed; the file is missing, damaged, cut short, holds no video
+            or too large a one; or it is a .yuv of unknown size.
     """
 
     def __init__(
@@ -180,6 +181,8 @@ class VideoClip(Clip):
         if self.path.suffix.lower() == ".yuv":
             self._format = "rawvideo"
             self._options |= self._raw(size)
+        else:
+            check_end(self.path)
         with self._opened() as (_, stream):
             context = stream.codec_context
             self.width, self.height = int(context.width), int(context.height)
@@ -256,7 +259,14 @@ class VideoClip(Clip):
     def _times(self) -> list[int] | None:
         """Times at which frames are shown, in order; None where the file does not say."""
         with self._opened() as (container, stream):
-            packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+            read = [p for p in container.demux(stream) if p.size]
+            if read and read[-1].is_corrupt:
+                raise cut_short(self.path, f"of frame {len(read) - 1} only the start is there")
+            # FFmpeg drops a part of a frame of .y4m, whose frames follow each other without more.
+            ends = read[-1].pos + read[-1].size if read else 0
+            if container.format.name == "yuv4mpegpipe" and ends < container.size:
+                raise cut_short(self.path, f"of frame {len(read)} only the start is there")
+            packets = [p for p in read if not p.is_discard]
             times = [p.pts for p in packets]
         if not times:
             raise DataError(f"{self.path} holds no frame")

@@ -180,7 +180,7 @@ def test_damaged_and_absurd_sources_end_in_one_line(
         ("empty.mp4", "cannot read .* as a video"),
         ("text.mkv", "cannot read .* as a video"),
         ("list.mp4", "cannot read .* as a video"),
-        ("cut.mp4", "cannot read .* as a video"),
+        ("cut.mp4", "is cut short"),
         ("nowhere.mp4", "no such video"),
         ("none", "no clips in"),
         ("a.png", "is an image"),
