@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nicprune.codecs.zoo import DEMO, embedded_file
+from nicprune.common.errors import RecipeError
 from nicprune.common.files import content_digest, expand
+from nicprune.common.wording import counted
 from nicprune.data.images import list_images
 from nicprune.experiments.own_code import codec_digest, method_digests
 from nicprune.experiments.recipe import MethodSpec, Phase, Recipe, Variant, slug_of
@@ -105,7 +107,7 @@ def plan_runs(recipe: Recipe, runs: Path) -> list[Run]:
                 train
                 + test
                 + source
-                + (replay if any(part.settings.get("replay") for part in arm.stack) else [])
+                + (replay if _replays(arm) else [])
                 + (validation if any(part.settings.get("schedule") for part in arm.stack) else []),
                 file_digests(recipe, quality),
                 recipe.training,
@@ -148,6 +150,34 @@ def _photographs(recipe: Recipe, split: str) -> list[list[Any]]:
     given = getattr(recipe.photographs, split)
     paths = [] if given is None else list_images(given, SPLITS[split])
     return [[split, path.name, content_digest(path)] for path in paths]
+
+
+def _replays(arm: Variant) -> bool:
+    return any(part.settings.get("replay") for part in arm.stack)
+
+
+def check_overlap(recipe: Recipe) -> None:
+    """Raise RecipeError if test images are training images too, whatever their names, unless the
+    recipe allows it: numbers on images that were seen in training are no results.
+
+    Files are compared by their content, which the keys of runs have had read before.
+    """
+    if recipe.photographs.overlap:
+        return
+    trained = {
+        digest: f"photographs.{split}: {name}"
+        for split in ("train", *(["replay"] if any(map(_replays, recipe.methods)) else []))
+        for _, name, digest in _photographs(recipe, split)
+    }
+    for split in ("test", "source"):
+        tested = _photographs(recipe, split)
+        seen = [f"{name} ({trained[digest]})" for _, name, digest in tested if digest in trained]
+        if seen:
+            raise RecipeError(
+                f"photographs.{split}: {len(seen)} of {counted(len(tested), 'image')} seen in"
+                f" training: {', '.join(seen[:3])}{', ...' if len(seen) > 3 else ''}; name"
+                " others, or allow it by overlap: true (--set photographs.overlap=true)"
+            )
 
 
 def training_images(recipe: Recipe, job: Run) -> str | list[str]:

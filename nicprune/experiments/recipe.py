@@ -345,6 +345,9 @@ class Photographs(StrictConfig):
         source: test images of the domain that a codec was made for, for adaptations to another:
             every codec is measured on them too.
         replay: training images of that domain, for adaptations that replay some.
+        overlap: allow test images that are training images too, to see that a recipe runs or that
+            a codec can learn a few images by heart. Without it they are refused: numbers on images
+            seen in training are better than those on others.
     """
 
     train: str | list[str]
@@ -353,12 +356,13 @@ class Photographs(StrictConfig):
     crops: bool = True
     source: str | list[str] | None = None
     replay: str | list[str] | None = None
+    overlap: bool = False
 
     @model_serializer(mode="wrap")
     def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Omit what older recipes did not have: hashes of theirs stay as they are."""
-        newer = ("source", "replay")
-        return {k: v for k, v in dump(self).items() if k not in newer or v is not None}
+        newer = ("source", "replay", "overlap")
+        return {k: v for k, v in dump(self).items() if k not in newer or v}
 
     @field_validator("train", "test", "validation", "source", "replay")
     @classmethod

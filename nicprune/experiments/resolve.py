@@ -19,7 +19,14 @@ from nicprune.common.config import parse
 from nicprune.common.errors import DataError, FileError, NicpruneError, RecipeError
 from nicprune.data.images import list_images, readable, usable_images
 from nicprune.experiments.base_codec import architecture, load_base_codec
-from nicprune.experiments.plan import Run, fit_settings, phases_of, plan_runs, report_name
+from nicprune.experiments.plan import (
+    Run,
+    check_overlap,
+    fit_settings,
+    phases_of,
+    plan_runs,
+    report_name,
+)
 from nicprune.experiments.recipe import Recipe
 from nicprune.experiments.recipe_paths import SPLITS, check_outside_images, check_paths
 from nicprune.experiments.times import latency_of
@@ -49,6 +56,7 @@ def resolve(recipe: Recipe, runs: Path) -> list[Run]:
     """
     check_paths(recipe)
     check_outside_images(recipe, runs / recipe.name, "runs", "--runs")
+    check_overlap(recipe)
     listed = plan_runs(recipe, runs)
     for job in listed:
         _check_names(recipe, job)

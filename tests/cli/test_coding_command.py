@@ -136,7 +136,14 @@ def test_images_of_too_many_pixels_are_refused_before_any_work(
     coded, out = tmp_path / "a.nic", str(tmp_path / "out.png")
     coded.write_bytes(encode(codec, picture))
     recipe = ["mask_decay_mbt2018", "--set", f"photographs.train={picture}"]
-    recipe += ["--set", f"photographs.test={picture}", "--set", "training.patch_size=64"]
+    recipe += [
+        "--set",
+        f"photographs.test={picture}",
+        "--set",
+        "training.patch_size=64",
+        "--set",
+        "photographs.overlap=true",
+    ]
     arguments = {
         "encode": [file, picture, str(tmp_path / "b.nic")],
         "decode": [file, str(coded), out],

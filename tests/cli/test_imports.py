@@ -40,7 +40,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "version": 1,
         "codec": "codec_of_a_recipe:make",
         "qualities": [1],
-        "photographs": {"train": "a.png", "test": "a.png"},
+        "photographs": {"train": "a.png", "test": "a.png", "overlap": True},
         "training": {"patch_size": 64},
         "methods": [{"name": "none"}],
     }

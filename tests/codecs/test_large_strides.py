@@ -229,7 +229,7 @@ def test_a_recipe_is_told_before_it_begins(
         "codec": "deep_codecs:make",
         "qualities": [1],
         "lambdas": {1: 0.01},
-        "photographs": {"train": str(pictures), "test": str(pictures)},
+        "photographs": {"train": str(pictures), "test": str(pictures), "overlap": True},
         "training": {"batch_size": 1, "patch_size": 128, "precision": "32"},
         "sparsify": {"steps": 4},
         "finetune": {"steps": 2},

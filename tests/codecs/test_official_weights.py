@@ -73,7 +73,7 @@ def test_a_recipe_is_told(changed: dict[str, Any], said: str | None, tmp_path: P
             "name": "official",
             "task": "train",
             "qualities": [1],
-            "photographs": {"train": photos, "test": photos},
+            "photographs": {"train": photos, "test": photos, "overlap": True},
             "training": {"batch_size": 1, "patch_size": 64},
             "finetune": {"steps": 1},
             **changed,

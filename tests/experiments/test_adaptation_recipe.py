@@ -41,7 +41,13 @@ def content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "name": "tiny",
         "codec": "tiny_codecs:make",
         "qualities": [1],
-        "photographs": {"train": target, "test": target, "source": source, "replay": source},
+        "photographs": {
+            "train": target,
+            "test": target,
+            "source": source,
+            "replay": source,
+            "overlap": True,
+        },
         "training": {"batch_size": 2, "patch_size": 64, "precision": "32", "log_every": 1},
         "sparsify": {"steps": 4, "lr": 1e-3},
         "methods": [

@@ -48,7 +48,11 @@ def recipe_of(images: Path, **changes: Any) -> Recipe:
         "codec": "tiny_codecs:make",
         "qualities": [1],
         "lambdas": {1: 0.01},
-        "photographs": {"train": str(images / "a.png"), "test": str(images / "a.png")},
+        "photographs": {
+            "train": str(images / "a.png"),
+            "test": str(images / "a.png"),
+            "overlap": True,
+        },
         "control": False,
         "training": {"batch_size": 1, "patch_size": 64, "precision": "32"},
         "sparsify": {"steps": 2},
@@ -160,7 +164,9 @@ def test_a_codec_that_others_start_from_says_how_it_is_made_again(done: Path, fo
 def test_images_whose_names_are_not_utf8(done: Path, folder: Path) -> None:
     name = os.fsencode(folder) + b"/caf\xe9.png"
     shutil.copy(done / "a.png", name)
-    recipe = recipe_of(done, photographs={"train": str(done / "a.png"), "test": os.fsdecode(name)})
+    recipe = recipe_of(
+        done, photographs={"train": str(done / "a.png"), "test": os.fsdecode(name), "overlap": True}
+    )
     go(recipe, folder)
     assert "caf\\udce9" in (folder / "reports" / "tiny" / "records.json").read_text("utf-8")
     go(recipe, folder)

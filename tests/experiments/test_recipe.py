@@ -48,7 +48,11 @@ def content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "name": "tiny",
         "codec": "tiny_codecs:make",
         "qualities": [1, 2],
-        "photographs": {"train": str(tmp_path / "photos"), "test": str(tmp_path / "photos")},
+        "photographs": {
+            "train": str(tmp_path / "photos"),
+            "test": str(tmp_path / "photos"),
+            "overlap": True,
+        },
         "training": {"batch_size": 2, "patch_size": 64, "precision": "32", "log_every": 1},
         "sparsify": {"steps": 3, "lr": 1e-4},
         "finetune": {"steps": 2},

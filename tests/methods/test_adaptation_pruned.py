@@ -453,7 +453,12 @@ def content(photos: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "codec": "tiny_codecs:make",
         "qualities": [1],
         "control": False,
-        "photographs": {"train": str(photos), "test": str(photos), "source": str(photos)},
+        "photographs": {
+            "train": str(photos),
+            "test": str(photos),
+            "source": str(photos),
+            "overlap": True,
+        },
         "training": {"batch_size": 1, "patch_size": 64, "precision": "32", "log_every": 1},
         "sparsify": {"steps": 3, "lr": 1e-3},
         "finetune": {"steps": 1, "lr": 1e-3},

@@ -750,7 +750,7 @@ def test_check_of_a_recipe_warns_of_such_widths(
         "codec": "held_codecs:make",
         "qualities": [1],
         "lambdas": {1: 0.01},
-        "photographs": {"train": str(tmp_path), "test": str(tmp_path)},
+        "photographs": {"train": str(tmp_path), "test": str(tmp_path), "overlap": True},
         "training": {"batch_size": 1, "patch_size": 64, "precision": "32"},
         "sparsify": {"steps": 4},
         "methods": [{"name": "slimmable", "widths": [1.0, 0.5], "round_to": 1}],
