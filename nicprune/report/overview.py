@@ -20,7 +20,13 @@ from nicprune.report.overview_claims import (
     tried_table,
 )
 from nicprune.report.overview_config import OverviewConfig, read_overview_config
-from nicprune.report.overview_pages import CONDITIONS, PAGE, conditions_page, report_pages
+from nicprune.report.overview_pages import (
+    CONDITIONS,
+    PAGE,
+    conditions_page,
+    report_pages,
+    steps_plots,
+)
 from nicprune.report.overview_reports import Reports
 
 PLOT = "overview.png"
@@ -68,6 +74,7 @@ def overview_files(folder: str | Path) -> dict[str, bytes]:
         files[CONDITIONS] = conditions_page(config).encode()
     if config.plot is not None:
         files[PLOT] = methods_plot(config.plot, reports)
+    files |= steps_plots(config, reports)
     return files | {name: text.encode() for name, text in pages.items()}
 
 

@@ -22,7 +22,7 @@ from nicprune.report.overview_config import (
 from nicprune.report.overview_figures import FIGURES, cost_over_control
 from nicprune.report.overview_pages import PAGE
 from nicprune.report.overview_reports import Arm, Reports
-from nicprune.report.plots.cost_against_reduction import MethodCurve, cost_against_reduction
+from nicprune.report.plots.cost_curves import CostCurve, cost_curves
 
 NOT_MEASURED = "not measured"
 
@@ -153,9 +153,9 @@ def methods_plot(config: MethodsPlot, reports: Reports) -> bytes:
             arms.append(arm)
             reduction = statistics.fmean(row.mean["flop_reduction"] for row in arm.rows)
             points.append((reduction, costs[0].mean, costs[0].spread or 0.0))
-        curves.append(MethodCurve(method.name, tuple(points)))
+        curves.append(CostCurve(method.name, tuple(points)))
     _check_comparable(arms)
-    return cost_against_reduction(config.title, curves)
+    return cost_curves(config.title, curves)
 
 
 def _check_comparable(arms: Sequence[Arm]) -> None:

@@ -200,6 +200,8 @@ class OverviewSection(StrictConfig):
             cost over the control's.
         rows: rows, unless `times` or `runtime` is given.
         below: text below the table.
+        steps_plot: whether the page shows a plot of the rows' costs over the control against their
+            steps of training, too.
     """
 
     title: str
@@ -211,6 +213,7 @@ class OverviewSection(StrictConfig):
     show: Literal["drop", "point", "cost"] = "drop"
     rows: list[OverviewRow] = []
     below: str = ""
+    steps_plot: bool = False
 
     @model_validator(mode="after")
     def _one_table(self) -> OverviewSection:
@@ -218,6 +221,8 @@ class OverviewSection(StrictConfig):
             raise ValueError("a section has either rows or times or runtime")
         if not self.page():
             raise ValueError("a section of rows names its report, where its page stands")
+        if self.steps_plot and not self.rows:
+            raise ValueError("steps_plot shows rows, and this section has none")
         if Path(self.page()).is_absolute() or {"..", "."} & set(self.page().split("/")):
             raise ValueError("a report is a folder below the one of overview.yaml")
         return self

@@ -5,15 +5,21 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 
+from nicprune.common.errors import RecipeError
 from nicprune.report.overview_cells import cells, headers, table
 from nicprune.report.overview_config import OverviewConfig, OverviewRow, OverviewSection
+from nicprune.report.overview_figures import cost_over_control
 from nicprune.report.overview_reports import Arm, Reports
+from nicprune.report.plots.cost_curves import STEPS, CostCurve, cost_curves
 from nicprune.report.runtime_table import NOTE as RUNTIME_NOTE
 from nicprune.report.runtime_table import read_runtime, runtime_table
 from nicprune.report.times import read_times, times_lines
 
 PAGE = "README.md"
 """File name of a page: the one that code hosts show for a folder."""
+
+STEPS_PLOT = "steps.png"
+"""File name of a page's plot of cost over control against steps of training."""
 
 CONDITIONS = "conditions.md"
 """File name of the page that says how to read the tables of all others."""
@@ -40,6 +46,34 @@ def report_pages(config: OverviewConfig, reports: Reports) -> dict[str, str]:
     for section in config.sections:
         sections.setdefault(section.page(), []).append(section)
     return {f"{page}/{PAGE}": _page(page, here, config, reports) for page, here in sections.items()}
+
+
+def steps_plots(config: OverviewConfig, reports: Reports) -> dict[str, bytes]:
+    """Return the plots of cost over control against steps of training, by path like the pages.
+
+    Raises:
+        RecipeError: a row has no cost over control, or two sections of one page have such a plot.
+    """
+    files: dict[str, bytes] = {}
+    for section in config.sections:
+        if not section.steps_plot:
+            continue
+        where, path = f"section {section.title!r}", f"{section.page()}/{STEPS_PLOT}"
+        if path in files:
+            raise RecipeError(f"overview, {where}: its page has a plot against steps already")
+        points = []
+        for row in filter(lambda row: row.run, section.rows):
+            arm = reports.arm(row.report or section.page(), row.arm, row.control, where=where)
+            steps = {record.steps for one in arm.rows for record in one.members}
+            costs = cost_over_control(arm)
+            if not costs or len(steps) > 1 or not (taken := steps.pop()):
+                raise RecipeError(
+                    f"overview, {where}: arm {row.arm!r} has no cost over control after so many"
+                    " steps, which steps_plot needs of each row"
+                )
+            points.append((taken, costs[0].mean, costs[0].spread or 0.0))
+        files[path] = cost_curves(section.title, [CostCurve(section.title, points)], STEPS)
+    return files
 
 
 def conditions_page(config: OverviewConfig) -> str:
@@ -72,7 +106,15 @@ def _section(section: OverviewSection, page: str, reports: Reports) -> str:
         shown, source = _runtime(reports, section.runtime)
     else:
         shown, source = _figures(reports, section, page)
-    parts = (f"## {section.title}", section.text.strip(), shown, section.below.strip(), source)
+    plot = f"![cost over control against steps of training]({STEPS_PLOT})"
+    parts = (
+        f"## {section.title}",
+        section.text.strip(),
+        shown,
+        plot if section.steps_plot else "",
+        section.below.strip(),
+        source,
+    )
     return "\n\n".join(filter(None, parts))
 
 

@@ -256,6 +256,18 @@ def test_times_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
             RecipeError,
             "unknown key",
         ),
+        (
+            HEAD + "- {title: A, report: one, rows: [{arm: original}], steps_plot: true}",
+            RecipeError,
+            "section 'A': arm 'original' has no cost over control after so many",
+        ),
+        (
+            HEAD
+            + "- &a {title: A, report: one, rows: [{arm: mask_decay}], steps_plot: true}\n- *a",
+            RecipeError,
+            "has a plot against steps already",
+        ),
+        (HEAD + "- {title: A, times: one, steps_plot: true}", RecipeError, "shows rows"),
         (HEAD + "- {title: A, report: ., rows: [{arm: control}]}", RecipeError, "folder below"),
         (HEAD + "- {title: A, report: a/../.., rows: [{arm: c}]}", RecipeError, "folder below"),
         (
@@ -311,6 +323,34 @@ def test_sections_of_one_report_share_a_page(tmp_path: Path) -> None:
     assert re.findall("^## (.)$", text, re.M) == ["A", "C"]
     other = (tmp_path / "two" / "README.md").read_text()
     assert "[one](../one/table.md), [two](table.md)" in other
+
+
+def test_costs_are_plotted_against_steps(tmp_path: Path) -> None:
+    def trained(steps: int, drop: float) -> list[dict[str, Any]]:
+        return [
+            record("original", 3),
+            *(record("control", 3, seed=seed, steps=steps) for seed in (0, 1)),
+            *(
+                record("pruned", 3, seed=seed, steps=steps, drop=drop * (1 + seed / 10))
+                for seed in (0, 1)
+            ),
+        ]
+
+    rows = "{arm: mask_decay, report: two}, {arm: mask_decay}, {arm: later, run: false}"
+    text = page(
+        tmp_path,
+        f"- {{title: A, report: one, rows: [{rows}], steps_plot: true, below: After.}}\n"
+        "- {title: B, report: two, rows: [{arm: mask_decay}]}\n",
+        one=trained(500, 0.7),
+        two=trained(10_000, 0.3),
+    )
+    assert text.index("| mask_decay") < text.index("](steps.png)") < text.index("After.")
+    found = re.findall(r"([+-][\d.]+) ±", text)
+    assert points_of((tmp_path / "one" / "steps.png").read_bytes()) == (
+        f"A: {found[1]} % at 500 steps, {found[0]} % at 10,000 steps"
+    )
+    assert "steps.png" not in (tmp_path / "two" / "README.md").read_text()
+    assert not (tmp_path / "two" / "steps.png").exists()
 
 
 def test_the_project_s_own_overview_is_up_to_date() -> None:

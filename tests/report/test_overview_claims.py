@@ -15,7 +15,7 @@ from nicprune.common.errors import NicpruneError, RecipeError
 from nicprune.report.bd_rate import bjontegaard
 from nicprune.report.overview import PLOT, overview_files, write_overview
 from nicprune.report.overview_figures import FIGURES
-from nicprune.report.plots import cost_against_reduction as plot
+from nicprune.report.plots import cost_curves as plot
 
 SECTION = "sections: [{title: A section, report: one, rows: [{arm: control}]}]\n"
 CLAIM = "{claim: C, published: P | Q, goal: G, verdict: reproduced, because: B, ours: [%s]}"
@@ -230,9 +230,9 @@ def test_the_plot_draws_negative_costs_and_many_methods(tmp_path: Path) -> None:
     assert len(looks) == 9, "no two methods look alike"
     assert len(set(plot.HUES)) == len(plot.HUES)
     curves = [
-        plot.MethodCurve(f"${n}", ((2.0, n - 3.0, 0.1), (4.0, 20.0 * n, 0.0))) for n in range(9)
+        plot.CostCurve(f"${n}", ((2.0, n - 3.0, 0.1), (4.0, 20.0 * n, 0.0))) for n in range(9)
     ]
-    picture = plot.cost_against_reduction("$Title", curves)
+    picture = plot.cost_curves("$Title", curves)
     assert points_of(picture).startswith("$0: -3.0 % at 2.00×, +0.0 % at 4.00×; $1: -2.0 %")
     assert len(picture) < 100_000
 

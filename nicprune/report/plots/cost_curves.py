@@ -1,11 +1,11 @@
-"""Cost over the control against FLOP reduction, a curve for each method: the plot of an overview.
+"""Cost over the control against FLOP reduction or steps of training: the plots of an overview.
 
-It is made from several reports, so that it is not registered as a plot of each.
+They are made from several reports, so that they are not registered as plots of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,22 +20,45 @@ from nicprune.report.plots.theme import LIGHT, themed
 
 
 @dataclass(frozen=True)
-class MethodCurve:
+class CostCurve:
     """The points of a method.
 
     Attributes:
         name: name of the method.
-        points: FLOP reduction, cost over control in per cent, and its standard deviation over
-            seeds (0 for one seed) of each arm.
+        points: FLOP reduction or steps, cost over control in per cent, and its standard deviation
+            over seeds (0 for one seed) of each arm.
     """
 
     name: str
     points: Sequence[tuple[float, float, float]]
 
-    def __str__(self) -> str:
-        """Return the points as text."""
-        points = ", ".join(f"{y:+z.1f} % at {x:.2f}×" for x, y, _ in sorted(self.points))
-        return f"{self.name}: {points}"
+
+@dataclass(frozen=True)
+class CostAxis:
+    """What costs are plotted against.
+
+    Attributes:
+        title: title of the axis.
+        text: a value as text, for example "2.00×".
+        tick: likewise, as short as possible.
+        logarithmic: whether the scale is, with ticks at the points alone.
+    """
+
+    title: str
+    text: Callable[[float], str]
+    tick: Callable[[float], str]
+    logarithmic: bool = False
+
+
+REDUCTION = CostAxis(
+    column_of("flop_reduction").title, lambda value: f"{value:.2f}×", lambda value: f"{value:g}×"
+)
+STEPS = CostAxis(
+    "steps of training, logarithmic",
+    lambda value: f"{value:,.0f} steps",
+    lambda value: f"{value:,.0f}",
+    logarithmic=True,
+)
 
 
 LINEAR = 1.0
@@ -52,8 +75,8 @@ LEFT, RIGHT, ABOVE = 180, 0, 90
 """Preferred directions from a point to its label, in degrees."""
 
 
-def cost_against_reduction(title: str, curves: Sequence[MethodCurve]) -> bytes:
-    """Return a PNG file of cost over control against FLOP reduction.
+def cost_curves(title: str, curves: Sequence[CostCurve], axis: CostAxis = REDUCTION) -> bytes:
+    """Return a PNG file of cost over control.
 
     Methods differ in colour, marker and dash. Each point has its cost beside it. The legend is in
     the order of the costs at the right end.
@@ -67,26 +90,36 @@ def cost_against_reduction(title: str, curves: Sequence[MethodCurve]) -> bytes:
         axes.yaxis.set_major_locator(FixedLocator(TICKS))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:+.0f} %" if value else "0")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+        if axis.logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(
+                FixedLocator(sorted({p[0] for c in curves for p in c.points}))
+            )
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: axis.tick(value))
         axes.margins(x=0.2, y=0.1)
         axes.set_title(plain(title))
-        axes.set(
-            xlabel=column_of("flop_reduction").title, ylabel="cost over control, lower is better"
-        )
+        axes.set(xlabel=axis.title, ylabel="cost over control, lower is better")
         draw_grid(axes, LIGHT)
         order = sorted(range(len(curves)), key=lambda n: -max(curves[n].points)[1])
-        figure.legend(
-            handles=[handles[n] for n in order], loc="outside right center", handlelength=3.2
-        )
+        if len(curves) > 1:
+            figure.legend(
+                handles=[handles[n] for n in order], loc="outside right center", handlelength=3.2
+            )
         _label_points(axes, curves)
-        return to_small_png(figure, "; ".join(map(str, curves)))
+        return to_small_png(figure, "; ".join(_in_words(curve, axis) for curve in curves))
+
+
+def _in_words(curve: CostCurve, axis: CostAxis) -> str:
+    points = (f"{y:+z.1f} % at {axis.text(x)}" for x, y, _ in sorted(curve.points))
+    return f"{curve.name}: {', '.join(points)}"
 
 
 def _colour(n: int) -> str:
     return HUES[n % len(HUES)]
 
 
-def _draw_curve(axes: Axes, n: int, curve: MethodCurve) -> Any:
+def _draw_curve(axes: Axes, n: int, curve: CostCurve) -> Any:
     """Draw the n-th curve; return its handle for the legend."""
     xs, ys, spread = zip(*sorted(curve.points), strict=True)
     if any(spread):
@@ -104,7 +137,7 @@ def _draw_curve(axes: Axes, n: int, curve: MethodCurve) -> Any:
     return handle
 
 
-def _label_points(axes: Axes, curves: Sequence[MethodCurve]) -> None:
+def _label_points(axes: Axes, curves: Sequence[CostCurve]) -> None:
     """Write the cost of each point where its curve does not go on."""
     labels: dict[int, list[Label]] = {LEFT: [], RIGHT: [], ABOVE: []}
     for n, curve in enumerate(curves):
