@@ -35,7 +35,7 @@ class CostCurve:
 
 @dataclass(frozen=True)
 class CostAxis:
-    """What costs are plotted against.
+    """The horizontal axis of a plot of costs.
 
     Attributes:
         title: title of the axis.
