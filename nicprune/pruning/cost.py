@@ -210,13 +210,19 @@ def _calls(codec: nn.Module, names: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def measure(codec: nn.Module) -> Totals:
-    """Count a codec as it is, with fvcore. Parameters of attached methods, such as masks, count as
-    well.
+    """Count a codec as it is, with fvcore.
+
+    Args:
+        codec: a codec, or one with methods attached: it is counted at the width or domain that is
+            set, and the methods' parameters in use there, such as masks, count as well.
 
     Raises:
         CodecError: not a codec.
     """
-    check_codec(unwrap(codec))
+    check_codec(bare := unwrap(codec))
+    if codec is not bare:
+        attached: Any = codec
+        return attached.totals()  # type: ignore[no-any-return]
     return CostModel(codec, Groups([])).totals()
 
 
@@ -322,7 +328,8 @@ class CostModel:
                 raise CodecError(
                     f"the MACs of {name} are not a multiple of its widths; they cannot be predicted"
                 )
-            product_params[i], linear_params[i] = kinds[name].parameter_terms(module)
+            if self._share_out[i].any() or self._share_in[i].any():  # others' are constant
+                product_params[i], linear_params[i] = kinds[name].parameter_terms(module)
         for i, shared in enumerate(products, len(layers)):
             product[i] = shared.macs // (out[i] * inn[i])
         # What no layer of a known kind does is constant: its channels are unprunable.

@@ -116,7 +116,8 @@ def test_macs_of_new_channels_are_what_runs(name: str, form: str) -> None:
     source = attached.totals()
     assert source == measure(attached.codec)
     attached.set_width(1)
-    target = attached.totals()
+    target = measure(attached)
+    assert target == attached.totals()
     assert target.macs == method.form._macs(method.form.added) > source.macs
     own = sum(p.numel() for p in method.form.parameters())
     assert target.params == source.params + own

@@ -342,6 +342,13 @@ def test_a_slimmable_codec_is_saved_and_coded_at_any_width(tmp_path: Path) -> No
     ]
 
 
+def test_a_width_is_measured_where_it_is_set() -> None:
+    attached = slim("bmshj2018-hyperprior", widths=[1.0, 0.5])
+    for width in range(2):
+        attached.set_width(width)
+        assert measure(attached).macs == measure(attached.extract(width)).macs
+
+
 def test_reading_leaves_the_width_that_is_set() -> None:
     attached = slim("bmshj2018-factorized", widths=[1.0, 0.5]).eval()
     attached.update(force=True)
