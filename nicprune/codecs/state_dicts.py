@@ -92,6 +92,11 @@ def find_state(content: Any, path: str | Path, codec: nn.Module) -> State:
 def _read(path: str | Path) -> Any:
     check_regular(path)
     try:
+        with open(path, "rb") as file:
+            if file.read(max(map(len, COMPRESSED))).startswith(COMPRESSED):
+                raise FileError(
+                    f"{path} is a compressed archive: unpack it, and name what is in it"
+                )
         # What is no archive is read from memory: its pickle says how much is to be read, and a
         # file would be asked for as much.
         source = path if _has_right_sums(path) else io.BytesIO(Path(path).read_bytes())
@@ -134,6 +139,9 @@ def _has_right_sums(path: str | Path) -> bool:
         raise FileError(f"{path} is damaged: the checksum of {cut(damaged)} does not fit")
     return True
 
+
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+"""First bytes of what gzip, bzip2, xz and zstd write."""
 
 ZIP = b"PK\3\4"
 """First bytes of an archive, by which torch.load knows it too."""

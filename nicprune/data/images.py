@@ -326,7 +326,10 @@ def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[P
     if root.is_file():
         return [root]
     root = listed_folder(root, split)
-    files = [path for path in files_below(root) if path.is_file()]
+    below = list(files_below(root))
+    files = [path for path in below if path.is_file()]
+    lost = [p.name for p in below if p.suffix.lower() in SUFFIXES and not p.exists()]
+    links = f"{counted(len(lost), 'link')} to missing files, such as {lost[0]}" if lost else ""
     found = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
     unread = [path for path in files if path.suffix.lower() in UNREAD_SUFFIXES]
     kinds = ", ".join(sorted({path.suffix.lower() for path in unread}))
@@ -334,7 +337,10 @@ def list_images(folder: str | Path | Sequence[str | Path], split: str) -> list[P
         raise DataError(
             f"no images in {root} (looked for {', '.join(sorted(SUFFIXES))}, sub-folders included)"
             + (f"; {kinds} cannot be read: convert them to PNG" if unread else "")
+            + (f"; it has {links}" if links else "")
         )
+    if links:
+        warnings.warn(f"skipped in {root}: {links}", stacklevel=2)
     if unread:
         warnings.warn(
             f"skipped {counted(len(unread), 'image')} in {root}: {kinds} cannot be read, convert"

@@ -5,6 +5,7 @@ their keys, refused with what was found where that is not clear.
 from __future__ import annotations
 
 import sys
+import tarfile
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -190,6 +191,16 @@ class Own(CompressionModel):
 
     forward, compress = FactorizedPrior.forward, FactorizedPrior.compress
     decompress = FactorizedPrior.decompress
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz"])
+def test_weights_in_a_compressed_archive_are_to_be_unpacked(ending: str, tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pth")
+    with tarfile.open(tmp_path / "a.tar", f"w:{ending}") as archive:
+        archive.add(tmp_path / "a.pth")
+    with pytest.raises(FileError, match="is a compressed archive: unpack it") as told:
+        load_codec("bmshj2018-hyperprior", quality=1, weights=tmp_path / "a.tar")
+    assert "\n" not in str(told.value)
 
 
 def test_names_of_a_users_own_class_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

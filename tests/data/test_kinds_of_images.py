@@ -343,6 +343,17 @@ def test_what_can_be_read_is_found_in_a_folder(ending: str, tmp_path: Path) -> N
         assert image.eq(100)[0].all()
 
 
+def test_links_to_missing_images_are_told(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "in/b.png", "in/notes.txt"):
+        (tmp_path / name).symlink_to(tmp_path / "moved" / name)
+    with pytest.raises(DataError, match=r"no images in .*; it has 2 links to missing files, such"):
+        list_images(tmp_path, "train")
+    write_png(torch.rand(3, 8, 8), tmp_path / "c.png")
+    with pytest.warns(UserWarning, match=r"skipped in .*: 2 links to missing files, such as [ab]"):
+        assert [path.name for path in list_images(tmp_path, "train")] == ["c.png"]
+
+
 @pytest.mark.parametrize("ending", sorted(UNREAD_SUFFIXES))
 def test_what_cannot_be_read_is_told(ending: str, tmp_path: Path) -> None:
     (tmp_path / f"a{ending}").write_bytes(b"photograph")
