@@ -328,8 +328,7 @@ class CostModel:
                 raise CodecError(
                     f"the MACs of {name} are not a multiple of its widths; they cannot be predicted"
                 )
-            if self._share_out[i].any() or self._share_in[i].any():  # others' are constant
-                product_params[i], linear_params[i] = kinds[name].parameter_terms(module)
+            product_params[i], linear_params[i] = kinds[name].parameter_terms(module)
         for i, shared in enumerate(products, len(layers)):
             product[i] = shared.macs // (out[i] * inn[i])
         # What no layer of a known kind does is constant: its channels are unprunable.

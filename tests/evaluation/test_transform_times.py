@@ -201,9 +201,11 @@ def test_codecs_are_named_with_label_and_width(tmp_path: Path) -> None:
     other.write_text("")
     assert Named.read("demo-hyperprior") == Named("demo-hyperprior", "demo-hyperprior")
     assert Named.read(str(file)) == Named("a=b@1", str(file)), "a file that is there is a file"
-    assert Named.read(f"half={other}@2") == Named("half", str(other), 2)
+    assert Named.read(f"half={other}@2") == Named("half", str(other), 2, given=True)
     assert Named.read(f"{other}@0") == Named("c@0", str(other), 0)
-    assert Named.read("x=my.module:factory@home") == Named("x", "my.module:factory@home")
+    assert Named.read("x=my.module:factory@home") == Named(
+        "x", "my.module:factory@home", given=True
+    )
 
 
 def test_small_encoders_count_under_their_method(clock: list[float]) -> None:
