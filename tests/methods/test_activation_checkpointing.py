@@ -96,6 +96,17 @@ def test_methods_learn_the_same_where_layers_run_again(method: str, reentrant: b
     assert same_state(trained(method, None), trained(method, reentrant))
 
 
+def test_clips_at_a_width_are_refused_too() -> None:
+    config = {name: METHOD_SETTINGS[name] for name in ("slimmable", "temporal_entropy_model")}
+    model = attach(Checkpointed(), list(config.items())).train()
+    for module in model.codec.modules():
+        if isinstance(module, Ends):
+            module.reentrant = False
+    out = model(torch.rand(1, 2, 3, 64, 64), width=1)
+    with pytest.raises(TrainingError, match="activation checkpointing inside the"):
+        sum(t.mean() for t in recomputation.tensors_in(out) if t.requires_grad).backward()  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("method", REFUSED)
 def test_calls_outside_of_the_backward_pass_are_not_looked_at(method: str) -> None:
     model = attached(method)
