@@ -96,6 +96,17 @@ def test_methods_learn_the_same_where_layers_run_again(method: str, reentrant: b
     assert same_state(trained(method, None), trained(method, reentrant))
 
 
+def test_features_of_the_backward_pass_are_not_compared() -> None:
+    model = attached("distillation")
+    for module in model.codec.modules():
+        if isinstance(module, Ends):
+            module.reentrant = False
+    out = model(image())
+    (out["x_hat"].mean() + model.loss(out, image())).backward()
+    with pytest.raises(TrainingError, match="call loss once after each"):
+        model.loss(out, image())
+
+
 def test_clips_at_a_width_are_refused_too() -> None:
     config = {name: METHOD_SETTINGS[name] for name in ("slimmable", "temporal_entropy_model")}
     model = attach(Checkpointed(), list(config.items())).train()
