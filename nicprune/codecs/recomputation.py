@@ -4,13 +4,14 @@ the backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from nicprune.codecs.nested_tensors import tensors_in
 from nicprune.common.errors import TrainingError
 
 
@@ -37,18 +38,6 @@ def refuse_recomputation(codec: nn.Module, output: Any, why: str) -> None:
     for tensor in tensors_in(output):
         if tensor.requires_grad:
             tensor.register_hook(guard.start)
-
-
-def tensors_in(output: Any) -> Iterable[Tensor]:
-    """Yield the tensors of what a forward pass returned."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for part in output.values():
-            yield from tensors_in(part)
-    elif isinstance(output, (list, tuple)):
-        for part in output:
-            yield from tensors_in(part)
 
 
 class _Guard:

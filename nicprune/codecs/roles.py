@@ -22,6 +22,7 @@ from nicprune.codecs.example import example_image
 from nicprune.codecs.hooks import without_hooks
 from nicprune.codecs.layer_kinds.entropy import entropy_models, is_bottleneck
 from nicprune.codecs.modes import left_as_it_was
+from nicprune.codecs.nested_tensors import tensors_in
 from nicprune.codecs.trusted import is_trusted
 
 ANALYSIS, SYNTHESIS = "g_a", "g_s"
@@ -327,12 +328,12 @@ class _Flow(TorchFunctionMode):
 
     def _of(self, value: Any) -> frozenset[str]:
         found: set[str] = set()
-        for tensor in _tensors(value):
+        for tensor in tensors_in(value):
             found |= self._sources.get(id(tensor), (tensor, frozenset()))[1]
         return frozenset(found)
 
     def _mark(self, value: Any, sources: frozenset[str]) -> None:
-        for tensor in _tensors(value):  # kept alive, so that its id stays its own
+        for tensor in tensors_in(value):  # kept alive, so that its id stays its own
             self._sources[id(tensor)] = tensor, sources
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -345,7 +346,7 @@ class _Flow(TorchFunctionMode):
 
     def _enter(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            given = list(_tensors((args, kwargs)))
+            given = list(tensors_in((args, kwargs)))
             if name in self.encodes:
                 self.order.append(name)
             elif given and not self._of(given) & self.decodes:
@@ -364,21 +365,10 @@ class _Flow(TorchFunctionMode):
         return hook
 
     def _coded(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        y = next(_tensors((args, kwargs)), None)  # scales and means come after it
+        y = next(tensors_in((args, kwargs)), None)  # scales and means come after it
         if y is not None and y.dim() > 1 and (found := self._of(y) & self.encodes):
             self.latents |= found
             self.coded += y.shape[1]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
 
 
 @contextmanager

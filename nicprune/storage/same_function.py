@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from nicprune.codecs.anatomy import forward_for_analysis, unwrap
 from nicprune.codecs.example import example_image
 from nicprune.codecs.layer_kinds.entropy import entropy_models
+from nicprune.codecs.nested_tensors import tensors_in
 from nicprune.codecs.structure import differences, structure
 from nicprune.methods.composition import Attached
 
@@ -34,24 +32,18 @@ def _trace(model: nn.Module) -> list[Tensor]:
     if isinstance(model, Attached):
         model.set_width(0 if model.widths is not None else None)
     handles = [
-        entropy_model.register_forward_pre_hook(lambda module, args: seen.extend(_tensors(args)))
+        entropy_model.register_forward_pre_hook(
+            lambda module, args: seen.extend(t.clone() for t in tensors_in(args))
+        )
         for entropy_model in entropy_models(model)
     ]
     torch.default_generator.manual_seed(0)  # and no other device's
     try:
-        seen.extend(_tensors(forward_for_analysis(model.eval(), image)))
+        seen.extend(t.clone() for t in tensors_in(forward_for_analysis(model.eval(), image)))
     finally:
         for handle in handles:
             handle.remove()
     return seen
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value.clone()]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [t for item in value for t in _tensors(item)] if isinstance(value, (list, tuple)) else []
 
 
 def _same(first: list[Tensor], second: list[Tensor]) -> bool:

@@ -14,7 +14,7 @@ from helpers import METHOD_SETTINGS, same_state, state_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nicprune.codecs import recomputation
+from nicprune.codecs.nested_tensors import tensors_in
 from nicprune.common.errors import TrainingError
 from nicprune.methods import METHODS, Attached, attach
 
@@ -115,7 +115,7 @@ def test_clips_at_a_width_are_refused_too() -> None:
             module.reentrant = False
     out = model(torch.rand(1, 2, 3, 64, 64), width=1)
     with pytest.raises(TrainingError, match="activation checkpointing inside the"):
-        sum(t.mean() for t in recomputation.tensors_in(out) if t.requires_grad).backward()  # type: ignore[union-attr]
+        sum(t.mean() for t in tensors_in(out) if t.requires_grad).backward()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("method", REFUSED)
@@ -143,5 +143,5 @@ def test_a_backward_pass_that_fails_leaves_nothing_behind() -> None:
 
 def test_tensors_are_found_in_what_codecs_return() -> None:
     a, b, c = (torch.zeros(1) for _ in range(3))
-    found = list(recomputation.tensors_in({"x": [a, (b, None)], "y": {"z": c}, "n": 3}))
+    found = list(tensors_in({"x": [a, (b, None)], "y": {"z": c}, "n": 3}))
     assert [id(t) for t in found] == [id(a), id(b), id(c)]
